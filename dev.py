@@ -1,0 +1,354 @@
+#!/usr/bin/env python3
+"""Set up and run pgqrs from a checkout: `python3 dev.py demo` is all that a fresh machine needs.
+
+Only the standard library, and a Python that has ensurepip, pip or a `uv` beside it. Everything lands in .venv next to this
+file; the system's packages are never touched. A second call finds its stamp in .venv and starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+OLDEST_PYTHON = (3, 11)
+# Tried in this order when the Python that runs us is too old.
+NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
+
+PROJECT = Path(__file__).resolve().parent
+VENV = PROJECT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "pgqrs-dev.json"
+LOCK = PROJECT / ".venv.lock"
+
+# `dev.py run NAME` for the programs that live in the test suite.
+MODULES = {"simulate": "tests.simulation"}
+
+
+class CannotSetUp(Exception):
+    """What is missing and what to do, in words for the person at the keyboard."""
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments, rest = parse(argv)
+    try:
+        status: int = arguments.do(arguments, rest)
+        return status
+    except CannotSetUp as error:
+        print(f"dev.py: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command with its own options, and what it hands on to the program it runs, in the order given."""
+    parser = argparse.ArgumentParser(
+        prog="dev.py",
+        description="Set up and run pgqrs from a checkout. Everything is made on first use, in .venv.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    setup = commands.add_parser("setup", help="make .venv and install pgqrs there, and run nothing")
+    setup.add_argument(
+        "extras", nargs="*", metavar="EXTRA", help="extras of pyproject.toml: test, lint, pydantic"
+    )
+    setup.set_defaults(do=set_up_only)
+
+    # What hands everything on hands on --help as well, so these have none of their own.
+    demo = commands.add_parser(
+        "demo", help="pgqrs demo; options go to it", add_help=False, allow_abbrev=False
+    )
+    demo.set_defaults(do=run_demo)
+
+    test = commands.add_parser(
+        "test",
+        help="the tests; options go to pytest",
+        usage="dev.py test [--fast] [-n PROCESSES] [OPTIONS OF PYTEST ...]",
+        allow_abbrev=False,
+    )
+    test.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
+    test.add_argument(
+        "-n", default="2", metavar="PROCESSES", help="pytest processes (default 2; 0 to use --pdb)"
+    )
+    test.set_defaults(do=run_tests)
+
+    lint = commands.add_parser("lint", help="ruff check, ruff format --check, mypy")
+    lint.set_defaults(do=run_lint)
+
+    load = commands.add_parser(
+        "load", help="the load tests; options go to python -m loadtest", add_help=False, allow_abbrev=False
+    )
+    load.set_defaults(do=run_load)
+
+    run = commands.add_parser(
+        "run",
+        help="run NAME ARGS: `simulate`, a program of .venv/bin (python, ruff, pgqrs ...), or a script",
+        usage="dev.py run NAME [ARGS ...]",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    run.add_argument("name", metavar="NAME")
+    run.set_defaults(do=run_program)
+
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.do in (set_up_only, run_lint):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments, rest
+
+
+# The commands
+
+
+def set_up_only(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    set_up(arguments.extras)
+    print(f"Ready: {PYTHON}")
+    return 0
+
+
+def run_demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    set_up()
+    become(VENV / "bin" / "pgqrs", "demo", *rest)
+
+
+def run_tests(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    set_up(["test"])
+    os.chdir(PROJECT)
+    become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, arguments.n, rest))
+
+
+def pytest_arguments(fast: bool, processes: str, rest: Sequence[str]) -> list[str]:
+    # Ours come first: of an option given twice, such as -m, pytest heeds the last.
+    return ["-n", processes, *(["-m", "not slow"] if fast else []), *rest]
+
+
+def run_lint(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    # The test extra as well: mypy follows imports into what it brings.
+    set_up(["lint", "test"])
+    checks = ["ruff check", "ruff format --check", "mypy"]
+    # All of them, even after one has failed: one run shows everything there is to mend.
+    failed = [
+        check for check in checks if subprocess.call([str(PYTHON), "-m", *check.split()], cwd=PROJECT) != 0
+    ]
+    if failed:
+        print(f"dev.py: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_load(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    # The test extra brings the PostgreSQL that the scenarios run against.
+    set_up(["test"])
+    os.chdir(PROJECT)
+    become(PYTHON, "-m", "loadtest", *rest)
+
+
+def run_program(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    set_up(["test"])
+    become(*program(arguments.name), *rest)
+
+
+def program(name: str) -> list[str | Path]:
+    if name in MODULES:
+        return [PYTHON, "-m", MODULES[name]]
+    installed = VENV / "bin" / name
+    return [installed] if "/" not in name and installed.exists() else [PYTHON, name]
+
+
+def become(*command: str | Path) -> NoReturn:
+    """Replace this process, so that signals and the exit status are the command's own."""
+    words = [str(word) for word in command]
+    sys.stdout.flush()
+    try:
+        os.execv(words[0], words)
+    except OSError as error:
+        raise CannotSetUp(f"cannot run {words[0]}: {error.strerror}") from error
+
+
+# Setting up
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """What an environment is made of. A venv cannot be moved, so where it stands is part of it."""
+
+    python: str
+    venv: str
+    pyproject: str  # sha256
+    extras: tuple[str, ...]
+
+
+def stamp(pyproject: bytes, extras: Sequence[str], python: tuple[int, ...], venv: Path) -> Stamp:
+    return Stamp(
+        python=".".join(map(str, python)),
+        venv=str(venv),
+        pyproject=hashlib.sha256(pyproject).hexdigest(),
+        extras=tuple(sorted(set(extras))),
+    )
+
+
+def missing(found: Stamp | None, want: Stamp) -> str:
+    """What a set-up still has to make: "nothing", "packages" (into the venv that is there) or "everything"."""
+    if found is None or (found.python, found.venv) != (want.python, want.venv):
+        return "everything"
+    if found.pyproject != want.pyproject or not set(want.extras) <= set(found.extras):
+        return "packages"
+    return "nothing"
+
+
+def set_up(extras: Sequence[str] = ()) -> None:
+    """Make .venv hold pgqrs (editable) with these extras. Extras that it has already stay."""
+    want = stamp((PROJECT / "pyproject.toml").read_bytes(), extras, sys.version_info[:2], VENV)
+    # Looked at without the lock first: whoever lacks nothing need not wait for somebody else's set-up.
+    if missing(read_stamp(), want) == "nothing":
+        return
+    with only_one_set_up():
+        found = read_stamp()
+        lack = missing(found, want)
+        if lack == "nothing":
+            return
+        if lack == "everything" or found is None:
+            make_venv(want.python)
+        else:
+            # If this is cut short, the old stamp stays, which asks for it again.
+            want = dataclasses.replace(want, extras=tuple(sorted({*want.extras, *found.extras})))
+        install(want.extras)
+        STAMP.write_text(json.dumps(dataclasses.asdict(want)))
+
+
+def read_stamp() -> Stamp | None:
+    """None where there is no environment, or none that a set-up has finished, or whose Python has gone."""
+    if not os.access(PYTHON, os.X_OK):
+        return None
+    try:
+        fields = json.loads(STAMP.read_text())
+        return Stamp(**{**fields, "extras": tuple(fields["extras"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@contextlib.contextmanager
+def only_one_set_up() -> Iterator[None]:
+    import fcntl
+
+    # The lock dies with its holder. The file stays: removing it would let two holders lock two files of one name.
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another dev.py, which is setting up ...", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def make_venv(python: str) -> None:
+    if VENV.exists():
+        print(f"Replacing {VENV}: it is unfinished, or was made for another Python or place", flush=True)
+        shutil.rmtree(VENV)
+    print(f"Making {VENV} with Python {python} ...", flush=True)
+    ways = [[sys.executable, "-m", "venv", str(VENV)]]
+    if uv():
+        ways.insert(0, [uv(), "venv", "--quiet", "--python", sys.executable, str(VENV)])
+    # Debian packs ensurepip apart from venv. The venv then borrows the pip of the Python that made it.
+    if has_pip(sys.executable):
+        ways.append([sys.executable, "-m", "venv", "--without-pip", str(VENV)])
+    said = ""
+    for way in ways:
+        attempt = run(way)
+        if attempt.returncode == 0:
+            return
+        said += attempt.stdout
+        # `python -m venv` leaves a half-made folder behind when ensurepip is missing.
+        shutil.rmtree(VENV, ignore_errors=True)
+    raise CannotSetUp(
+        f"{sys.executable} could not make a virtual environment:\n{said.strip()}\n"
+        "If it lacks ensurepip and pip: `apt install python3-venv` on Debian and Ubuntu, elsewhere install pip "
+        "or uv. Then run this again."
+    )
+
+
+def install(extras: Sequence[str]) -> None:
+    what = ".[" + ",".join(extras) + "]" if extras else "."
+    print(f"Installing {what} ...", flush=True)
+    ways = []
+    if uv():
+        ways.append([uv(), "pip", "install", "--quiet", "--python", str(PYTHON), "--editable", what])
+    # uv reads none of pip's configuration: where only pip knows the way to the packages, pip must follow.
+    pip = ["install", "--quiet", "--editable", what]
+    if has_pip(str(PYTHON)):
+        ways.append([str(PYTHON), "-m", "pip", *pip])
+    elif has_pip(sys.executable):
+        ways.append([sys.executable, "-m", "pip", "--python", str(PYTHON), *pip])
+    said = ""
+    for way in ways:
+        attempt = run(way)
+        if attempt.returncode == 0:
+            return
+        said += attempt.stdout
+    raise CannotSetUp(f"could not install {what}:\n{said.strip()}")
+
+
+def uv() -> str:
+    """The `uv` of this machine, or "". Never installed by us."""
+    return shutil.which("uv") or ""
+
+
+def has_pip(python: str) -> bool:
+    return run([python, "-m", "pip", "--version"]).returncode == 0
+
+
+def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    # A person's settings may send packages elsewhere than into the venv.
+    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    environment.update(PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
+    return subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+# The right Python
+
+
+def use_a_python_new_enough(argv: Sequence[str]) -> None:
+    """Return if this Python will do; else become one that does, or leave with one line."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return
+    for name in NEWER_PYTHONS:
+        python = shutil.which(name)
+        # Asked first: a pyenv shim is on PATH for versions that are not switched on, and then fails.
+        if python and new_enough(python):
+            os.execv(python, [python, str(Path(__file__).resolve()), *argv])
+    sys.exit(too_old(sys.version_info, sys.executable))
+
+
+def new_enough(python: str) -> bool:
+    return run([python, "-c", f"import sys; sys.exit(sys.version_info < {OLDEST_PYTHON})"]).returncode == 0
+
+
+def too_old(version: Sequence[object], executable: str) -> str:
+    return (
+        f"dev.py: needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, but {executable} is "
+        f"{'.'.join(map(str, version[:3]))} and PATH has none of {', '.join(sorted(NEWER_PYTHONS))}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        use_a_python_new_enough(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

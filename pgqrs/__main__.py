@@ -1,0 +1,3 @@
+from pgqrs.cli import main
+
+main()

@@ -1,0 +1,7 @@
+"""The command line: `pgqrs --help`."""
+
+
+def main() -> None:
+    from pgqrs.cli.commands import run
+
+    run()

@@ -1,0 +1,64 @@
+"""`pgqrs supervise`."""
+
+import sys
+from typing import Any
+
+import click
+
+from pgqrs import durations, errors, targets
+from pgqrs.cli.options import Database, database_options
+
+
+class _Duration(click.ParamType):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return durations.seconds(float(value) if value.replace(".", "", 1).isdigit() else value)
+        except errors.ValidationError as e:
+            self.fail(str(e), param, ctx)
+
+
+@click.command()
+@click.argument("target")
+@click.option("--workers", "-w", type=click.IntRange(1, 1024), help="Worker processes [default: the cores this process may use].")
+@click.option("--lanes", type=click.IntRange(1, 1024), help="Runs at hand in each worker [default: follows the step time].")
+@click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
+@click.option("--start-method", type=click.Choice(["fork", "spawn"]), help="How workers are made [default: fork on Linux].")
+@click.option("--drain-timeout", type=_Duration(), default="30s", show_default=True, help="How long a stop waits for what runs.")
+@click.option("--lease", type=_Duration(), default="15s", show_default=True, help="After how long another may take over from a dead one (2s or more).")
+@click.option("--max-read-ct", type=click.IntRange(1), help="Deliveries of a plain message before it is dead [default: 5].")
+@click.option("--quiet", "-q", is_flag=True, help="Only what user code prints, and what goes wrong.")
+@database_options
+def supervise(
+    target: str,
+    workers: int | None,
+    lanes: int | None,
+    burst: bool,
+    start_method: Any,
+    drain_timeout: float,
+    lease: float,
+    max_read_ct: int | None,
+    quiet: bool,
+    database: Database,
+) -> None:
+    """Run the workflows and handlers of TARGET on worker processes.
+
+    TARGET is a file (pipeline.py) or a module (my.module), each with :name for one function of it only. SIGTERM or
+    Ctrl-C drains: what runs is finished, the rest handed back; a second one stops at the next step, a third at once.
+    """
+    if lease < 2:
+        raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")
+    parsed = targets.parse(target)
+    from pgqrs.cli.views import make_view
+    from supervisors.loop import Loop, Options
+
+    config = database.config()
+    if max_read_ct is not None:
+        config.max_read_ct = max_read_ct
+    if config.dsn.endswith(":memory:"):
+        raise errors.ConfigError("an in-memory database is gone with its process; supervise a file or a server")
+    options = Options(
+        workers=workers, lanes=lanes, burst=burst, start_method=start_method, drain_timeout_s=drain_timeout, lease_s=lease
+    )
+    sys.exit(Loop(parsed, config, options, make_view(quiet)).run())

@@ -1,0 +1,169 @@
+"""What a supervisor shows: a live panel on a terminal, plain lines everywhere else."""
+
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TextIO
+
+from pgqrs.config import redact
+from pgqrs.durations import text as duration
+
+if TYPE_CHECKING:
+    from supervisors.core import Note
+    from supervisors.loop import Report, State, View
+
+SUMMARY_EVERY_S = 5.0
+RATE_WINDOW_S = 10.0
+
+
+def make_view(quiet: bool = False) -> "View":
+    """The panel where somebody looks, lines where a file or a pipe does."""
+    return PanelView() if sys.stdout.isatty() and not quiet else PlainView(quiet=quiet)
+
+
+class Rate:
+    """Runs a second over the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, finished: int) -> float:
+        now = time.monotonic()
+        self._seen.append((now, finished))
+        while now - self._seen[0][0] > RATE_WINDOW_S:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (finished - before) / (now - then) if now > then else 0.0
+
+
+class PlainView:
+    """One line for each thing that happens, and a summary every few seconds while something does. `quiet`: only what
+    user code prints, and what goes wrong."""
+
+    wants_backlog = False
+
+    def __init__(self, out: TextIO | None = None, quiet: bool = False) -> None:
+        self._out = out or sys.stdout
+        self._quiet = quiet
+        self._rate = Rate()
+        self._summary_at = time.monotonic() + SUMMARY_EVERY_S
+        self._told = (0, 0, 0)
+        self._began = time.monotonic()
+
+    def started(self, report: "Report") -> None:
+        if not self._quiet:
+            for line in report_lines(report):
+                self._print(line)
+
+    def line(self, run: int | None, text: str) -> None:
+        self._print(f"run {run} | {text}" if run is not None else f"| {text}")
+
+    def note(self, note: "Note") -> None:
+        if not self._quiet or note.level != "info":
+            self._print(note_line(note))
+
+    def state(self, state: "State") -> None:
+        rate = self._rate.add(state.finished + state.failed)
+        now = time.monotonic()
+        counts = (state.finished, state.failed, state.crashes)
+        if self._quiet or now < self._summary_at or counts == self._told:
+            return
+        self._summary_at, self._told = now + SUMMARY_EVERY_S, counts
+        busy = sum(w.state == "busy" for w in state.workers)
+        self._print(
+            f"{state.finished:,} finished, {state.failed:,} failed, {state.crashes:,} crashes, {state.held:,} at hand, "
+            f"{busy} of {len(state.workers)} workers busy, {rate:,.0f}/s"
+        )
+
+    def ended(self, code: int, reason: str, state: "State") -> None:
+        if not self._quiet or code:
+            self._print(ending(code, reason, state, time.monotonic() - self._began))
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+class PanelView:
+    """Workers and what each runs, rate, backlog, crashes; what user code prints scrolls above."""
+
+    wants_backlog = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._rate = Rate()
+        self._began = time.monotonic()
+
+    def started(self, report: "Report") -> None:
+        for line in report_lines(report):
+            self._console.print(line, style="dim", markup=False)
+        self._live.start()
+
+    def line(self, run: int | None, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.assemble((f"run {run} │ " if run is not None else "│ ", "cyan"), text))
+
+    def note(self, note: "Note") -> None:
+        style = {"info": "dim", "warning": "yellow", "error": "red"}[note.level]
+        self._console.print(note_line(note), style=style, markup=False)
+
+    def state(self, state: "State") -> None:
+        self._live.update(self._panel(state), refresh=True)
+
+    def ended(self, code: int, reason: str, state: "State") -> None:
+        self._live.stop()
+        self._console.print(ending(code, reason, state, time.monotonic() - self._began), markup=False)
+
+    def _panel(self, state: "State") -> Any:
+        from rich.panel import Panel
+        from rich.table import Table
+
+        rate = self._rate.add(state.finished + state.failed)
+        table = Table(box=None, pad_edge=False, expand=True)
+        for name, justify in (("worker", "right"), ("pid", "right"), ("state", "left"), ("run", "right"),
+                              ("doing", "left"), ("for", "right"), ("at hand", "right")):  # fmt: skip
+            table.add_column(name, justify=justify, header_style="dim")  # type: ignore[arg-type]
+        colours = {"busy": "green", "idle": "dim", "starting": "yellow", "stopping": "red"}
+        for w in state.workers:
+            doing = f"{w.function} · {w.step}" if w.step else (w.function or "")
+            table.add_row(
+                str(w.id), str(w.pid or "…"), f"[{colours[w.state]}]{w.state}[/]", str(w.run or ""), doing,
+                duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
+            )  # fmt: skip
+        backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
+        title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {state.crashes:,} crashes{backlog}"
+        says = "the database is away" if state.away else ("Ctrl-C to drain" if not state.stopping else "stopping; Ctrl-C again to hurry")
+        return Panel(table, title=title, subtitle=says, border_style="red" if state.away else "blue")
+
+
+def report_lines(report: "Report") -> list[str]:
+    """What the supervisor will do, before it does it."""
+    lines = [
+        f"{report.target} on {redact(report.dsn)}",
+        f"{report.workers} workers{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
+        f"imported in {duration(round(report.import_s, 2))}",
+    ]
+    lines += [f"  {f.kind} {f.name}{' (async)' if f.is_async else ''} from queue {f.queue}" for f in report.functions]
+    lines.append(f"lease {duration(report.lease_s)}, payloads and results up to {report.payload_bytes_max:,} bytes")
+    if report.threads:
+        lines.append(
+            f"{report.threads} threads were started while importing, by {', '.join(report.thread_makers) or 'unknown'}: they do not "
+            "exist in forked workers; if a worker hangs, use --start-method spawn"
+        )
+    if report.recovered:
+        lines.append(f"took back {report.recovered} messages of a supervisor that died")
+    return lines
+
+
+def note_line(note: "Note") -> str:
+    where = f"run {note.run}: " if note.run is not None else ""
+    return f"{'' if note.level == 'info' else note.level + ': '}{where}{note.text}"
+
+
+def ending(code: int, reason: str, state: "State", seconds: float) -> str:
+    counts = f"{state.finished:,} finished, {state.failed:,} failed, {state.crashes:,} crashes in {duration(round(seconds, 1))}"
+    return f"{reason}: {counts}" if code == 0 else f"error: {reason} ({counts})"

@@ -1,0 +1,639 @@
+"""Python values as JSON and back, by annotation: what is stored of inputs, results and payloads.
+
+msgspec does the work. Three things are added. What JSON or jsonb would silently change or refuse (NaN, NUL, half of a
+surrogate pair) is refused before anything is written, with the place in the value. A few kinds of value that msgspec leaves
+to others (Path, pydantic models, subclasses of str, int and float, unions that it finds ambiguous) are converted too. And a
+function's arguments become one JSON value by its signature, and arguments again.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import operator
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+
+from pgqrs.errors import PgqrsError, SerializationError, ValidationError
+
+PLAIN_DATA = (
+    "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, pydantic models, enums, "
+    "dates and times, Decimal, UUID and Path"
+)
+
+
+def encode(value: object, *, what: str, limit: int | None = None) -> bytes:
+    """A value as JSON. `what` names it in errors ("the result of step 'compress'"); `limit` is in bytes of JSON.
+
+    Raises SerializationError for what JSON cannot carry, with the path in the value, and ValidationError over the limit:
+    such a value is sound, there is only too much of it.
+    """
+    try:
+        raw = _ENCODER.encode(value)
+        # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.
+        if b"null" in raw or b"\\u0000" in raw:
+            _refuse_what_jsonb_refuses(msgspec.to_builtins(value, enc_hook=_enc_hook))
+    except RecursionError as e:
+        raise SerializationError(
+            f"{what} cannot be stored as JSON: it contains itself, or is nested too deeply; break the cycle, "
+            "or refer to the other value by an id"
+        ) from e
+    except _Unfit as e:
+        raise SerializationError(f"{what} cannot be stored as JSON: {e}") from None
+    except Exception as e:  # besides msgspec's own: whatever a model's serializer or a property raises
+        path, part = _narrow(value)
+        raise SerializationError(f"{what} cannot be stored as JSON: {_at(path)}{_why_unfit(e, part)}") from e
+    if limit is not None and len(raw) > limit:
+        raise ValidationError(
+            f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; raise Config.max_payload_size_bytes, "
+            "or store the data elsewhere and pass its path or key"
+        )
+    return raw
+
+
+def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
+    """JSON as a value of this (evaluated) annotation; Any, object or no annotation (inspect.Parameter.empty) give plain
+    lists, dicts, text and numbers. Raises SerializationError."""
+    try:
+        return _decoder(annotation)(raw)
+    except RecursionError as e:
+        raise SerializationError(f"{what} is nested too deeply to be read") from e
+    except (msgspec.ValidationError, _Misfit) as e:
+        raise SerializationError(f"{what} does not fit its annotation {_shown(annotation)}: {e}") from e
+    except (msgspec.DecodeError, UnicodeError) as e:
+        raise SerializationError(f"{what} is no valid JSON: {e}") from e
+    except Exception as e:  # an annotation that cannot be used, or whatever a class raises when it is made
+        raise SerializationError(f"{what} cannot be read as {_shown(annotation)}: {e}") from e
+
+
+def check(annotation: Any, what: str) -> str | None:
+    """Why JSON cannot be read by this (evaluated) annotation, or None if it can, or if that depends on classes that
+    are not defined yet."""
+    try:
+        annotation = _readable(annotation)
+        unfit = next(_unfit_types(msgspec.inspect.type_info(annotation)), None)
+    except NameError:
+        return None
+    except Exception as e:
+        unfit = str(e)
+    return (
+        None
+        if unfit is None
+        else f"{what} has the annotation {_shown(annotation)}, which JSON cannot carry: {unfit}"
+    )
+
+
+def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> bytes:
+    """Checks JSON that a person wrote, and returns it without the white space. Raises ValidationError, with line and
+    column. Numbers keep their digits."""
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if not raw.strip():
+        raise ValidationError(f'{what} is empty; JSON is expected, such as 1, "text" or {{"path": "/data"}}')
+    try:
+        raw.decode()
+        value = msgspec.json.decode(raw)
+        if b"\\u0000" in raw:
+            _refuse_what_jsonb_refuses(value)
+    except UnicodeDecodeError as e:
+        raise ValidationError(f"{what} is not UTF-8 {_position(raw, e.start)}") from None
+    except RecursionError:
+        raise ValidationError(f"{what} is nested too deeply") from None
+    except _Unfit as e:
+        raise ValidationError(f"{what} cannot be stored: {e}") from None
+    except msgspec.DecodeError as e:
+        raise ValidationError(f"{what} is no valid JSON: {_why_malformed(raw, e)}") from None
+    compact: bytes = msgspec.json.format(raw, indent=-1)
+    if limit is not None and len(compact) > limit:
+        raise ValidationError(f"{what} is {len(compact):,} bytes of JSON, over the limit of {limit:,}")
+    return compact
+
+
+def wrap_input(x: bytes) -> bytes:
+    """What a trigger stores: {"input": x}. `x` is JSON."""
+    return b'{"input":' + x + b"}"
+
+
+def unwrap_input(payload: bytes) -> bytes:
+    """The JSON of x. Raises SerializationError for a payload of any other shape."""
+    try:
+        return bytes(_TRIGGERED.decode(payload).input)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
+        raise SerializationError(
+            f'the message\'s payload is not {{"input": …}}, which a trigger stores: {e}'
+        ) from e
+
+
+# A function's arguments
+
+
+def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signature":
+    """What is known of a function's parameters. Raises ValidationError where JSON cannot be read by an annotation.
+
+    `inputs=False` is for functions whose arguments are not stored (steps): their parameters may have any annotation.
+    """
+    signature = Signature(function)
+    names = [*signature.parameters, "return"] if inputs else ["return"]
+    for name in names:
+        try:
+            annotation = signature.annotation(name)
+        except NameError:
+            continue  # defined further down in its module, perhaps: it is looked up again when first needed
+        message = check(annotation, signature._what(name))
+        if message is not None:
+            raise ValidationError(message)
+    return signature
+
+
+class Signature:
+    """How a function's arguments become one JSON value, X, and arguments again.
+
+    No parameter: null. One: the argument itself. Several, or *args or **kwargs: an object by the parameters' names, with
+    what was given; *args is a list in it, **kwargs an object.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name: str = getattr(function, "__name__", type(function).__name__)
+        self._function = function
+        self._signature = inspect.signature(function)
+        self._annotations: dict[str, Any] = {}
+        parameters = list(self._signature.parameters.values())
+        self._single = parameters[0] if len(parameters) == 1 and parameters[0].kind not in _VARIADIC else None
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return self._signature.parameters
+
+    @property
+    def returns(self) -> Any:
+        """The evaluated annotation of the result, Any where there is none. Raises SerializationError for a name in it that
+        is unknown."""
+        return self._known("return")
+
+    def annotation(self, name: str) -> Any:
+        """The evaluated annotation of a parameter (of *args: a list of it, of **kwargs: a dict), or of "return". Raises
+        NameError, ValidationError."""
+        if name not in self._annotations:
+            self._annotations[name] = self._evaluated(name)
+        return self._annotations[name]
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """X as a Python value. Raises ValidationError for arguments that the function does not take."""
+        try:
+            bound = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as e:
+            raise ValidationError(f"{self.name}() got wrong arguments: {e}; it is {self}") from None
+        if not self.parameters:
+            return None
+        if self._single is None:
+            return bound
+        if self._single.name in bound:
+            return bound[self._single.name]
+        # Left to its default. Stored null would be read as None where the annotation takes it.
+        return self._single.default if self._takes_none(self._single.name) else None
+
+    def encode_input(self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int | None = None) -> bytes:
+        """X as JSON. Raises ValidationError, SerializationError."""
+        return encode(self.bind(args, kwargs), what=f"the input of {self.name}()", limit=limit)
+
+    def decode_input(self, raw: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """X as arguments to call the function with, each converted by its annotation. Raises ValidationError where names
+        are missing or unknown, SerializationError where a value does not fit."""
+        raw = raw or b"null"
+        if self._single is not None:
+            return self._decode_single(self._single, raw)
+        given = self._decode_members(raw)
+        values = {name: self._decode(name, member) for name, member in given.items()}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args += values.get(name, [])
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                more = values.get(name, {})
+                twice = [key for key in more if self._is_keyword(key)]
+                if twice:
+                    raise ValidationError(
+                        f"{name!r} of {self.name}() repeats its parameter {_quoted(twice)}; it is {self}"
+                    )
+                kwargs |= more
+            elif parameter.kind is parameter.POSITIONAL_ONLY or (
+                # What stands before *args can only be given by position as well.
+                parameter.kind is parameter.POSITIONAL_OR_KEYWORD and self._fills_args(values)
+            ):
+                args.append(values.get(name, parameter.default))
+            elif name in values:
+                kwargs[name] = values[name]
+        return args, kwargs
+
+    def __str__(self) -> str:
+        return f"{self.name}{self._signature}"
+
+    def _decode_single(self, parameter: inspect.Parameter, raw: bytes) -> tuple[list[Any], dict[str, Any]]:
+        if (
+            raw == b"null"
+            and parameter.default is not parameter.empty
+            and not self._takes_none(parameter.name)
+        ):
+            return [], {}
+        value = self._decode(parameter.name, raw)
+        return ([], {parameter.name: value}) if parameter.kind is parameter.KEYWORD_ONLY else ([value], {})
+
+    def _decode_members(self, raw: bytes) -> dict[str, msgspec.Raw]:
+        if raw == b"null":
+            raw = b"{}"
+        try:
+            given = _MEMBERS.decode(raw)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
+            wanted = (
+                "an object with its arguments by name" if self.parameters else "null: it takes no arguments"
+            )
+            raise SerializationError(f"the input of {self} must be {wanted}: {e}") from e
+        unknown = [name for name in given if name not in self.parameters]
+        if unknown:
+            raise ValidationError(f"{self.name}() has no parameter {_quoted(unknown)}; it is {self}")
+        missing = [
+            name
+            for name, parameter in self.parameters.items()
+            if name not in given and parameter.default is parameter.empty and parameter.kind not in _VARIADIC
+        ]
+        if missing:
+            raise ValidationError(f"{self.name}() is missing its argument {_quoted(missing)}; it is {self}")
+        return given
+
+    def _is_keyword(self, name: str) -> bool:
+        parameter = self.parameters.get(name)
+        return parameter is not None and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+
+    def _fills_args(self, values: Mapping[str, Any]) -> bool:
+        return any(p.kind is p.VAR_POSITIONAL and values.get(name) for name, p in self.parameters.items())
+
+    def _decode(self, name: str, raw: bytes | msgspec.Raw) -> Any:
+        return decode(bytes(raw), self._known(name), what=self._what(name))
+
+    def _takes_none(self, name: str) -> bool:
+        try:
+            self._decode(name, b"null")
+        except PgqrsError:
+            return False
+        return True
+
+    def _known(self, name: str) -> Any:
+        try:
+            return self.annotation(name)
+        except NameError as e:
+            raise SerializationError(
+                f"{self._what(name)} has an annotation that cannot be looked up: {e}; define or import what it names at "
+                "module level, and not under `if TYPE_CHECKING`"
+            ) from e
+
+    def _what(self, name: str) -> str:
+        return f"the result of {self.name}()" if name == "return" else f"argument {name!r} of {self.name}()"
+
+    def _evaluated(self, name: str) -> Any:
+        parameter = self.parameters.get(name)
+        written = self._signature.return_annotation if parameter is None else parameter.annotation
+        if written is inspect.Parameter.empty:
+            annotation: Any = Any
+        else:
+            function = inspect.unwrap(self._function)
+            function = function.func if isinstance(function, functools.partial) else function
+            try:
+                annotation = typing.get_type_hints(
+                    types.SimpleNamespace(__annotations__={name: written}),
+                    globalns=getattr(function, "__globals__", {}),
+                    include_extras=True,
+                )[name]
+            except (TypeError, SyntaxError, AttributeError) as e:
+                raise ValidationError(
+                    f"{self._what(name)} has the annotation {written!r}, which is no type: {e}"
+                ) from e
+        if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
+            return types.GenericAlias(list, (annotation,))
+        if parameter is not None and parameter.kind is parameter.VAR_KEYWORD:
+            return types.GenericAlias(dict, (str, annotation))
+        return annotation
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+class _Triggered(msgspec.Struct):
+    input: msgspec.Raw
+
+
+_TRIGGERED = msgspec.json.Decoder(_Triggered)
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+# Writing
+
+
+def _enc_hook(value: Any) -> Any:
+    """What msgspec does not know, as something that it knows."""
+    if isinstance(value, PurePath):
+        return str(value)
+    # Not str(value) and the like: a subclass may have its own ideas of those.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if _is_model(type(value)):
+        # By field name and without computed fields: the form that can always be read back.
+        return value.model_dump(mode="json", round_trip=True, by_alias=False)
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
+    raise TypeError(f"a {_type_name(type(value))} is no JSON value; use {PLAIN_DATA}")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
+
+
+class _Unfit(Exception):
+    """Says where in a value something is that cannot be stored, and what to do."""
+
+
+def _refuse_what_jsonb_refuses(value: object) -> None:
+    """Looks at every part of a value that is made of plain types. Raises _Unfit."""
+    # No recursion: whoever calls from deep down has little stack left. A place is (the place around it, key).
+    waiting: list[tuple[object, Any]] = [(value, None)]
+    while waiting:
+        part, place = waiting.pop()
+        if isinstance(part, dict):
+            for key, member in part.items():
+                waiting.append((member, (place, key)))
+                waiting.append((key, (place, key)))
+        elif isinstance(part, list | tuple):
+            waiting += [(item, (place, index)) for index, item in enumerate(part)]
+        elif isinstance(part, str) and "\0" in part:
+            raise _Unfit(
+                f"{_at(_path(place))}text with a NUL character, which PostgreSQL refuses; remove it, or use bytes"
+            )
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise _Unfit(f"{_at(_path(place))}{part} is no JSON number; use None, or text")
+
+
+def _narrow(value: object) -> tuple[str, object]:
+    """The innermost part that cannot be encoded by itself, and its path."""
+    path = ""
+    while True:
+        for key, part in _parts(value):
+            try:
+                _ENCODER.encode(part)
+            except Exception:
+                path, value = path + _step(key), part
+                break
+        else:
+            return path, value
+
+
+def _parts(value: Any) -> Iterable[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return enumerate(value)
+    if isinstance(value, msgspec.Struct):
+        return [(name, getattr(value, name, None)) for name in value.__struct_fields__]
+    if _is_model(type(value)):
+        return [(name, getattr(value, name, None)) for name in type(value).model_fields]
+    if not isinstance(value, type) and (
+        dataclasses.is_dataclass(value) or hasattr(type(value), "__attrs_attrs__")
+    ):
+        names = [f.name for f in getattr(type(value), "__attrs_attrs__", None) or dataclasses.fields(value)]
+        return [(name, getattr(value, name, None)) for name in names]
+    return ()
+
+
+def _why_unfit(error: Exception, part: object) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "text with half of a surrogate pair, which is no character; decode it with errors='replace', or use bytes"
+    if isinstance(part, dict):  # and each of its values by itself is sound
+        return f"a dict's keys must be text, numbers or dates: {error}"
+    return str(error) or type(error).__name__
+
+
+def _path(place: Any) -> str:
+    steps = []
+    while place is not None:
+        place, key = place
+        steps.append(_step(key))
+    return "".join(reversed(steps))
+
+
+def _step(key: object) -> str:
+    if isinstance(key, str):
+        return f".{key}" if key.isidentifier() else f"[{json.dumps(key[:80])}]"
+    return f"[{key}]" if isinstance(key, int) else f"[{_type_name(type(key))}]"
+
+
+def _at(path: str) -> str:
+    return f"at ${path}: " if path else ""
+
+
+# Reading
+
+
+def _decoder(annotation: Any) -> Callable[[bytes | str], Any]:
+    try:
+        # Its text too: `Path | str` and `str | Path` are equal, and their order matters.
+        return _cached_decoder(annotation, repr(annotation))
+    except TypeError as e:
+        if "unhashable" not in str(e):
+            raise
+        return _new_decoder(annotation)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_decoder(annotation: Any, text: str) -> Callable[[bytes | str], Any]:
+    return _new_decoder(annotation)
+
+
+def _new_decoder(annotation: Any) -> Callable[[bytes | str], Any]:
+    if _is_model(annotation):
+        return functools.partial(_read_model, annotation)
+    return msgspec.json.Decoder(_readable(annotation), dec_hook=_dec_hook).decode
+
+
+class _Misfit(ValueError):
+    """JSON that a model refuses. A ValueError, to which msgspec adds the path."""
+
+
+def _dec_hook(wanted: Any, value: Any) -> Any:
+    wanted = typing.get_origin(wanted) or wanted
+    if isinstance(wanted, _Choice):
+        return wanted.read(msgspec.json.encode(value))
+    if _is_path(wanted):
+        if not isinstance(value, str):
+            raise TypeError(f"Expected `str`, got `{_type_name(type(value))}`")
+        return wanted(value)
+    if _is_model(wanted):
+        return _read_model(wanted, msgspec.json.encode(value))
+    raise TypeError(f"a {_type_name(wanted)} cannot be read from JSON; use {PLAIN_DATA}")
+
+
+def _readable(annotation: Any) -> Any:
+    """The annotation with those parts replaced that msgspec does not take. Only what is written in the annotation itself:
+    the fields of a class stay as they are."""
+    if annotation is inspect.Parameter.empty or annotation in (object, typing.NoReturn, typing.Never):
+        return Any
+    if annotation is typing.LiteralString:
+        return str
+    if annotation in (Iterable, typing.Iterable):
+        return list
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _union([_readable(arg) for arg in args])
+    if origin is typing.Annotated:
+        return typing.Annotated[(_readable(args[0]), *annotation.__metadata__)]
+    if origin is Iterable:
+        return types.GenericAlias(Collection, (_readable(args[0]),))
+    if not args or origin is typing.Literal or not isinstance(origin, type):
+        return annotation
+    readable = tuple(arg if arg is ... or isinstance(arg, list) else _readable(arg) for arg in args)
+    return annotation if readable == args else origin[readable]  # type: ignore[index]
+
+
+def _union(members: list[Any]) -> Any:
+    """A union that msgspec takes. It refuses those whose members JSON alone does not tell apart, such as Path | str."""
+    union: Any = operator.getitem(typing.Union, tuple(members))  # in words that mypy takes
+    try:
+        msgspec.json.Decoder(union)
+        return union
+    except TypeError:
+        rest = tuple(member for member in members if member is not types.NoneType)
+        choice = _Choice("Choice", (), {"members": rest})
+        return choice if len(rest) == len(members) else typing.Union[choice, None]  # noqa: UP007
+
+
+class _Choice(type):
+    """A class that stands for a union, for msgspec to hand to `_dec_hook`."""
+
+    members: tuple[Any, ...]
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return True  # msgspec asks whether the hook made what was wanted
+
+    def read(cls, raw: bytes) -> Any:
+        """The first member, in the order written, that reads the JSON and loses nothing of it; else the first that
+        reads it. So {"name": …, "breed": …} is a Dog and no Cat without a breed."""
+        plain = msgspec.json.decode(raw)
+        lossy, errors = [], []
+        for member in cls.members:
+            try:
+                value = _decoder(member)(raw)
+                if msgspec.json.decode(_ENCODER.encode(value)) == plain:
+                    return value
+                lossy.append(value)
+            except Exception as e:
+                errors.append(f"{_shown(member)}: {e}")
+        if lossy:
+            return lossy[0]
+        raise _Misfit(f"fits none of {len(cls.members)} types ({'; '.join(errors)})")
+
+
+def _unfit_types(found: object) -> Iterator[str]:
+    """Why JSON cannot be read as some of the classes in this msgspec type, however deep."""
+    seen: dict[int, object] = {}  # holding them, for else an id would come back
+    waiting = [found]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if isinstance(one, tuple):
+            waiting += one
+        elif isinstance(one, msgspec.inspect.CustomType):
+            if isinstance(one.cls, _Choice):
+                waiting += [msgspec.inspect.type_info(member) for member in one.cls.members]
+            elif not (_is_path(one.cls) or _is_model(one.cls)):
+                yield f"{_type_name(one.cls)} is none of {PLAIN_DATA}"
+        elif isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field):
+            waiting += [getattr(one, name) for name in one.__struct_fields__]
+        if isinstance(one, msgspec.inspect.DataclassType):
+            for attribute in getattr(one.cls, "__attrs_attrs__", ()):
+                if attribute.name.startswith("_"):
+                    yield f"{_type_name(one.cls)}.{attribute.name} would be lost, for msgspec skips private attrs attributes"
+
+
+def _is_path(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, PurePath)
+
+
+# pydantic, which may not be installed: only who uses it has imported it
+
+
+def _is_model(kind: object) -> bool:
+    pydantic = sys.modules.get("pydantic.main")
+    model = getattr(pydantic, "BaseModel", None)
+    return model is not None and isinstance(kind, type) and issubclass(kind, model)
+
+
+def _read_model(model: Any, raw: bytes | str) -> Any:
+    try:
+        return model.model_validate_json(raw, **_names_too())
+    except ValueError as e:
+        details = getattr(e, "errors", None)
+        if details is None:
+            raise
+        # Without the input: it may be a secret.
+        found = details(include_url=False, include_context=False, include_input=False)
+        reasons = [f"{'.'.join(map(str, one['loc'])) or 'the value'}: {one['msg']}" for one in found[:5]]
+        raise _Misfit("; ".join(reasons)) from None
+
+
+@functools.cache
+def _names_too() -> dict[str, bool]:
+    """pydantic 2.11 and later take field names besides their aliases."""
+    known = inspect.signature(sys.modules["pydantic.main"].BaseModel.model_validate_json).parameters
+    return {"by_alias": True, "by_name": True} if "by_name" in known else {}
+
+
+# Words
+
+
+def _shown(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__qualname__
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?:<locals>\.)?(?=\w)", "", repr(annotation))
+
+
+def _type_name(kind: Any) -> str:
+    if not isinstance(kind, type):
+        return _shown(kind)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name[:80]) for name in names[:5])
+
+
+def _why_malformed(raw: bytes, error: msgspec.DecodeError) -> str:
+    text = str(error).removeprefix("JSON is malformed: ")
+    found = re.fullmatch(r"(.*) \(byte (\d+)\)", text)
+    if found:
+        return f"{found[1]} {_position(raw, int(found[2]))}"
+    half = re.search(rb"\\u[dD][89a-fA-F]", raw)
+    if half:
+        return f"half of a surrogate pair {_position(raw, half.start())}"
+    return f"{text[:1].lower()}{text[1:]}" if "truncated" not in text else "it ends too early"
+
+
+def _position(raw: bytes, byte: int) -> str:
+    before = raw[:byte]
+    line = before.count(b"\n") + 1
+    column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+    near = raw[byte : byte + 20].split(b"\n")[0].decode(errors="replace")
+    return f"at line {line}, column {column}" + (f", at {near!r}" if near else "")

@@ -1,0 +1,161 @@
+"""`@pgqrs.workflow`, `@pgqrs.step` and `@pgqrs.handler`: plain functions stay plain functions, and are known by name.
+
+What a decorator learned hangs on the function as `__pgqrs__`; nothing is registered anywhere else, so importing a module
+has no effect beyond the module.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, TypeVar, overload
+
+from pgqrs import codec, durations, errors, retry as retries
+from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NAME_CHARS_MAX = 200  # the database holds 255, and a repeated step adds its number
+Duration = float | timedelta | str
+
+
+@overload
+def workflow(function: F, /) -> F: ...
+@overload
+def workflow(*, name: str | None = None, queue: str | None = None) -> Callable[[F], F]: ...
+def workflow(function: Any = None, /, *, name: str | None = None, queue: str | None = None) -> Any:
+    """Makes a function a workflow: `store.trigger(function, …)` starts a run of it, a supervisor executes it.
+
+    The function stays what it was; called directly it just runs. `name` is by default its `__name__`, and its `queue`
+    is by default its name. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
+    annotation that JSON cannot carry).
+    """
+
+    def decorate(f: F) -> F:
+        f.__pgqrs__ = _definition("workflow", f, name, queue)  # type: ignore[attr-defined]
+        return f
+
+    return decorate if function is None else decorate(function)
+
+
+def handler(*, queue: str, name: str | None = None) -> Callable[[F], F]:
+    """Makes a function the handler of a queue's plain messages: it is called with each payload, converted by its
+    annotation. When it returns the message is archived; when it raises, the message is delivered again after a back-off,
+    up to the supervisor's `max_read_ct`, and is then dead."""
+
+    def decorate(f: F) -> F:
+        f.__pgqrs__ = _definition("handler", f, name, queue)  # type: ignore[attr-defined]
+        if len(f.__pgqrs__.signature.parameters) != 1:  # type: ignore[attr-defined]
+            raise errors.ValidationError(f"handler {f.__name__!r} must take one argument, the message's payload")
+        return f
+
+    return decorate
+
+
+@overload
+def step(function: F, /) -> F: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retry: int | retries.StepRetryPolicy | None = None,
+    timeout: Duration | None = None,
+    pure: bool = False,
+) -> Callable[[F], F]: ...
+def step(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: int | retries.StepRetryPolicy | None = None,
+    timeout: Duration | None = None,
+    pure: bool = False,
+) -> Any:
+    """Makes a function a step: inside a run its result is recorded once and remembered by every replay.
+
+    Outside a run, and inside another step, it is a plain call. `retry` is how many more tries an exception gets, with a
+    back-off between them during which the run holds no worker. `timeout` (seconds, timedelta or text such as "10m")
+    ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. `pure`
+    declares that the step has no side effects: it may start before the step before it is durable.
+    """
+
+    def decorate(f: F) -> F:
+        definition = StepDefinition(
+            name=_checked_name("step", name or getattr(f, "__name__", "")),
+            function=f,
+            signature=_signature(f, "step"),
+            is_async=inspect.iscoroutinefunction(f),
+            retry=None if retry is None else retries.policy(retry),
+            timeout_s=None if timeout is None else durations.seconds(timeout),
+            pure=pure,
+        )
+        if definition.is_async:
+
+            @functools.wraps(f)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                return await call_async_step(definition, args, kwargs)
+
+            call_async.__pgqrs_step__ = definition  # type: ignore[attr-defined]
+            return call_async  # type: ignore[return-value]
+
+        @functools.wraps(f)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return call_step(definition, args, kwargs)
+
+        call.__pgqrs_step__ = definition  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate if function is None else decorate(function)
+
+
+def definition_of(function: object) -> Definition:
+    """What was decorated. Raises ValidationError for anything else."""
+    found = getattr(function, "__pgqrs__", None)
+    if not isinstance(found, Definition):
+        name = getattr(function, "__qualname__", repr(function))
+        raise errors.ValidationError(f"{name} is no workflow or handler; decorate it with @pgqrs.workflow")
+    return found
+
+
+def definitions_in(module: ModuleType) -> list[Definition]:
+    """The workflows and handlers that a module holds, its own and those it imported."""
+    return distinct(d for value in vars(module).values() if isinstance(d := getattr(value, "__pgqrs__", None), Definition))
+
+
+def distinct(found: Iterable[Definition]) -> list[Definition]:
+    """Each once. Raises ValidationError where two would answer to one name or one queue."""
+    by_name: dict[str, Definition] = {}
+    by_queue: dict[str, Definition] = {}
+    for d in found:
+        if by_name.setdefault(d.name, d).function is not d.function:
+            raise errors.ValidationError(f"two functions are named {d.name!r}; give one of them name=…")
+        if by_queue.setdefault(d.queue, d).function is not d.function:
+            raise errors.ValidationError(f"{by_queue[d.queue].name!r} and {d.name!r} are both on queue {d.queue!r}")
+    return list(by_name.values())
+
+
+def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str | None) -> Definition:
+    if inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f):
+        raise errors.ValidationError(f"{kind} {f.__name__!r} is a generator; return a list instead")
+    name = _checked_name(kind, name or getattr(f, "__name__", ""))
+    return Definition(
+        kind=kind,
+        name=name,
+        queue=_checked_name("queue", queue or name),
+        function=f,
+        signature=_signature(f, kind),
+        is_async=inspect.iscoroutinefunction(f),
+    )
+
+
+def _signature(f: Callable[..., Any], kind: str) -> codec.Signature:
+    if not callable(f):
+        raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
+    return codec.signature_of(f)
+
+
+def _checked_name(kind: str, name: str) -> str:
+    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
+        raise errors.ValidationError(f"{name!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} printable characters")
+    return name

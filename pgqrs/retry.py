@@ -1,0 +1,92 @@
+"""How often a step is tried again, and how long it waits before each try."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from msgspec import Struct
+
+from pgqrs import durations
+from pgqrs.errors import ValidationError
+
+RETRIES_MAX = 1_000_000  # more is a loop that nobody will watch to its end
+JITTER = 0.25
+JITTERED_DELAY_S_MIN = 1.0
+
+Duration = float | timedelta | str
+
+
+class BackoffStrategy(Struct, frozen=True):
+    """How long to wait before a retry. Made by `fixed`, `exponential` and `exponential_with_jitter`."""
+
+    base_s: float
+    max_s: float
+    factor: float = 1.0
+    jitter: float = 0.0
+    min_s: float = 0.0
+
+    @classmethod
+    def fixed(cls, s: Duration) -> "BackoffStrategy":
+        """The same before every retry; 0 retries at once."""
+        return cls(durations.seconds(s), durations.seconds(s))
+
+    @classmethod
+    def exponential(cls, base: Duration = 1.0, max: Duration = 60.0) -> "BackoffStrategy":
+        """`base`, then twice as long each time, up to `max`."""
+        return cls(*_bounds(base, max), factor=2.0)
+
+    @classmethod
+    def exponential_with_jitter(cls, base: Duration = 1.0, max: Duration = 60.0) -> "BackoffStrategy":
+        """The same, each ±25 % at random so that what failed together is not retried together. Never under 1 s (unless
+        `max` is) and never over `max`."""
+        base_s, max_s = _bounds(base, max)
+        return cls(base_s, max_s, factor=2.0, jitter=JITTER, min_s=min(JITTERED_DELAY_S_MIN, max_s))
+
+    def delay(self, attempt: int, random: Callable[[], float]) -> float:
+        """Seconds to wait before retry number `attempt`, which counts from 1. `random` gives 0.0 to 1.0."""
+        # Beyond 2 ** 64 everything is over its maximum, and soon over what a float can hold.
+        delay_s = min(self.base_s * self.factor ** min(attempt - 1, 64), self.max_s)
+        if self.jitter:
+            delay_s *= 1 + self.jitter * (2 * random() - 1)
+        return min(max(delay_s, self.min_s), self.max_s)
+
+
+class StepRetryPolicy(Struct, frozen=True):
+    """`max_attempts` tries after the first one, `backoff` apart; None: exponential from 1 s to 60 s, with jitter."""
+
+    max_attempts: int = 3
+    backoff: BackoffStrategy | None = None
+
+    def __post_init__(self) -> None:
+        count = self.max_attempts
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= RETRIES_MAX:
+            raise ValidationError(
+                f"{count!r} is no number of retries: give 0 (never) to {RETRIES_MAX:,}, which come after the first try"
+            )
+        if self.backoff is not None and not isinstance(self.backoff, BackoffStrategy):
+            raise ValidationError(
+                f"{self.backoff!r} is no back-off: give BackoffStrategy.fixed(5) or one of its kind"
+            )
+
+    def delay(self, attempt: int, random: Callable[[], float]) -> float:
+        """Seconds to wait before retry number `attempt`, which counts from 1."""
+        return (self.backoff or DEFAULT_BACKOFF).delay(attempt, random)
+
+
+def policy(retry: int | StepRetryPolicy | None) -> StepRetryPolicy:
+    """What `@step(retry=…)` was given, as a policy. None and 0: no retry. Raises ValidationError."""
+    if isinstance(retry, StepRetryPolicy):
+        return retry
+    return NO_RETRY if retry is None else StepRetryPolicy(max_attempts=retry)
+
+
+def _bounds(base: Duration, max: Duration) -> tuple[float, float]:
+    base_s, max_s = durations.seconds(base), durations.seconds(max)
+    if base_s > max_s:
+        raise ValidationError(
+            f"a back-off cannot begin at {durations.text(base_s)} and end at {durations.text(max_s)}"
+        )
+    return base_s, max_s
+
+
+DEFAULT_BACKOFF = BackoffStrategy.exponential_with_jitter()
+NO_RETRY = StepRetryPolicy(max_attempts=0)

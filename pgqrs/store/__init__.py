@@ -1,0 +1,29 @@
+"""Where the state lives. `open_store` picks the database that a DSN names."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from pgqrs import errors
+from pgqrs.config import Config
+from pgqrs.store.database import Database
+from pgqrs.store.store import MessageStore
+
+__all__ = ["MessageStore", "open_database", "open_store"]
+
+
+def open_store(config: Config, clock: Callable[[], datetime] | None = None) -> MessageStore:
+    return MessageStore(open_database(config, clock))
+
+
+def open_database(config: Config, clock: Callable[[], datetime] | None = None) -> Database:
+    """Raises PgqrsConnectionError when it cannot be reached. `clock` replaces the database's own, in tests."""
+    backend = config.backend
+    if backend == "sqlite":
+        from pgqrs.store.sqlite import SqliteDatabase
+
+        return SqliteDatabase(config, clock)
+    if backend == "postgres":
+        from pgqrs.store.postgres import PostgresDatabase
+
+        return PostgresDatabase(config, clock)
+    raise errors.ConfigError(f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://")

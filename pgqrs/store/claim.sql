@@ -1,0 +1,62 @@
+-- Taking messages.
+
+-- name: claim
+-- The next messages of a queue, oldest first. The CTE is the fence: joined as a subquery with a LIMIT, the planner may
+-- update more rows than the limit. `after` is the watermark: behind a backlog, the index entries of rows claimed before
+-- are still there, dead, and reading them again each time is what makes claims slow.
+-- Rows come back in no order: the caller sorts by (vt, id).
+with due as (
+    select m.id as due_id
+    from pgqrs_messages m
+    where m.queue_id = :queue_id
+      and m.archived_at is null
+      and m.consumer_worker_id is null
+      and m.vt <= {now}
+      and m.read_ct < :read_ct_max
+    order by m.vt, m.id
+    limit :limit
+    {lock m skip}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}
+from due
+where c.id = due.due_id
+returning id, claim_no, read_ct, payload, vt;
+
+-- name: claim_after
+-- The same behind the watermark (vt, id).
+with due as (
+    select m.id as due_id
+    from pgqrs_messages m
+    where m.queue_id = :queue_id
+      and m.archived_at is null
+      and m.consumer_worker_id is null
+      and m.vt <= {now}
+      and (m.vt, m.id) > (:after_vt, :after_id)
+      and m.read_ct < :read_ct_max
+    order by m.vt, m.id
+    limit :limit
+    {lock m skip}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}
+from due
+where c.id = due.due_id
+returning id, claim_no, read_ct, payload, vt;
+
+-- name: history
+-- What is already recorded of these messages' runs: nothing for a message that was never begun.
+select w.message_id, w.status, w.attempt, w.crash_count,
+       s.step_name, s.position,
+       case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end, s.output, s.error, s.retry_count
+from {rows: message_id bigint}
+join pgqrs_workflow_runs w on w.message_id = r.message_id
+left join pgqrs_workflow_steps s on s.run_id = w.id and s.status in ('SUCCESS', 'ERROR')
+order by w.message_id, s.position, s.id;
+
+-- name: held
+-- Everything that these consumers hold, by the database's word.
+select m.id, m.consumer_worker_id, m.claim_no
+from {rows: consumer_id bigint}
+join pgqrs_messages m on m.consumer_worker_id = r.consumer_id
+where m.archived_at is null;

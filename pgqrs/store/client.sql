@@ -1,0 +1,69 @@
+-- What callers ask for.
+
+-- name: queue_by_name
+select id from pgqrs_queues where queue_name = :name;
+
+-- name: add_queue
+insert into pgqrs_queues (queue_name, created_at) values (:name, {now}) on conflict (queue_name) do nothing returning id;
+
+-- name: workflow_by_name
+select w.id, w.queue_id, q.queue_name from pgqrs_workflows w join pgqrs_queues q on q.id = w.queue_id where w.name = :name;
+
+-- name: workflow_of_queue
+select w.id, w.name from pgqrs_workflows w where w.queue_id = :queue_id order by w.id;
+
+-- name: add_workflow
+insert into pgqrs_workflows (name, queue_id, created_at) values (:name, :queue_id, {now}) on conflict (name) do nothing returning id;
+
+-- name: enqueue
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct)
+select :queue_id, r.payload, {now + :delay_s}, {now}, 0
+from {rows: payload json}
+returning id;
+
+-- name: lock_message
+-- One message, its workflow and its run, with the message locked: what a caller changes goes through here.
+select m.id, m.queue_id, m.consumer_worker_id, m.archived_at, m.dead_reason,
+       f.id, f.name, w.id, w.status
+from pgqrs_messages m
+left join pgqrs_workflow_runs w on w.message_id = m.id
+left join pgqrs_workflows f on f.id = coalesce(w.workflow_id, (select min(g.id) from pgqrs_workflows g where g.queue_id = m.queue_id))
+where m.id = :id
+{lock m};
+
+-- name: put_run
+-- A run's row for a message that was not begun yet.
+insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, completed_at)
+select :workflow_id, m.id, cast(:status as {status}), m.payload -> 'input', {now}, {now}, case when :done then {now} end
+from pgqrs_messages m
+where m.id = :message_id;
+
+-- name: set_run_status
+update pgqrs_workflow_runs
+set status = cast(:status as {status}), updated_at = {now}, completed_at = case when :done then {now} else completed_at end
+where id = :run_id;
+
+-- name: archive_message
+update pgqrs_messages set archived_at = {now}, dead_reason = :dead_reason where id = :id;
+
+-- name: make_due
+update pgqrs_messages set vt = {now} where id = :id and vt > {now};
+
+-- name: revive_message
+update pgqrs_messages
+set archived_at = null, dead_reason = null, consumer_worker_id = null, read_ct = 0, vt = {now}
+where id = :id;
+
+-- name: revive_run
+update pgqrs_workflow_runs
+set status = cast('QUEUED' as {status}), output = null, error = null, crash_count = 0, crash = null,
+    completed_at = null, paused_at = null, updated_at = {now}
+where id = :run_id;
+
+-- name: forget_failed_steps
+-- What failed or was open at the end is tried anew; what the workflow had passed stays, a handled failure included.
+delete from pgqrs_workflow_steps
+where run_id = :run_id
+  and status <> 'SUCCESS'
+  and coalesce(position, 0) > coalesce(
+      (select max(p.position) from pgqrs_workflow_steps p where p.run_id = :run_id and p.status = 'SUCCESS'), -1);

@@ -1,0 +1,44 @@
+"""The seam: run a named statement in a transaction. Everything above it is the same for every database."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Any, Protocol
+
+from pgqrs.store.sql import Dialect
+
+Row = tuple[Any, ...]
+
+
+class Transaction(Protocol):
+    def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
+        """Runs the statement of that name; `rows` fill its {rows: …}. Returns what it selects or returns, in no order
+        but its own. JSON comes as bytes or text, undecoded; times as the driver has them."""
+
+    def script(self, sql: str) -> None:
+        """Runs the statements of a migration."""
+
+
+class Database(Protocol):
+    """One database. Safe to use from several threads; refused after a fork."""
+
+    dialect: Dialect
+    dsn: str
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Commits on leaving, rolls back on an exception.
+
+        Raises PgqrsConnectionError when the database cannot be reached or the link breaks: whether a commit under way
+        then took place is unknown. SchemaError when the tables are missing. DatabaseError for what it refuses.
+        """
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """The same for statements that only read: they never wait for a writer."""
+
+    def now(self) -> datetime:
+        """The time that the database's clock shows, in UTC."""
+
+    def hint(self, queues: Iterable[str]) -> None:
+        """Tells whoever listens that these queues may hold something new. Never needed, never fails."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,28 @@
+-- Around the migrations, which stand in schema/.
+
+-- name: lock_migrations_postgres
+-- The key is arbitrary and ours alone; the lock goes with the transaction.
+select pg_advisory_xact_lock(7274817312);
+
+-- name: lock_migrations_sqlite
+-- `begin immediate` is the lock.
+select 1;
+
+-- name: make_migrations_table
+create table if not exists pgqrs_migrations (
+    version       integer primary key,
+    name          text not null,
+    installed_at  text not null default current_timestamp
+);
+
+-- name: applied_migrations
+select version from pgqrs_migrations order by version;
+
+-- name: note_migration
+insert into pgqrs_migrations (version, name) values (:version, :name);
+
+-- name: legacy_table_postgres
+select 1 where to_regclass('pgqrs_messages') is not null;
+
+-- name: legacy_table_sqlite
+select 1 from sqlite_master where type = 'table' and name = 'pgqrs_messages';

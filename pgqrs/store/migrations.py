@@ -1,0 +1,56 @@
+"""Numbered forward migrations, each applied once, all under one lock: two installs at once are safe.
+
+Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one is migration 2.
+"""
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from pgqrs import errors
+from pgqrs.store.database import Database, Transaction
+
+
+def install(database: Database) -> int:
+    with database.transaction() as tx:
+        tx.run("lock_migrations_" + database.dialect)
+        tx.run("make_migrations_table")
+        done = {version for (version,) in tx.run("applied_migrations")}
+        _refuse_newer(max(done, default=0))
+        if not done and tx.run("legacy_table_" + database.dialect):
+            tx.run("note_migration", version=1, name="baseline, made by pgqrs 0.15")
+            done.add(1)
+        missing = [(v, file) for v, file in _migrations(database.dialect) if v not in done]
+        for version, file in missing:
+            tx.script(file.read_text())
+            tx.run("note_migration", version=version, name=file.name.removesuffix(".sql"))
+        return len(missing)
+
+
+def verify(database: Database) -> int:
+    with database.reading() as tx:
+        version = _version(tx)
+    _refuse_newer(version)
+    if version < VERSION:
+        raise errors.SchemaError(
+            f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install --dsn …"
+        )
+    return version
+
+
+def _version(tx: Transaction) -> int:
+    return int(tx.run("schema_version")[0][0] or 0)
+
+
+def _refuse_newer(version: int) -> None:
+    if version > VERSION:
+        raise errors.SchemaError(
+            f"the schema is at version {version}, newer than this pgqrs knows ({VERSION}); upgrade the package"
+        )
+
+
+def _migrations(dialect: str) -> list[tuple[int, Traversable]]:
+    found = files("pgqrs.store").joinpath("schema", dialect).iterdir()
+    return sorted((int(f.name[:4]), f) for f in found if f.name.endswith(".sql"))
+
+
+VERSION = max(version for version, _ in _migrations("postgres"))

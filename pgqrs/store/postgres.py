@@ -1,0 +1,192 @@
+"""PostgreSQL 12 or newer, through psycopg 3 and its pool."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import psycopg
+from psycopg import sql as pgsql
+from psycopg.adapt import Loader
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pgqrs import errors
+from pgqrs.config import Config, conninfo, scrub
+from pgqrs.store import sql
+from pgqrs.store.database import Row
+from pgqrs.store.sql import Dialect
+
+CHANNEL = "pgqrs"
+HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was woken polls again by itself
+
+
+class PostgresDatabase:
+    dialect: Dialect = "postgres"
+
+    def __init__(self, config: Config, clock: Callable[[], datetime] | None = None, connections_max: int | None = None) -> None:
+        self.dsn = config.dsn
+        self._config = config
+        self._clock = clock
+        self._pid = os.getpid()
+        self._hinted: dict[str, float] = {}
+        self._hint_connection: psycopg.Connection[Row] | None = None
+        self._hint_lock = threading.Lock()
+        self._pool = ConnectionPool(
+            conninfo(config.dsn),
+            min_size=0,
+            max_size=connections_max or config.max_connections,
+            timeout=config.connection_timeout_seconds,
+            max_idle=30.0,
+            kwargs=connection_options(config),
+            configure=self._configure,
+            open=False,
+            name="pgqrs",
+        )
+        connect(config).close()  # an unreachable server is said now, not by the first query
+        self._pool.open()
+
+    @contextmanager
+    def transaction(self) -> Iterator["PostgresTransaction"]:
+        if os.getpid() != self._pid:
+            raise errors.InternalError("this store was opened before a fork; connect again in the child process")
+        with self._translated(), self._pool.connection() as connection:
+            yield PostgresTransaction(connection, self._clock)
+
+    reading = transaction
+
+    def now(self) -> datetime:
+        if self._clock:
+            return self._clock()
+        with self._translated(), self._pool.connection() as connection:
+            row = connection.execute("select clock_timestamp()").fetchone()
+            assert row is not None
+            return cast(datetime, row[0]).astimezone(UTC)
+
+    def hint(self, queues: Iterable[str]) -> None:
+        """On a connection of its own and outside any transaction: a commit that notifies takes a lock on the whole
+        database. An idle listener polls all the same, so what goes wrong here only costs it that time."""
+        with self._hint_lock, suppress(psycopg.Error):
+            due = [q for q in queues if time.monotonic() - self._hinted.get(q, -1.0) >= HINT_INTERVAL_S]
+            if not due:
+                return
+            if self._hint_connection is None or self._hint_connection.closed:
+                self._hint_connection = connect(self._config, autocommit=True)
+            for queue in due:
+                self._hint_connection.execute("select pg_notify(%s, %s)", (CHANNEL, queue))
+                self._hinted[queue] = time.monotonic()
+
+    def close(self) -> None:
+        self._pool.close()
+        if self._hint_connection is not None:
+            self._hint_connection.close()
+
+    def _configure(self, connection: psycopg.Connection[Row]) -> None:
+        prepare_connection(connection, self._config)
+
+    def _translated(self) -> "_Translated":
+        return _Translated(self.dsn)
+
+
+class PostgresTransaction:
+    def __init__(self, connection: psycopg.Connection[Any], clock: Callable[[], datetime] | None = None) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
+        known = sql.statement(statement, "postgres", self._clock is not None)
+        if rows is not None:
+            columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
+            for (name, kind), values in zip(known.columns, columns, strict=True):
+                params[name] = [_text(v) for v in values] if kind in ("json", "text") else list(values)
+        if self._clock is not None:
+            params["now"] = self._clock()
+        cursor = self._connection.cursor(row_factory=tuple_row)
+        cursor.execute(known.sql.encode(), params)
+        return cursor.fetchall() if cursor.description else []
+
+    def script(self, sql: str) -> None:
+        self._connection.execute(sql.encode())
+
+
+def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
+    """A connection outside the pool: for the lease, for listening, for the first look at the server."""
+    with _Translated(config.dsn):
+        connection: psycopg.Connection[Row] = psycopg.connect(conninfo(config.dsn), autocommit=autocommit, **connection_options(config))
+        prepare_connection(connection, config)
+        return connection
+
+
+def connection_options(config: Config) -> dict[str, Any]:
+    """A dead link must be noticed in seconds, not in the kernel's two hours."""
+    wanted = {
+        "connect_timeout": max(2, min(int(config.connection_timeout_seconds), 10)),
+        "application_name": "pgqrs",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+    try:
+        given = psycopg.conninfo.conninfo_to_dict(conninfo(config.dsn))
+    except psycopg.ProgrammingError as e:
+        raise errors.ConfigError(f"not a PostgreSQL DSN: {scrub(str(e), config.dsn).strip()}") from e
+    return {k: v for k, v in wanted.items() if k not in given}
+
+
+def prepare_connection(connection: psycopg.Connection[Any], config: Config) -> None:
+    connection.adapters.register_loader("jsonb", _RawJson)
+    if config.schema != "public":
+        connection.execute(pgsql.SQL("set search_path to {}").format(pgsql.Identifier(config.schema)))
+        if not connection.autocommit:
+            connection.commit()
+
+
+@contextmanager
+def in_schema(connection: psycopg.Connection[Any], config: Config) -> Iterator[None]:
+    """A caller's connection, looking at our schema meanwhile. Leaves its transaction as it is."""
+    if config.schema == "public":
+        yield
+        return
+    before = connection.execute("show search_path").fetchone()
+    connection.execute("select set_config('search_path', quote_ident(%s), true)", (config.schema,))
+    yield
+    connection.execute("select set_config('search_path', %s, true)", before)
+
+
+class _RawJson(Loader):
+    def load(self, data: Any) -> bytes:
+        return bytes(data)
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class _Translated:
+    """The driver's errors as ours, without the password."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, psycopg.Error | PoolTimeout):
+            return
+        text = scrub(str(error), self._dsn).strip()
+        if isinstance(error, PoolTimeout):
+            raise errors.PgqrsConnectionError(
+                f"no connection became free: {text}; the server may be down, or raise max_connections"
+            ) from error
+        if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject):
+            raise errors.SchemaError(
+                f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …"
+            ) from error
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            raise errors.PgqrsConnectionError(f"PostgreSQL: {text}") from error
+        raise errors.DatabaseError(text) from error

@@ -1,0 +1,105 @@
+"""The statements: each stands once, in a .sql file beside this module, behind a line `-- name: …`.
+
+They are PostgreSQL's SQL as far as SQLite understands it too; where the two part, a word in braces stands for both:
+
+    {now}                  the database's clock; {now + x} and {now - x} are x seconds later and earlier
+    {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
+    {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
+    {json} {status}        the types to cast to
+    :name                  a parameter
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from msgspec import Struct
+
+Dialect = Literal["postgres", "sqlite"]
+
+
+class Statement(Struct, frozen=True):
+    """`columns` are those of its {rows: …}, empty when it takes none."""
+
+    name: str
+    sql: str
+    columns: tuple[tuple[str, str], ...]
+
+
+@cache
+def statement(name: str, dialect: Dialect, own_clock: bool = False) -> Statement:
+    """The statement `name` in a dialect's words. With `own_clock`, {now} is the parameter `now` on PostgreSQL too."""
+    return _rendered(name, _sources()[name], dialect, own_clock)
+
+
+@cache
+def _sources() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in files("pgqrs.store").iterdir():
+        if file.name.endswith(".sql"):
+            for part in re.split(r"^-- name: ", file.read_text(), flags=re.M)[1:]:
+                name, _, body = part.partition("\n")
+                if name in found:
+                    raise ValueError(f"{file.name}: a second statement is named {name}")
+                found[name.strip()] = _without_comments(body)
+    return found
+
+
+def _without_comments(sql: str) -> str:
+    return re.sub(r"--[^\n]*", "", sql).strip().rstrip(";")
+
+
+def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Statement:
+    columns: tuple[tuple[str, str], ...] = ()
+    if found := re.search(r"\{rows: ([^}]*)\}", source):
+        columns = tuple((c.split()[0], c.split()[1]) for c in found[1].split(","))
+    if dialect == "postgres":
+        sql = re.sub(r"(?<![:\w]):([a-z_]\w*)", r"%(\1)s", source)
+        words = _postgres_words(own_clock)
+    else:
+        sql, words = source, _sqlite_words()
+    return Statement(name, re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql), columns)
+
+
+def _postgres_words(own_clock: bool) -> Callable[[str], str]:
+    now = "cast(%(now)s as timestamptz)" if own_clock else "now()"
+
+    def word(text: str) -> str:
+        if text == "now":
+            return now
+        if m := re.fullmatch(r"now ([+-]) (.+)", text):
+            return f"({now} {m[1]} make_interval(secs => {m[2]}))"
+        if text.startswith("rows: "):
+            columns = [c.split() for c in text[6:].split(",")]
+            arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
+            names = ", ".join(c for c, _ in columns)
+            wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
+            return f"(select {wanted} from unnest({arrays}) as u ({names})) as r"
+        if m := re.fullmatch(r"lock (\w+)( skip)?", text):
+            return f"for no key update of {m[1]}" + (" skip locked" if m[2] else "")
+        return {"json": "jsonb", "status": "pgqrs_workflow_status"}[text]
+
+    return word
+
+
+def _sqlite_words() -> Callable[[str], str]:
+    def word(text: str) -> str:
+        if text == "now":
+            return ":now"
+        if m := re.fullmatch(r"now ([+-]) (.+)", text):
+            # A null number of seconds must give null, as on PostgreSQL: `||` sees to that.
+            return f"strftime('%Y-%m-%d %H:%M:%f', :now, '{m[1]}' || {m[2]} || ' seconds')"
+        if text.startswith("rows: "):
+            columns = [c.split()[0] for c in text[6:].split(",")]
+            wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))
+            return f"(select {wanted} from json_each(:rows)) as r"
+        if text.startswith("lock "):
+            return ""  # `begin immediate` has locked everything
+        return {"json": "text", "status": "text"}[text]
+
+    return word
+
+
+_ARRAYS = {"bigint": "bigint", "int": "int", "float": "float8", "text": "text", "json": "text", "bool": "bool"}

@@ -1,0 +1,147 @@
+"""SQLite 3.40 or newer, in WAL mode: one connection, one transaction at a time, every commit on disk (synchronous=full)."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pgqrs import errors
+from pgqrs.config import Config, sqlite_path
+from pgqrs.store import sql
+from pgqrs.store.database import Row
+from pgqrs.store.sql import Dialect
+
+VERSION_MIN = (3, 40)
+
+
+class SqliteDatabase:
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
+        self.dsn = config.dsn
+        self._clock = clock or _utc_now
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._connection = _connect(config)
+
+    @contextmanager
+    def transaction(self) -> Iterator["SqliteTransaction"]:
+        with self._begun("begin immediate") as tx:
+            yield tx
+
+    @contextmanager
+    def reading(self) -> Iterator["SqliteTransaction"]:
+        with self._begun("begin") as tx:
+            yield tx
+
+    @contextmanager
+    def _begun(self, begin: str) -> Iterator["SqliteTransaction"]:
+        if os.getpid() != self._pid:
+            raise errors.InternalError("this store was opened before a fork; connect again in the child process")
+        with self._lock, _translated(self.dsn):
+            self._connection.execute(begin)
+            try:
+                yield SqliteTransaction(self._connection, self._clock())
+                self._connection.execute("commit")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+                raise
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    def data_version(self) -> int:
+        """Changes when another connection has committed."""
+        with self._lock, _translated(self.dsn):
+            version: int = self._connection.execute("pragma data_version").fetchone()[0]
+            return version
+
+    def hint(self, queues: Iterable[str]) -> None:
+        pass  # listeners watch data_version
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+
+class SqliteTransaction:
+    def __init__(self, connection: sqlite3.Connection, now: datetime) -> None:
+        self._connection = connection
+        self._now = text_time(now)
+
+    def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
+        if rows is not None:
+            params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
+        params["now"] = self._now
+        return self._connection.execute(sql.statement(statement, "sqlite").sql, params).fetchall()
+
+    def script(self, sql: str) -> None:
+        for one in _statements(sql):
+            self._connection.execute(one)
+
+
+def text_time(value: datetime) -> str:
+    """As the tables hold it: UTC, microseconds, sorting as text."""
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _connect(config: Config) -> sqlite3.Connection:
+    if sqlite3.sqlite_version_info < VERSION_MIN:
+        raise errors.PgqrsConnectionError(
+            f"pgqrs needs SQLite {'.'.join(map(str, VERSION_MIN))} or newer; this Python has {sqlite3.sqlite_version}"
+        )
+    path = sqlite_path(config.dsn)
+    try:
+        connection = sqlite3.connect(
+            path, timeout=config.connection_timeout_seconds, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("pragma foreign_keys = on")
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+    except sqlite3.Error as e:
+        where = f"the folder {Path(path).absolute().parent} must exist and be writable" if path != ":memory:" else str(e)
+        raise errors.PgqrsConnectionError(f"cannot open the SQLite database {path}: {e}; {where}") from e
+    return connection
+
+
+@contextmanager
+def _translated(dsn: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as e:
+        if "no such table: pgqrs" in str(e) or "no such column" in str(e):
+            raise errors.SchemaError(f"{dsn} holds no complete pgqrs schema ({e}); run: pgqrs install --dsn {dsn}") from e
+        raise errors.PgqrsConnectionError(f"SQLite database {dsn}: {e}") from e
+    except sqlite3.ProgrammingError as e:
+        if "closed" in str(e):
+            raise errors.PgqrsConnectionError(f"the store on {dsn} was closed") from e
+        raise errors.DatabaseError(str(e)) from e
+    except sqlite3.Error as e:
+        raise errors.DatabaseError(str(e)) from e
+
+
+def _statements(script: str) -> Iterator[str]:
+    """`executescript` would commit first, so the script is cut by SQLite's own idea of a complete statement."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+    if pending.strip():
+        yield pending

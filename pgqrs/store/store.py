@@ -1,0 +1,503 @@
+"""The operations on a message's life. Each is one transaction, on any database behind the `Database` seam.
+
+Lock order, so that two supervisors never wait for each other in a circle: messages by id, then their runs, then steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs import errors
+from pgqrs.records import (
+    QueueCounts,
+    QueueMessage,
+    RunRecord,
+    StepRecord,
+    WorkerInfo,
+    WorkflowRecord,
+    iso,
+)
+from pgqrs.states import WorkerStatus, WorkflowStatus
+from pgqrs.store import migrations
+from pgqrs.store.database import Database, Row, Transaction
+from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
+
+FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end: far enough, and every database can hold it
+BACKLOG_BOUND = 100_000
+
+
+class Wanted(Struct, frozen=True):
+    """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue."""
+
+    queue_id: int
+    consumer_id: int
+    limit: int
+    read_ct_max: int
+    after: tuple[Any, int] | None = None
+
+
+class Taken(Struct, frozen=True):
+    """What a claim got, oldest first. `after` is the watermark for the next."""
+
+    wanted: Wanted
+    messages: list[Claimed]
+    after: tuple[Any, int] | None
+
+
+class Turn(Struct, frozen=True):
+    outcomes: list[Outcome]
+    taken: list[Taken]
+
+
+class Identity(Struct, frozen=True):
+    """Who a supervisor is, so that another on the same host can tell that it is gone."""
+
+    name: str
+    host: str
+    boot_id: str
+    pid_ns: str
+    pid: int
+    pid_started: int
+
+
+class Settled(Struct, frozen=True):
+    """Where a message stands for somebody who waits for it. `output` and `error` are raw JSON."""
+
+    status: WorkflowStatus
+    output: bytes | None
+    error: bytes | None
+    is_run: bool
+    dead_reason: str | None
+
+
+class MessageStore:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # Setting up
+
+    def install(self) -> int:
+        """Brings the schema to this code's version and returns how many migrations that took. Safe twice and at once."""
+        return migrations.install(self.database)
+
+    def verify(self) -> int:
+        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code."""
+        return migrations.verify(self.database)
+
+    def close(self) -> None:
+        self.database.close()
+
+    # Queues and workflows
+
+    def find_queue(self, name: str) -> int:
+        with self.database.reading() as tx:
+            found = tx.run("queue_by_name", name=name)
+        if not found:
+            raise errors.QueueNotFoundError(f"no queue is named {name!r}; see: pgqrs queues")
+        return int(found[0][0])
+
+    def ensure_queue(self, name: str) -> int:
+        with self.database.transaction() as tx:
+            return _ensure_queue(tx, name)
+
+    def find_workflow(self, name: str) -> WorkflowRecord:
+        with self.database.reading() as tx:
+            found = tx.run("workflow_by_name", name=name)
+        if not found:
+            raise errors.WorkflowNotFoundError(
+                f"no workflow is named {name!r}; a workflow is known once it was supervised or triggered from Python"
+            )
+        return WorkflowRecord(found[0][0], name, found[0][1])
+
+    def ensure_workflow(self, name: str, queue: str) -> WorkflowRecord:
+        """The workflow, made together with its queue when it is new. A queue carries one workflow."""
+        with self.database.transaction() as tx:
+            found = tx.run("workflow_by_name", name=name)
+            if not found:
+                queue_id = _ensure_queue(tx, queue)
+                if other := [n for _, n in tx.run("workflow_of_queue", queue_id=queue_id) if n != name]:
+                    raise errors.ValidationError(
+                        f"queue {queue!r} carries workflow {other[0]!r} already; give {name!r} a queue of its own"
+                    )
+                tx.run("add_workflow", name=name, queue_id=queue_id)
+                found = tx.run("workflow_by_name", name=name)
+            workflow_id, queue_id, known_queue = found[0]
+            if known_queue != queue:
+                raise errors.ValidationError(
+                    f"workflow {name!r} is on queue {known_queue!r} in this database, not on {queue!r}; "
+                    "a workflow keeps its queue: give it a new name, or the old queue"
+                )
+            return WorkflowRecord(workflow_id, name, queue_id)
+
+    def enqueue(self, queue_id: int, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
+        """The ids of the messages, in the order of the payloads (raw JSON)."""
+        with self.database.transaction() as tx:
+            return enqueue(tx, queue_id, payloads, delay_s)
+
+    # A supervisor's life
+
+    def register_supervisor(self, identity: Identity, queues: dict[str, int], lease_s: float) -> tuple[int, dict[str, int]]:
+        """The supervisor's id and its consumer's id on each queue (given by name and id)."""
+        with self.database.transaction() as tx:
+            who = msgspec.structs.asdict(identity)
+            supervisor_id = int(tx.run("register_supervisor", **who, lease_s=lease_s)[0][0])
+            consumers = {
+                queue: int(
+                    tx.run(
+                        "register_consumer", name=f"{identity.name}:{queue}", queue_id=queue_id, supervisor_id=supervisor_id
+                    )[0][0]
+                )
+                for queue, queue_id in queues.items()
+            }
+            return supervisor_id, consumers
+
+    def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
+        """False when the lease had run out: everything held under it may be another's."""
+        with self.database.transaction() as tx:
+            renewed = bool(tx.run("renew_lease", id=supervisor_id, lease_s=lease_s))
+            if renewed:
+                tx.run("beat_consumers", id=supervisor_id)
+            return renewed
+
+    def neighbours(self, identity: Identity) -> list[tuple[int, int, int]]:
+        """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace."""
+        with self.database.reading() as tx:
+            rows = tx.run("supervisors_of_host", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns)
+            return [(a, b, c) for a, b, c in rows]
+
+    def expire_lease(self, supervisor_id: int) -> None:
+        with self.database.transaction() as tx:
+            tx.run("expire_lease", id=supervisor_id)
+
+    def recover(self, read_ct_max: int) -> int:
+        """Gives back what supervisors held whose lease ran out, uncharged for runs. Returns how many messages."""
+        with self.database.reading() as tx:
+            if not tx.run("expired_supervisors"):
+                return 0
+        with self.database.transaction() as tx:
+            count = 0
+            for (supervisor_id,) in tx.run("expired_supervisors"):
+                count += _release_all(tx, supervisor_id, read_ct_max, "its supervisor died with it")
+            return count
+
+    def retire(self, supervisor_id: int, read_ct_max: int) -> int:
+        """A supervisor's last act: gives back whatever it still holds and signs off."""
+        with self.database.transaction() as tx:
+            return _release_all(tx, supervisor_id, read_ct_max, "its supervisor stopped before it was handled")
+
+    def held(self, consumers: Iterable[int]) -> list[Claim]:
+        """What these consumers hold by the database's word: looked up after a commit whose outcome nobody saw."""
+        with self.database.reading() as tx:
+            return [Claim(m, c, n) for m, c, n in tx.run("held", [(c,) for c in consumers])]
+
+    def backlog(self, queue_ids: Iterable[int]) -> int:
+        """Messages that could be claimed now, counted up to BACKLOG_BOUND."""
+        with self.database.reading() as tx:
+            return int(tx.run("backlog", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
+
+    def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
+        """One transaction: the writes in their order of kinds, then the claims, which see what the writes released.
+
+        If the database refuses a value, the writes are replayed one by one, so that it hurts its own run only.
+        `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its
+        claim then counts as applied.
+        """
+        try:
+            return self._turn(writes, wanted, unsure)
+        except errors.DatabaseError:
+            if not writes:
+                raise
+            outcomes = [self._alone(w, unsure) for w in writes]
+            return Turn(outcomes, self._turn((), wanted, False).taken)
+
+    def _alone(self, write: Write, unsure: bool) -> Outcome:
+        try:
+            return self._turn((write,), (), unsure).outcomes[0]
+        except errors.DatabaseError as e:
+            return Outcome(write, applied=False, failure=str(e))
+
+    def _turn(self, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
+        with self.database.transaction() as tx:
+            outcomes = _apply(tx, writes, unsure) if writes else []
+            taken = [_take(tx, w) for w in wanted]
+            return Turn(outcomes, taken)
+
+    # What a caller does to a run or message, by the message's id
+
+    def cancel(self, message_id: int) -> WorkflowStatus:
+        """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step."""
+        with self.database.transaction() as tx:
+            m = _locked(tx, message_id)
+            if m.run_status is not None and m.run_status.terminal:
+                return m.run_status
+            if m.archived:
+                raise errors.ValidationError(f"message {message_id} was handled or given up already; nothing to cancel")
+            status = WorkflowStatus.Cancelling if m.held else WorkflowStatus.Cancelled
+            if m.workflow_id is None and m.held:
+                raise errors.ValidationError(f"message {message_id} is being handled; a plain handler has no step to stop at")
+            if m.run_id is not None:
+                tx.run("set_run_status", run_id=m.run_id, status=status, done=not m.held)
+            elif m.workflow_id is not None:
+                tx.run("put_run", workflow_id=m.workflow_id, message_id=message_id, status=status, done=not m.held)
+            if not m.held:
+                tx.run("archive_message", id=message_id, dead_reason=None)
+            return status
+
+    def resume(self, message_id: int) -> bool:
+        """Makes a paused run due now. False when it is not paused."""
+        with self.database.transaction() as tx:
+            m = _locked(tx, message_id)
+            if m.run_status is not WorkflowStatus.Paused:
+                return False
+            tx.run("make_due", id=message_id)
+            return True
+
+    def replay(self, message_id: int) -> None:
+        """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero."""
+        with self.database.transaction() as tx:
+            m = _locked(tx, message_id)
+            if m.run_id is not None and m.run_status is not WorkflowStatus.Error:
+                raise errors.ValidationError(f"run {message_id} is {m.run_status}; only a run in ERROR can be replayed")
+            if m.run_id is None and m.dead_reason is None:
+                raise errors.ValidationError(f"message {message_id} is not dead; see: pgqrs dead")
+            if m.run_id is not None:
+                tx.run("revive_run", run_id=m.run_id)
+                tx.run("forget_failed_steps", run_id=m.run_id)
+            tx.run("revive_message", id=message_id)
+
+    # What there is to see
+
+    def settled(self, message_id: int) -> Settled:
+        with self.database.reading() as tx:
+            rows = tx.run("run_status", id=message_id)
+        if not rows:
+            raise _no_run(message_id)
+        status, output, error, archived, dead_reason, workflow_id = rows[0]
+        if status is None:
+            ended = WorkflowStatus.Error if dead_reason else WorkflowStatus.Success
+            status = ended if archived else WorkflowStatus.Queued
+        return Settled(WorkflowStatus(status), _raw(output), _raw(error), workflow_id is not None, dead_reason)
+
+    def run(self, message_id: int) -> RunRecord:
+        with self.database.reading() as tx:
+            rows = tx.run("run", id=message_id)
+        if not rows:
+            raise _no_run(message_id)
+        return _run_record(rows[0])
+
+    def runs(
+        self, workflow: str | None = None, status: WorkflowStatus | None = None, limit: int = 50, before: int | None = None
+    ) -> list[RunRecord]:
+        """Newest first; `before` continues a listing after the message id it ended with."""
+        with self.database.reading() as tx:
+            rows = tx.run("runs", workflow=workflow, status=status and status.value, limit=limit, before=before or 2**62)
+        return [_run_record(r) for r in rows]
+
+    def steps(self, message_id: int) -> list[StepRecord]:
+        """In the order in which the run took them."""
+        with self.database.reading() as tx:
+            rows = tx.run("steps", message_id=message_id)
+        return [
+            StepRecord(
+                r[0], r[1], r[2], WorkflowStatus(r[3]), _json(r[4]), _json(r[5]), _json(r[6]),
+                iso(r[7]), iso(r[8]), iso(r[9]), iso(r[10]), iso(r[11]), *r[12:18], _json(r[18]),
+            )
+            for r in rows
+        ]  # fmt: skip
+
+    def queues(self) -> list[QueueCounts]:
+        with self.database.reading() as tx:
+            return [QueueCounts(*r) for r in tx.run("queues")]
+
+    def workers(self, stopped: bool = False) -> list[WorkerInfo]:
+        with self.database.reading() as tx:
+            rows = tx.run("workers", stopped=stopped)
+        return [
+            WorkerInfo(r[0], r[1], WorkerStatus(r[2]), r[3], iso(r[4]), r[5], r[6], r[7], iso(r[8]), r[9]) for r in rows
+        ]
+
+    def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
+        """(queue, message), newest first."""
+        with self.database.reading() as tx:
+            return [(r[11], _message(r)) for r in tx.run("dead", queue=queue, limit=limit)]
+
+    def message(self, message_id: int) -> QueueMessage:
+        with self.database.reading() as tx:
+            rows = tx.run("message", id=message_id)
+        if not rows:
+            raise errors.MessageNotFoundError(f"no message has the id {message_id}")
+        return _message(rows[0])
+
+
+def enqueue(tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float) -> list[int]:
+    """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
+    rows = tx.run("enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s)
+    return sorted(int(r[0]) for r in rows)
+
+
+def _ensure_queue(tx: Transaction, name: str) -> int:
+    """Looks first: an insert that conflicts would still use up an id."""
+    if not name or len(name) > 255 or "\0" in name:
+        raise errors.ValidationError(f"{name!r} cannot name a queue: 1 to 255 characters, no NUL")
+    found = tx.run("queue_by_name", name=name) or tx.run("add_queue", name=name) or tx.run("queue_by_name", name=name)
+    return int(found[0][0])
+
+
+def _release_all(tx: Transaction, supervisor_id: int, read_ct_max: int, reason: str) -> int:
+    buried = tx.run("bury_of_supervisor", id=supervisor_id, read_ct_max=read_ct_max, reason=reason)
+    released = tx.run("release_of_supervisor", id=supervisor_id)
+    tx.run("stop_consumers", id=supervisor_id)
+    tx.run("forget_supervisor", id=supervisor_id)
+    return len(buried) + len(released)
+
+
+# A turn
+
+
+def _apply(tx: Transaction, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
+    claims = sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
+    statuses: dict[tuple[int, int], Any] = {(m, n): s for m, n, s in tx.run("fence", claims)}
+    ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
+    live = [w for w in writes if (w.claim.message_id, w.claim.claim_no) in statuses]
+    now_is = _write_runs(tx, live)
+
+    def outcome(w: Write) -> Outcome:
+        key = (w.claim.message_id, w.claim.claim_no)
+        if key in statuses:
+            status = now_is.get(w.claim.message_id, statuses[key])
+            return Outcome(w, True, WorkflowStatus(status) if status else None)
+        return Outcome(w, key in ended, WorkflowStatus(ended[key]) if ended.get(key) else None)
+
+    return [outcome(w) for w in writes]
+
+
+def _write_runs(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
+    """Applies the parts by kind and returns the runs' states as far as they were touched."""
+    now_is: dict[int, str] = {}
+    if begun := {
+        w.claim.message_id: (w.begin.workflow_id, w.claim.message_id, w.claim.consumer_id, w.begin.attempt)
+        for w in live
+        if w.begin
+    }:
+        now_is.update(tx.run("begin_runs", begun.values()))
+    if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
+        tx.run("save_steps", [_step_row(w) for w in steps.values()])
+        tx.run("forgive_crashes", sorted({(m,) for m, _ in steps}))
+    if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in live if w.crash}:
+        tx.run("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
+        if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
+            tx.run("crash_steps", stepped)
+    if settled := {
+        w.claim.message_id: (w.claim.message_id, w.settle.status.value, w.settle.output, w.settle.error)
+        for w in live
+        if w.settle
+    }:
+        now_is.update(tx.run("settle_runs", settled.values()))
+    if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
+        # A run that was cancelled meanwhile must not wait out its pause or its back-off first.
+        rows = [
+            (m, None if now_is.get(m) == WorkflowStatus.Cancelling else release.delay_s, release.refund)
+            for m, release in released.items()
+        ]
+        tx.run("release", rows)
+    if archived := {w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)}:
+        tx.run("archive", archived.items())
+    return now_is
+
+
+def _step_row(w: Write) -> Row:
+    s = w.step
+    assert s is not None
+    return (
+        w.claim.message_id, s.name, s.status.value, s.output, s.error, s.seconds, s.retry_count, s.retry_in_s,
+        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes,
+    )  # fmt: skip
+
+
+def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
+    return (message_id, c.step, c.position, c.pid, c.cpu_seconds, c.peak_rss_bytes, raw)
+
+
+def _take(tx: Transaction, wanted: Wanted) -> Taken:
+    params = {
+        "queue_id": wanted.queue_id,
+        "consumer_id": wanted.consumer_id,
+        "limit": wanted.limit,
+        "read_ct_max": wanted.read_ct_max,
+    }
+    if wanted.after is None:
+        rows = tx.run("claim", **params)
+    else:
+        rows = tx.run("claim_after", **params, after_vt=wanted.after[0], after_id=wanted.after[1])
+    rows.sort(key=lambda r: (r[4], r[0]))
+    history = _history(tx, [(r[0],) for r in rows]) if rows else {}
+    messages = []
+    for message_id, claim_no, read_ct, payload, _ in rows:
+        claim = Claim(message_id, wanted.consumer_id, claim_no)
+        status, attempt, crash_count, steps = history.get(message_id, (None, 0, 0, ()))
+        messages.append(Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps)))
+    return Taken(wanted, messages, (rows[-1][4], rows[-1][0]) if rows else wanted.after)
+
+
+def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]]:
+    found: dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]] = {}
+    for message_id, status, attempt, crashes, name, position, step_status, output, error, retries in tx.run("history", ids):
+        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, []))
+        if name is not None:
+            at = position if position is not None else len(run[3])  # 0.15 numbers no steps
+            run[3].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
+    return found
+
+
+# Records
+
+
+class _Locked(Struct):
+    held: bool
+    archived: bool
+    dead_reason: str | None
+    workflow_id: int | None
+    run_id: int | None
+    run_status: WorkflowStatus | None
+
+
+def _locked(tx: Transaction, message_id: int) -> _Locked:
+    rows = tx.run("lock_message", id=message_id)
+    if not rows:
+        raise _no_run(message_id)
+    _, _, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
+    return _Locked(
+        held=consumer is not None and archived is None,
+        archived=archived is not None,
+        dead_reason=dead_reason,
+        workflow_id=workflow_id,
+        run_id=run_id,
+        run_status=WorkflowStatus(status) if status else None,
+    )
+
+
+def _no_run(message_id: int) -> errors.RunNotFoundError:
+    return errors.RunNotFoundError(f"no run or message has the id {message_id}; see: pgqrs runs")
+
+
+def _run_record(r: Row) -> RunRecord:
+    return RunRecord(
+        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), _json(r[4]), _json(r[5]), _json(r[6]), iso(r[7]), iso(r[8]),
+        r[9], r[10] or 0, r[11] or 0, _json(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
+    )  # fmt: skip
+
+
+def _message(r: Row) -> QueueMessage:
+    return QueueMessage(
+        r[0], r[1], _json(r[2]), iso(r[3]), iso(r[4]), r[5], iso(r[6]), r[7], r[8], iso(r[9]), r[10],
+    )  # fmt: skip
+
+
+def _raw(value: bytes | str | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _json(value: bytes | str | None) -> Any:
+    return None if value is None else msgspec.json.decode(value)

@@ -1,0 +1,57 @@
+-- Supervisors, their leases and their consumers.
+
+-- name: register_supervisor
+insert into pgqrs_supervisors (name, host, boot_id, pid_ns, pid, pid_started, started_at, lease_until)
+values (:name, :host, :boot_id, :pid_ns, :pid, :pid_started, {now}, {now + :lease_s})
+returning id;
+
+-- name: register_consumer
+insert into pgqrs_workers (name, queue_id, started_at, heartbeat_at, status, supervisor_id, client)
+values (:name, :queue_id, {now}, {now}, 'polling', :supervisor_id, 'supervisor')
+returning id;
+
+-- name: renew_lease
+-- No row: the lease ran out, and whatever it held may be somebody else's by now.
+update pgqrs_supervisors
+set lease_until = {now + :lease_s}
+where id = :id and lease_until > {now}
+returning id;
+
+-- name: beat_consumers
+update pgqrs_workers set heartbeat_at = {now} where supervisor_id = :id and shutdown_at is null;
+
+-- name: supervisors_of_host
+select id, pid, pid_started from pgqrs_supervisors where host = :host and boot_id = :boot_id and pid_ns = :pid_ns;
+
+-- name: expire_lease
+-- A supervisor that is known to be gone: its lease ends now.
+update pgqrs_supervisors set lease_until = {now} where id = :id;
+
+-- name: expired_supervisors
+select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s skip};
+
+-- name: bury_of_supervisor
+-- Plain messages of a dead supervisor whose deliveries are used up: each may have run.
+update pgqrs_messages as m
+set archived_at = {now}, dead_reason = :reason
+where m.archived_at is null
+  and m.read_ct >= :read_ct_max
+  and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
+  and m.queue_id not in (select f.queue_id from pgqrs_workflows f)
+returning id;
+
+-- name: release_of_supervisor
+-- Runs get their delivery back: they have budgets of their own.
+update pgqrs_messages as m
+set consumer_worker_id = null,
+    read_ct = case when m.read_ct > 0 and m.queue_id in (select f.queue_id from pgqrs_workflows f)
+                   then m.read_ct - 1 else m.read_ct end
+where m.archived_at is null
+  and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
+returning id;
+
+-- name: stop_consumers
+update pgqrs_workers set status = 'stopped', shutdown_at = {now} where supervisor_id = :id and shutdown_at is null;
+
+-- name: forget_supervisor
+delete from pgqrs_supervisors where id = :id;

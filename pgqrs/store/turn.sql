@@ -1,0 +1,114 @@
+-- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
+-- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
+-- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
+-- checkpoint after a takeover.
+
+-- name: fence
+select m.id, m.claim_no, w.status
+from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
+join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id = r.consumer_id and m.claim_no = r.claim_no
+left join pgqrs_workflow_runs w on w.message_id = m.id
+where m.archived_at is null
+order by m.id
+{lock m};
+
+-- name: archived_by
+-- After a commit whose outcome nobody saw: a message that carries our claim and is archived was ended by us.
+select m.id, m.claim_no, w.status
+from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
+join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id = r.consumer_id and m.claim_no = r.claim_no
+left join pgqrs_workflow_runs w on w.message_id = m.id
+where m.archived_at is not null;
+
+-- name: begin_runs
+insert into pgqrs_workflow_runs as w
+    (workflow_id, message_id, status, input, created_at, updated_at, started_at, worker_id, attempt)
+select r.workflow_id, r.message_id, cast('RUNNING' as {status}), m.payload -> 'input', {now}, {now}, {now}, r.consumer_id, r.attempt
+from {rows: workflow_id bigint, message_id bigint, consumer_id bigint, attempt int}
+join pgqrs_messages m on m.id = r.message_id
+where true
+on conflict (message_id) do update
+set status = case when w.status = 'CANCELLING' then w.status else excluded.status end,
+    started_at = coalesce(w.started_at, excluded.started_at),
+    updated_at = excluded.updated_at,
+    paused_at = null,
+    error = null,
+    worker_id = excluded.worker_id,
+    attempt = excluded.attempt
+returning message_id, status;
+
+-- name: save_steps
+-- A recorded checkpoint never changes.
+insert into pgqrs_workflow_steps as s
+    (run_id, step_name, status, output, error, created_at, updated_at, started_at, completed_at,
+     retry_count, retry_at, last_retry_at, position, pid, cpu_seconds, peak_rss_bytes)
+select w.id, r.step_name, cast(r.status as {status}), r.output, r.error, {now}, {now}, {now - r.seconds}, {now},
+       r.retry_count, {now + r.retry_in_s}, case when r.retry_count > 0 then {now} end,
+       r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes
+from {rows: message_id bigint, step_name text, status text, output json, error json, seconds float, retry_count int, retry_in_s float, position int, pid bigint, cpu_seconds float, peak_rss_bytes bigint}
+join pgqrs_workflow_runs w on w.message_id = r.message_id
+where true
+on conflict (run_id, step_name) do update
+set status = excluded.status, output = excluded.output, error = excluded.error,
+    updated_at = excluded.updated_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
+    retry_count = excluded.retry_count, retry_at = excluded.retry_at, last_retry_at = excluded.last_retry_at,
+    position = excluded.position, pid = excluded.pid, cpu_seconds = excluded.cpu_seconds,
+    peak_rss_bytes = excluded.peak_rss_bytes
+where s.status <> 'SUCCESS';
+
+-- name: forgive_crashes
+-- A checkpoint after a crash: the budget is for deaths without one between them.
+update pgqrs_workflow_runs as w
+set crash_count = 0
+from {rows: message_id bigint}
+where w.message_id = r.message_id and w.crash_count > 0;
+
+-- name: crash_runs
+update pgqrs_workflow_runs as w
+set crash_count = r.crash_count, crash = r.crash, updated_at = {now}
+from {rows: message_id bigint, crash_count int, crash json}
+where w.message_id = r.message_id;
+
+-- name: crash_steps
+-- The step that was on the CPU when its worker died: noted in its row, which stays open.
+insert into pgqrs_workflow_steps as s
+    (run_id, step_name, status, created_at, updated_at, position, pid, cpu_seconds, peak_rss_bytes, crash_count, crash)
+select w.id, r.step_name, cast('RUNNING' as {status}), {now}, {now}, r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes, 1, r.crash
+from {rows: message_id bigint, step_name text, position int, pid bigint, cpu_seconds float, peak_rss_bytes bigint, crash json}
+join pgqrs_workflow_runs w on w.message_id = r.message_id
+where true
+on conflict (run_id, step_name) do update
+set updated_at = excluded.updated_at, pid = excluded.pid, cpu_seconds = excluded.cpu_seconds,
+    peak_rss_bytes = excluded.peak_rss_bytes, crash_count = s.crash_count + 1, crash = excluded.crash
+where s.status <> 'SUCCESS';
+
+-- name: settle_runs
+-- What was asked to be cancelled ends cancelled, unless it failed first; a run that ended does not end again.
+update pgqrs_workflow_runs as w
+set status = cast(case when w.status = 'CANCELLING' and r.wanted = 'RUNNING' then 'CANCELLING'
+                       when w.status = 'CANCELLING' and r.wanted = 'PAUSED' then 'CANCELLING'
+                       when w.status = 'CANCELLING' and r.wanted = 'SUCCESS' then 'CANCELLED'
+                       else r.wanted end as {status}),
+    output = case when w.status = 'CANCELLING' then null else r.result end,
+    error = r.failure,
+    paused_at = case when r.wanted = 'PAUSED' then {now} end,
+    completed_at = case when r.wanted in ('SUCCESS', 'ERROR', 'CANCELLED') then {now} end,
+    updated_at = {now}
+from {rows: of_message bigint, wanted text, result json, failure json}
+where w.message_id = r.of_message and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')
+returning message_id, status;
+
+-- name: release
+-- Back to its queue, at its old place or some seconds from now.
+update pgqrs_messages as m
+set consumer_worker_id = null,
+    vt = case when r.delay_s is null then m.vt else {now + r.delay_s} end,
+    read_ct = case when r.refund and m.read_ct > 0 then m.read_ct - 1 else m.read_ct end
+from {rows: message_id bigint, delay_s float, refund bool}
+where m.id = r.message_id;
+
+-- name: archive
+update pgqrs_messages as m
+set archived_at = {now}, dead_reason = r.dead_reason
+from {rows: message_id bigint, dead_reason text}
+where m.id = r.message_id;

@@ -1,0 +1,122 @@
+"""What a claim's holder may write: data that the core decides and the store carries out.
+
+A write belongs to one claim and has up to three parts: what becomes of the run, of a step, of the message. The store
+applies all writes of a turn in one transaction, and applies a write only while its claim is live: see
+`pgqrs.store.store.Store.commit`.
+"""
+
+from msgspec import Struct
+
+from pgqrs.states import WorkflowStatus
+
+
+class Claim(Struct, frozen=True):
+    """The right to write to a message: it holds while the message's row still carries these three numbers."""
+
+    message_id: int
+    consumer_id: int
+    claim_no: int
+
+
+class RecordedStep(Struct, frozen=True, array_like=True):
+    """A step's row as a replay needs it. `output` and `error` are raw JSON."""
+
+    name: str
+    position: int
+    status: str
+    output: bytes | None
+    error: bytes | None
+    retry_count: int
+
+
+class Claimed(Struct, frozen=True):
+    """A message that a claim took. `status` is its run's, None where no run was begun or the queue has no workflow."""
+
+    claim: Claim
+    payload: bytes
+    read_ct: int
+    status: WorkflowStatus | None = None
+    attempt: int = 0
+    crash_count: int = 0
+    steps: tuple[RecordedStep, ...] = ()
+
+
+class Begin(Struct, frozen=True):
+    """The run's row becomes RUNNING, and is made if there is none. CANCELLING stays CANCELLING."""
+
+    workflow_id: int
+    attempt: int
+
+
+class Settle(Struct, frozen=True):
+    """The run's row takes this state. What would leave CANCELLING for anything but an error becomes CANCELLED."""
+
+    status: WorkflowStatus
+    output: bytes | None = None
+    error: bytes | None = None
+
+
+class Crash(Struct, frozen=True):
+    """A worker died (or was killed) with this run on the CPU."""
+
+    cause: str  # "signal", "exit", "timeout"
+    text: str
+    step: str | None
+    position: int
+    crash_count: int  # of the run, this one included
+    pid: int
+    signal: str | None = None
+    exit_code: int | None = None
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+
+
+class Step(Struct, frozen=True):
+    """A step's result. Recorded once: a row that is SUCCESS never changes."""
+
+    position: int
+    name: str
+    status: WorkflowStatus
+    output: bytes | None = None
+    error: bytes | None = None
+    seconds: float = 0.0
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    pid: int | None = None
+    retry_count: int = 0
+    retry_in_s: float | None = None
+
+
+class Release(Struct, frozen=True):
+    """The message goes back. `delay_s` None keeps its place in the queue; `refund` gives the delivery back to read_ct."""
+
+    delay_s: float | None = None
+    refund: bool = True
+
+
+class Archive(Struct, frozen=True):
+    """The message is done with; `dead_reason` says why if it was given up."""
+
+    dead_reason: str | None = None
+
+
+class Write(Struct, frozen=True):
+    claim: Claim
+    begin: Begin | None = None
+    step: Step | None = None
+    crash: Crash | None = None
+    settle: Settle | None = None
+    message: Release | Archive | None = None
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a write. `applied` False: the claim was no longer live and nothing was written.
+
+    `status` is the run's afterwards, None for a message without a run. `failure` is set when the database refused this
+    write's values (nothing of it was written).
+    """
+
+    write: Write
+    applied: bool
+    status: WorkflowStatus | None = None
+    failure: str | None = None

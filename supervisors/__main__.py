@@ -1,0 +1,35 @@
+"""The supervisor behind `store.workers()`: its order comes on standard input, its readiness goes to a descriptor."""
+
+import os
+import sys
+
+import msgspec
+
+from pgqrs import errors
+from pgqrs.cli.views import PlainView
+from pgqrs.config import Config
+from pgqrs.targets import Target
+from supervisors.loop import Loop, Options
+
+
+class Order(msgspec.Struct):
+    target: Target
+    config: dict[str, object]
+    options: Options
+
+
+def main() -> int:
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    try:
+        return Loop(order.target, Config.from_dict(order.config), order.options, PlainView(quiet=True)).run()
+    except errors.PgqrsError as e:
+        assert order.options.ready_fd is not None
+        try:
+            os.write(order.options.ready_fd, str(e).encode()[:60000])
+        except OSError:
+            print(f"pgqrs: {e}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

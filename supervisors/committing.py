@@ -1,0 +1,136 @@
+"""The two threads that talk to the database, so that the loop never waits for it.
+
+`Turns` carries out one turn after another, each a transaction; while one is under way the loop gathers the next, which is
+the group commit. `Lease` renews on a connection of its own: it must not stand in line behind a slow commit.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from pgqrs import errors
+from pgqrs.store.store import MessageStore, Turn, Wanted
+from pgqrs.writes import Claim, Write
+
+RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts to reach a database that is away
+
+
+class Job(Struct, frozen=True):
+    writes: Sequence[Write]
+    wanted: Sequence[Wanted]
+
+
+class Done(Struct, frozen=True):
+    """`held` is what the database says that we hold, asked for after a failure only."""
+
+    job: Job
+    turn: Turn
+    seconds: float
+    held: list[Claim] | None = None
+
+
+class Away(Struct, frozen=True):
+    """The database cannot be reached, and the turn is being tried again."""
+
+    error: str
+
+
+class Broken(Struct, frozen=True):
+    """The thread met something that it cannot deal with."""
+
+    error: BaseException
+
+
+class Turns:
+    """`submit` one job at a time; `wake` is called, from the thread, when `news` has something."""
+
+    def __init__(self, store: MessageStore, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[Done | Away | Broken] = queue.SimpleQueue()
+        self.busy = False
+        self.consumers: tuple[int, ...] = ()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pgqrs-turns", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self.busy = True
+        self._jobs.put(job)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        self._stopping.set()
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._say(self._carry_out(job))
+            except BaseException as e:
+                self._say(Broken(e))
+                return
+
+    def _carry_out(self, job: Job) -> Done:
+        began = time.monotonic()
+        failures = 0
+        while True:
+            try:
+                if not failures:
+                    return Done(job, self._store.turn(job.writes, job.wanted), time.monotonic() - began)
+                # Whether the last attempt was committed is unknown: the writes are safe to repeat, and what a claim took
+                # without our seeing it is found by asking.
+                turn = self._store.turn(job.writes, (), unsure=True)
+                held = self._store.held(self.consumers)
+                return Done(job, turn, time.monotonic() - began, held)
+            except errors.PgqrsConnectionError as e:
+                if not failures:
+                    self._say(Away(str(e)))
+                if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
+                    raise
+                failures += 1
+
+    def _say(self, news: Done | Away | Broken) -> None:
+        self.news.put(news)
+        self._wake()
+
+
+class Lease:
+    """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the renewal was
+    sent, so it ends here before it ends in the database."""
+
+    def __init__(self, store: MessageStore, supervisor_id: int, lease_s: float, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._id = supervisor_id
+        self._lease_s = lease_s
+        self._wake = wake
+        self._stop = threading.Event()
+        self.until = time.monotonic() + lease_s
+        self.lost = False
+        self._thread = threading.Thread(target=self._run, name="pgqrs-lease", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2)
+
+    def _run(self) -> None:
+        wait_s = self._lease_s / 3
+        while not self._stop.wait(wait_s):
+            began = time.monotonic()
+            try:
+                renewed = self._store.renew_lease(self._id, self._lease_s)
+            except errors.PgqrsError:
+                wait_s = min(0.5, self._lease_s / 10)
+                continue
+            wait_s = self._lease_s / 3
+            if renewed:
+                self.until = began + self._lease_s
+            else:
+                self.lost = True
+                self._wake()
+                return

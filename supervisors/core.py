@@ -1,0 +1,921 @@
+"""The supervisor's decisions: events in, commands out. No I/O, no clock, no randomness; `now` is monotonic seconds.
+
+    a message's way   Claimed → Execute sent → Started → Checkpoint … → Finished; each write goes out as `Save` and comes
+                      back as an `Outcome`, and only then does the worker hear `Committed`
+    a worker's way    Launch → Ready → busy and idle → Exited; its pipe is drained before `Exited` is reported, so what it
+                      sent is in, and what it had on the CPU is the one thing its death can be charged to
+
+A run is in `runs` from its claim until the write that ends our claim on it is known to be applied. Whatever a worker
+says of a run that is not there under that claim is of the past, and is dropped.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs.retry import BackoffStrategy
+from pgqrs.states import WorkflowStatus
+from pgqrs.writes import Archive, Begin, Claim, Claimed, Crash, Outcome, Release, Settle, Step, Write
+from supervisors import wire
+
+CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
+CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
+LANES_MIN, LANES_MAX = 2, 256
+LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
+COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+ASYNC_LANES = 100
+HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
+POLL_MIN_S = 0.005
+FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
+KILL_GRACE_S = 1.0
+BOOT_DEADLINE_S = 60.0
+RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
+REBALANCE_S = 0.05
+
+Kind = Literal["sync", "async"]
+
+
+class Function(Struct, frozen=True):
+    """One workflow or handler that the workers know, and where its messages are."""
+
+    name: str
+    kind: wire.Kind
+    is_async: bool
+    queue: str
+    queue_id: int
+    workflow_id: int | None
+
+
+class Settings(Struct, frozen=True):
+    workers: int
+    lanes: int | None = None  # of each worker; None follows the measured step time
+    read_ct_max: int = 5
+    poll_max_s: float = 0.25
+    drain_timeout_s: float = 30.0
+    burst: bool = False
+    handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
+
+
+# Events
+
+
+class Launched(Struct, frozen=True):
+    worker: int
+    pid: int
+
+
+class Received(Struct, frozen=True):
+    worker: int
+    frame: wire.Up
+
+
+class Exited(Struct, frozen=True):
+    """A worker is gone and its pipe is drained. `oom`: the kernel's out-of-memory killer took it."""
+
+    worker: int
+    signal: str | None
+    exit_code: int | None
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    garbled: str | None = None  # it was killed for what it sent
+
+
+class Taken(Struct, frozen=True):
+    """The answer to a Want: the messages, oldest first, and the watermark for the next claim."""
+
+    queue_id: int
+    messages: list[Claimed]
+    limit: int
+    after: Any
+
+
+class Saved(Struct, frozen=True):
+    outcomes: list[Outcome]
+
+
+class Held(Struct, frozen=True):
+    """What the database says that we hold, asked after a transaction whose outcome nobody saw."""
+
+    claims: list[Claim]
+
+
+class ClaimLost(Struct, frozen=True):
+    """A Want came to nothing: the database was away."""
+
+    queue_id: int
+
+
+class Hinted(Struct, frozen=True):
+    """These queues may hold something new; None: any of them."""
+
+    queues: tuple[str, ...] | None = None
+
+
+class Stop(Struct, frozen=True):
+    """The level it was asked with so far: 1 drain, 2 stop at the next step boundary, 3 now."""
+
+    level: int
+
+
+class LeaseLost(Struct, frozen=True):
+    """Everything that we hold may be another's. `in_flight` writes are on their way; the others were dropped."""
+
+    in_flight: int
+
+
+class Registered(Struct, frozen=True):
+    """We are a supervisor again, with these consumers (queue id to consumer id)."""
+
+    consumers: dict[int, int]
+
+
+class Tick(Struct, frozen=True):
+    pass
+
+
+Event = (
+    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Tick
+)  # fmt: skip
+
+
+# Commands
+
+
+class Launch(Struct, frozen=True):
+    worker: int
+    kind: Kind
+
+
+class Send(Struct, frozen=True):
+    worker: int
+    frame: wire.Down
+
+
+class Kill(Struct, frozen=True):
+    worker: int
+    force: bool
+
+
+class Save(Struct, frozen=True):
+    """To be committed; `urgent`: at once, for somebody waits for it."""
+
+    write: Write
+    urgent: bool = False
+
+
+class Hurry(Struct, frozen=True):
+    """What is waiting to be committed is waited for."""
+
+
+class Want(Struct, frozen=True):
+    queue_id: int
+    consumer_id: int
+    limit: int
+    after: Any
+
+
+class Note(Struct, frozen=True):
+    """For people. `run` is the message's id."""
+
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+    run: int | None = None
+
+
+class Exit(Struct, frozen=True):
+    code: int
+    reason: str
+
+
+Command = Launch | Send | Kill | Save | Hurry | Want | Note | Exit
+
+
+# State
+
+
+class Run(Struct, eq=False):
+    """A message that we hold."""
+
+    claim: Claim
+    function: Function
+    claimed: Claimed
+    crashes: int
+    worker: int | None = None
+    started: bool = False
+    cancelling: bool = False
+    ending: bool = False  # the write that ends our claim is on its way
+
+    @property
+    def id(self) -> int:
+        return self.claim.message_id
+
+    @property
+    def bytes(self) -> int:
+        return len(self.claimed.payload)
+
+    @property
+    def isolated(self) -> bool:
+        return self.crashes > 0
+
+
+class OnCpu(Struct, frozen=True):
+    """What a worker said it is running, and since when."""
+
+    run: int
+    step: str | None
+    position: int
+    since: float
+    deadline: float | None
+    retry_count: int
+    retry_in_s: float | None
+
+
+class Worker(Struct, eq=False):
+    id: int
+    kind: Kind
+    launched_at: float
+    pid: int | None = None
+    ready: bool = False
+    runs: dict[int, Run] = msgspec.field(default_factory=dict)
+    on_cpu: OnCpu | None = None
+    idle: bool = False
+    exclusive: bool = False  # carries one isolated run and nothing beside it
+    reserved: bool = False  # being emptied for one
+    timed_out: OnCpu | None = None
+    killing: str | None = None  # why we are killing it
+    kill_at: float | None = None  # when to stop asking nicely
+    revoking: bool = False
+    revoked_at: float = -1.0
+
+    @property
+    def bytes(self) -> int:
+        return sum(r.bytes for r in self.runs.values())
+
+
+class Queue(Struct, eq=False):
+    function: Function
+    consumer_id: int | None = None
+    after: Any = None
+    wanting: bool = False
+    hinted: bool = False
+    next_claim_at: float = 0.0
+    full_scan_at: float = 0.0
+    poll_s: float = POLL_MIN_S
+    empty: bool = False  # the last look at the whole of it found nothing
+    step_s: float = 0.02  # a moving average: how long this queue's steps take
+
+
+class Core:
+    def __init__(self, functions: Sequence[Function], settings: Settings) -> None:
+        self.settings = settings
+        self.queues = {f.queue_id: Queue(f) for f in functions}
+        self.runs: dict[int, Run] = {}
+        self.workers: dict[int, Worker] = {}
+        self.waiting: deque[Run] = deque()  # claimed, with no worker yet
+        self.level = 0  # of stopping
+        self.exit: Exit | None = None
+        self.finished = 0
+        self.failed = 0
+        self.crashes = 0
+        self._kinds: dict[Kind, int] = {}
+        if any(not f.is_async for f in functions):
+            self._kinds["sync"] = settings.workers
+        if any(f.is_async for f in functions):
+            self._kinds["async"] = 1
+        self._next_worker = 1
+        self._boot_failures: deque[float] = deque()
+        self._deadline: float | None = None  # of draining
+        self._saving = 0
+        self._turn = 0
+        self._out: list[Command] = []
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        match event:
+            case Received():
+                self._received(event, now)
+            case Saved():
+                self._saved(event.outcomes, now)
+            case Taken():
+                self._taken(event, now)
+            case Exited():
+                self._exited(event, now)
+            case Launched():
+                if worker := self.workers.get(event.worker):
+                    worker.pid = event.pid
+            case Hinted():
+                self._hinted(event)
+            case ClaimLost():
+                self.queues[event.queue_id].wanting = False
+            case Held():
+                self._held(event)
+            case Stop():
+                self._stop(event.level, now)
+            case LeaseLost():
+                self._lease_lost(event.in_flight)
+            case Registered():
+                for queue_id, consumer_id in event.consumers.items():
+                    self.queues[queue_id].consumer_id = consumer_id
+            case Tick():
+                pass
+        self._reconcile(now)
+        out, self._out = self._out, []
+        return out
+
+    def next_timer(self, now: float) -> float | None:
+        """When `handle(Tick())` is wanted at the latest, in monotonic seconds."""
+        times = [self._deadline] if self._deadline is not None else []
+        for worker in self.workers.values():
+            if worker.kill_at is not None:
+                times.append(worker.kill_at)
+            if worker.on_cpu and worker.on_cpu.deadline is not None and worker.killing is None:
+                times.append(worker.on_cpu.deadline)
+            if not worker.ready:
+                times.append(worker.launched_at + BOOT_DEADLINE_S)
+        if not self.level and self._free():
+            times += [q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None]
+        return min(times, default=None)
+
+    # What workers say
+
+    def _received(self, event: Received, now: float) -> None:
+        worker = self.workers[event.worker]
+        frame = event.frame
+        match frame:
+            case wire.Ready():
+                worker.ready = True
+                if self.level:
+                    self._out.append(Send(worker.id, wire.Drain(self.level > 1)))
+            case wire.Idle():
+                worker.on_cpu = None
+                worker.idle = True
+                self._out.append(Hurry())
+            case wire.Returned():
+                worker.revoking = False
+                for message_id in frame.message_ids:
+                    if run := worker.runs.pop(message_id, None):
+                        self._off_cpu(worker, message_id)
+                        self._came_back(run)
+            case _:
+                run = worker.runs.get(frame.message_id)
+                if run is not None and run.claim.claim_no == frame.claim_no and not run.ending:
+                    self._of_run(worker, run, frame, now)
+
+    def _of_run(
+        self,
+        worker: Worker,
+        run: Run,
+        frame: wire.Started | wire.Checkpoint | wire.StepFailed | wire.Paused | wire.Finished | wire.Failed,
+        now: float,
+    ) -> None:
+        worker.idle = False
+        if isinstance(frame, wire.Started):
+            worker.on_cpu = OnCpu(
+                run.id,
+                frame.step,
+                frame.position,
+                now,
+                None if frame.timeout_s is None else now + frame.timeout_s + (5.0 if worker.kind == "async" else 0.0),
+                frame.retry_count,
+                frame.retry_in_s,
+            )
+            if not run.started:
+                run.started = True
+                if run.function.workflow_id is not None:
+                    self._save(Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1)))
+            return
+        self._off_cpu(worker, run.id)
+        match frame:
+            case wire.Checkpoint():
+                # The function's own code goes on from here, until another run starts or the worker says it is idle.
+                worker.on_cpu = OnCpu(run.id, None, frame.position + 1, now, None, 0, None)
+                self._measured(run, frame.seconds)
+                self._save(Write(run.claim, step=_step_of(frame, worker)), urgent=len(worker.runs) == 1)
+            case wire.StepFailed():
+                self._measured(run, frame.seconds)
+                step = _step_of(frame, worker)
+                self._leave(worker, run, Write(run.claim, step=step, settle=Settle(WorkflowStatus.Running), message=Release(frame.retry_in_s)))
+            case wire.Paused():
+                step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
+                settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
+                delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
+                self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=Release(delay)))
+            case wire.Finished():
+                self.finished += 1
+                settle_ok = Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
+                self._leave(worker, run, Write(run.claim, settle=settle_ok, message=Archive()))
+            case wire.Failed():
+                self.failed += 1
+                self._leave(worker, run, self._failure(run, frame.error))
+
+    def _failure(self, run: Run, error: bytes) -> Write:
+        """A workflow that raised is over; a plain message is delivered again while it has deliveries left."""
+        reason = _reason(error)
+        if run.function.workflow_id is not None:
+            self._out.append(Note(f"failed: {reason}", "error", run.id))
+            return Write(run.claim, settle=Settle(WorkflowStatus.Error, error=error), message=Archive(reason))
+        tries = run.claimed.read_ct
+        if tries >= self.settings.read_ct_max:
+            self._out.append(Note(f"dead after {tries} deliveries: {reason}", "error", run.id))
+            return Write(run.claim, message=Archive(reason))
+        # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
+        delay = self.settings.handler_backoff.delay(tries, lambda: 0.5)
+        self._out.append(Note(f"delivery {tries} of {self.settings.read_ct_max} failed, again in {delay:g} s: {reason}", "warning", run.id))
+        return Write(run.claim, message=Release(delay, refund=False))
+
+    def _leave(self, worker: Worker, run: Run, write: Write) -> None:
+        """The run is off its worker, and this write ends our claim."""
+        worker.runs.pop(run.id, None)
+        self._end(run, write)
+
+    def _end(self, run: Run, write: Write, urgent: bool = False) -> None:
+        run.ending = True
+        run.worker = None
+        if isinstance(write.message, Release) and write.message.delay_s is None:
+            # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
+            queue = self.queues[run.function.queue_id]
+            queue.after, queue.next_claim_at = None, 0.0
+        self._save(write, urgent)
+
+    def _came_back(self, run: Run) -> None:
+        """A worker returned it: cancelled, never started, or left at a boundary for a shutdown."""
+        if run.ending:
+            return
+        if run.cancelling:
+            self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True)
+        elif self.level or run.started:
+            self._end(run, Write(run.claim, message=Release()), urgent=True)
+        else:
+            run.worker = None
+            self.waiting.appendleft(run)
+
+    def _off_cpu(self, worker: Worker, message_id: int) -> None:
+        if worker.on_cpu and worker.on_cpu.run == message_id:
+            worker.on_cpu = None
+
+    def _measured(self, run: Run, seconds: float) -> None:
+        queue = self.queues[run.function.queue_id]
+        queue.step_s += 0.1 * (seconds - queue.step_s)
+
+    # What the database says
+
+    def _saved(self, outcomes: Iterable[Outcome], now: float) -> None:
+        for outcome in outcomes:
+            self._saving -= 1
+            write = outcome.write
+            run = self.runs.get(write.claim.message_id)
+            if run is None or run.claim != write.claim:
+                continue
+            if not outcome.applied:
+                self._not_applied(run, outcome)
+            elif write.message is not None:
+                self.runs.pop(run.id)
+                self.queues[run.function.queue_id].empty = False
+            elif run.worker is not None:
+                if outcome.status == WorkflowStatus.Cancelling and not run.cancelling:
+                    run.cancelling = True
+                    self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
+                if write.step is not None:
+                    run.crashes = 0
+                    if not run.cancelling:
+                        self._out.append(
+                            Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
+                        )
+
+    def _not_applied(self, run: Run, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            self._out.append(Note("lost: its claim is another's by now; nothing was written", "warning", run.id))
+            self._drop(run)
+            return
+        self._out.append(Note(f"the database refused its values: {outcome.failure}", "error", run.id))
+        error = msgspec.json.encode(
+            {"code": "NON_RETRYABLE", "is_transient": False, "type": "pgqrs.errors.DatabaseError", "message": outcome.failure}
+        )
+        self.failed += 1
+        if run.worker is not None:
+            self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
+            if worker := self.workers.get(run.worker):
+                worker.runs.pop(run.id, None)
+        settle = Settle(WorkflowStatus.Error, error=error) if run.function.workflow_id is not None else None
+        if outcome.write.settle == settle or (settle is None and isinstance(outcome.write.message, Archive)):
+            self._drop(run)  # even that was refused: leave it to the lease
+            return
+        self._end(run, Write(run.claim, settle=settle, message=Archive(outcome.failure[:500])), urgent=True)
+
+    def _drop(self, run: Run) -> None:
+        """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
+        self.runs.pop(run.id, None)
+        if run.worker is not None and (worker := self.workers.get(run.worker)):
+            worker.runs.pop(run.id, None)
+            if worker.on_cpu and worker.on_cpu.run == run.id:
+                self._kill(worker, "it runs what is no longer ours", force=True)
+            else:
+                self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+
+    def _taken(self, event: Taken, now: float) -> None:
+        queue = self.queues[event.queue_id]
+        queue.wanting = False
+        whole = queue.after is None
+        if len(event.messages) >= event.limit:
+            queue.after, queue.next_claim_at, queue.empty = event.after, now, False
+            if whole:
+                queue.full_scan_at = now + FULL_SCAN_S
+            if now >= queue.full_scan_at:
+                queue.after = None
+        else:
+            queue.after = None
+            queue.empty = whole and not event.messages
+            queue.poll_s = POLL_MIN_S if event.messages else min(queue.poll_s * 2, self.settings.poll_max_s)
+            queue.next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
+        queue.hinted = False
+        for claimed in event.messages:
+            run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
+            known = self.runs.get(run.id)
+            if known is not None and known.worker is not None:
+                self._drop(known)  # we lost it and took it again
+            self.runs[run.id] = run
+            self._admit(run)
+
+    def _admit(self, run: Run) -> None:
+        status = run.claimed.status
+        if status is WorkflowStatus.Cancelling:
+            self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()))
+        elif status is not None and status.terminal:
+            self._end(run, Write(run.claim, message=Archive()))  # it ended, but its message was left
+        elif self.level:
+            self._end(run, Write(run.claim, message=Release()))
+        else:
+            self.waiting.append(run)
+
+    def _held(self, event: Held) -> None:
+        """A claim whose answer was lost left messages ours that we never saw: back they go."""
+        known = {r.claim for r in self.runs.values()}
+        for claim in event.claims:
+            if claim not in known:
+                self._save(Write(claim, message=Release()))
+
+    def _hinted(self, event: Hinted) -> None:
+        for queue in self.queues.values():
+            if event.queues is None or queue.function.queue in event.queues:
+                queue.next_claim_at, queue.poll_s = 0.0, POLL_MIN_S
+                queue.hinted = queue.wanting
+
+    def _lease_lost(self, in_flight: int) -> None:
+        self._saving = in_flight
+        self._out.append(Note("the lease ran out: what ran here is another's now; starting afresh", "error"))
+        self.runs.clear()
+        self.waiting.clear()
+        for queue in self.queues.values():
+            queue.consumer_id = None
+            queue.after, queue.wanting = None, False
+        for worker in self.workers.values():
+            worker.runs.clear()
+            worker.on_cpu = None
+            self._kill(worker, "the lease ran out", force=True)
+
+    # Deaths
+
+    def _exited(self, event: Exited, now: float) -> None:
+        worker = self.workers.pop(event.worker)
+        how = _how(event)
+        blamed = worker.on_cpu if worker.killing is None else None
+        if worker.timed_out and worker.on_cpu and worker.timed_out.run == worker.on_cpu.run and worker.timed_out.position == worker.on_cpu.position:
+            blamed = worker.on_cpu
+        for run in worker.runs.values():
+            if run.ending:
+                continue
+            if blamed is None or blamed.run != run.id:
+                self._came_back_from_the_dead(run)
+            elif worker.timed_out:
+                self._timed_out(run, worker, event, blamed, now)
+            else:
+                self._crashed(run, worker, event, blamed, how)
+        if worker.killing is None and not worker.ready:
+            self._boot_failed(how, now)
+        elif worker.killing is None and not self.level:
+            self.crashes += 1
+            note = f"worker {worker.id} (pid {worker.pid}) {how}"
+            self._out.append(Note(note + (f" in {blamed.step or 'its function'}" if blamed else ""), "warning", blamed and blamed.run))
+
+    def _came_back_from_the_dead(self, run: Run) -> None:
+        """Not what killed the worker: back in the queue at its old place, uncharged, and claimed in the same turn."""
+        if run.cancelling:
+            self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True)
+        elif not run.started and not self.level:
+            run.worker = None
+            self.waiting.appendleft(run)
+        else:
+            self._end(run, Write(run.claim, message=Release()), urgent=True)
+
+    def _crashed(self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, how: str) -> None:
+        crash = Crash(
+            cause="signal" if event.signal else "exit",
+            text=f"worker (pid {worker.pid}) {how}" + (f" in step {blamed.step!r}" if blamed.step else ""),
+            step=blamed.step,
+            position=blamed.position,
+            crash_count=run.crashes + 1,
+            pid=worker.pid or 0,
+            signal=event.signal,
+            exit_code=event.exit_code,
+            cpu_seconds=event.cpu_seconds,
+            peak_rss_bytes=event.peak_rss_bytes,
+        )
+        if run.function.workflow_id is None:
+            spent = run.claimed.read_ct >= self.settings.read_ct_max
+            message = Archive(f"{crash.text}, delivery {run.claimed.read_ct}") if spent else Release(refund=False)
+            self._end(run, Write(run.claim, message=message), urgent=True)
+        elif crash.crash_count >= CRASHES_MAX:
+            self.failed += 1
+            reason = f"its worker died {crash.crash_count} times without a checkpoint between: {crash.text}"
+            error = {"code": "CRASHED", "is_transient": False, "type": "pgqrs.errors.WorkerCrashed", "message": reason}
+            self._out.append(Note(f"given up: {reason}", "error", run.id))
+            settle = Settle(WorkflowStatus.Error, error=msgspec.json.encode(error))
+            self._end(run, Write(run.claim, crash=crash, settle=settle, message=Archive(reason)), urgent=True)
+        else:
+            self._end(run, Write(run.claim, crash=crash, message=Release()), urgent=True)
+
+    def _timed_out(self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, now: float) -> None:
+        """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
+        text = f"step {blamed.step!r} was killed at its time limit"
+        error = {"code": "TIMEOUT", "is_transient": blamed.retry_in_s is not None, "type": "builtins.TimeoutError", "message": text, "args": [text]}
+        step = Step(
+            blamed.position,
+            blamed.step or "",
+            WorkflowStatus.Error,
+            error=msgspec.json.encode(error),
+            seconds=now - blamed.since,
+            cpu_seconds=event.cpu_seconds,
+            peak_rss_bytes=event.peak_rss_bytes,
+            pid=worker.pid,
+            retry_count=blamed.retry_count + (1 if blamed.retry_in_s is not None else 0),
+            retry_in_s=blamed.retry_in_s,
+        )
+        self._out.append(Note(text, "warning", run.id))
+        self._end(run, Write(run.claim, step=step, message=Release(blamed.retry_in_s)), urgent=True)
+
+    def _boot_failed(self, how: str, now: float) -> None:
+        self._out.append(Note(f"a worker {how} before it was ready", "error"))
+        self._boot_failures.append(now)
+        while self._boot_failures and now - self._boot_failures[0] > RESTARTS_WINDOW_S:
+            self._boot_failures.popleft()
+        if len(self._boot_failures) >= RESTARTS_MAX:
+            reason = f"{RESTARTS_MAX} workers died while starting within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            self._finish(Exit(1, reason))
+
+    def _kill(self, worker: Worker, why: str, force: bool) -> None:
+        if worker.killing is None or force:
+            worker.killing = worker.killing or why
+            worker.kill_at = None
+            self._out.append(Kill(worker.id, force))
+
+    # Stopping
+
+    def _stop(self, level: int, now: float) -> None:
+        if level <= self.level:
+            return
+        self.level = level
+        if level == 1:
+            self._deadline = now + self.settings.drain_timeout_s
+            self._out.append(Note(f"stopping: finishing {self._started()} runs, for at most {self.settings.drain_timeout_s:g} s"))
+        elif level == 2:
+            self._out.append(Note("stopping at the next step of every run", "warning"))
+        else:
+            self._deadline = None
+            self._out.append(Note("stopping now", "warning"))
+        while self.waiting:
+            self._end_released(self.waiting.popleft())
+        for worker in self.workers.values():
+            if level > 2 or not worker.ready:
+                self._kill(worker, "stopping", force=True)
+            else:
+                self._out.append(Send(worker.id, wire.Drain(level > 1)))
+
+    def _end_released(self, run: Run) -> None:
+        self._end(run, Write(run.claim, message=Release()))
+
+    def _started(self) -> int:
+        return sum(r.started and not r.ending for r in self.runs.values())
+
+    def _finish(self, exit: Exit) -> None:
+        if self.exit is None:
+            self.exit = exit
+            self._out.append(exit)
+
+    # After every event: what is wanted against what is
+
+    def _reconcile(self, now: float) -> None:
+        if self.exit:
+            return
+        self._watch(now)
+        if self.level:
+            if not self.runs and not self._saving:
+                self._finish(Exit(0, "drained"))
+            return
+        self._staff(now)
+        self._dispatch(now)
+        self._balance(now)
+        self._claim(now)
+        if self.settings.burst and not self.runs and not self._saving and self._all_empty():
+            self._finish(Exit(0, "nothing left to do"))
+
+    def _watch(self, now: float) -> None:
+        """Deadlines: of steps, of dying, of booting, of draining."""
+        for worker in self.workers.values():
+            cpu = worker.on_cpu
+            if worker.kill_at is not None and now >= worker.kill_at:
+                self._kill(worker, "it did not stop", force=True)
+            elif worker.killing is None and cpu and cpu.deadline is not None and now >= cpu.deadline:
+                worker.timed_out = cpu
+                self._kill(worker, "time limit", force=False)
+                worker.kill_at = now + KILL_GRACE_S
+            elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
+                self._kill(worker, "it never became ready", force=True)
+                self._boot_failed("was not ready in time", now)
+        if self._deadline is not None and now >= self._deadline:
+            self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
+            self._stop(3, now)
+
+    def _staff(self, now: float) -> None:
+        for kind, wanted in self._kinds.items():
+            have = sum(w.kind == kind and w.killing is None for w in self.workers.values())
+            for _ in range(wanted - have):
+                worker = Worker(self._next_worker, kind, launched_at=now)
+                self._next_worker += 1
+                self.workers[worker.id] = worker
+                self._out.append(Launch(worker.id, kind))
+
+    def _dispatch(self, now: float) -> None:
+        """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
+        for worker in self.workers.values():
+            if not worker.runs:
+                worker.exclusive = False
+        if not self.waiting:
+            for worker in self.workers.values():
+                worker.reserved = False
+            return
+        put_back: list[Run] = []
+        while self.waiting:
+            run = self.waiting.popleft()
+            worker = self._host(run)
+            if worker is None:
+                put_back.append(run)
+                if len(put_back) >= len(self._kinds) + LANES_MAX:
+                    break
+            else:
+                self._execute(worker, run)
+        self.waiting.extendleft(reversed(put_back))
+
+    def _host(self, run: Run) -> "Worker | None":
+        kind: Kind = "async" if run.function.is_async else "sync"
+        able = [w for w in self.workers.values() if w.kind == kind and w.ready and w.killing is None and not w.exclusive]
+        if run.isolated and kind == "sync":
+            empty = [w for w in able if not w.runs]
+            if empty:
+                empty[0].exclusive, empty[0].reserved = True, False
+                return empty[0]
+            if able and not any(w.reserved for w in able):
+                fewest = min(able, key=lambda w: len(w.runs))
+                fewest.reserved = True
+                self._revoke(fewest, len(fewest.runs))
+            return None
+        lanes = self._lanes(run.function)
+        open_ = [w for w in able if not w.reserved and len(w.runs) < lanes and w.bytes < LANES_BYTES_MAX]
+        return min(open_, key=lambda w: len(w.runs), default=None)
+
+    def _execute(self, worker: Worker, run: Run) -> None:
+        worker.runs[run.id] = run
+        worker.idle = False
+        run.worker = worker.id
+        steps = run.claimed.steps
+        for chunk in _chunks(steps):
+            self._out.append(Send(worker.id, wire.History(run.id, chunk)))
+        c = run.claimed
+        attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
+        frame = wire.Execute(run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ())
+        self._out.append(Send(worker.id, frame))
+
+    def _balance(self, now: float) -> None:
+        """A worker with nothing to do beside one that has runs it did not start: they change hands."""
+        if self.waiting:
+            return
+        for idle in self.workers.values():
+            if idle.runs or not idle.ready or idle.killing or idle.kind != "sync":
+                continue
+            rich = [
+                (sum(not r.started for r in w.runs.values()), w)
+                for w in self.workers.values()
+                if w.kind == "sync" and not w.revoking and w.killing is None and now - w.revoked_at >= REBALANCE_S
+            ]
+            count, worker = max(rich, key=lambda c: c[0], default=(0, None))
+            if worker is not None and count:
+                self._revoke(worker, (count + 1) // 2)
+                worker.revoked_at = now
+
+    def _revoke(self, worker: Worker, count: int) -> None:
+        worker.revoking = True
+        self._out.append(Send(worker.id, wire.Revoke(count)))
+
+    def _claim(self, now: float) -> None:
+        free = self._free() - len(self.waiting) - sum(q.wanting for q in self.queues.values())
+        if free <= 0:
+            return
+        # Round robin: whoever stands first in one turn stands last in the next.
+        self._turn += 1
+        queues = list(self.queues.values())
+        first = self._turn % len(queues)
+        due = [q for q in queues[first:] + queues[:first] if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at]
+        for n, queue in enumerate(due):
+            share = -(-free // (len(due) - n))
+            limit = min(share, self._room(queue), CLAIM_MAX)
+            if limit <= 0:
+                continue
+            free -= limit
+            queue.wanting = True
+            queue.hinted = False
+            assert queue.consumer_id is not None
+            self._out.append(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))
+
+    def _free(self) -> int:
+        return sum(self._room_of(kind) for kind in self._kinds)
+
+    def _room(self, queue: Queue) -> int:
+        kind: Kind = "async" if queue.function.is_async else "sync"
+        lanes = self._lanes(queue.function)
+        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+
+    def _room_of(self, kind: Kind) -> int:
+        lanes = max(
+            (self._lanes(q.function) for q in self.queues.values() if q.function.is_async == (kind == "async")), default=0
+        )
+        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+
+    def _open(self, kind: Kind) -> Iterator[Worker]:
+        for w in self.workers.values():
+            if w.kind == kind and w.ready and w.killing is None and not w.exclusive and not w.reserved and w.bytes < LANES_BYTES_MAX:
+                yield w
+
+    def _lanes(self, function: Function) -> int:
+        """Runs that a worker should have at hand: few for long steps, many for tiny ones."""
+        if self.settings.lanes is not None:
+            return self.settings.lanes
+        if function.is_async:
+            return ASYNC_LANES
+        step_s = self.queues[function.queue_id].step_s
+        return max(LANES_MIN, min(LANES_MAX, round(COMMIT_HIDE_S / max(step_s, 1e-6))))
+
+    def _all_empty(self) -> bool:
+        return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
+
+    def _save(self, write: Write, urgent: bool = False) -> None:
+        self._saving += 1
+        self._out.append(Save(write, urgent))
+
+
+FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end
+
+
+def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
+    return Step(
+        frame.position,
+        frame.name,
+        WorkflowStatus.Error if frame.error is not None else WorkflowStatus.Success,
+        output=frame.output if isinstance(frame, wire.Checkpoint) else None,
+        error=frame.error,
+        seconds=frame.seconds,
+        cpu_seconds=frame.cpu_seconds,
+        pid=worker.pid,
+        retry_count=frame.retry_count,
+        retry_in_s=frame.retry_in_s if isinstance(frame, wire.StepFailed) else None,
+    )
+
+
+def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    chunk: list[Any] = []
+    size = 0
+    for step in steps:
+        chunk.append(step)
+        size += len(step.output or b"") + len(step.error or b"")
+        if size >= HISTORY_CHUNK_BYTES:
+            yield tuple(chunk)
+            chunk, size = [], 0
+    if chunk:
+        yield tuple(chunk)
+
+
+def _reason(error: bytes) -> str:
+    """One line of an error that a worker described."""
+    told = msgspec.json.decode(error)
+    if not isinstance(told, dict):
+        return str(told)[:500]
+    kind = str(told.get("type", "")).rpartition(".")[2]
+    return f"{kind}: {told.get('message', '')}"[:500]
+
+
+def _how(event: Exited) -> str:
+    if event.garbled:
+        return f"was killed for what it sent: {event.garbled}"
+    if event.signal:
+        return f"was killed by {event.signal}"
+    return f"exited with code {event.exit_code}"

@@ -1,0 +1,44 @@
+"""Who this supervisor is, in terms that another one on the same host can check."""
+
+import os
+import socket
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from pgqrs.store.store import Identity
+
+
+def own_identity() -> Identity:
+    """The name is new each time: a restarted supervisor is another one."""
+    host = socket.gethostname()
+    return Identity(
+        name=f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+        host=host,
+        boot_id=_read("/proc/sys/kernel/random/boot_id"),
+        pid_ns=_link("/proc/self/ns/pid"),
+        pid=os.getpid(),
+        pid_started=started(os.getpid()) or 0,
+    )
+
+
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks after boot: with the pid it names one process. None: there is none, or it
+    is only a zombie."""
+    stat = _read(f"/proc/{pid}/stat")
+    if not stat:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _read(path: str) -> str:
+    with suppress(OSError):
+        return Path(path).read_text().strip()
+    return ""
+
+
+def _link(path: str) -> str:
+    with suppress(OSError):
+        return os.readlink(path)
+    return ""

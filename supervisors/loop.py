@@ -1,0 +1,632 @@
+"""The supervisor process: pipes, signals, the database and the clock, around the core that decides.
+
+Every turn reads what is ready, lets the core say what follows, and hands one transaction to the database thread; what
+arrives meanwhile is the next one. Nothing here waits for anything but the selector.
+"""
+
+import os
+import select
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from pgqrs import errors, targets
+from pgqrs.config import Config
+from pgqrs.store import open_store
+from pgqrs.store.store import MessageStore, Wanted
+from pgqrs.writes import Write
+from supervisors import core, wire
+from supervisors.committing import Away, Broken, Done, Job, Lease, Turns
+from supervisors.identity import own_identity, started
+from supervisors.launch import (
+    Child,
+    Described,
+    ForkFailed,
+    Launcher,
+    LoadFailed,
+    Loaded,
+    StartMethod,
+    become_subreaper,
+    make_launcher,
+)
+from supervisors.output import LineReader
+from supervisors.watching import watch
+
+COMMIT_EVERY_S = 0.02  # what nobody waits for may wait this long for company
+TURN_WRITES_MAX = 1000
+OUTBOX_BYTES_MAX = 64 * 1024 * 1024  # unread by a worker: it is stuck, and its pipe with it
+READ_BYTES = 1024 * 1024
+LEASE_S = 15.0
+RECOVER_EVERY_S = 1.0
+SELF_FENCE_MARGIN_S = 1.0
+REFRESH_S = 0.25
+GOODBYE_S = 1.0
+
+
+class Options(Struct, frozen=True):
+    """What `pgqrs supervise` can be told. `workers` None: the cores that this process may use."""
+
+    workers: int | None = None
+    lanes: int | None = None
+    burst: bool = False
+    start_method: StartMethod | None = None
+    drain_timeout_s: float = 30.0
+    lease_s: float = LEASE_S
+    subreaper: bool = True
+    ready_fd: int | None = None  # a byte is written here once messages are being claimed
+    parent_fd: int | None = None  # when this ends, so does the supervisor
+
+
+class Report(Struct, frozen=True):
+    """What it will do, said at the start."""
+
+    target: str
+    start_method: StartMethod
+    workers: int
+    async_workers: int
+    functions: tuple[Described, ...]
+    threads: int
+    thread_makers: tuple[str, ...]
+    import_s: float
+    lease_s: float
+    payload_bytes_max: int
+    dsn: str
+    recovered: int
+
+
+class WorkerState(Struct, frozen=True):
+    id: int
+    pid: int | None
+    state: Literal["starting", "idle", "busy", "stopping"]
+    runs: int
+    run: int | None = None
+    function: str | None = None
+    step: str | None = None
+    seconds: float = 0.0
+
+
+class State(Struct, frozen=True):
+    """A look at everything, for a panel."""
+
+    workers: tuple[WorkerState, ...]
+    finished: int
+    failed: int
+    crashes: int
+    held: int
+    stopping: int
+    away: str | None
+    backlog: int | None  # waiting messages, counted up to a bound; only where the view wants it
+
+
+class View(Protocol):
+    """Who shows it. Called from the loop: must not block."""
+
+    wants_backlog: bool
+
+    def started(self, report: Report) -> None: ...
+
+    def line(self, run: int | None, text: str) -> None: ...
+
+    def note(self, note: core.Note) -> None: ...
+
+    def state(self, state: State) -> None: ...
+
+    def ended(self, code: int, reason: str, state: State) -> None: ...
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class Loop:
+    def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
+        self._target = target
+        self._config = config
+        self._options = options
+        self._view = view
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, Child] = {}
+        self._parsers: dict[int, wire.Parser] = {}
+        self._outboxes: dict[int, bytearray] = {}
+        self._output: dict[int, LineReader] = {}
+        self._exit_causes: dict[int, str] = {}
+        self._writes: deque[Write] = deque()
+        self._oldest: float | None = None  # when the first of `_writes` came
+        self._hurry = False
+        self._wants: list[core.Want] = []
+        self._exit: core.Exit | None = None
+        self._unsent: set[int] = set()  # workers whose outbox has something new
+        self._in_flight = 0  # writes of the turn under way
+        self._signals = 0
+        self._watched: int | None = None
+        self._away: str | None = None
+        self._backlog: int | None = None
+        self._next_look = 0.0
+        self._next_refresh = 0.0
+        self._next_recover = 0.0
+
+    def run(self) -> int:
+        """Until told to stop or, with `burst`, until there is nothing left. The exit code. Raises PgqrsError for what
+        keeps it from starting."""
+        with ExitStack() as stack:
+            wake_read, wake_write = socket.socketpair()
+            for s in (wake_read, wake_write):
+                s.setblocking(False)
+                stack.callback(s.close)
+            self._wake = lambda: _poke(wake_write)
+            self._handle_signals(wake_write, stack)
+            if self._options.subreaper:
+                become_subreaper()
+            self._launcher = make_launcher(self._target, self._options.start_method, self._config.max_payload_size_bytes)
+            stack.callback(self._launcher.close)
+            loaded = self._launcher.load()
+            self._store = stack.enter_context(_closing(open_store(self._config)))
+            self._lease_store = stack.enter_context(_closing(open_store(self._config)))
+            functions = self._prepare(loaded.functions)
+            self._watch = watch(self._config)
+            stack.callback(self._watch.close)
+            if (fd := self._watch.fileno()) is not None:
+                self._watched = fd
+                self._register_fd(fd, self._look_for_hints)
+            self._register_fd(wake_read, lambda: _drain(wake_read))
+            self._register_fd(self._launcher.fileno(), self._read_launcher)
+            if self._options.parent_fd is not None:
+                self._register_fd(self._options.parent_fd, self._parent_gone)
+            self._turns = Turns(self._store, self._wake)
+            stack.callback(self._turns.close)
+            self._core = core.Core(functions, self._settings())
+            self._register()
+            stack.callback(self._sign_off)
+            stack.callback(self._kill_all)
+            self._report(loaded, functions)
+            self._handle(core.Registered(self._consumers))
+            if self._options.ready_fd is not None:
+                os.write(self._options.ready_fd, b"1")
+                os.close(self._options.ready_fd)
+            self._forever()
+            assert self._exit is not None
+        self._view.ended(self._exit.code, self._exit.reason, self._state())
+        return self._exit.code
+
+    # Starting
+
+    def _settings(self) -> core.Settings:
+        return core.Settings(
+            workers=self._options.workers or cores(),
+            lanes=self._options.lanes,
+            read_ct_max=self._config.max_read_ct,
+            drain_timeout_s=self._options.drain_timeout_s,
+            burst=self._options.burst,
+        )
+
+    def _prepare(self, described: Sequence[Described]) -> list[core.Function]:
+        """Everything that the functions need in the database. On SQLite this may be the first write."""
+        if self._store.database.dialect == "sqlite":
+            self._store.install()
+        self._store.verify()
+        functions = []
+        for d in described:
+            workflow_id = None
+            if d.kind == "workflow":
+                workflow = self._store.ensure_workflow(d.name, d.queue)
+                queue_id, workflow_id = workflow.queue_id, workflow.id
+            else:
+                queue_id = self._store.ensure_queue(d.queue)
+            functions.append(core.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id))
+        return functions
+
+    def _register(self) -> None:
+        """A new supervisor, also after a lost lease. What a dead one of this host held is taken over at once."""
+        identity = own_identity()
+        for supervisor_id, pid, pid_started in self._store.neighbours(identity):
+            if started(pid) != pid_started:
+                self._store.expire_lease(supervisor_id)
+        self._recovered = self._store.recover(self._config.max_read_ct)
+        queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
+        self._supervisor_id, consumers = self._store.register_supervisor(identity, queues, self._options.lease_s)
+        self._consumers = {queues[name]: consumer_id for name, consumer_id in consumers.items()}
+        self._turns.consumers = tuple(consumers.values())
+        self._lease = Lease(self._lease_store, self._supervisor_id, self._options.lease_s, self._wake)
+
+    def _report(self, loaded: Loaded, functions: Sequence[core.Function]) -> None:
+        self._view.started(
+            Report(
+                target=str(self._target),
+                start_method=self._launcher.method,
+                workers=(self._options.workers or cores()) if any(not f.is_async for f in functions) else 0,
+                async_workers=int(any(f.is_async for f in functions)),
+                functions=loaded.functions,
+                threads=loaded.threads,
+                thread_makers=loaded.thread_makers,
+                import_s=loaded.seconds,
+                lease_s=self._options.lease_s,
+                payload_bytes_max=self._config.max_payload_size_bytes,
+                dsn=self._config.dsn,
+                recovered=self._recovered,
+            )
+        )
+
+    def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
+        def on_signal(number: int, frame: object) -> None:
+            self._signals += 1
+
+        old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        stack.callback(signal.set_wakeup_fd, old_fd)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, number, signal.signal(number, on_signal))
+
+    # The turn
+
+    def _forever(self) -> None:
+        stopping = 0
+        while self._exit is None:
+            now = time.monotonic()
+            if self._signals > stopping:
+                stopping = self._signals
+                self._handle(core.Stop(min(stopping, 3)))
+                if stopping > 2 and self._away is not None:
+                    self._exit = core.Exit(3, "stopped while the database was away; what ran is given back by its lease")
+            self._flush_all()
+            for key, _ in self._selector.select(self._timeout(now)):
+                key.data()
+            self._read_database()
+            self._look_around(time.monotonic())
+            self._commit(time.monotonic())
+
+    def _timeout(self, now: float) -> float:
+        times = [self._next_refresh, self._next_recover]
+        if (timer := self._core.next_timer(now)) is not None:
+            times.append(timer)
+        if self._watch.interval_s is not None:
+            times.append(self._next_look)
+        if self._oldest is not None and not self._turns.busy:
+            times.append(self._oldest + COMMIT_EVERY_S)
+        return max(0.0, min(times) - now)
+
+    def _handle(self, event: core.Event) -> None:
+        for command in self._core.handle(event, time.monotonic()):
+            self._do(command)
+
+    def _do(self, command: core.Command) -> None:
+        match command:
+            case core.Send():
+                self._send(command.worker, command.frame)
+            case core.Save():
+                self._writes.append(command.write)
+                self._oldest = self._oldest or time.monotonic()
+                self._hurry = self._hurry or command.urgent
+            case core.Hurry():
+                self._hurry = True
+            case core.Want():
+                self._wants.append(command)
+            case core.Launch():
+                self._launcher.launch(command.worker, command.kind)
+            case core.Kill():
+                if child := self._children.get(command.worker):
+                    child.kill(command.force)
+            case core.Note():
+                self._view.note(command)
+            case core.Exit():
+                self._exit = command
+
+    def _look_around(self, now: float) -> None:
+        if self._watch.interval_s is not None and now >= self._next_look:
+            self._look_for_hints()
+            self._next_look = now + (self._watch.interval_s or 0.0)
+        if self._lease.lost or now > self._lease.until - SELF_FENCE_MARGIN_S:
+            self._lost(now)
+        timer = self._core.next_timer(now)
+        if timer is not None and now >= timer:
+            self._handle(core.Tick())
+        if now >= self._next_recover:
+            self._next_recover = now + RECOVER_EVERY_S
+            self._recover_others()
+        if now >= self._next_refresh:
+            self._next_refresh = now + REFRESH_S
+            self._view.state(self._state())
+
+    # The database
+
+    def _commit(self, now: float) -> None:
+        if self._turns.busy or not (self._writes or self._wants):
+            return
+        due = self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
+        if not due:
+            return
+        writes = [self._writes.popleft() for _ in range(min(len(self._writes), TURN_WRITES_MAX))]
+        self._oldest = now if self._writes else None
+        self._hurry = bool(self._writes) and self._hurry
+        wanted = [
+            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after)
+            for w in self._wants
+            if w.consumer_id == self._consumers.get(w.queue_id)
+        ]
+        self._wants.clear()
+        if writes or wanted:
+            self._in_flight = len(writes)
+            self._turns.submit(Job(writes, wanted))
+
+    def _read_database(self) -> None:
+        while not self._turns.news.empty():
+            news = self._turns.news.get()
+            match news:
+                case Done():
+                    self._turns.busy = False
+                    self._in_flight = 0
+                    self._took_place(news)
+                case Away():
+                    self._away = news.error
+                    self._view.note(core.Note(f"the database is away, trying again: {news.error}", "warning"))
+                case Broken():
+                    raise news.error
+
+    def _took_place(self, done: Done) -> None:
+        if self._away is not None:
+            self._away = None
+            self._view.note(core.Note("the database is back"))
+        if done.turn.outcomes:
+            self._handle(core.Saved(done.turn.outcomes))
+        if done.held is not None:
+            self._handle(core.Held(done.held))
+            for w in done.job.wanted:
+                self._handle(core.ClaimLost(w.queue_id))
+        for taken in done.turn.taken:
+            if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
+                self._handle(core.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after))
+
+    def _recover_others(self) -> None:
+        """Takes back what dead supervisors held: a read that finds nothing, nearly always. Not while the database is
+        away, when it would block the loop."""
+        if self._away is not None or self._signals:
+            return
+        with suppress(errors.PgqrsConnectionError):
+            if self._view.wants_backlog:
+                self._backlog = self._lease_store.backlog(self._consumers)
+            if count := self._lease_store.recover(self._config.max_read_ct):
+                self._view.note(core.Note(f"took back {count} messages of a supervisor that died"))
+                self._handle(core.Hinted())
+
+    def _lost(self, now: float) -> None:
+        """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
+        self._lease.close()
+        self._writes.clear()
+        self._wants.clear()
+        self._consumers = {}
+        self._handle(core.LeaseLost(self._in_flight))
+        self._oldest = None
+        if self._exit is None:
+            with suppress(errors.PgqrsConnectionError):
+                self._register()
+                self._handle(core.Registered(self._consumers))
+                return
+            self._lease.lost, self._lease.until = False, now + 2.0  # try again then
+
+    def _look_for_hints(self) -> None:
+        hinted = self._watch.look()
+        if hinted != ():
+            self._handle(core.Hinted(hinted))
+        if (fd := self._watch.fileno()) != self._watched:
+            if self._watched is not None:
+                self._selector_forget(self._watched)
+            if fd is not None:
+                self._register_fd(fd, self._look_for_hints)
+            self._watched = fd
+
+    # Pipes
+
+    def _read_launcher(self) -> None:
+        before = self._launcher.fileno()
+        for news in self._launcher.read():
+            match news:
+                case Child():
+                    self._adopt(news)
+                case LoadFailed():
+                    self._exit = core.Exit(1, f"the target can no longer be imported: {news.error}")
+                case ForkFailed():
+                    self._handle(core.Exited(news.worker, None, None, garbled=f"could not be started: {news.error}"))
+                case Loaded():
+                    pass
+        if self._launcher.fileno() != before:
+            self._view.note(core.Note("the nursery died; a new one takes over", "warning"))
+            self._selector_forget(before)
+            self._register_fd(self._launcher.fileno(), self._read_launcher)
+
+    def _adopt(self, child: Child) -> None:
+        n = child.worker
+        self._children[n] = child
+        self._parsers[n] = wire.Parser("supervisor")
+        self._outboxes[n] = bytearray()
+        self._output[n] = LineReader()
+        self._register_fd(child.sock, lambda: self._read_worker(n))
+        self._register_fd(child.output_fd, lambda: self._read_output(n))
+        self._register_fd(child.pidfd, lambda: self._bury(n))
+        self._handle(core.Launched(n, child.pid))
+
+    def _read_worker(self, n: int) -> None:
+        child = self._children.get(n)
+        if child is None:
+            return
+        try:
+            data = child.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+        if data == b"":
+            # Its end is closed, but only the pidfd says that it is dead.
+            self._selector_forget(child.sock.fileno())
+        elif data:
+            self._parse(n, data)
+        if self._outboxes.get(n):
+            self._flush(n)
+
+    def _parse(self, n: int, data: bytes) -> None:
+        try:
+            for frame in self._parsers[n].feed(data):
+                self._handle(core.Received(n, frame))  # type: ignore[arg-type]
+        except wire.WireError as e:
+            self._exit_causes[n] = str(e)
+            self._children[n].kill(force=True)
+            self._selector_forget(self._children[n].sock.fileno())
+
+    def _send(self, n: int, frame: wire.Down) -> None:
+        if n not in self._outboxes:
+            return
+        outbox = self._outboxes[n]
+        outbox += wire.encode(frame)
+        if len(outbox) > OUTBOX_BYTES_MAX:
+            self._exit_causes[n] = f"left {len(outbox):,} bytes unread"
+            self._children[n].kill(force=True)
+            return
+        self._unsent.add(n)
+
+    def _flush_all(self) -> None:
+        unsent, self._unsent = self._unsent, set()
+        for n in unsent:
+            if n in self._children:
+                self._flush(n)
+
+    def _flush(self, n: int) -> None:
+        child, outbox = self._children[n], self._outboxes[n]
+        try:
+            sent = child.sock.send(outbox)
+            del outbox[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            outbox.clear()  # it is dying: the pidfd will say so
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0)
+        with suppress(KeyError, ValueError):
+            key = self._selector.get_key(child.sock)
+            if key.events != events:
+                self._selector.modify(child.sock, events, key.data)
+
+    def _read_output(self, n: int) -> None:
+        child = self._children.get(n)
+        if child is None:
+            return
+        try:
+            data = os.read(child.output_fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._selector_forget(child.output_fd)
+        self._show(n, data)
+
+    def _show(self, n: int, data: bytes) -> None:
+        for run, text in self._output[n].feed(data):
+            if run is None and (worker := self._core.workers.get(n)) and worker.on_cpu:
+                run = worker.on_cpu.run
+            self._view.line(run, text)
+
+    def _bury(self, n: int) -> None:
+        """A worker is dead. First everything that it sent, then how it ended."""
+        child = self._children[n]
+        name, code, cpu_s, rss = child.reap()
+        with suppress(OSError):
+            while data := child.sock.recv(READ_BYTES):
+                self._parse(n, data)
+        with suppress(OSError):
+            while data := os.read(child.output_fd, READ_BYTES):
+                self._show(n, data)
+        for run, text in self._output[n].rest():
+            self._view.line(run, text)
+        for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
+            self._selector_forget(fd)
+        child.close()
+        del self._children[n], self._parsers[n], self._outboxes[n], self._output[n]
+        self._handle(core.Exited(n, name, code, cpu_s, rss, self._exit_causes.pop(n, None)))
+
+    # Ending
+
+    def _parent_gone(self) -> None:
+        assert self._options.parent_fd is not None
+        if not os.read(self._options.parent_fd, 64):
+            self._selector_forget(self._options.parent_fd)
+        self._signals = max(self._signals, 1)
+
+    def _kill_all(self) -> None:
+        """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""
+        deadline = time.monotonic() + GOODBYE_S
+        for child in self._children.values():
+            with suppress(OSError):
+                child.sock.shutdown(socket.SHUT_WR)
+        for n, child in self._children.items():
+            while time.monotonic() < deadline and not select.select([child.pidfd], [], [], 0.01)[0]:
+                self._read_output(n)
+            child.kill(force=True)
+            with suppress(OSError):
+                while data := os.read(child.output_fd, READ_BYTES):
+                    self._show(n, data)
+        for child in self._children.values():
+            child.reap()
+            child.close()
+
+    def _sign_off(self) -> None:
+        self._lease.close()
+        with suppress(errors.PgqrsConnectionError):
+            self._lease_store.retire(self._supervisor_id, self._config.max_read_ct)
+
+    def _state(self) -> State:
+        now = time.monotonic()
+        return State(
+            workers=tuple(_worker_state(w, self._core.runs, now) for w in self._core.workers.values()),
+            finished=self._core.finished,
+            failed=self._core.failed,
+            crashes=self._core.crashes,
+            held=len(self._core.runs),
+            stopping=self._core.level,
+            away=self._away,
+            backlog=self._backlog,
+        )
+
+    # The selector
+
+    def _register_fd(self, fd: Any, do: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, do)
+
+    def _selector_forget(self, fd: int) -> None:
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(fd)
+
+
+def _worker_state(w: core.Worker, runs: dict[int, core.Run], now: float) -> WorkerState:
+    state: Literal["starting", "idle", "busy", "stopping"] = "busy" if w.runs else "idle"
+    if w.killing is not None:
+        state = "stopping"
+    elif not w.ready:
+        state = "starting"
+    cpu = w.on_cpu
+    if cpu is None or (run := runs.get(cpu.run)) is None:
+        return WorkerState(w.id, w.pid, state, len(w.runs))
+    return WorkerState(w.id, w.pid, state, len(w.runs), cpu.run, run.function.name, cpu.step, now - cpu.since)
+
+
+class _closing:  # noqa: N801 - reads as a context manager
+    def __init__(self, store: MessageStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> MessageStore:
+        return self._store
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+
+def _poke(sock: socket.socket) -> None:
+    with suppress(BlockingIOError, OSError):
+        sock.send(b".")
+
+
+def _drain(sock: socket.socket) -> None:
+    with suppress(BlockingIOError):
+        while sock.recv(4096):
+            pass

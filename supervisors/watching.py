@@ -1,0 +1,87 @@
+"""How a supervisor hears that there may be something new. Only a hint: it polls all the same, ever more slowly."""
+
+import contextlib
+from typing import Protocol
+
+import psycopg
+
+from pgqrs import errors
+from pgqrs.config import Config
+from pgqrs.store import open_database
+
+SQLITE_LOOK_S = 0.004
+
+
+class Watch(Protocol):
+    interval_s: float | None  # how often to call `look`; None: when `fileno` is readable
+
+    def fileno(self) -> int | None: ...
+
+    def look(self) -> tuple[str, ...] | None:
+        """The queues that were hinted at; () for none, None for any of them."""
+
+    def close(self) -> None: ...
+
+
+def watch(config: Config) -> Watch:
+    return Listener(config) if config.backend == "postgres" else DataVersion(config)
+
+
+class DataVersion:
+    """SQLite: a pragma that reads one number of shared memory says whether anybody has committed."""
+
+    def __init__(self, config: Config) -> None:
+        from pgqrs.store.sqlite import SqliteDatabase
+
+        database = open_database(config)
+        assert isinstance(database, SqliteDatabase)
+        self._database = database
+        self._seen = database.data_version()
+        self.interval_s: float | None = SQLITE_LOOK_S
+
+    def fileno(self) -> int | None:
+        return None
+
+    def look(self) -> tuple[str, ...] | None:
+        version = self._database.data_version()
+        changed, self._seen = version != self._seen, version
+        return None if changed else ()
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class Listener:
+    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on and `look` tries anew."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self.interval_s: float | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        from pgqrs.store.postgres import CHANNEL, connect
+
+        with contextlib.suppress(errors.PgqrsConnectionError, psycopg.Error):
+            self._connection = connect(self._config, autocommit=True)
+            self._connection.execute(f"listen {CHANNEL}".encode())
+        self.interval_s = None if self._connection is not None else 2.0
+
+    def fileno(self) -> int | None:
+        return self._connection.fileno() if self._connection is not None else None
+
+    def look(self) -> tuple[str, ...] | None:
+        if self._connection is None:
+            self._connect()
+            return None
+        try:
+            return tuple({n.payload for n in self._connection.notifies(timeout=0)})
+        except psycopg.Error:
+            self._connection.close()
+            self._connection, self.interval_s = None, 2.0
+            return None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()

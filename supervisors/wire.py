@@ -1,0 +1,210 @@
+"""What crosses the pipe between a supervisor and a worker: msgspec Structs in length-prefixed msgpack frames.
+
+A frame is 4 bytes of length (big endian, of what follows), 1 byte of protocol version, then the message. JSON payloads
+travel inside as raw bytes: whoever only forwards one never decodes it. A pipe belongs to one worker and is never used
+again, so a torn frame can only be the last thing a dead worker wrote, and is dropped with it.
+"""
+
+from collections.abc import Iterator
+from struct import Struct as Packed
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs.writes import RecordedStep
+
+VERSION = 1
+FRAME_BYTES_MAX = 64 * 1024 * 1024  # far above any payload limit that makes sense; keeps a garbled length harmless
+_HEAD = Packed("!IB")
+
+Kind = Literal["workflow", "handler"]
+
+
+class Frame(Struct, frozen=True, array_like=True, tag=True):
+    pass
+
+
+# Down: to the worker
+
+
+class Execute(Frame):
+    """Run this. `payload` is the message's, raw. A long history goes ahead in History frames."""
+
+    message_id: int
+    claim_no: int
+    function: str
+    kind: Kind
+    payload: bytes
+    attempt: int
+    steps: tuple[RecordedStep, ...]
+
+
+class History(Frame):
+    """A part of a run's recorded steps, ahead of its Execute."""
+
+    message_id: int
+    steps: tuple[RecordedStep, ...]
+
+
+class Committed(Frame):
+    """The checkpoint at this position is durable: the run may go on."""
+
+    message_id: int
+    claim_no: int
+    position: int
+
+
+class Revoke(Frame):
+    """Give back up to `count` runs that were not started, the last received first."""
+
+    count: int
+
+
+class Cancel(Frame):
+    """Stop this run at its step boundary and return it."""
+
+    message_id: int
+    claim_no: int
+
+
+class Drain(Frame):
+    """Return what was not started; with `at_boundary`, also every run at its next step boundary."""
+
+    at_boundary: bool
+
+
+# Up: from the worker
+
+
+class Ready(Frame):
+    pid: int
+
+
+class Started(Frame):
+    """This run has the CPU from now on; `step` None means the function's own code between steps.
+
+    `retry_in_s` is when its policy would try the step again if this attempt failed, None if it would not.
+    """
+
+    message_id: int
+    claim_no: int
+    step: str | None = None
+    position: int = 0
+    timeout_s: float | None = None
+    retry_count: int = 0
+    retry_in_s: float | None = None
+
+
+class Checkpoint(Frame):
+    """A step has a result to record; the run waits for Committed. `error` set: it failed for good."""
+
+    message_id: int
+    claim_no: int
+    position: int
+    name: str
+    output: bytes | None
+    error: bytes | None
+    seconds: float
+    cpu_seconds: float
+    retry_count: int
+
+
+class StepFailed(Frame):
+    """A step failed and is to be tried again: the run leaves the worker until then."""
+
+    message_id: int
+    claim_no: int
+    position: int
+    name: str
+    error: bytes
+    seconds: float
+    cpu_seconds: float
+    retry_count: int
+    retry_in_s: float
+
+
+class Paused(Frame):
+    """The run leaves the worker; `resume_after_s` None means until somebody resumes it."""
+
+    message_id: int
+    claim_no: int
+    position: int
+    name: str
+    text: str
+    resume_after_s: float | None
+
+
+class Finished(Frame):
+    message_id: int
+    claim_no: int
+    output: bytes
+
+
+class Failed(Frame):
+    message_id: int
+    claim_no: int
+    error: bytes
+
+
+class Returned(Frame):
+    """Not done here: never started, or left at a step boundary because it was told to."""
+
+    message_ids: tuple[int, ...]
+
+
+class Idle(Frame):
+    """Nothing left to run until an answer comes: whoever commits, let it be now."""
+
+
+Down = Execute | History | Committed | Revoke | Cancel | Drain
+Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
+
+_encoder = msgspec.msgpack.Encoder()
+_down = msgspec.msgpack.Decoder(Down)
+_up = msgspec.msgpack.Decoder(Up)
+
+
+class WireError(Exception):
+    """The other side sent what is no frame of this protocol."""
+
+
+def encode(frame: Down | Up) -> bytes:
+    body = _encoder.encode(frame)
+    if len(body) >= FRAME_BYTES_MAX:
+        raise WireError(f"a {type(frame).__name__} of {len(body):,} bytes is over the limit of {FRAME_BYTES_MAX:,}")
+    return _HEAD.pack(len(body) + 1, VERSION) + body
+
+
+class Parser:
+    """Bytes in, frames out, whatever the cuts between them."""
+
+    def __init__(self, side: Literal["supervisor", "worker"]) -> None:
+        self._decoder: msgspec.msgpack.Decoder[Down] | msgspec.msgpack.Decoder[Up] = _up if side == "supervisor" else _down
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Down | Up]:
+        """Every frame that is complete by now. Raises WireError on anything else than frames."""
+        self._buffer += data
+        at = 0
+        try:
+            while len(self._buffer) - at >= _HEAD.size:
+                length, version = _HEAD.unpack_from(self._buffer, at)
+                if version != VERSION or not 1 < length <= FRAME_BYTES_MAX:
+                    raise WireError(f"not a frame: version {version}, length {length:,}")
+                end = at + 4 + length
+                if len(self._buffer) < end:
+                    break
+                try:
+                    frame = self._decoder.decode(bytes(self._buffer[at + _HEAD.size : end]))
+                except (msgspec.DecodeError, UnicodeDecodeError) as e:
+                    raise WireError(f"not a message of this protocol: {e}") from e
+                at = end
+                yield frame
+        finally:
+            del self._buffer[:at]
+
+    @property
+    def torn(self) -> bool:
+        """Whether a part of a frame is left over."""
+        return bool(self._buffer)

@@ -1,0 +1,160 @@
+"""Databases for the tests, and a check that no test leaves a process behind.
+
+A test that takes `dsn` runs once for each backend, with the ids sqlite and postgres (`-k sqlite`); PGQRS_TEST_BACKENDS=sqlite
+narrows that. Tests in tests/store run on the newest PostgreSQL of this machine as well, as postgres-newest, where that is
+not the default one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
+
+BACKENDS = ("sqlite", "postgres", "postgres-newest")
+STORE_TESTS = Path(__file__).parent / "store"
+
+# In the environment of every process that descends from this session, however it was orphaned.
+SESSION_VARIABLE = "PGQRS_TEST_SESSION"
+PROCESSES_END_S = 3.0  # for those that are on their way out when the last test ends
+database_numbers = itertools.count(1)
+
+
+# Databases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "dsn" in metafunc.fixturenames:
+        backends = backends_for(metafunc.definition.path)
+        metafunc.parametrize("dsn", backends, indirect=True, ids=backends)
+
+
+def backends_for(test_file: Path) -> list[str]:
+    chosen = [name.strip() for name in os.environ.get("PGQRS_TEST_BACKENDS", ",".join(BACKENDS)).split(",")]
+    unknown = set(chosen) - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(
+            f"PGQRS_TEST_BACKENDS knows {', '.join(BACKENDS)}, not {', '.join(sorted(unknown))}"
+        )
+    # Where the server is given, its version is as well.
+    newest_too = (
+        STORE_TESTS in test_file.parents
+        and not os.environ.get("PGQRS_TEST_DSN")
+        and newest_beside_the_default() is not None
+    )
+    return [name for name in BACKENDS if name in chosen and (name != "postgres-newest" or newest_too)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        backend = item.callspec.params.get("dsn", "") if hasattr(item, "callspec") else ""
+        if str(backend).startswith("postgres") or "postgres_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
+
+
+@pytest.fixture
+def dsn(request: pytest.FixtureRequest) -> str:
+    """A fresh empty database, of each backend in turn."""
+    fixtures = {"sqlite": "sqlite_dsn", "postgres": "postgres_dsn", "postgres-newest": "postgres_newest_dsn"}
+    return request.getfixturevalue(fixtures[request.param])
+
+
+@pytest.fixture
+def sqlite_dsn(tmp_path: Path) -> str:
+    return f"sqlite://{tmp_path / 'pgqrs.db'}"
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: Postgres) -> Iterator[str]:
+    yield from fresh_database(postgres_server)
+
+
+@pytest.fixture
+def postgres_newest_dsn(postgres_newest_server: Postgres) -> Iterator[str]:
+    yield from fresh_database(postgres_newest_server)
+
+
+def fresh_database(server: Postgres) -> Iterator[str]:
+    # The pid keeps apart the pytest processes that share a given server.
+    name = f"pgqrs_test_{os.getpid()}_{next(database_numbers)}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """One for each pytest process. A test that stops or restarts its server starts a PostgresServer of its own."""
+    with server_for_tests() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_newest_server() -> Iterator[Postgres]:
+    with PostgresServer.start(newest_beside_the_default()) as server:
+        yield server
+
+
+# Processes left behind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Autouse at session scope: set up before every other fixture, and therefore torn down after all of them."""
+    session = uuid.uuid4().hex
+    os.environ[SESSION_VARIABLE] = session
+    yield
+    deadline = time.monotonic() + PROCESSES_END_S
+    while (left := processes_of(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        listed = "\n".join(f"  {pid}: {command}" for pid, command in left.items())
+        pytest.fail(f"These processes were started by tests and still run:\n{listed}", pytrace=False)
+
+
+def processes_of(session: str) -> dict[int, str]:
+    """Command lines of our live descendants, by pid: children and theirs, and whoever carries the session's mark.
+
+    Both, for neither sees everything: an orphan has another parent, and some programs (PostgreSQL) write their title over
+    the environment that /proc shows.
+    """
+    if not Path("/proc/self/stat").exists():
+        return {}
+    mark = f"{SESSION_VARIABLE}={session}".encode()
+    parents, found = {}, set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            # After the command's name, which is in parentheses and may hold anything: the state, then the parent.
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state in "ZX":
+                continue
+            parents[int(entry.name)] = int(parent)
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+        except OSError:
+            # It has just ended, or is somebody else's.
+            continue
+    ours = {os.getpid()} | found
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    commands = {pid: command_of(pid) for pid in sorted(ours - {os.getpid()})}
+    # multiprocess keeps its resource tracker until its owner ends, which is us.
+    return {
+        pid: command for pid, command in commands.items() if command and "resource_tracker" not in command
+    }
+
+
+def command_of(pid: int) -> str:
+    """ "" if it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""

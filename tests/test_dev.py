@@ -1,0 +1,276 @@
+"""dev.py: one command on a fresh machine, and at once on the second call."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import dev
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """dev.py set to work in an empty folder, with every command it would run recorded and none run."""
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    venv = tmp_path / ".venv"
+    monkeypatch.setattr(dev, "PROJECT", tmp_path)
+    monkeypatch.setattr(dev, "VENV", venv)
+    monkeypatch.setattr(dev, "PYTHON", venv / "bin" / "python")
+    monkeypatch.setattr(dev, "STAMP", venv / "stamp.json")
+    monkeypatch.setattr(dev, "LOCK", tmp_path / ".venv.lock")
+    monkeypatch.setattr(dev, "uv", str)
+    monkeypatch.setattr(dev, "run", FakeMachine(venv))
+    return tmp_path
+
+
+class FakeMachine:
+    """A machine that may lack ensurepip, or pip. As the real one, it leaves a half-made venv behind where ensurepip is missing."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv = venv
+        self.has_ensurepip = True
+        self.has_pip = True
+        self.has_uv = False
+        self.network = True
+        self.commands = []
+
+    def __call__(self, command):
+        words = [Path(word).name if word.startswith("/") else word for word in command]
+        words[0] = "system" if command[0] == sys.executable else words[0]
+        self.commands.append(" ".join(words))
+        return subprocess.CompletedProcess(command, 0 if self.succeeds(command) else 1, stdout="what it said")
+
+    def succeeds(self, command) -> bool:
+        in_venv = command[0].startswith(str(self.venv))
+        if "--version" in command:
+            return (self.venv / "bin" / "pip").exists() if in_venv else self.has_pip
+        if "venv" in command:
+            (self.venv / "bin").mkdir(parents=True)
+            if "--without-pip" not in command and "/uv" not in command[0]:
+                if not self.has_ensurepip:
+                    return False
+                (self.venv / "bin" / "pip").touch()
+            (self.venv / "bin" / "python").symlink_to(sys.executable)
+            return True
+        return self.network
+
+    @property
+    def did(self) -> list[str]:
+        return [command for command in self.commands if "--version" not in command]
+
+
+# Setting up
+
+
+def test_a_fresh_machine_gets_a_venv_and_an_editable_install(project):
+    dev.set_up(["test"])
+    assert dev.run.did == ["system -m venv .venv", "python -m pip install --quiet --editable .[test]"]
+
+
+def test_a_second_call_runs_nothing(project):
+    dev.set_up(["test"])
+    dev.run.commands.clear()
+    dev.set_up(["test"])
+    dev.set_up()
+    assert dev.run.commands == []
+
+
+def test_another_extra_is_added_to_those_that_are_there(project):
+    dev.set_up(["test"])
+    dev.run.commands.clear()
+    dev.set_up(["lint"])
+    assert dev.run.did == ["python -m pip install --quiet --editable .[lint,test]"]
+    dev.run.commands.clear()
+    dev.set_up(["test", "lint"])
+    assert dev.run.commands == []
+
+
+def test_a_change_of_pyproject_installs_again_into_the_same_venv(project):
+    dev.set_up()
+    (project / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    dev.run.commands.clear()
+    dev.set_up()
+    assert dev.run.did == ["python -m pip install --quiet --editable ."]
+
+
+def test_another_python_makes_the_venv_anew(project, monkeypatch):
+    dev.set_up()
+    monkeypatch.setattr(dev.sys, "version_info", (3, 99, 0))
+    dev.run.commands.clear()
+    dev.set_up()
+    assert dev.run.did[0] == "system -m venv .venv"
+
+
+def test_a_venv_that_was_moved_or_whose_python_has_gone_is_made_anew(project):
+    dev.set_up()
+    dev.PYTHON.unlink()
+    assert dev.read_stamp() is None
+    here = dev.Stamp(python="3.11", venv="/here", pyproject="x", extras=())
+    there = dev.Stamp(python="3.11", venv="/there", pyproject="x", extras=())
+    assert dev.missing(here, there) == "everything"
+
+
+def test_a_first_set_up_that_was_cut_short_is_made_anew(project):
+    dev.run.network = False
+    with pytest.raises(dev.CannotSetUp):
+        dev.set_up()
+    dev.run.network = True
+    dev.run.commands.clear()
+    dev.set_up()
+    assert dev.run.did[0] == "system -m venv .venv"
+
+
+def test_an_update_that_fails_is_tried_again_in_the_venv_that_is_there(project):
+    dev.set_up()
+    dev.run.network = False
+    for _ in range(2):
+        dev.run.commands.clear()
+        with pytest.raises(dev.CannotSetUp):
+            dev.set_up(["test"])
+        assert dev.run.did == ["python -m pip install --quiet --editable .[test]"]
+
+
+def test_without_ensurepip_the_venv_borrows_pip(project):
+    dev.run.has_ensurepip = False
+    dev.set_up()
+    assert dev.run.did == [
+        "system -m venv .venv",
+        "system -m venv --without-pip .venv",
+        "system -m pip --python python install --quiet --editable .",
+    ]
+
+
+def test_without_ensurepip_and_pip_it_says_what_to_do_and_leaves_nothing(project):
+    dev.run.has_ensurepip = dev.run.has_pip = False
+    with pytest.raises(dev.CannotSetUp, match="apt install python3-venv") as error:
+        dev.set_up()
+    assert "what it said" in str(error.value)
+    assert not dev.VENV.exists()
+
+
+def test_a_uv_on_path_is_used_and_pip_where_it_fails(project, monkeypatch):
+    monkeypatch.setattr(dev, "uv", lambda: "/usr/bin/uv")
+    dev.run.network = False
+    with pytest.raises(dev.CannotSetUp):
+        dev.set_up()
+    made, *installs = dev.run.did
+    assert made.startswith("uv venv")
+    assert [install.split()[0] for install in installs] == ["uv", "system"]
+
+
+def test_an_installation_that_fails_shows_what_pip_said(project):
+    dev.run.network = False
+    with pytest.raises(dev.CannotSetUp, match="what it said"):
+        dev.set_up()
+
+
+def test_two_set_ups_at_once_make_one_venv(project):
+    release, entered = threading.Event(), threading.Event()
+    machine = dev.run
+
+    def slow(command):
+        entered.set()
+        assert release.wait(10)
+        return machine(command)
+
+    dev.run = slow
+    first = threading.Thread(target=dev.set_up)
+    second = threading.Thread(target=dev.set_up)
+    first.start()
+    assert entered.wait(10)
+    second.start()
+    release.set()
+    first.join()
+    second.join()
+    assert len(machine.did) == 2  # one venv, one install
+
+
+def test_a_persons_pip_settings_cannot_send_packages_elsewhere(monkeypatch):
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    monkeypatch.setenv("PIP_USER", "1")
+    seen = dev.run(
+        [sys.executable, "-c", "import os; print(os.environ.get('PIP_TARGET'), os.environ['PIP_USER'])"]
+    )
+    assert seen.stdout.split() == ["None", "0"]
+
+
+# The command line
+
+
+def test_what_dev_does_not_know_goes_to_pytest_in_order():
+    arguments, rest = dev.parse(["test", "--fast", "-x", "tests/store", "-k", "claim or archive", "--lf"])
+    assert arguments.fast
+    assert rest == ["-x", "tests/store", "-k", "claim or archive", "--lf"]
+    assert dev.pytest_arguments(True, "2", rest) == ["-n", "2", "-m", "not slow", *rest]
+
+
+def test_the_number_of_pytest_processes_can_be_chosen():
+    arguments, rest = dev.parse(["test", "-n", "0", "--pdb"])
+    assert dev.pytest_arguments(arguments.fast, arguments.n, rest) == ["-n", "0", "--pdb"]
+
+
+@pytest.mark.parametrize("command", [["demo"], ["load"], ["run", "simulate"]])
+def test_options_go_to_the_program_even_help(command):
+    _, rest = dev.parse([*command, "--workers", "4", "--help"])
+    assert rest == ["--workers", "4", "--help"]
+
+
+@pytest.mark.parametrize("command", [["lint", "--fast"], ["setup", "--fast"], ["nothing"], []])
+def test_what_makes_no_sense_is_a_usage_error(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        dev.parse(command)
+    assert error.value.code == 2
+    assert "usage: dev.py" in capsys.readouterr().err
+
+
+def test_run_knows_programs_of_the_suite_then_installed_ones_then_scripts(project):
+    dev.set_up()
+    assert dev.program("simulate") == [dev.PYTHON, "-m", "tests.simulation"]
+    assert dev.program("pip") == [dev.VENV / "bin" / "pip"]
+    assert dev.program("my_script.py") == [dev.PYTHON, "my_script.py"]
+
+
+def test_help_needs_no_set_up(tmp_path):
+    shutil.copy(ROOT / "dev.py", tmp_path)
+    said = subprocess.run([sys.executable, "dev.py", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0
+    for command in ("setup", "demo", "test", "lint", "load", "run"):
+        assert f"\n    {command} " in said.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["dev.py"]
+
+
+# The right Python
+
+
+def test_an_old_python_gives_one_clear_line(monkeypatch):
+    monkeypatch.setattr(dev.sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(dev.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit) as error:
+        dev.use_a_python_new_enough(["demo"])
+    assert "3.11 or newer" in error.value.code
+    assert "is 3.9.2" in error.value.code
+    assert "\n" not in error.value.code
+
+
+def test_an_old_python_hands_over_to_a_newer_one_on_path_that_works(monkeypatch):
+    became = []
+    monkeypatch.setattr(dev.sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(dev.shutil, "which", lambda name: f"/shims/{name}")
+    monkeypatch.setattr(dev, "new_enough", lambda python: python == "/shims/python3.12")
+    monkeypatch.setattr(dev.os, "execv", lambda *call: became.append(call) or sys.exit())
+    with pytest.raises(SystemExit):
+        dev.use_a_python_new_enough(["demo", "--once"])
+    assert became == [("/shims/python3.12", ["/shims/python3.12", str(ROOT / "dev.py"), "demo", "--once"])]
+
+
+def test_a_shim_that_fails_is_not_new_enough(tmp_path):
+    shim = tmp_path / "python3.13"
+    shim.write_text("#!/bin/sh\nexit 127\n")
+    shim.chmod(0o755)
+    assert not dev.new_enough(str(shim))
+    assert dev.new_enough(sys.executable)
