@@ -79,17 +79,14 @@ def check(annotation: Any, what: str) -> str | None:
     """Why JSON cannot be read by this (evaluated) annotation, or None if it can, or if that depends on classes that
     are not defined yet."""
     try:
-        annotation = _readable(annotation)
-        unfit = next(_unfit_types(msgspec.inspect.type_info(annotation)), None)
+        unfit = next(_unfit_types(msgspec.inspect.type_info(_readable(annotation))), None)
     except NameError:
         return None
     except Exception as e:
         unfit = str(e)
-    return (
-        None
-        if unfit is None
-        else f"{what} has the annotation {_shown(annotation)}, which JSON cannot carry: {unfit}"
-    )
+    if unfit is None:
+        return None
+    return f"{what} has the annotation {_shown(annotation)}, which JSON cannot carry: {unfit}"
 
 
 def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> bytes:
@@ -588,9 +585,8 @@ def _read_model(model: Any, raw: bytes | str) -> Any:
         details = getattr(e, "errors", None)
         if details is None:
             raise
-        # Without the input: it may be a secret.
-        found = details(include_url=False, include_context=False, include_input=False)
-        reasons = [f"{'.'.join(map(str, one['loc'])) or 'the value'}: {one['msg']}" for one in found[:5]]
+        # Not str(e), which shows the input: it may be a secret.
+        reasons = [f"{'.'.join(map(str, one['loc'])) or 'the value'}: {one['msg']}" for one in details()[:5]]
         raise _Misfit("; ".join(reasons)) from None
 
 

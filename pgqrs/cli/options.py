@@ -37,6 +37,11 @@ class Database:
         self._dsn = dsn
         self._schema = schema
 
+    @property
+    def chosen(self) -> bool:
+        """Whether --dsn was given."""
+        return self._dsn is not None
+
     def config(self) -> Config:
         return Config(self._dsn or default_dsn(os.environ), schema=self._schema)
 

@@ -9,21 +9,24 @@ behind the last step that was recorded.
 """
 
 import ast
+import io
+import keyword
 import lzma
 import os
 import sysconfig
 import time
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
 import pgqrs
 
-CHUNK_BYTES = 96 * 1024  # of source in one step: a few hundredths of a second to parse or to compress
+CHUNK_BYTES = 64 * 1024  # of source in one step: a few hundredths of a second to parse or to compress
 
 
 @dataclass
 class Source:
-    """A file of the module, in pieces of whole lines."""
+    """A file of the module."""
 
     path: Path
     bytes: int
@@ -71,12 +74,12 @@ def list_files(root: Path, evidence: Path | None) -> list[list[Source]]:
     witness(evidence)
     files = [root] if root.is_file() else sorted(root.rglob("*.py"))
     groups: list[list[Source]] = []
-    size = CHUNK_BYTES
+    size = 0
     for file in files:
         if "__pycache__" in file.parts or "site-packages" in file.parts:
             continue
         source = Source(file, file.stat().st_size)
-        if size + source.bytes > CHUNK_BYTES:
+        if not groups or size + source.bytes > CHUNK_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(source)
@@ -95,7 +98,6 @@ def measure(group: list[Source], evidence: Path | None) -> Metrics:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue  # the library holds a few files that are wrong on purpose
-        names: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 total.functions += 1
@@ -103,10 +105,17 @@ def measure(group: list[Source], evidence: Path | None) -> Metrics:
                 total.branches += 1
             elif isinstance(node, ast.BoolOp):
                 total.branches += len(node.values) - 1
-            elif isinstance(node, ast.Name):
-                names.add(node.id)
-        total.identifiers += len(names)
+        total.identifiers += len(identifiers(text))
     return total
+
+
+def identifiers(text: str) -> set[str]:
+    """Every name in the source, those in definitions and attributes too, as the tokenizer sees them."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    try:
+        return {t.string for t in tokens if t.type == tokenize.NAME and not keyword.iskeyword(t.string)}
+    except (tokenize.TokenError, SyntaxError):
+        return set()
 
 
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case)
@@ -114,10 +123,9 @@ BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfE
 
 @pgqrs.step
 def compress(group: list[Source], evidence: Path | None) -> int:
-    """How many bytes the group takes with lzma."""
+    """How many bytes the group's files take with lzma, which tries hard."""
     witness(evidence)
-    packer = lzma.LZMACompressor(preset=3)
-    return sum(len(packer.compress(source.path.read_bytes())) for source in group) + len(packer.flush())
+    return sum(len(lzma.compress(source.path.read_bytes(), preset=2 | lzma.PRESET_EXTREME)) for source in group)
 
 
 @pgqrs.step

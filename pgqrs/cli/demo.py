@@ -1,0 +1,164 @@
+"""`pgqrs demo`: real work on every core, and with --chaos its survival."""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgqrs.cli.options import EXIT_FAILED, database_options
+
+if TYPE_CHECKING:
+    from pgqrs.cli.options import Database
+    from pgqrs.demo.standard_library import Summary
+    from supervisors.core import Note
+    from supervisors.loop import Report, State
+
+KILL_EVERY_S = 0.5
+TOP = 12
+
+
+@click.command()
+@click.option("--chaos", is_flag=True, help="Kill a random busy worker with SIGKILL twice a second, and prove that nothing is lost.")
+@click.option("--workers", "-w", type=click.IntRange(1, 256), help="Worker processes [default: the cores this process may use].")
+@click.option("--limit", type=click.IntRange(1), help="Only so many modules, the largest first.")
+@database_options
+def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
+    """Measure and compress Python's standard library, one durable run for each module.
+
+    Without --dsn the state lives in a temporary SQLite file. The workflow is pgqrs/demo/standard_library.py: read it,
+    change it, run it again.
+    """
+    from pgqrs import targets
+    from pgqrs.client import Store
+    from pgqrs.config import Config
+    from pgqrs.demo import standard_library
+    from pgqrs.demo.proof import examine
+    from supervisors.loop import Loop, Options
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgqrs-demo-")))
+        evidence = folder / "evidence.log"
+        config = database.config() if database.chosen else Config(f"sqlite:///{folder / 'demo.db'}")
+        store = stack.enter_context(Store(config))
+        store.install()
+        modules = standard_library.modules()[:limit]
+        handles = store.trigger_many(
+            standard_library.analyse_module,
+            [((name, path, evidence if chaos else None), {}) for name, path in modules],
+        )
+        view = DemoView(len(handles), chaos)
+        began = time.monotonic()
+        target = targets.parse(str(Path(standard_library.__file__)))
+        code = Loop(target, config, Options(workers=workers, burst=True), view).run()
+        seconds = time.monotonic() - began
+        done = [h for h in handles if h.status.terminal]
+        if code or len(done) < len(handles):
+            click.echo(f"stopped: {len(done)} of {len(handles)} runs are done", err=True)
+            sys.exit(code or 130)
+        _show([h.result(0) for h in handles if h.status == "SUCCESS"], seconds)
+        failed = [h for h in handles if h.status != "SUCCESS"]
+        for handle in failed:
+            click.echo(f"run {handle.id} is {handle.status}; see what happened: pgqrs run {handle.id} --dsn …", err=True)
+        if chaos:
+            click.echo(f"\nchaos: {view.kills} workers killed with SIGKILL")
+            proof = examine(handles, evidence)
+            for line in proof.lines():
+                click.echo(f"  {line}")
+            if not proof.holds:
+                click.echo("the proof does not hold", err=True)
+                sys.exit(EXIT_FAILED)
+            click.echo("  proven: every run finished, and no step was taken back")
+        if failed:
+            sys.exit(EXIT_FAILED)
+
+
+class DemoView:
+    """A progress bar on a terminal, a line every two seconds elsewhere. With chaos it is also the killer: called from the
+    supervisor's own loop, which alone reaps, so a pid it names is that worker's."""
+
+    wants_backlog = False
+
+    def __init__(self, total: int, chaos: bool) -> None:
+        self._total = total
+        self._chaos = chaos
+        self.kills = 0
+        self._next_kill = 0.0
+        self._next_line = time.monotonic() + 2.0
+        self._progress: Any = None
+        self._task: Any = None
+
+    def started(self, report: "Report") -> None:
+        click.echo(f"{self._total} modules, {report.workers} workers, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}")
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+            )
+            self._task = self._progress.add_task("modules", total=self._total)
+            self._progress.start()
+        self._next_kill = time.monotonic() + KILL_EVERY_S
+
+    def line(self, run: int | None, text: str) -> None:
+        self._echo(f"run {run} | {text}")
+
+    def note(self, note: "Note") -> None:
+        from pgqrs.cli.views import note_line
+
+        if self._chaos or note.level != "info":
+            self._echo(note_line(note))
+
+    def state(self, state: "State") -> None:
+        now = time.monotonic()
+        if self._progress is not None:
+            crashes = f", {state.crashes} crashes" if state.crashes else ""
+            self._progress.update(self._task, completed=state.finished, description=f"modules{crashes}")
+        elif now >= self._next_line:
+            self._next_line = now + 2.0
+            click.echo(f"{state.finished} of {self._total} modules, {state.crashes} crashes")
+        if self._chaos and now >= self._next_kill and not state.stopping:
+            self._next_kill += KILL_EVERY_S
+            if busy := [w.pid for w in state.workers if w.run is not None and w.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(random.choice(busy), signal.SIGKILL)
+                    self.kills += 1
+
+    def ended(self, code: int, reason: str, state: "State") -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        if code:
+            click.echo(f"pgqrs: {reason}", err=True)
+
+    def _echo(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line)
+
+
+def _show(summaries: "list[Summary]", seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"the {min(TOP, len(summaries))} most complex of {len(summaries)} modules", title_justify="left")
+    for name in ("module", "files", "lines", "functions", "branches per function", "identifiers", "compressed"):
+        table.add_column(name, justify="left" if name == "module" else "right")
+    for s in sorted(summaries, key=lambda s: -s.complexity)[:TOP]:
+        ratio = f"{100 * s.compressed_bytes / s.bytes:.0f} %" if s.bytes else ""
+        table.add_row(s.module, f"{s.files:,}", f"{s.lines:,}", f"{s.functions:,}", f"{s.complexity:.2f}", f"{s.identifiers:,}", ratio)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    files, lines, size = (sum(getattr(s, f) for s in summaries) for f in ("files", "lines", "bytes"))
+    click.echo(
+        f"{len(summaries)} runs, {files:,} files, {lines:,} lines, {size / 1e6:.1f} MB in {seconds:.1f} s: "
+        f"{len(summaries) / seconds:.1f} runs/s, {lines / seconds:,.0f} lines/s, {size / 1e6 / seconds:.2f} MB/s"
+    )

@@ -1,0 +1,72 @@
+"""What a chaos run has to show, from the database and from what the step bodies wrote down themselves."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from pgqrs.client import RunHandle
+from pgqrs.demo.standard_library import Summary
+from pgqrs.records import StepRecord
+from pgqrs.states import WorkflowStatus
+
+
+class Proof(Struct, frozen=True):
+    runs: int
+    steps: int
+    not_success: tuple[str, ...]  # runs that are not SUCCESS, or whose recorded steps are not
+    restarted: tuple[str, ...]  # an earlier step that started again after a later one had
+    unwitnessed: tuple[str, ...]  # recorded steps whose body never ran
+    repeated: int  # bodies that had to run again because a kill took them
+
+    @property
+    def holds(self) -> bool:
+        return not (self.not_success or self.restarted or self.unwitnessed)
+
+    def lines(self) -> list[str]:
+        def verdict(wrong: tuple[str, ...]) -> str:
+            return "none" if not wrong else f"{len(wrong)}: " + ", ".join(wrong[:5])
+
+        return [
+            f"database: {self.runs - len(self.not_success)} of {self.runs} runs SUCCESS, {self.steps:,} steps recorded",
+            f"runs or steps that did not succeed: {verdict(self.not_success)}",
+            f"earlier steps that started again after a later one: {verdict(self.restarted)}",
+            f"recorded steps whose body left no trace: {verdict(self.unwitnessed)}",
+            f"steps that had to be repeated: {self.repeated} of {self.steps:,}",
+        ]
+
+
+def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
+    """`evidence` is the bodies' own log: a line a start, in the order of the starts."""
+    starts: dict[int, list[str]] = {}
+    for line in evidence.read_text().splitlines() if evidence.exists() else []:
+        run, step, _, _ = line.split(" ")
+        starts.setdefault(int(run), []).append(step)
+    not_success: list[str] = []
+    restarted: list[str] = []
+    unwitnessed: list[str] = []
+    runs = steps = repeated = 0
+    for handle in handles:
+        runs += 1
+        recorded = handle.steps()
+        steps += len(recorded)
+        if handle.status is not WorkflowStatus.Success or any(s.status is not WorkflowStatus.Success for s in recorded):
+            not_success.append(f"run {handle.id}")
+        seen = starts.get(handle.id, [])
+        restarted += [f"run {handle.id} {name}" for name in _out_of_order(seen, recorded)]
+        unwitnessed += [f"run {handle.id} {s.step_name}" for s in recorded if s.step_name not in seen]
+        repeated += sum(count - 1 for count in Counter(seen).values())
+    return Proof(runs, steps, tuple(not_success), tuple(restarted), tuple(unwitnessed), repeated)
+
+
+def _out_of_order(seen: Iterable[str], recorded: Iterable[StepRecord]) -> list[str]:
+    place = {s.step_name: s.position or 0 for s in recorded}
+    wrong = []
+    furthest = -1
+    for name in seen:
+        at = place.get(name, -1)
+        if at < furthest:
+            wrong.append(name)
+        furthest = max(furthest, at)
+    return wrong
