@@ -1,9 +1,9 @@
 """Durable execution for Python: queues and workflows whose state lives in a database, run by supervised processes.
 
-    @pgqrs.step                     a result that is recorded once
-    @pgqrs.workflow                 a function that survives the death of its process
-    @pgqrs.handler(queue="tasks")   plain messages
-    pgqrs.connect(dsn)              a store: trigger, enqueue, look, run workers
+@pgqrs.step                     a result that is recorded once
+@pgqrs.workflow                 a function that survives the death of its process
+@pgqrs.handler(queue="tasks")   plain messages
+pgqrs.connect(dsn)              a store: trigger, enqueue, look, run workers
 """
 
 from pgqrs.client import RunHandle, Store, connect

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 import msgspec
@@ -148,7 +147,11 @@ class Store:
         return RunHandle(self, run_id, Any)
 
     def runs(
-        self, workflow: str | None = None, status: WorkflowStatus | str | None = None, limit: int = 50, before: int | None = None
+        self,
+        workflow: str | None = None,
+        status: WorkflowStatus | str | None = None,
+        limit: int = 50,
+        before: int | None = None,
     ) -> list[RunRecord]:
         """Newest first; `before` continues after the id a listing ended with."""
         wanted = WorkflowStatus(status.upper()) if isinstance(status, str) else status
@@ -186,7 +189,9 @@ class Store:
 
     def _opened(self) -> MessageStore:
         if self._messages is None:
-            raise errors.PgqrsConnectionError("this store is not open: use `with pgqrs.connect(…) as store:` or .open()")
+            raise errors.PgqrsConnectionError(
+                "this store is not open: use `with pgqrs.connect(…) as store:` or .open()"
+            )
         return self._messages
 
     def _ready(self) -> MessageStore:
@@ -230,7 +235,9 @@ class Store:
             return workflow, queue, inputs, Any
         d: Definition = definition_of(workflow)
         if d.kind != "workflow":
-            raise errors.ValidationError(f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)")
+            raise errors.ValidationError(
+                f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)"
+            )
         inputs = [codec.wrap_input(d.signature.encode_input(a, k, limit)) for a, k in calls]
         return d.name, d.queue, inputs, d.signature.returns
 
@@ -244,7 +251,9 @@ class Store:
 
 def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if args and (kwargs or len(args) > 1):
-        raise errors.ValidationError("by name, a workflow takes one positional argument, or several by keyword")
+        raise errors.ValidationError(
+            "by name, a workflow takes one positional argument, or several by keyword"
+        )
     return args[0] if args else (kwargs or None)
 
 
@@ -280,7 +289,9 @@ class RunHandle(Generic[R]):
             time.sleep(wait_s if deadline is None else max(0.0, min(wait_s, deadline - time.monotonic())))
             wait_s = min(wait_s * 1.5, POLL_MAX_S)
         if settled.status is WorkflowStatus.Success:
-            decoded = codec.decode(settled.output or b"null", self._returns, what=f"the result of run {self.id}")
+            decoded = codec.decode(
+                settled.output or b"null", self._returns, what=f"the result of run {self.id}"
+            )
             return cast(R, decoded)
         if settled.status is WorkflowStatus.Cancelled:
             raise errors.RunCancelledError(f"run {self.id} was cancelled")
@@ -310,7 +321,9 @@ class RunHandle(Generic[R]):
 
 
 def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:
-    told = msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
+    told = (
+        msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
+    )
     text = f"{told.get('type', 'error')}: {told.get('message', '')}" if isinstance(told, dict) else str(told)
     error = errors.RunFailedError(f"run {run_id} failed: {text}; its steps: pgqrs run {run_id}")
     error.run_id = run_id
@@ -326,7 +339,9 @@ class Using:
 
     def __init__(self, store: Store, connection: "psycopg.Connection[Any]") -> None:
         if store.config.backend != "postgres":
-            raise errors.ValidationError("store.using(connection) takes a psycopg connection; this store is not on PostgreSQL")
+            raise errors.ValidationError(
+                "store.using(connection) takes a psycopg connection; this store is not on PostgreSQL"
+            )
         from pgqrs.store.postgres import PostgresTransaction
 
         self._store = store
@@ -340,7 +355,9 @@ class Using:
         return self._enqueue(queue, [self._store._encoded(p) for p in payloads], durations.seconds(delay))
 
     @overload
-    def trigger(self, workflow: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
+    def trigger(
+        self, workflow: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> RunHandle[R]: ...
     @overload
     def trigger(self, workflow: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
     @overload
@@ -357,7 +374,9 @@ class Using:
         with in_schema(self._connection, self._store.config):
             ids = enqueue(self._tx, queue_id, payloads, delay_s)
         if not delay_s:
-            self._connection.execute("select pg_notify(%s, %s)", (CHANNEL, queue))  # heard when the caller commits
+            self._connection.execute(
+                "select pg_notify(%s, %s)", (CHANNEL, queue)
+            )  # heard when the caller commits
         return ids
 
 
@@ -368,7 +387,9 @@ def _workers(
     from pgqrs import targets
 
     if store.config.dsn.endswith(":memory:"):
-        raise errors.ValidationError("store.workers() needs a database that another process can open, not sqlite::memory:")
+        raise errors.ValidationError(
+            "store.workers() needs a database that another process can open, not sqlite::memory:"
+        )
     target = targets.of_functions(functions)
     store._ready()
     parent_read, parent_write = os.pipe()

@@ -11,7 +11,8 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from pgqrs import codec, durations, errors, retry as retries
+from pgqrs import codec, durations, errors
+from pgqrs import retry as retries
 from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,7 +48,9 @@ def handler(*, queue: str, name: str | None = None) -> Callable[[F], F]:
     def decorate(f: F) -> F:
         f.__pgqrs__ = _definition("handler", f, name, queue)  # type: ignore[attr-defined]
         if len(f.__pgqrs__.signature.parameters) != 1:  # type: ignore[attr-defined]
-            raise errors.ValidationError(f"handler {f.__name__!r} must take one argument, the message's payload")
+            raise errors.ValidationError(
+                f"handler {f.__name__!r} must take one argument, the message's payload"
+            )
         return f
 
     return decorate
@@ -120,7 +123,9 @@ def definition_of(function: object) -> Definition:
 
 def definitions_in(module: ModuleType) -> list[Definition]:
     """The workflows and handlers that a module holds, its own and those it imported."""
-    return distinct(d for value in vars(module).values() if isinstance(d := getattr(value, "__pgqrs__", None), Definition))
+    return distinct(
+        d for value in vars(module).values() if isinstance(d := getattr(value, "__pgqrs__", None), Definition)
+    )
 
 
 def distinct(found: Iterable[Definition]) -> list[Definition]:
@@ -131,7 +136,9 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
         if by_name.setdefault(d.name, d).function is not d.function:
             raise errors.ValidationError(f"two functions are named {d.name!r}; give one of them name=…")
         if by_queue.setdefault(d.queue, d).function is not d.function:
-            raise errors.ValidationError(f"{by_queue[d.queue].name!r} and {d.name!r} are both on queue {d.queue!r}")
+            raise errors.ValidationError(
+                f"{by_queue[d.queue].name!r} and {d.name!r} are both on queue {d.queue!r}"
+            )
     return list(by_name.values())
 
 
@@ -152,10 +159,12 @@ def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str |
 def _signature(f: Callable[..., Any], kind: str) -> codec.Signature:
     if not callable(f):
         raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
-    return codec.signature_of(f)
+    return codec.signature_of(f, inputs=kind != "step")
 
 
-def _checked_name(kind: str, name: str) -> str:
+def _checked_name(kind: str, name: str | None) -> str:
     if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
-        raise errors.ValidationError(f"{name!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} printable characters")
+        raise errors.ValidationError(
+            f"{name!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} printable characters"
+        )
     return name

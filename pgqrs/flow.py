@@ -148,7 +148,9 @@ class Context:
                 "a run's steps are called from the thread that the run started on"
             )
         if self._position >= STEPS_MAX:
-            raise errors.ValidationError(f"run {self.id} has called {STEPS_MAX:,} steps; split it into several runs")
+            raise errors.ValidationError(
+                f"run {self.id} has called {STEPS_MAX:,} steps; split it into several runs"
+            )
         count = self._calls[name] = self._calls.get(name, 0) + 1
         position, self._position = self._position, self._position + 1
         full = name if count == 1 else f"{name}#{count}"
@@ -276,12 +278,16 @@ def pause(text: str = "paused", resume_after: float | timedelta | str | None = N
     `handle.resume()` is called. Recorded like a step: a replay passes it. Raises ValidationError outside a run."""
     context = current_run()
     if context.kind != "workflow" or _step.get() is not None:
-        raise errors.ValidationError("pgqrs.pause() is for the workflow itself, not for a step or a plain handler")
+        raise errors.ValidationError(
+            "pgqrs.pause() is for the workflow itself, not for a step or a plain handler"
+        )
     wait_s = None if resume_after is None else durations.seconds(resume_after)
     call = context.enter("pause")
     if context.history.find(call) is None:
         output = codec.encode(text, what="the text of a pause", limit=context.payload_bytes_max)
-        context.journal.record(Step(call.position, call.name, WorkflowStatus.Paused, output=output, retry_in_s=wait_s))
+        context.journal.record(
+            Step(call.position, call.name, WorkflowStatus.Paused, output=output, retry_in_s=wait_s)
+        )
 
 
 def _enclosing(definition: StepDefinition) -> Context | None:
@@ -307,7 +313,9 @@ def _enter(context: Context, definition: StepDefinition) -> tuple[StepCall, Reco
         return call, known
     tried = known.retry_count if known else 0
     policy = definition.retry
-    delay_s = policy.delay(tried + 1, context.clocks.random) if policy and tried < policy.max_attempts else None
+    delay_s = (
+        policy.delay(tried + 1, context.clocks.random) if policy and tried < policy.max_attempts else None
+    )
     return msgspec.structs.replace(call, retry_count=tried, retry_in_s=delay_s), None
 
 
@@ -326,7 +334,9 @@ class _Attempt:
         try:
             output = codec.encode(value, what=what, limit=self._context.payload_bytes_max)
         except errors.PgqrsError as e:
-            return self._step(WorkflowStatus.Error, error=_encoded_error(e))  # trying again would give the same
+            return self._step(
+                WorkflowStatus.Error, error=_encoded_error(e)
+            )  # trying again would give the same
         return self._step(WorkflowStatus.Success, output=output)
 
     def failed(self, error: BaseException) -> Step:
@@ -340,7 +350,10 @@ class _Attempt:
         if retry_in_s is None:
             return self._step(WorkflowStatus.Error, error=_encoded_error(error))
         return self._step(
-            WorkflowStatus.Error, error=_encoded_error(error), retry_count=self._call.retry_count + 1, retry_in_s=retry_in_s
+            WorkflowStatus.Error,
+            error=_encoded_error(error),
+            retry_count=self._call.retry_count + 1,
+            retry_in_s=retry_in_s,
         )
 
     def _step(
@@ -371,7 +384,9 @@ def _encoded_error(error: BaseException) -> bytes:
 def _settled(definition: StepDefinition, status: str, output: bytes | None, error: bytes | None) -> Any:
     """A step's result as the workflow gets it, the first time and on every replay: from what was recorded."""
     if status == WorkflowStatus.Success:
-        return codec.decode(output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}")
+        return codec.decode(
+            output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}"
+        )
     raise errors.rebuild(msgspec.json.decode(error or b"null"))
 
 

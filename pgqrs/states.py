@@ -24,11 +24,21 @@ class WorkflowStatus(enum.StrEnum):
 
 # `replay`, and nothing else, leaves ERROR.
 RUN_TRANSITIONS: dict[WorkflowStatus, frozenset[WorkflowStatus]] = {
-    WorkflowStatus.Queued: frozenset({WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}),
-    WorkflowStatus.Running: frozenset(
-        {WorkflowStatus.Success, WorkflowStatus.Error, WorkflowStatus.Paused, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}
+    WorkflowStatus.Queued: frozenset(
+        {WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}
     ),
-    WorkflowStatus.Paused: frozenset({WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}),
+    WorkflowStatus.Running: frozenset(
+        {
+            WorkflowStatus.Success,
+            WorkflowStatus.Error,
+            WorkflowStatus.Paused,
+            WorkflowStatus.Cancelling,
+            WorkflowStatus.Cancelled,
+        }
+    ),
+    WorkflowStatus.Paused: frozenset(
+        {WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}
+    ),
     WorkflowStatus.Cancelling: frozenset({WorkflowStatus.Cancelled}),
     WorkflowStatus.Cancelled: frozenset(),
     WorkflowStatus.Success: frozenset(),

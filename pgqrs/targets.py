@@ -44,7 +44,9 @@ def parse(text: str) -> Target:
             raise errors.TargetError(f"no such file: {where}")
         return Target(path=str(path.resolve()), name=name or None, sys_path=(str(path.resolve().parent),))
     if not where or not all(part.isidentifier() for part in where.split(".")):
-        raise errors.TargetError(f"{text!r} is neither a Python file nor a module's name; try pipeline.py or my.module")
+        raise errors.TargetError(
+            f"{text!r} is neither a Python file nor a module's name; try pipeline.py or my.module"
+        )
     return Target(module=where, name=name or None, sys_path=(str(Path.cwd()),))
 
 
@@ -56,7 +58,9 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
     modules = {f.__module__ for f in functions}
     sys_path = tuple(p or str(Path.cwd()) for p in sys.path)
     if len(modules) == 1 and all(_importable(f) for f in functions):
-        return Target(module=modules.pop(), name=",".join(f.__qualname__ for f in functions), sys_path=sys_path)
+        return Target(
+            module=modules.pop(), name=",".join(f.__qualname__ for f in functions), sys_path=sys_path
+        )
     import dill
 
     try:
@@ -75,7 +79,9 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
 
 def load(target: Target) -> list[Definition]:
     """Imports the target, loudly, and returns its workflows and handlers. Raises TargetError that says what is wrong."""
-    sys.path[:0] = [p for p in target.sys_path if p not in sys.path] if target.pickled else list(target.sys_path)
+    sys.path[:0] = (
+        [p for p in target.sys_path if p not in sys.path] if target.pickled else list(target.sys_path)
+    )
     if target.pickled is not None:
         import dill
 
@@ -88,10 +94,14 @@ def load(target: Target) -> list[Definition]:
         missing = [n for n, v in zip(wanted, values, strict=True) if getattr(v, "__pgqrs__", None) is None]
         if missing:
             there = ", ".join(sorted(d.function.__name__ for d in found)) or "none at all"
-            raise errors.TargetError(f"{target}: no workflow or handler named {missing[0]!r}; there is: {there}")
+            raise errors.TargetError(
+                f"{target}: no workflow or handler named {missing[0]!r}; there is: {there}"
+            )
         return distinct(definition_of(v) for v in values)
     if not found:
-        raise errors.TargetError(f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler")
+        raise errors.TargetError(
+            f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler"
+        )
     return found
 
 
@@ -108,7 +118,11 @@ def _imported(target: Target) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except ModuleNotFoundError as e:
-        if e.name is not None and target.module is not None and (target.module + ".").startswith(e.name + "."):
+        if (
+            e.name is not None
+            and target.module is not None
+            and (target.module + ".").startswith(e.name + ".")
+        ):
             raise errors.TargetError(f"no module named {e.name!r} on {', '.join(sys.path[:3])}, …") from e
         raise errors.TargetError(_told(target, e)) from e
     except (Exception, SystemExit) as e:

@@ -103,7 +103,9 @@ class Lease:
     """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the renewal was
     sent, so it ends here before it ends in the database."""
 
-    def __init__(self, store: MessageStore, supervisor_id: int, lease_s: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, store: MessageStore, supervisor_id: int, lease_s: float, wake: Callable[[], None]
+    ) -> None:
         self._store = store
         self._id = supervisor_id
         self._lease_s = lease_s

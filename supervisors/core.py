@@ -11,15 +11,39 @@ says of a run that is not there under that claim is of the past, and is dropped.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from pgqrs.retry import BackoffStrategy
 from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Claim, Claimed, Crash, Outcome, Release, Settle, Step, Write
+from pgqrs.writes import Archive, Begin, Crash, Outcome, Release, Settle, Step, Write
 from supervisors import wire
+from supervisors.events import (
+    ClaimLost,
+    Command,
+    Event,
+    Exit,
+    Exited,
+    Held,
+    Hinted,
+    Hurry,
+    Kill,
+    Kind,
+    Launch,
+    Launched,
+    LeaseLost,
+    Note,
+    Received,
+    Registered,
+    Save,
+    Saved,
+    Send,
+    Stop,
+    Taken,
+    Tick,
+    Want,
+)
+from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
 CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
@@ -28,244 +52,11 @@ LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
 COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
-POLL_MIN_S = 0.005
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 KILL_GRACE_S = 1.0
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
 REBALANCE_S = 0.05
-
-Kind = Literal["sync", "async"]
-
-
-class Function(Struct, frozen=True):
-    """One workflow or handler that the workers know, and where its messages are."""
-
-    name: str
-    kind: wire.Kind
-    is_async: bool
-    queue: str
-    queue_id: int
-    workflow_id: int | None
-
-
-class Settings(Struct, frozen=True):
-    workers: int
-    lanes: int | None = None  # of each worker; None follows the measured step time
-    read_ct_max: int = 5
-    poll_max_s: float = 0.25
-    drain_timeout_s: float = 30.0
-    burst: bool = False
-    handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
-
-
-# Events
-
-
-class Launched(Struct, frozen=True):
-    worker: int
-    pid: int
-
-
-class Received(Struct, frozen=True):
-    worker: int
-    frame: wire.Up
-
-
-class Exited(Struct, frozen=True):
-    """A worker is gone and its pipe is drained. `oom`: the kernel's out-of-memory killer took it."""
-
-    worker: int
-    signal: str | None
-    exit_code: int | None
-    cpu_seconds: float | None = None
-    peak_rss_bytes: int | None = None
-    garbled: str | None = None  # it was killed for what it sent
-
-
-class Taken(Struct, frozen=True):
-    """The answer to a Want: the messages, oldest first, and the watermark for the next claim."""
-
-    queue_id: int
-    messages: list[Claimed]
-    limit: int
-    after: Any
-
-
-class Saved(Struct, frozen=True):
-    outcomes: list[Outcome]
-
-
-class Held(Struct, frozen=True):
-    """What the database says that we hold, asked after a transaction whose outcome nobody saw."""
-
-    claims: list[Claim]
-
-
-class ClaimLost(Struct, frozen=True):
-    """A Want came to nothing: the database was away."""
-
-    queue_id: int
-
-
-class Hinted(Struct, frozen=True):
-    """These queues may hold something new; None: any of them."""
-
-    queues: tuple[str, ...] | None = None
-
-
-class Stop(Struct, frozen=True):
-    """The level it was asked with so far: 1 drain, 2 stop at the next step boundary, 3 now."""
-
-    level: int
-
-
-class LeaseLost(Struct, frozen=True):
-    """Everything that we hold may be another's. `in_flight` writes are on their way; the others were dropped."""
-
-    in_flight: int
-
-
-class Registered(Struct, frozen=True):
-    """We are a supervisor again, with these consumers (queue id to consumer id)."""
-
-    consumers: dict[int, int]
-
-
-class Tick(Struct, frozen=True):
-    pass
-
-
-Event = (
-    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Tick
-)  # fmt: skip
-
-
-# Commands
-
-
-class Launch(Struct, frozen=True):
-    worker: int
-    kind: Kind
-
-
-class Send(Struct, frozen=True):
-    worker: int
-    frame: wire.Down
-
-
-class Kill(Struct, frozen=True):
-    worker: int
-    force: bool
-
-
-class Save(Struct, frozen=True):
-    """To be committed; `urgent`: at once, for somebody waits for it."""
-
-    write: Write
-    urgent: bool = False
-
-
-class Hurry(Struct, frozen=True):
-    """What is waiting to be committed is waited for."""
-
-
-class Want(Struct, frozen=True):
-    queue_id: int
-    consumer_id: int
-    limit: int
-    after: Any
-
-
-class Note(Struct, frozen=True):
-    """For people. `run` is the message's id."""
-
-    text: str
-    level: Literal["info", "warning", "error"] = "info"
-    run: int | None = None
-
-
-class Exit(Struct, frozen=True):
-    code: int
-    reason: str
-
-
-Command = Launch | Send | Kill | Save | Hurry | Want | Note | Exit
-
-
-# State
-
-
-class Run(Struct, eq=False):
-    """A message that we hold."""
-
-    claim: Claim
-    function: Function
-    claimed: Claimed
-    crashes: int
-    worker: int | None = None
-    started: bool = False
-    cancelling: bool = False
-    ending: bool = False  # the write that ends our claim is on its way
-
-    @property
-    def id(self) -> int:
-        return self.claim.message_id
-
-    @property
-    def bytes(self) -> int:
-        return len(self.claimed.payload)
-
-    @property
-    def isolated(self) -> bool:
-        return self.crashes > 0
-
-
-class OnCpu(Struct, frozen=True):
-    """What a worker said it is running, and since when."""
-
-    run: int
-    step: str | None
-    position: int
-    since: float
-    deadline: float | None
-    retry_count: int
-    retry_in_s: float | None
-
-
-class Worker(Struct, eq=False):
-    id: int
-    kind: Kind
-    launched_at: float
-    pid: int | None = None
-    ready: bool = False
-    runs: dict[int, Run] = msgspec.field(default_factory=dict)
-    on_cpu: OnCpu | None = None
-    idle: bool = False
-    exclusive: bool = False  # carries one isolated run and nothing beside it
-    reserved: bool = False  # being emptied for one
-    timed_out: OnCpu | None = None
-    killing: str | None = None  # why we are killing it
-    kill_at: float | None = None  # when to stop asking nicely
-    revoking: bool = False
-    revoked_at: float = -1.0
-
-    @property
-    def bytes(self) -> int:
-        return sum(r.bytes for r in self.runs.values())
-
-
-class Queue(Struct, eq=False):
-    function: Function
-    consumer_id: int | None = None
-    after: Any = None
-    wanting: bool = False
-    hinted: bool = False
-    next_claim_at: float = 0.0
-    full_scan_at: float = 0.0
-    poll_s: float = POLL_MIN_S
-    empty: bool = False  # the last look at the whole of it found nothing
-    step_s: float = 0.02  # a moving average: how long this queue's steps take
 
 
 class Core:
@@ -335,7 +126,9 @@ class Core:
             if not worker.ready:
                 times.append(worker.launched_at + BOOT_DEADLINE_S)
         if not self.level and self._free():
-            times += [q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None]
+            times += [
+                q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None
+            ]
         return min(times, default=None)
 
     # What workers say
@@ -377,14 +170,18 @@ class Core:
                 frame.step,
                 frame.position,
                 now,
-                None if frame.timeout_s is None else now + frame.timeout_s + (5.0 if worker.kind == "async" else 0.0),
+                None
+                if frame.timeout_s is None
+                else now + frame.timeout_s + (5.0 if worker.kind == "async" else 0.0),
                 frame.retry_count,
                 frame.retry_in_s,
             )
             if not run.started:
                 run.started = True
                 if run.function.workflow_id is not None:
-                    self._save(Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1)))
+                    self._save(
+                        Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1))
+                    )
             return
         self._off_cpu(worker, run.id)
         match frame:
@@ -396,7 +193,16 @@ class Core:
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
                 step = _step_of(frame, worker)
-                self._leave(worker, run, Write(run.claim, step=step, settle=Settle(WorkflowStatus.Running), message=Release(frame.retry_in_s)))
+                self._leave(
+                    worker,
+                    run,
+                    Write(
+                        run.claim,
+                        step=step,
+                        settle=Settle(WorkflowStatus.Running),
+                        message=Release(frame.retry_in_s),
+                    ),
+                )
             case wire.Paused():
                 step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
                 settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
@@ -404,7 +210,9 @@ class Core:
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=Release(delay)))
             case wire.Finished():
                 self.finished += 1
-                settle_ok = Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
+                settle_ok = (
+                    Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
+                )
                 self._leave(worker, run, Write(run.claim, settle=settle_ok, message=Archive()))
             case wire.Failed():
                 self.failed += 1
@@ -422,7 +230,13 @@ class Core:
             return Write(run.claim, message=Archive(reason))
         # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
         delay = self.settings.handler_backoff.delay(tries, lambda: 0.5)
-        self._out.append(Note(f"delivery {tries} of {self.settings.read_ct_max} failed, again in {delay:g} s: {reason}", "warning", run.id))
+        self._out.append(
+            Note(
+                f"delivery {tries} of {self.settings.read_ct_max} failed, again in {delay:g} s: {reason}",
+                "warning",
+                run.id,
+            )
+        )
         return Write(run.claim, message=Release(delay, refund=False))
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
@@ -444,7 +258,9 @@ class Core:
         if run.ending:
             return
         if run.cancelling:
-            self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True)
+            self._end(
+                run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
+            )
         elif self.level or run.started:
             self._end(run, Write(run.claim, message=Release()), urgent=True)
         else:
@@ -486,12 +302,19 @@ class Core:
 
     def _not_applied(self, run: Run, outcome: Outcome) -> None:
         if outcome.failure is None:
-            self._out.append(Note("lost: its claim is another's by now; nothing was written", "warning", run.id))
+            self._out.append(
+                Note("lost: its claim is another's by now; nothing was written", "warning", run.id)
+            )
             self._drop(run)
             return
         self._out.append(Note(f"the database refused its values: {outcome.failure}", "error", run.id))
         error = msgspec.json.encode(
-            {"code": "NON_RETRYABLE", "is_transient": False, "type": "pgqrs.errors.DatabaseError", "message": outcome.failure}
+            {
+                "code": "NON_RETRYABLE",
+                "is_transient": False,
+                "type": "pgqrs.errors.DatabaseError",
+                "message": outcome.failure,
+            }
         )
         self.failed += 1
         if run.worker is not None:
@@ -581,7 +404,12 @@ class Core:
         worker = self.workers.pop(event.worker)
         how = _how(event)
         blamed = worker.on_cpu if worker.killing is None else None
-        if worker.timed_out and worker.on_cpu and worker.timed_out.run == worker.on_cpu.run and worker.timed_out.position == worker.on_cpu.position:
+        if (
+            worker.timed_out
+            and worker.on_cpu
+            and worker.timed_out.run == worker.on_cpu.run
+            and worker.timed_out.position == worker.on_cpu.position
+        ):
             blamed = worker.on_cpu
         for run in worker.runs.values():
             if run.ending:
@@ -597,12 +425,20 @@ class Core:
         elif worker.killing is None and not self.level:
             self.crashes += 1
             note = f"worker {worker.id} (pid {worker.pid}) {how}"
-            self._out.append(Note(note + (f" in {blamed.step or 'its function'}" if blamed else ""), "warning", blamed and blamed.run))
+            self._out.append(
+                Note(
+                    note + (f" in {blamed.step or 'its function'}" if blamed else ""),
+                    "warning",
+                    blamed.run if blamed else None,
+                )
+            )
 
     def _came_back_from_the_dead(self, run: Run) -> None:
         """Not what killed the worker: back in the queue at its old place, uncharged, and claimed in the same turn."""
         if run.cancelling:
-            self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True)
+            self._end(
+                run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
+            )
         elif not run.started and not self.level:
             run.worker = None
             self.waiting.appendleft(run)
@@ -624,12 +460,19 @@ class Core:
         )
         if run.function.workflow_id is None:
             spent = run.claimed.read_ct >= self.settings.read_ct_max
-            message = Archive(f"{crash.text}, delivery {run.claimed.read_ct}") if spent else Release(refund=False)
+            message = (
+                Archive(f"{crash.text}, delivery {run.claimed.read_ct}") if spent else Release(refund=False)
+            )
             self._end(run, Write(run.claim, message=message), urgent=True)
         elif crash.crash_count >= CRASHES_MAX:
             self.failed += 1
             reason = f"its worker died {crash.crash_count} times without a checkpoint between: {crash.text}"
-            error = {"code": "CRASHED", "is_transient": False, "type": "pgqrs.errors.WorkerCrashed", "message": reason}
+            error = {
+                "code": "CRASHED",
+                "is_transient": False,
+                "type": "pgqrs.errors.WorkerCrashed",
+                "message": reason,
+            }
             self._out.append(Note(f"given up: {reason}", "error", run.id))
             settle = Settle(WorkflowStatus.Error, error=msgspec.json.encode(error))
             self._end(run, Write(run.claim, crash=crash, settle=settle, message=Archive(reason)), urgent=True)
@@ -639,7 +482,13 @@ class Core:
     def _timed_out(self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, now: float) -> None:
         """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
         text = f"step {blamed.step!r} was killed at its time limit"
-        error = {"code": "TIMEOUT", "is_transient": blamed.retry_in_s is not None, "type": "builtins.TimeoutError", "message": text, "args": [text]}
+        error = {
+            "code": "TIMEOUT",
+            "is_transient": blamed.retry_in_s is not None,
+            "type": "builtins.TimeoutError",
+            "message": text,
+            "args": [text],
+        }
         step = Step(
             blamed.position,
             blamed.step or "",
@@ -678,7 +527,11 @@ class Core:
         self.level = level
         if level == 1:
             self._deadline = now + self.settings.drain_timeout_s
-            self._out.append(Note(f"stopping: finishing {self._started()} runs, for at most {self.settings.drain_timeout_s:g} s"))
+            self._out.append(
+                Note(
+                    f"stopping: finishing {self._started()} runs, for at most {self.settings.drain_timeout_s:g} s"
+                )
+            )
         elif level == 2:
             self._out.append(Note("stopping at the next step of every run", "warning"))
         else:
@@ -758,18 +611,22 @@ class Core:
         put_back: list[Run] = []
         while self.waiting:
             run = self.waiting.popleft()
-            worker = self._host(run)
-            if worker is None:
+            host = self._host(run)
+            if host is None:
                 put_back.append(run)
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
                     break
             else:
-                self._execute(worker, run)
+                self._execute(host, run)
         self.waiting.extendleft(reversed(put_back))
 
-    def _host(self, run: Run) -> "Worker | None":
+    def _host(self, run: Run) -> Worker | None:
         kind: Kind = "async" if run.function.is_async else "sync"
-        able = [w for w in self.workers.values() if w.kind == kind and w.ready and w.killing is None and not w.exclusive]
+        able = [
+            w
+            for w in self.workers.values()
+            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
+        ]
         if run.isolated and kind == "sync":
             empty = [w for w in able if not w.runs]
             if empty:
@@ -793,7 +650,9 @@ class Core:
             self._out.append(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
-        frame = wire.Execute(run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ())
+        frame = wire.Execute(
+            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ()
+        )
         self._out.append(Send(worker.id, frame))
 
     def _balance(self, now: float) -> None:
@@ -806,7 +665,10 @@ class Core:
             rich = [
                 (sum(not r.started for r in w.runs.values()), w)
                 for w in self.workers.values()
-                if w.kind == "sync" and not w.revoking and w.killing is None and now - w.revoked_at >= REBALANCE_S
+                if w.kind == "sync"
+                and not w.revoking
+                and w.killing is None
+                and now - w.revoked_at >= REBALANCE_S
             ]
             count, worker = max(rich, key=lambda c: c[0], default=(0, None))
             if worker is not None and count:
@@ -825,7 +687,11 @@ class Core:
         self._turn += 1
         queues = list(self.queues.values())
         first = self._turn % len(queues)
-        due = [q for q in queues[first:] + queues[:first] if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at]
+        due = [
+            q
+            for q in queues[first:] + queues[:first]
+            if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
+        ]
         for n, queue in enumerate(due):
             share = -(-free // (len(due) - n))
             limit = min(share, self._room(queue), CLAIM_MAX)
@@ -847,13 +713,25 @@ class Core:
 
     def _room_of(self, kind: Kind) -> int:
         lanes = max(
-            (self._lanes(q.function) for q in self.queues.values() if q.function.is_async == (kind == "async")), default=0
+            (
+                self._lanes(q.function)
+                for q in self.queues.values()
+                if q.function.is_async == (kind == "async")
+            ),
+            default=0,
         )
         return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
 
     def _open(self, kind: Kind) -> Iterator[Worker]:
         for w in self.workers.values():
-            if w.kind == kind and w.ready and w.killing is None and not w.exclusive and not w.reserved and w.bytes < LANES_BYTES_MAX:
+            if (
+                w.kind == kind
+                and w.ready
+                and w.killing is None
+                and not w.exclusive
+                and not w.reserved
+                and w.bytes < LANES_BYTES_MAX
+            ):
                 yield w
 
     def _lanes(self, function: Function) -> int:

@@ -172,7 +172,9 @@ class Nursery:
         # A Connection is what multiprocess knows how to hand to a spawned child; it is only a way to carry the descriptor.
         carrier = Connection(theirs.detach())
         self._process = context.Process(
-            target=nursery_main, args=(carrier, self._target, os.getpid(), self._payload_bytes_max), daemon=True
+            target=nursery_main,
+            args=(carrier, self._target, os.getpid(), self._payload_bytes_max),
+            daemon=True,
         )
         with _importable_main():
             self._process.start()
@@ -231,7 +233,11 @@ class Nursery:
         self._sock.close()
         self._process.join(5)
         code = self._process.exitcode
-        self._ended = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        self._ended = (
+            f"killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exit code {code}"
+        )
 
     def close(self) -> None:
         self._process.kill()
@@ -264,7 +270,9 @@ class SpawnLauncher:
         out_read, out_write = os.pipe()
         carried = Connection(theirs.detach()), Connection(out_write, readable=False)
         process = get_context("spawn").Process(
-            target=spawned_main, args=(*carried, self._target, kind, os.getpid(), self._payload_bytes_max), daemon=True
+            target=spawned_main,
+            args=(*carried, self._target, kind, os.getpid(), self._payload_bytes_max),
+            daemon=True,
         )
         with _importable_main():
             process.start()
@@ -289,7 +297,7 @@ class SpawnLauncher:
         os.close(self._wake_write)
 
 
-class _importable_main:  # noqa: N801 - reads as a context manager
+class _importable_main:
     """A spawned child imports the parent's `__main__` again, which for us is a command line it has no use for."""
 
     def __enter__(self) -> None:
@@ -340,7 +348,11 @@ def _orders(sock: socket.socket) -> Iterator[Fork]:
 
 
 def _fork_worker(
-    nursery: socket.socket, fork: Fork, definitions: dict[str, flow.Definition], supervisor: int, payload_bytes_max: int
+    nursery: socket.socket,
+    fork: Fork,
+    definitions: dict[str, flow.Definition],
+    supervisor: int,
+    payload_bytes_max: int,
 ) -> None:
     theirs, ours = socket.socketpair()
     out_read, out_write = os.pipe()
@@ -365,14 +377,20 @@ def _fork_worker(
     os.close(pid_read)
     fds = array.array("i", [theirs.fileno(), out_read])
     nursery.sendmsg(
-        [msgspec.msgpack.encode(Forked(fork.worker, pid))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())]
+        [msgspec.msgpack.encode(Forked(fork.worker, pid))],
+        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())],
     )
     theirs.close()
     os.close(out_read)
 
 
 def spawned_main(
-    sock: Any, output: Any, target: targets.Target, kind: Literal["sync", "async"], supervisor: int, payload_bytes_max: int
+    sock: Any,
+    output: Any,
+    target: targets.Target,
+    kind: Literal["sync", "async"],
+    supervisor: int,
+    payload_bytes_max: int,
 ) -> None:
     pipe = socket.socket(fileno=os.dup(sock.fileno()))
     sock.close()
@@ -447,7 +465,9 @@ def _configure_logging() -> None:
     """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output."""
     logging = importlib.import_module("logging")
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
 
 
 class _ThreadWatch:

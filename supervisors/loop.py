@@ -22,16 +22,15 @@ from pgqrs.config import Config
 from pgqrs.store import open_store
 from pgqrs.store.store import MessageStore, Wanted
 from pgqrs.writes import Write
-from supervisors import core, wire
+from supervisors import core, events, state, wire
 from supervisors.committing import Away, Broken, Done, Job, Lease, Turns
 from supervisors.identity import own_identity, started
 from supervisors.launch import (
     Child,
     Described,
     ForkFailed,
-    Launcher,
-    LoadFailed,
     Loaded,
+    LoadFailed,
     StartMethod,
     become_subreaper,
     make_launcher,
@@ -114,7 +113,7 @@ class View(Protocol):
 
     def line(self, run: int | None, text: str) -> None: ...
 
-    def note(self, note: core.Note) -> None: ...
+    def note(self, note: events.Note) -> None: ...
 
     def state(self, state: State) -> None: ...
 
@@ -141,8 +140,8 @@ class Loop:
         self._writes: deque[Write] = deque()
         self._oldest: float | None = None  # when the first of `_writes` came
         self._hurry = False
-        self._wants: list[core.Want] = []
-        self._exit: core.Exit | None = None
+        self._wants: list[events.Want] = []
+        self._exit: events.Exit | None = None
         self._unsent: set[int] = set()  # workers whose outbox has something new
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
@@ -165,7 +164,9 @@ class Loop:
             self._handle_signals(wake_write, stack)
             if self._options.subreaper:
                 become_subreaper()
-            self._launcher = make_launcher(self._target, self._options.start_method, self._config.max_payload_size_bytes)
+            self._launcher = make_launcher(
+                self._target, self._options.start_method, self._config.max_payload_size_bytes
+            )
             stack.callback(self._launcher.close)
             loaded = self._launcher.load()
             self._store = stack.enter_context(_closing(open_store(self._config)))
@@ -187,7 +188,7 @@ class Loop:
             stack.callback(self._sign_off)
             stack.callback(self._kill_all)
             self._report(loaded, functions)
-            self._handle(core.Registered(self._consumers))
+            self._handle(events.Registered(self._consumers))
             if self._options.ready_fd is not None:
                 os.write(self._options.ready_fd, b"1")
                 os.close(self._options.ready_fd)
@@ -198,8 +199,8 @@ class Loop:
 
     # Starting
 
-    def _settings(self) -> core.Settings:
-        return core.Settings(
+    def _settings(self) -> state.Settings:
+        return state.Settings(
             workers=self._options.workers or cores(),
             lanes=self._options.lanes,
             read_ct_max=self._config.max_read_ct,
@@ -207,7 +208,7 @@ class Loop:
             burst=self._options.burst,
         )
 
-    def _prepare(self, described: Sequence[Described]) -> list[core.Function]:
+    def _prepare(self, described: Sequence[Described]) -> list[state.Function]:
         """Everything that the functions need in the database. On SQLite this may be the first write."""
         if self._store.database.dialect == "sqlite":
             self._store.install()
@@ -220,7 +221,7 @@ class Loop:
                 queue_id, workflow_id = workflow.queue_id, workflow.id
             else:
                 queue_id = self._store.ensure_queue(d.queue)
-            functions.append(core.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id))
+            functions.append(state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id))
         return functions
 
     def _register(self) -> None:
@@ -231,12 +232,14 @@ class Loop:
                 self._store.expire_lease(supervisor_id)
         self._recovered = self._store.recover(self._config.max_read_ct)
         queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
-        self._supervisor_id, consumers = self._store.register_supervisor(identity, queues, self._options.lease_s)
+        self._supervisor_id, consumers = self._store.register_supervisor(
+            identity, queues, self._options.lease_s
+        )
         self._consumers = {queues[name]: consumer_id for name, consumer_id in consumers.items()}
         self._turns.consumers = tuple(consumers.values())
         self._lease = Lease(self._lease_store, self._supervisor_id, self._options.lease_s, self._wake)
 
-    def _report(self, loaded: Loaded, functions: Sequence[core.Function]) -> None:
+    def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
         self._view.started(
             Report(
                 target=str(self._target),
@@ -271,9 +274,11 @@ class Loop:
             now = time.monotonic()
             if self._signals > stopping:
                 stopping = self._signals
-                self._handle(core.Stop(min(stopping, 3)))
+                self._handle(events.Stop(min(stopping, 3)))
                 if stopping > 2 and self._away is not None:
-                    self._exit = core.Exit(3, "stopped while the database was away; what ran is given back by its lease")
+                    self._exit = events.Exit(
+                        3, "stopped while the database was away; what ran is given back by its lease"
+                    )
             self._flush_all()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
@@ -291,30 +296,30 @@ class Loop:
             times.append(self._oldest + COMMIT_EVERY_S)
         return max(0.0, min(times) - now)
 
-    def _handle(self, event: core.Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for command in self._core.handle(event, time.monotonic()):
             self._do(command)
 
-    def _do(self, command: core.Command) -> None:
+    def _do(self, command: events.Command) -> None:
         match command:
-            case core.Send():
+            case events.Send():
                 self._send(command.worker, command.frame)
-            case core.Save():
+            case events.Save():
                 self._writes.append(command.write)
                 self._oldest = self._oldest or time.monotonic()
                 self._hurry = self._hurry or command.urgent
-            case core.Hurry():
+            case events.Hurry():
                 self._hurry = True
-            case core.Want():
+            case events.Want():
                 self._wants.append(command)
-            case core.Launch():
+            case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
-            case core.Kill():
+            case events.Kill():
                 if child := self._children.get(command.worker):
                     child.kill(command.force)
-            case core.Note():
+            case events.Note():
                 self._view.note(command)
-            case core.Exit():
+            case events.Exit():
                 self._exit = command
 
     def _look_around(self, now: float) -> None:
@@ -325,7 +330,7 @@ class Loop:
             self._lost(now)
         timer = self._core.next_timer(now)
         if timer is not None and now >= timer:
-            self._handle(core.Tick())
+            self._handle(events.Tick())
         if now >= self._next_recover:
             self._next_recover = now + RECOVER_EVERY_S
             self._recover_others()
@@ -338,7 +343,9 @@ class Loop:
     def _commit(self, now: float) -> None:
         if self._turns.busy or not (self._writes or self._wants):
             return
-        due = self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
+        due = (
+            self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
+        )
         if not due:
             return
         writes = [self._writes.popleft() for _ in range(min(len(self._writes), TURN_WRITES_MAX))]
@@ -364,23 +371,25 @@ class Loop:
                     self._took_place(news)
                 case Away():
                     self._away = news.error
-                    self._view.note(core.Note(f"the database is away, trying again: {news.error}", "warning"))
+                    self._view.note(events.Note(f"the database is away, trying again: {news.error}", "warning"))
                 case Broken():
                     raise news.error
 
     def _took_place(self, done: Done) -> None:
         if self._away is not None:
             self._away = None
-            self._view.note(core.Note("the database is back"))
+            self._view.note(events.Note("the database is back"))
         if done.turn.outcomes:
-            self._handle(core.Saved(done.turn.outcomes))
+            self._handle(events.Saved(done.turn.outcomes))
         if done.held is not None:
-            self._handle(core.Held(done.held))
+            self._handle(events.Held(done.held))
             for w in done.job.wanted:
-                self._handle(core.ClaimLost(w.queue_id))
+                self._handle(events.ClaimLost(w.queue_id))
         for taken in done.turn.taken:
             if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
-                self._handle(core.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after))
+                self._handle(
+                    events.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after)
+                )
 
     def _recover_others(self) -> None:
         """Takes back what dead supervisors held: a read that finds nothing, nearly always. Not while the database is
@@ -391,8 +400,8 @@ class Loop:
             if self._view.wants_backlog:
                 self._backlog = self._lease_store.backlog(self._consumers)
             if count := self._lease_store.recover(self._config.max_read_ct):
-                self._view.note(core.Note(f"took back {count} messages of a supervisor that died"))
-                self._handle(core.Hinted())
+                self._view.note(events.Note(f"took back {count} messages of a supervisor that died"))
+                self._handle(events.Hinted())
 
     def _lost(self, now: float) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
@@ -400,19 +409,19 @@ class Loop:
         self._writes.clear()
         self._wants.clear()
         self._consumers = {}
-        self._handle(core.LeaseLost(self._in_flight))
+        self._handle(events.LeaseLost(self._in_flight))
         self._oldest = None
         if self._exit is None:
             with suppress(errors.PgqrsConnectionError):
                 self._register()
-                self._handle(core.Registered(self._consumers))
+                self._handle(events.Registered(self._consumers))
                 return
             self._lease.lost, self._lease.until = False, now + 2.0  # try again then
 
     def _look_for_hints(self) -> None:
         hinted = self._watch.look()
         if hinted != ():
-            self._handle(core.Hinted(hinted))
+            self._handle(events.Hinted(hinted))
         if (fd := self._watch.fileno()) != self._watched:
             if self._watched is not None:
                 self._selector_forget(self._watched)
@@ -429,13 +438,15 @@ class Loop:
                 case Child():
                     self._adopt(news)
                 case LoadFailed():
-                    self._exit = core.Exit(1, f"the target can no longer be imported: {news.error}")
+                    self._exit = events.Exit(1, f"the target can no longer be imported: {news.error}")
                 case ForkFailed():
-                    self._handle(core.Exited(news.worker, None, None, garbled=f"could not be started: {news.error}"))
+                    self._handle(
+                        events.Exited(news.worker, None, None, garbled=f"could not be started: {news.error}")
+                    )
                 case Loaded():
                     pass
         if self._launcher.fileno() != before:
-            self._view.note(core.Note("the nursery died; a new one takes over", "warning"))
+            self._view.note(events.Note("the nursery died; a new one takes over", "warning"))
             self._selector_forget(before)
             self._register_fd(self._launcher.fileno(), self._read_launcher)
 
@@ -448,7 +459,7 @@ class Loop:
         self._register_fd(child.sock, lambda: self._read_worker(n))
         self._register_fd(child.output_fd, lambda: self._read_output(n))
         self._register_fd(child.pidfd, lambda: self._bury(n))
-        self._handle(core.Launched(n, child.pid))
+        self._handle(events.Launched(n, child.pid))
 
     def _read_worker(self, n: int) -> None:
         child = self._children.get(n)
@@ -471,7 +482,7 @@ class Loop:
     def _parse(self, n: int, data: bytes) -> None:
         try:
             for frame in self._parsers[n].feed(data):
-                self._handle(core.Received(n, frame))  # type: ignore[arg-type]
+                self._handle(events.Received(n, frame))  # type: ignore[arg-type]
         except wire.WireError as e:
             self._exit_causes[n] = str(e)
             self._children[n].kill(force=True)
@@ -543,7 +554,7 @@ class Loop:
             self._selector_forget(fd)
         child.close()
         del self._children[n], self._parsers[n], self._outboxes[n], self._output[n]
-        self._handle(core.Exited(n, name, code, cpu_s, rss, self._exit_causes.pop(n, None)))
+        self._handle(events.Exited(n, name, code, cpu_s, rss, self._exit_causes.pop(n, None)))
 
     # Ending
 
@@ -598,7 +609,7 @@ class Loop:
             self._selector.unregister(fd)
 
 
-def _worker_state(w: core.Worker, runs: dict[int, core.Run], now: float) -> WorkerState:
+def _worker_state(w: state.Worker, runs: dict[int, state.Run], now: float) -> WorkerState:
     state: Literal["starting", "idle", "busy", "stopping"] = "busy" if w.runs else "idle"
     if w.killing is not None:
         state = "stopping"
@@ -610,7 +621,7 @@ def _worker_state(w: core.Worker, runs: dict[int, core.Run], now: float) -> Work
     return WorkerState(w.id, w.pid, state, len(w.runs), cpu.run, run.function.name, cpu.step, now - cpu.since)
 
 
-class _closing:  # noqa: N801 - reads as a context manager
+class _closing:
     def __init__(self, store: MessageStore) -> None:
         self._store = store
 

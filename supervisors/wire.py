@@ -15,7 +15,9 @@ from msgspec import Struct
 from pgqrs.writes import RecordedStep
 
 VERSION = 1
-FRAME_BYTES_MAX = 64 * 1024 * 1024  # far above any payload limit that makes sense; keeps a garbled length harmless
+FRAME_BYTES_MAX = (
+    64 * 1024 * 1024
+)  # far above any payload limit that makes sense; keeps a garbled length harmless
 _HEAD = Packed("!IB")
 
 Kind = Literal["workflow", "handler"]
@@ -28,7 +30,7 @@ class Frame(Struct, frozen=True, array_like=True, tag=True):
 # Down: to the worker
 
 
-class Execute(Frame):
+class Execute(Frame, frozen=True):
     """Run this. `payload` is the message's, raw. A long history goes ahead in History frames."""
 
     message_id: int
@@ -40,14 +42,14 @@ class Execute(Frame):
     steps: tuple[RecordedStep, ...]
 
 
-class History(Frame):
+class History(Frame, frozen=True):
     """A part of a run's recorded steps, ahead of its Execute."""
 
     message_id: int
     steps: tuple[RecordedStep, ...]
 
 
-class Committed(Frame):
+class Committed(Frame, frozen=True):
     """The checkpoint at this position is durable: the run may go on."""
 
     message_id: int
@@ -55,20 +57,20 @@ class Committed(Frame):
     position: int
 
 
-class Revoke(Frame):
+class Revoke(Frame, frozen=True):
     """Give back up to `count` runs that were not started, the last received first."""
 
     count: int
 
 
-class Cancel(Frame):
+class Cancel(Frame, frozen=True):
     """Stop this run at its step boundary and return it."""
 
     message_id: int
     claim_no: int
 
 
-class Drain(Frame):
+class Drain(Frame, frozen=True):
     """Return what was not started; with `at_boundary`, also every run at its next step boundary."""
 
     at_boundary: bool
@@ -77,11 +79,11 @@ class Drain(Frame):
 # Up: from the worker
 
 
-class Ready(Frame):
+class Ready(Frame, frozen=True):
     pid: int
 
 
-class Started(Frame):
+class Started(Frame, frozen=True):
     """This run has the CPU from now on; `step` None means the function's own code between steps.
 
     `retry_in_s` is when its policy would try the step again if this attempt failed, None if it would not.
@@ -96,7 +98,7 @@ class Started(Frame):
     retry_in_s: float | None = None
 
 
-class Checkpoint(Frame):
+class Checkpoint(Frame, frozen=True):
     """A step has a result to record; the run waits for Committed. `error` set: it failed for good."""
 
     message_id: int
@@ -110,7 +112,7 @@ class Checkpoint(Frame):
     retry_count: int
 
 
-class StepFailed(Frame):
+class StepFailed(Frame, frozen=True):
     """A step failed and is to be tried again: the run leaves the worker until then."""
 
     message_id: int
@@ -124,7 +126,7 @@ class StepFailed(Frame):
     retry_in_s: float
 
 
-class Paused(Frame):
+class Paused(Frame, frozen=True):
     """The run leaves the worker; `resume_after_s` None means until somebody resumes it."""
 
     message_id: int
@@ -135,25 +137,25 @@ class Paused(Frame):
     resume_after_s: float | None
 
 
-class Finished(Frame):
+class Finished(Frame, frozen=True):
     message_id: int
     claim_no: int
     output: bytes
 
 
-class Failed(Frame):
+class Failed(Frame, frozen=True):
     message_id: int
     claim_no: int
     error: bytes
 
 
-class Returned(Frame):
+class Returned(Frame, frozen=True):
     """Not done here: never started, or left at a step boundary because it was told to."""
 
     message_ids: tuple[int, ...]
 
 
-class Idle(Frame):
+class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
@@ -172,7 +174,9 @@ class WireError(Exception):
 def encode(frame: Down | Up) -> bytes:
     body = _encoder.encode(frame)
     if len(body) >= FRAME_BYTES_MAX:
-        raise WireError(f"a {type(frame).__name__} of {len(body):,} bytes is over the limit of {FRAME_BYTES_MAX:,}")
+        raise WireError(
+            f"a {type(frame).__name__} of {len(body):,} bytes is over the limit of {FRAME_BYTES_MAX:,}"
+        )
     return _HEAD.pack(len(body) + 1, VERSION) + body
 
 
@@ -180,7 +184,9 @@ class Parser:
     """Bytes in, frames out, whatever the cuts between them."""
 
     def __init__(self, side: Literal["supervisor", "worker"]) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Down] | msgspec.msgpack.Decoder[Up] = _up if side == "supervisor" else _down
+        self._decoder: msgspec.msgpack.Decoder[Down] | msgspec.msgpack.Decoder[Up] = (
+            _up if side == "supervisor" else _down
+        )
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Down | Up]:

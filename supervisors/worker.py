@@ -62,7 +62,13 @@ class PipeJournal:
         else:
             self.outbox.add(
                 wire.Started(
-                    self.message_id, self.claim_no, call.name, call.position, call.timeout_s, call.retry_count, call.retry_in_s
+                    self.message_id,
+                    self.claim_no,
+                    call.name,
+                    call.position,
+                    call.timeout_s,
+                    call.retry_count,
+                    call.retry_in_s,
                 )
             )
         self.outbox.flush()
@@ -71,16 +77,22 @@ class PipeJournal:
         """A checkpoint leaves when its step ends, not when the worker next reads."""
         ids = (self.message_id, self.claim_no, step.position, step.name)
         if step.status is WorkflowStatus.Paused:
-            self.outbox.add(wire.Paused(*ids, str(msgspec.json.decode(step.output or b'""')), step.retry_in_s))
+            self.outbox.add(
+                wire.Paused(*ids, str(msgspec.json.decode(step.output or b'""')), step.retry_in_s)
+            )
             raise Suspended
         if step.retry_in_s is not None:
             error = step.error or b"null"
             self.outbox.add(
-                wire.StepFailed(*ids, error, step.seconds, step.cpu_seconds or 0.0, step.retry_count, step.retry_in_s)
+                wire.StepFailed(
+                    *ids, error, step.seconds, step.cpu_seconds or 0.0, step.retry_count, step.retry_in_s
+                )
             )
             raise Suspended
         self.outbox.add(
-            wire.Checkpoint(*ids, step.output, step.error, step.seconds, step.cpu_seconds or 0.0, step.retry_count)
+            wire.Checkpoint(
+                *ids, step.output, step.error, step.seconds, step.cpu_seconds or 0.0, step.retry_count
+            )
         )
         self.outbox.flush()
         self.sent += 1
@@ -95,7 +107,13 @@ class Lane(PipeJournal):
         self._definition = worker.functions[order.function]
         self._payload = order.payload
         self._context = Context(
-            self._definition, order.message_id, order.attempt, History(steps, ordered=True), self, CLOCKS, worker.payload_bytes_max
+            self._definition,
+            order.message_id,
+            order.attempt,
+            History(steps, ordered=True),
+            self,
+            CLOCKS,
+            worker.payload_bytes_max,
         )
         self.greenlet = greenlet.greenlet(self._main)
         self.greenlet.gr_context = contextvars.copy_context()
@@ -124,7 +142,9 @@ class Lane(PipeJournal):
 class Worker:
     """Runs plain functions, one lane at a time."""
 
-    def __init__(self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int) -> None:
+    def __init__(
+        self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+    ) -> None:
         self.outbox = Outbox(sock)
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
@@ -229,7 +249,13 @@ class AsyncLane(PipeJournal):
         self._definition = worker.functions[order.function]
         self._payload = order.payload
         self._context = Context(
-            self._definition, order.message_id, order.attempt, History(steps, ordered=False), self, CLOCKS, worker.payload_bytes_max
+            self._definition,
+            order.message_id,
+            order.attempt,
+            History(steps, ordered=False),
+            self,
+            CLOCKS,
+            worker.payload_bytes_max,
         )
         self._progress = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self._main())
@@ -318,7 +344,9 @@ class Driven:
 class AsyncWorker:
     """Runs `async def` functions, all of them at once on one event loop."""
 
-    def __init__(self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int) -> None:
+    def __init__(
+        self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+    ) -> None:
         self.outbox = Outbox(sock)
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max

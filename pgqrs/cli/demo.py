@@ -17,7 +17,7 @@ from pgqrs.cli.options import EXIT_FAILED, database_options
 if TYPE_CHECKING:
     from pgqrs.cli.options import Database
     from pgqrs.demo.standard_library import Summary
-    from supervisors.core import Note
+    from supervisors.events import Note
     from supervisors.loop import Report, State
 
 KILL_EVERY_S = 0.5
@@ -25,8 +25,17 @@ TOP = 12
 
 
 @click.command()
-@click.option("--chaos", is_flag=True, help="Kill a random busy worker with SIGKILL twice a second, and prove that nothing is lost.")
-@click.option("--workers", "-w", type=click.IntRange(1, 256), help="Worker processes [default: the cores this process may use].")
+@click.option(
+    "--chaos",
+    is_flag=True,
+    help="Kill a random busy worker with SIGKILL twice a second, and prove that nothing is lost.",
+)
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(1, 256),
+    help="Worker processes [default: the cores this process may use].",
+)
 @click.option("--limit", type=click.IntRange(1), help="Only so many modules, the largest first.")
 @database_options
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
@@ -65,7 +74,10 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
         _show([h.result(0) for h in handles if h.status == "SUCCESS"], seconds)
         failed = [h for h in handles if h.status != "SUCCESS"]
         for handle in failed:
-            click.echo(f"run {handle.id} is {handle.status}; see what happened: pgqrs run {handle.id} --dsn …", err=True)
+            click.echo(
+                f"run {handle.id} is {handle.status}; see what happened: pgqrs run {handle.id} --dsn …",
+                err=True,
+            )
         if chaos:
             click.echo(f"\nchaos: {view.kills} workers killed with SIGKILL")
             proof = examine(handles, evidence)
@@ -95,12 +107,18 @@ class DemoView:
         self._task: Any = None
 
     def started(self, report: "Report") -> None:
-        click.echo(f"{self._total} modules, {report.workers} workers, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}")
+        click.echo(
+            f"{self._total} modules, {report.workers} workers, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}"
+        )
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                transient=True,
             )
             self._task = self._progress.add_task("modules", total=self._total)
             self._progress.start()
@@ -147,12 +165,30 @@ def _show(summaries: "list[Summary]", seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"the {min(TOP, len(summaries))} most complex of {len(summaries)} modules", title_justify="left")
-    for name in ("module", "files", "lines", "functions", "branches per function", "identifiers", "compressed"):
+    table = Table(
+        title=f"the {min(TOP, len(summaries))} most complex of {len(summaries)} modules", title_justify="left"
+    )
+    for name in (
+        "module",
+        "files",
+        "lines",
+        "functions",
+        "branches per function",
+        "identifiers",
+        "compressed",
+    ):
         table.add_column(name, justify="left" if name == "module" else "right")
     for s in sorted(summaries, key=lambda s: -s.complexity)[:TOP]:
         ratio = f"{100 * s.compressed_bytes / s.bytes:.0f} %" if s.bytes else ""
-        table.add_row(s.module, f"{s.files:,}", f"{s.lines:,}", f"{s.functions:,}", f"{s.complexity:.2f}", f"{s.identifiers:,}", ratio)
+        table.add_row(
+            s.module,
+            f"{s.files:,}",
+            f"{s.lines:,}",
+            f"{s.functions:,}",
+            f"{s.complexity:.2f}",
+            f"{s.identifiers:,}",
+            ratio,
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 120

@@ -9,7 +9,7 @@ from pgqrs import durations, errors, targets
 from pgqrs.cli.options import Database, database_options
 
 
-class _Duration(click.ParamType):
+class _Duration(click.ParamType["float"]):
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -21,13 +21,42 @@ class _Duration(click.ParamType):
 
 @click.command()
 @click.argument("target")
-@click.option("--workers", "-w", type=click.IntRange(1, 1024), help="Worker processes [default: the cores this process may use].")
-@click.option("--lanes", type=click.IntRange(1, 1024), help="Runs at hand in each worker [default: follows the step time].")
+@click.option(
+    "--workers",
+    "-w",
+    type=click.IntRange(1, 1024),
+    help="Worker processes [default: the cores this process may use].",
+)
+@click.option(
+    "--lanes",
+    type=click.IntRange(1, 1024),
+    help="Runs at hand in each worker [default: follows the step time].",
+)
 @click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
-@click.option("--start-method", type=click.Choice(["fork", "spawn"]), help="How workers are made [default: fork on Linux].")
-@click.option("--drain-timeout", type=_Duration(), default="30s", show_default=True, help="How long a stop waits for what runs.")
-@click.option("--lease", type=_Duration(), default="15s", show_default=True, help="After how long another may take over from a dead one (2s or more).")
-@click.option("--max-read-ct", type=click.IntRange(1), help="Deliveries of a plain message before it is dead [default: 5].")
+@click.option(
+    "--start-method",
+    type=click.Choice(["fork", "spawn"]),
+    help="How workers are made [default: fork on Linux].",
+)
+@click.option(
+    "--drain-timeout",
+    type=_Duration(),
+    default="30s",
+    show_default=True,
+    help="How long a stop waits for what runs.",
+)
+@click.option(
+    "--lease",
+    type=_Duration(),
+    default="15s",
+    show_default=True,
+    help="After how long another may take over from a dead one (2s or more).",
+)
+@click.option(
+    "--max-read-ct",
+    type=click.IntRange(1),
+    help="Deliveries of a plain message before it is dead [default: 5].",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Only what user code prints, and what goes wrong.")
 @database_options
 def supervise(
@@ -57,8 +86,15 @@ def supervise(
     if max_read_ct is not None:
         config.max_read_ct = max_read_ct
     if config.dsn.endswith(":memory:"):
-        raise errors.ConfigError("an in-memory database is gone with its process; supervise a file or a server")
+        raise errors.ConfigError(
+            "an in-memory database is gone with its process; supervise a file or a server"
+        )
     options = Options(
-        workers=workers, lanes=lanes, burst=burst, start_method=start_method, drain_timeout_s=drain_timeout, lease_s=lease
+        workers=workers,
+        lanes=lanes,
+        burst=burst,
+        start_method=start_method,
+        drain_timeout_s=drain_timeout,
+        lease_s=lease,
     )
     sys.exit(Loop(parsed, config, options, make_view(quiet)).run())

@@ -9,7 +9,7 @@ from pgqrs.config import redact
 from pgqrs.durations import text as duration
 
 if TYPE_CHECKING:
-    from supervisors.core import Note
+    from supervisors.events import Note
     from supervisors.loop import Report, State, View
 
 SUMMARY_EVERY_S = 5.0
@@ -136,7 +136,11 @@ class PanelView:
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
         title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {state.crashes:,} crashes{backlog}"
-        says = "the database is away" if state.away else ("Ctrl-C to drain" if not state.stopping else "stopping; Ctrl-C again to hurry")
+        says = (
+            "the database is away"
+            if state.away
+            else ("Ctrl-C to drain" if not state.stopping else "stopping; Ctrl-C again to hurry")
+        )
         return Panel(table, title=title, subtitle=says, border_style="red" if state.away else "blue")
 
 
@@ -147,8 +151,13 @@ def report_lines(report: "Report") -> list[str]:
         f"{report.workers} workers{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
         f"imported in {duration(round(report.import_s, 2))}",
     ]
-    lines += [f"  {f.kind} {f.name}{' (async)' if f.is_async else ''} from queue {f.queue}" for f in report.functions]
-    lines.append(f"lease {duration(report.lease_s)}, payloads and results up to {report.payload_bytes_max:,} bytes")
+    lines += [
+        f"  {f.kind} {f.name}{' (async)' if f.is_async else ''} from queue {f.queue}"
+        for f in report.functions
+    ]
+    lines.append(
+        f"lease {duration(report.lease_s)}, payloads and results up to {report.payload_bytes_max:,} bytes"
+    )
     if report.threads:
         lines.append(
             f"{report.threads} threads were started while importing, by {', '.join(report.thread_makers) or 'unknown'}: they do not "

@@ -51,7 +51,9 @@ def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
         runs += 1
         recorded = handle.steps()
         steps += len(recorded)
-        if handle.status is not WorkflowStatus.Success or any(s.status is not WorkflowStatus.Success for s in recorded):
+        if handle.status is not WorkflowStatus.Success or any(
+            s.status is not WorkflowStatus.Success for s in recorded
+        ):
             not_success.append(f"run {handle.id}")
         seen = starts.get(handle.id, [])
         restarted += [f"run {handle.id} {name}" for name in _out_of_order(seen, recorded)]

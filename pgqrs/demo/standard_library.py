@@ -118,14 +118,25 @@ def identifiers(text: str) -> set[str]:
         return set()
 
 
-BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.comprehension, ast.match_case)
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.AsyncFor,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.comprehension,
+    ast.match_case,
+)
 
 
 @pgqrs.step
 def compress(group: list[Source], evidence: Path | None) -> int:
     """How many bytes the group's files take with lzma, which tries hard."""
     witness(evidence)
-    return sum(len(lzma.compress(source.path.read_bytes(), preset=2 | lzma.PRESET_EXTREME)) for source in group)
+    return sum(
+        len(lzma.compress(source.path.read_bytes(), preset=2 | lzma.PRESET_EXTREME)) for source in group
+    )
 
 
 @pgqrs.step

@@ -26,4 +26,6 @@ def open_database(config: Config, clock: Callable[[], datetime] | None = None) -
         from pgqrs.store.postgres import PostgresDatabase
 
         return PostgresDatabase(config, clock)
-    raise errors.ConfigError(f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://")
+    raise errors.ConfigError(
+        f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://"
+    )

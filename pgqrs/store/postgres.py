@@ -27,7 +27,9 @@ HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was 
 class PostgresDatabase:
     dialect: Dialect = "postgres"
 
-    def __init__(self, config: Config, clock: Callable[[], datetime] | None = None, connections_max: int | None = None) -> None:
+    def __init__(
+        self, config: Config, clock: Callable[[], datetime] | None = None, connections_max: int | None = None
+    ) -> None:
         self.dsn = config.dsn
         self._config = config
         self._clock = clock
@@ -52,7 +54,9 @@ class PostgresDatabase:
     @contextmanager
     def transaction(self) -> Iterator["PostgresTransaction"]:
         if os.getpid() != self._pid:
-            raise errors.InternalError("this store was opened before a fork; connect again in the child process")
+            raise errors.InternalError(
+                "this store was opened before a fork; connect again in the child process"
+            )
         with self._translated(), self._pool.connection() as connection:
             yield PostgresTransaction(connection, self._clock)
 
@@ -92,7 +96,9 @@ class PostgresDatabase:
 
 
 class PostgresTransaction:
-    def __init__(self, connection: psycopg.Connection[Any], clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], clock: Callable[[], datetime] | None = None
+    ) -> None:
         self._connection = connection
         self._clock = clock
 
@@ -115,7 +121,9 @@ class PostgresTransaction:
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
     """A connection outside the pool: for the lease, for listening, for the first look at the server."""
     with _Translated(config.dsn):
-        connection: psycopg.Connection[Row] = psycopg.connect(conninfo(config.dsn), autocommit=autocommit, **connection_options(config))
+        connection: psycopg.Connection[Row] = psycopg.connect(
+            conninfo(config.dsn), autocommit=autocommit, **connection_options(config)
+        )
         prepare_connection(connection, config)
         return connection
 
@@ -183,7 +191,10 @@ class _Translated:
             raise errors.PgqrsConnectionError(
                 f"no connection became free: {text}; the server may be down, or raise max_connections"
             ) from error
-        if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject):
+        if isinstance(
+            error,
+            psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,
+        ):
             raise errors.SchemaError(
                 f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …"
             ) from error

@@ -102,4 +102,11 @@ def _sqlite_words() -> Callable[[str], str]:
     return word
 
 
-_ARRAYS = {"bigint": "bigint", "int": "int", "float": "float8", "text": "text", "json": "text", "bool": "bool"}
+_ARRAYS = {
+    "bigint": "bigint",
+    "int": "int",
+    "float": "float8",
+    "text": "text",
+    "json": "text",
+    "bool": "bool",
+}

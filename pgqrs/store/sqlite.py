@@ -43,7 +43,9 @@ class SqliteDatabase:
     @contextmanager
     def _begun(self, begin: str) -> Iterator["SqliteTransaction"]:
         if os.getpid() != self._pid:
-            raise errors.InternalError("this store was opened before a fork; connect again in the child process")
+            raise errors.InternalError(
+                "this store was opened before a fork; connect again in the child process"
+            )
         with self._lock, _translated(self.dsn):
             self._connection.execute(begin)
             try:
@@ -114,7 +116,11 @@ def _connect(config: Config) -> sqlite3.Connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
     except sqlite3.Error as e:
-        where = f"the folder {Path(path).absolute().parent} must exist and be writable" if path != ":memory:" else str(e)
+        where = (
+            f"the folder {Path(path).absolute().parent} must exist and be writable"
+            if path != ":memory:"
+            else str(e)
+        )
         raise errors.PgqrsConnectionError(f"cannot open the SQLite database {path}: {e}; {where}") from e
     return connection
 
@@ -125,7 +131,9 @@ def _translated(dsn: str) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as e:
         if "no such table: pgqrs" in str(e) or "no such column" in str(e):
-            raise errors.SchemaError(f"{dsn} holds no complete pgqrs schema ({e}); run: pgqrs install --dsn {dsn}") from e
+            raise errors.SchemaError(
+                f"{dsn} holds no complete pgqrs schema ({e}); run: pgqrs install --dsn {dsn}"
+            ) from e
         raise errors.PgqrsConnectionError(f"SQLite database {dsn}: {e}") from e
     except sqlite3.ProgrammingError as e:
         if "closed" in str(e):

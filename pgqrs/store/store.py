@@ -138,7 +138,9 @@ class MessageStore:
 
     # A supervisor's life
 
-    def register_supervisor(self, identity: Identity, queues: dict[str, int], lease_s: float) -> tuple[int, dict[str, int]]:
+    def register_supervisor(
+        self, identity: Identity, queues: dict[str, int], lease_s: float
+    ) -> tuple[int, dict[str, int]]:
         """The supervisor's id and its consumer's id on each queue (given by name and id)."""
         with self.database.transaction() as tx:
             who = msgspec.structs.asdict(identity)
@@ -146,7 +148,10 @@ class MessageStore:
             consumers = {
                 queue: int(
                     tx.run(
-                        "register_consumer", name=f"{identity.name}:{queue}", queue_id=queue_id, supervisor_id=supervisor_id
+                        "register_consumer",
+                        name=f"{identity.name}:{queue}",
+                        queue_id=queue_id,
+                        supervisor_id=supervisor_id,
                     )[0][0]
                 )
                 for queue, queue_id in queues.items()
@@ -164,7 +169,9 @@ class MessageStore:
     def neighbours(self, identity: Identity) -> list[tuple[int, int, int]]:
         """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace."""
         with self.database.reading() as tx:
-            rows = tx.run("supervisors_of_host", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns)
+            rows = tx.run(
+                "supervisors_of_host", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns
+            )
             return [(a, b, c) for a, b, c in rows]
 
     def expire_lease(self, supervisor_id: int) -> None:
@@ -185,7 +192,9 @@ class MessageStore:
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
         """A supervisor's last act: gives back whatever it still holds and signs off."""
         with self.database.transaction() as tx:
-            return _release_all(tx, supervisor_id, read_ct_max, "its supervisor stopped before it was handled")
+            return _release_all(
+                tx, supervisor_id, read_ct_max, "its supervisor stopped before it was handled"
+            )
 
     def held(self, consumers: Iterable[int]) -> list[Claim]:
         """What these consumers hold by the database's word: looked up after a commit whose outcome nobody saw."""
@@ -233,14 +242,24 @@ class MessageStore:
             if m.run_status is not None and m.run_status.terminal:
                 return m.run_status
             if m.archived:
-                raise errors.ValidationError(f"message {message_id} was handled or given up already; nothing to cancel")
+                raise errors.ValidationError(
+                    f"message {message_id} was handled or given up already; nothing to cancel"
+                )
             status = WorkflowStatus.Cancelling if m.held else WorkflowStatus.Cancelled
             if m.workflow_id is None and m.held:
-                raise errors.ValidationError(f"message {message_id} is being handled; a plain handler has no step to stop at")
+                raise errors.ValidationError(
+                    f"message {message_id} is being handled; a plain handler has no step to stop at"
+                )
             if m.run_id is not None:
                 tx.run("set_run_status", run_id=m.run_id, status=status, done=not m.held)
             elif m.workflow_id is not None:
-                tx.run("put_run", workflow_id=m.workflow_id, message_id=message_id, status=status, done=not m.held)
+                tx.run(
+                    "put_run",
+                    workflow_id=m.workflow_id,
+                    message_id=message_id,
+                    status=status,
+                    done=not m.held,
+                )
             if not m.held:
                 tx.run("archive_message", id=message_id, dead_reason=None)
             return status
@@ -259,7 +278,9 @@ class MessageStore:
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
             if m.run_id is not None and m.run_status is not WorkflowStatus.Error:
-                raise errors.ValidationError(f"run {message_id} is {m.run_status}; only a run in ERROR can be replayed")
+                raise errors.ValidationError(
+                    f"run {message_id} is {m.run_status}; only a run in ERROR can be replayed"
+                )
             if m.run_id is None and m.dead_reason is None:
                 raise errors.ValidationError(f"message {message_id} is not dead; see: pgqrs dead")
             if m.run_id is not None:
@@ -278,7 +299,9 @@ class MessageStore:
         if status is None:
             ended = WorkflowStatus.Error if dead_reason else WorkflowStatus.Success
             status = ended if archived else WorkflowStatus.Queued
-        return Settled(WorkflowStatus(status), _raw(output), _raw(error), workflow_id is not None, dead_reason)
+        return Settled(
+            WorkflowStatus(status), _raw(output), _raw(error), workflow_id is not None, dead_reason
+        )
 
     def run(self, message_id: int) -> RunRecord:
         with self.database.reading() as tx:
@@ -288,24 +311,24 @@ class MessageStore:
         return _run_record(rows[0])
 
     def runs(
-        self, workflow: str | None = None, status: WorkflowStatus | None = None, limit: int = 50, before: int | None = None
+        self,
+        workflow: str | None = None,
+        status: WorkflowStatus | None = None,
+        limit: int = 50,
+        before: int | None = None,
     ) -> list[RunRecord]:
         """Newest first; `before` continues a listing after the message id it ended with."""
         with self.database.reading() as tx:
-            rows = tx.run("runs", workflow=workflow, status=status and status.value, limit=limit, before=before or 2**62)
+            rows = tx.run(
+                "runs", workflow=workflow, status=status and status.value, limit=limit, before=before or 2**62
+            )
         return [_run_record(r) for r in rows]
 
     def steps(self, message_id: int) -> list[StepRecord]:
         """In the order in which the run took them."""
         with self.database.reading() as tx:
             rows = tx.run("steps", message_id=message_id)
-        return [
-            StepRecord(
-                r[0], r[1], r[2], WorkflowStatus(r[3]), _json(r[4]), _json(r[5]), _json(r[6]),
-                iso(r[7]), iso(r[8]), iso(r[9]), iso(r[10]), iso(r[11]), *r[12:18], _json(r[18]),
-            )
-            for r in rows
-        ]  # fmt: skip
+        return [_step_record(r) for r in rows]
 
     def queues(self) -> list[QueueCounts]:
         with self.database.reading() as tx:
@@ -315,7 +338,8 @@ class MessageStore:
         with self.database.reading() as tx:
             rows = tx.run("workers", stopped=stopped)
         return [
-            WorkerInfo(r[0], r[1], WorkerStatus(r[2]), r[3], iso(r[4]), r[5], r[6], r[7], iso(r[8]), r[9]) for r in rows
+            WorkerInfo(r[0], r[1], WorkerStatus(r[2]), r[3], iso(r[4]), r[5], r[6], r[7], iso(r[8]), r[9])
+            for r in rows
         ]
 
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
@@ -341,7 +365,11 @@ def _ensure_queue(tx: Transaction, name: str) -> int:
     """Looks first: an insert that conflicts would still use up an id."""
     if not name or len(name) > 255 or "\0" in name:
         raise errors.ValidationError(f"{name!r} cannot name a queue: 1 to 255 characters, no NUL")
-    found = tx.run("queue_by_name", name=name) or tx.run("add_queue", name=name) or tx.run("queue_by_name", name=name)
+    found = (
+        tx.run("queue_by_name", name=name)
+        or tx.run("add_queue", name=name)
+        or tx.run("queue_by_name", name=name)
+    )
     return int(found[0][0])
 
 
@@ -402,7 +430,9 @@ def _write_runs(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
             for m, release in released.items()
         ]
         tx.run("release", rows)
-    if archived := {w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)}:
+    if archived := {
+        w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
+    }:
         tx.run("archive", archived.items())
     return now_is
 
@@ -421,7 +451,7 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
 
 
 def _take(tx: Transaction, wanted: Wanted) -> Taken:
-    params = {
+    params: dict[str, Any] = {
         "queue_id": wanted.queue_id,
         "consumer_id": wanted.consumer_id,
         "limit": wanted.limit,
@@ -437,13 +467,19 @@ def _take(tx: Transaction, wanted: Wanted) -> Taken:
     for message_id, claim_no, read_ct, payload, _ in rows:
         claim = Claim(message_id, wanted.consumer_id, claim_no)
         status, attempt, crash_count, steps = history.get(message_id, (None, 0, 0, ()))
-        messages.append(Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps)))
+        messages.append(
+            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps))
+        )
     return Taken(wanted, messages, (rows[-1][4], rows[-1][0]) if rows else wanted.after)
 
 
-def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]]:
+def _history(
+    tx: Transaction, ids: Sequence[Row]
+) -> dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]]:
     found: dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]] = {}
-    for message_id, status, attempt, crashes, name, position, step_status, output, error, retries in tx.run("history", ids):
+    for message_id, status, attempt, crashes, name, position, step_status, output, error, retries in tx.run(
+        "history", ids
+    ):
         run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, []))
         if name is not None:
             at = position if position is not None else len(run[3])  # 0.15 numbers no steps
@@ -487,6 +523,30 @@ def _run_record(r: Row) -> RunRecord:
         r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), _json(r[4]), _json(r[5]), _json(r[6]), iso(r[7]), iso(r[8]),
         r[9], r[10] or 0, r[11] or 0, _json(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
+
+
+def _step_record(r: Row) -> StepRecord:
+    return StepRecord(
+        id=r[0],
+        run_id=r[1],
+        step_name=r[2],
+        status=WorkflowStatus(r[3]),
+        input=_json(r[4]),
+        output=_json(r[5]),
+        error=_json(r[6]),
+        retry_at=iso(r[7]),
+        created_at=iso(r[8]),
+        updated_at=iso(r[9]),
+        started_at=iso(r[10]),
+        completed_at=iso(r[11]),
+        retry_count=r[12],
+        position=r[13],
+        pid=r[14],
+        cpu_seconds=r[15],
+        peak_rss_bytes=r[16],
+        crash_count=r[17],
+        crash=_json(r[18]),
+    )
 
 
 def _message(r: Row) -> QueueMessage:

@@ -1,0 +1,1 @@
+"""Measures pgqrs beside its peers: `python3 dev.py load`."""

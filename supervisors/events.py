@@ -1,0 +1,144 @@
+"""What the core is told, in the past tense, and what it orders, in the imperative. Data only."""
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from pgqrs.writes import Claim, Claimed, Outcome, Write
+from supervisors import wire
+
+Kind = Literal["sync", "async"]
+
+
+# Events
+
+
+class Launched(Struct, frozen=True):
+    worker: int
+    pid: int
+
+
+class Received(Struct, frozen=True):
+    worker: int
+    frame: wire.Up
+
+
+class Exited(Struct, frozen=True):
+    """A worker is gone and its pipe is drained. `oom`: the kernel's out-of-memory killer took it."""
+
+    worker: int
+    signal: str | None
+    exit_code: int | None
+    cpu_seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    garbled: str | None = None  # it was killed for what it sent
+
+
+class Taken(Struct, frozen=True):
+    """The answer to a Want: the messages, oldest first, and the watermark for the next claim."""
+
+    queue_id: int
+    messages: list[Claimed]
+    limit: int
+    after: Any
+
+
+class Saved(Struct, frozen=True):
+    outcomes: list[Outcome]
+
+
+class Held(Struct, frozen=True):
+    """What the database says that we hold, asked after a transaction whose outcome nobody saw."""
+
+    claims: list[Claim]
+
+
+class ClaimLost(Struct, frozen=True):
+    """A Want came to nothing: the database was away."""
+
+    queue_id: int
+
+
+class Hinted(Struct, frozen=True):
+    """These queues may hold something new; None: any of them."""
+
+    queues: tuple[str, ...] | None = None
+
+
+class Stop(Struct, frozen=True):
+    """The level it was asked with so far: 1 drain, 2 stop at the next step boundary, 3 now."""
+
+    level: int
+
+
+class LeaseLost(Struct, frozen=True):
+    """Everything that we hold may be another's. `in_flight` writes are on their way; the others were dropped."""
+
+    in_flight: int
+
+
+class Registered(Struct, frozen=True):
+    """We are a supervisor again, with these consumers (queue id to consumer id)."""
+
+    consumers: dict[int, int]
+
+
+class Tick(Struct, frozen=True):
+    pass
+
+
+Event = (
+    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Tick
+)  # fmt: skip
+
+
+# Commands
+
+
+class Launch(Struct, frozen=True):
+    worker: int
+    kind: Kind
+
+
+class Send(Struct, frozen=True):
+    worker: int
+    frame: wire.Down
+
+
+class Kill(Struct, frozen=True):
+    worker: int
+    force: bool
+
+
+class Save(Struct, frozen=True):
+    """To be committed; `urgent`: at once, for somebody waits for it."""
+
+    write: Write
+    urgent: bool = False
+
+
+class Hurry(Struct, frozen=True):
+    """What is waiting to be committed is waited for."""
+
+
+class Want(Struct, frozen=True):
+    queue_id: int
+    consumer_id: int
+    limit: int
+    after: Any
+
+
+class Note(Struct, frozen=True):
+    """For people. `run` is the message's id."""
+
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+    run: int | None = None
+
+
+class Exit(Struct, frozen=True):
+    code: int
+    reason: str
+
+
+Command = Launch | Send | Kill | Save | Hurry | Want | Note | Exit

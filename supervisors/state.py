@@ -1,0 +1,106 @@
+"""What the core knows: its functions and settings, the runs it holds, its workers, its queues. Data only."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs.retry import BackoffStrategy
+from pgqrs.writes import Claim, Claimed
+from supervisors import wire
+from supervisors.events import Kind
+
+POLL_MIN_S = 0.005
+
+
+class Function(Struct, frozen=True):
+    """One workflow or handler that the workers know, and where its messages are."""
+
+    name: str
+    kind: wire.Kind
+    is_async: bool
+    queue: str
+    queue_id: int
+    workflow_id: int | None
+
+
+class Settings(Struct, frozen=True):
+    workers: int
+    lanes: int | None = None  # of each worker; None follows the measured step time
+    read_ct_max: int = 5
+    poll_max_s: float = 0.25
+    drain_timeout_s: float = 30.0
+    burst: bool = False
+    handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
+
+
+class Run(Struct, eq=False):
+    """A message that we hold."""
+
+    claim: Claim
+    function: Function
+    claimed: Claimed
+    crashes: int
+    worker: int | None = None
+    started: bool = False
+    cancelling: bool = False
+    ending: bool = False  # the write that ends our claim is on its way
+
+    @property
+    def id(self) -> int:
+        return self.claim.message_id
+
+    @property
+    def bytes(self) -> int:
+        return len(self.claimed.payload)
+
+    @property
+    def isolated(self) -> bool:
+        return self.crashes > 0
+
+
+class OnCpu(Struct, frozen=True):
+    """What a worker said it is running, and since when."""
+
+    run: int
+    step: str | None
+    position: int
+    since: float
+    deadline: float | None
+    retry_count: int
+    retry_in_s: float | None
+
+
+class Worker(Struct, eq=False):
+    id: int
+    kind: Kind
+    launched_at: float
+    pid: int | None = None
+    ready: bool = False
+    runs: dict[int, Run] = msgspec.field(default_factory=dict)
+    on_cpu: OnCpu | None = None
+    idle: bool = False
+    exclusive: bool = False  # carries one isolated run and nothing beside it
+    reserved: bool = False  # being emptied for one
+    timed_out: OnCpu | None = None
+    killing: str | None = None  # why we are killing it
+    kill_at: float | None = None  # when to stop asking nicely
+    revoking: bool = False
+    revoked_at: float = -1.0
+
+    @property
+    def bytes(self) -> int:
+        return sum(r.bytes for r in self.runs.values())
+
+
+class Queue(Struct, eq=False):
+    function: Function
+    consumer_id: int | None = None
+    after: Any = None
+    wanting: bool = False
+    hinted: bool = False
+    next_claim_at: float = 0.0
+    full_scan_at: float = 0.0
+    poll_s: float = POLL_MIN_S
+    empty: bool = False  # the last look at the whole of it found nothing
+    step_s: float = 0.02  # a moving average: how long this queue's steps take
