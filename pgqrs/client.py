@@ -368,15 +368,13 @@ class Using:
         return RunHandle(self._store, self._enqueue(queue, inputs, 0.0)[0], returns)
 
     def _enqueue(self, queue: str, payloads: Sequence[bytes], delay_s: float) -> list[int]:
-        from pgqrs.store.postgres import CHANNEL, in_schema
+        from pgqrs.store.postgres import in_schema, notify
 
         queue_id = self._store._queue(queue)
         with in_schema(self._connection, self._store.config):
             ids = enqueue(self._tx, queue_id, payloads, delay_s)
         if not delay_s:
-            self._connection.execute(
-                "select pg_notify(%s, %s)", (CHANNEL, queue)
-            )  # heard when the caller commits
+            notify(self._connection, queue)  # heard when the caller commits
         return ids
 
 

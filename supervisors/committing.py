@@ -6,7 +6,6 @@ the group commit. `Lease` renews on a connection of its own: it must not stand i
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -47,8 +46,9 @@ class Broken(Struct, frozen=True):
 class Turns:
     """`submit` one job at a time; `wake` is called, from the thread, when `news` has something."""
 
-    def __init__(self, store: MessageStore, wake: Callable[[], None]) -> None:
+    def __init__(self, store: MessageStore, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._store = store
+        self._clock = clock
         self._wake = wake
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.news: queue.SimpleQueue[Done | Away | Broken] = queue.SimpleQueue()
@@ -76,17 +76,17 @@ class Turns:
                 return
 
     def _carry_out(self, job: Job) -> Done:
-        began = time.monotonic()
+        began = self._clock()
         failures = 0
         while True:
             try:
                 if not failures:
-                    return Done(job, self._store.turn(job.writes, job.wanted), time.monotonic() - began)
+                    return Done(job, self._store.turn(job.writes, job.wanted), self._clock() - began)
                 # Whether the last attempt was committed is unknown: the writes are safe to repeat, and what a claim took
                 # without our seeing it is found by asking.
                 turn = self._store.turn(job.writes, (), unsure=True)
                 held = self._store.held(self.consumers)
-                return Done(job, turn, time.monotonic() - began, held)
+                return Done(job, turn, self._clock() - began, held)
             except errors.PgqrsConnectionError as e:
                 if not failures:
                     self._say(Away(str(e)))
@@ -104,14 +104,20 @@ class Lease:
     sent, so it ends here before it ends in the database."""
 
     def __init__(
-        self, store: MessageStore, supervisor_id: int, lease_s: float, wake: Callable[[], None]
+        self,
+        store: MessageStore,
+        supervisor_id: int,
+        lease_s: float,
+        wake: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._clock = clock
         self._id = supervisor_id
         self._lease_s = lease_s
         self._wake = wake
         self._stop = threading.Event()
-        self.until = time.monotonic() + lease_s
+        self.until = self._clock() + lease_s
         self.lost = False
         self._thread = threading.Thread(target=self._run, name="pgqrs-lease", daemon=True)
         self._thread.start()
@@ -123,7 +129,7 @@ class Lease:
     def _run(self) -> None:
         wait_s = self._lease_s / 3
         while not self._stop.wait(wait_s):
-            began = time.monotonic()
+            began = self._clock()
             try:
                 renewed = self._store.renew_lease(self._id, self._lease_s)
             except errors.PgqrsError:

@@ -792,8 +792,8 @@ def _reason(error: bytes) -> str:
 
 
 def _how(event: Exited) -> str:
-    if event.garbled:
-        return f"was killed for what it sent: {event.garbled}"
+    if event.failure:
+        return event.failure
     if event.signal:
         return f"was killed by {event.signal}"
     return f"exited with code {event.exit_code}"

@@ -31,7 +31,7 @@ class Exited(Struct, frozen=True):
     exit_code: int | None
     cpu_seconds: float | None = None
     peak_rss_bytes: int | None = None
-    garbled: str | None = None  # it was killed for what it sent
+    failure: str | None = None  # why we ended it ourselves, or why it could not be started
 
 
 class Taken(Struct, frozen=True):

@@ -31,11 +31,11 @@ from msgspec import Struct
 
 from pgqrs import errors, flow, targets
 from supervisors.output import TaggedStream
-from supervisors.worker import make_worker
+from supervisors.worker import CLOCKS, make_worker
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-REPARENT_DEADLINE_S = 5.0
+REPARENT_DEADLINE_S, REPARENT_LOOK_S = 5.0, 0.0005
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
 
@@ -114,7 +114,13 @@ class Child(Struct, eq=False):
         os.close(self.pidfd)
 
 
-News = Loaded | LoadFailed | ForkFailed | Child
+class Restarted(Struct, frozen=True):
+    """The nursery died and there is a new one, behind a new descriptor."""
+
+    how: str
+
+
+News = Loaded | LoadFailed | ForkFailed | Restarted | Child
 
 
 class Launcher(Protocol):
@@ -227,7 +233,7 @@ class Nursery:
         if not before:
             return [LoadFailed(f"{self._target}: the process that imported it died ({self._ended})")]
         self._start()
-        return []
+        return [Restarted(self._ended)]
 
     def _reap(self) -> None:
         self._sock.close()
@@ -319,7 +325,7 @@ def nursery_main(carrier: Any, target: targets.Target, supervisor: int, payload_
     os.setpgid(0, 0)
     _die_with(supervisor)
     _catch_output()
-    began = time.monotonic()
+    began = CLOCKS.now_s()
     makers = _ThreadWatch()
     try:
         definitions = {d.name: d for d in targets.load(target)}
@@ -330,7 +336,7 @@ def nursery_main(carrier: Any, target: targets.Target, supervisor: int, payload_
         sys.stdout.flush()
         sys.stderr.flush()
     described = tuple(Described(d.name, d.kind, d.queue, d.is_async) for d in definitions.values())
-    loaded = Loaded(described, makers.extra(), makers.blame(), time.monotonic() - began)
+    loaded = Loaded(described, makers.extra(), makers.blame(), CLOCKS.now_s() - began)
     _configure_logging()
     gc.collect()
     gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
@@ -373,8 +379,15 @@ def _fork_worker(
     os.close(out_write)
     os.close(pid_write)
     os.waitpid(between, 0)
-    pid = int.from_bytes(os.read(pid_read, 8), "big")
+    told = os.read(pid_read, 8)
     os.close(pid_read)
+    if not told:
+        theirs.close()
+        os.close(out_read)
+        raise OSError(
+            "it died in the fork itself; does the module run something there (os.register_at_fork)?"
+        )
+    pid = int.from_bytes(told, "big")
     fds = array.array("i", [theirs.fileno(), out_read])
     nursery.sendmsg(
         [msgspec.msgpack.encode(Forked(fork.worker, pid))],
@@ -448,9 +461,10 @@ def _die_with(supervisor: int) -> None:
     child: the signal is tied to the parent of that moment. The check afterwards closes the gap before."""
     if sys.platform != "linux":
         return
-    deadline = time.monotonic() + REPARENT_DEADLINE_S
-    while os.getppid() != supervisor and time.monotonic() < deadline:
-        time.sleep(0.0005)
+    for _ in range(int(REPARENT_DEADLINE_S / REPARENT_LOOK_S)):
+        if os.getppid() == supervisor:
+            break
+        time.sleep(REPARENT_LOOK_S)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(71)

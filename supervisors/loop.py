@@ -31,6 +31,7 @@ from supervisors.launch import (
     ForkFailed,
     Loaded,
     LoadFailed,
+    Restarted,
     StartMethod,
     become_subreaper,
     make_launcher,
@@ -181,7 +182,7 @@ class Loop:
             self._register_fd(self._launcher.fileno(), self._read_launcher)
             if self._options.parent_fd is not None:
                 self._register_fd(self._options.parent_fd, self._parent_gone)
-            self._turns = Turns(self._store, self._wake)
+            self._turns = Turns(self._store, self._wake, time.monotonic)
             stack.callback(self._turns.close)
             self._core = core.Core(functions, self._settings())
             self._register()
@@ -237,7 +238,9 @@ class Loop:
         )
         self._consumers = {queues[name]: consumer_id for name, consumer_id in consumers.items()}
         self._turns.consumers = tuple(consumers.values())
-        self._lease = Lease(self._lease_store, self._supervisor_id, self._options.lease_s, self._wake)
+        self._lease = Lease(
+            self._lease_store, self._supervisor_id, self._options.lease_s, self._wake, time.monotonic
+        )
 
     def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
         self._view.started(
@@ -371,7 +374,9 @@ class Loop:
                     self._took_place(news)
                 case Away():
                     self._away = news.error
-                    self._view.note(events.Note(f"the database is away, trying again: {news.error}", "warning"))
+                    self._view.note(
+                        events.Note(f"the database is away, trying again: {news.error}", "warning")
+                    )
                 case Broken():
                     raise news.error
 
@@ -441,14 +446,16 @@ class Loop:
                     self._exit = events.Exit(1, f"the target can no longer be imported: {news.error}")
                 case ForkFailed():
                     self._handle(
-                        events.Exited(news.worker, None, None, garbled=f"could not be started: {news.error}")
+                        events.Exited(news.worker, None, None, failure=f"could not be started: {news.error}")
                     )
+                case Restarted():
+                    self._view.note(
+                        events.Note(f"the nursery died ({news.how}); a new one takes over", "warning")
+                    )
+                    self._selector_forget(before)
+                    self._register_fd(self._launcher.fileno(), self._read_launcher)
                 case Loaded():
                     pass
-        if self._launcher.fileno() != before:
-            self._view.note(events.Note("the nursery died; a new one takes over", "warning"))
-            self._selector_forget(before)
-            self._register_fd(self._launcher.fileno(), self._read_launcher)
 
     def _adopt(self, child: Child) -> None:
         n = child.worker
@@ -484,7 +491,7 @@ class Loop:
             for frame in self._parsers[n].feed(data):
                 self._handle(events.Received(n, frame))  # type: ignore[arg-type]
         except wire.WireError as e:
-            self._exit_causes[n] = str(e)
+            self._exit_causes[n] = f"was killed for what it sent: {e}"
             self._children[n].kill(force=True)
             self._selector_forget(self._children[n].sock.fileno())
 
@@ -494,7 +501,7 @@ class Loop:
         outbox = self._outboxes[n]
         outbox += wire.encode(frame)
         if len(outbox) > OUTBOX_BYTES_MAX:
-            self._exit_causes[n] = f"left {len(outbox):,} bytes unread"
+            self._exit_causes[n] = f"was killed because it left {len(outbox):,} bytes unread"
             self._children[n].kill(force=True)
             return
         self._unsent.add(n)

@@ -1,16 +1,29 @@
-"""The group of commands. Each is imported when it is called: `pgqrs --help` needs none of them."""
+"""The group of commands. Each is imported when it is called: `pgqrs --help` needs neither a driver nor rich."""
 
 import importlib
+import os
 import sys
 
 import click
 
 from pgqrs import errors
-from pgqrs.cli.options import exit_code, fail
+from pgqrs.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
 
 # name → module, in the order in which help lists them
 COMMANDS = {
     "supervise": "supervise",
+    "trigger": "work",
+    "enqueue": "work",
+    "runs": "look",
+    "run": "look",
+    "queues": "look",
+    "workers": "look",
+    "dead": "look",
+    "replay": "work",
+    "cancel": "work",
+    "resume": "work",
+    "install": "schema",
+    "verify": "schema",
     "demo": "demo",
 }
 
@@ -30,18 +43,37 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="pgqrs")
 def cli() -> None:
-    """Durable queues and workflows on worker processes."""
+    """Durable queues and workflows on worker processes.
+
+    Exit codes: 0 done, 1 the work failed, 2 wrong usage, 3 trouble with the database.
+    """
 
 
 def run() -> None:
+    # Data holds whatever characters its users like; a terminal that cannot show one must not end the command.
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Exit as e:
-        sys.exit(e.exit_code)
-    except click.ClickException as e:
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         sys.exit(e.exit_code)
+    except click.ClickException as e:
+        fail(_told(e), e.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except errors.PgqrsError as e:
         fail(str(e), exit_code(e))
+    except OSError as e:
+        # Of a reader that has gone away click has taken care. What is still buffered must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        fail(str(e), EXIT_FAILED)
+
+
+def _told(error: click.ClickException) -> str:
+    """One line where click would print the usage as well."""
+    told = error.format_message()
+    context = getattr(error, "ctx", None)
+    return f"{told.rstrip('.')}; see: {context.command_path} --help" if context else told

@@ -1,20 +1,27 @@
-"""What every command shares: which database, which form of output, and how an error ends."""
+"""What every command shares: which database, the kinds of arguments, and how an error ends."""
 
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pgqrs import errors
-from pgqrs.config import Config, default_dsn
+from pgqrs import durations, errors
+from pgqrs.config import Config, default_dsn, sqlite_path
 
 if TYPE_CHECKING:
     from pgqrs.client import Store
+    from pgqrs.store import MessageStore
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
+EXIT_INTERRUPTED = 130  # as shells say it
+
+ID_MAX = 2**63 - 1
+NAME_LENGTH_MAX = 255
 
 # Asked for what is not there or does not fit: a mistake in the call, not a failure of the work.
 _USAGE = (
@@ -43,13 +50,42 @@ class Database:
         return self._dsn is not None
 
     def config(self) -> Config:
-        return Config(self._dsn or default_dsn(os.environ), schema=self._schema)
+        # An empty --dsn is a script's unset variable: the default would be another database than the one that was meant.
+        dsn = default_dsn(os.environ) if self._dsn is None else self._dsn
+        if not _is_text(dsn):
+            raise errors.ConfigError("the DSN is not UTF-8")
+        return Config(dsn, schema=self._schema)
 
-    def store(self) -> "Store":
-        """Not open yet: `with database.store() as store`."""
+    @contextmanager
+    def store(self) -> "Iterator[Store]":
+        """A client's store on a database that is there and complete: no command but `install` makes one."""
         from pgqrs.client import Store
 
-        return Store(self.config())
+        with Store(self._existing()) as store:
+            store.verify()
+            yield store
+
+    @contextmanager
+    def messages(self) -> "Iterator[MessageStore]":
+        """The same a floor below, where nothing is ever made on the way."""
+        from pgqrs.store import open_store
+
+        with closing(open_store(self._existing())) as messages:
+            messages.verify()
+            yield messages
+
+    def _existing(self) -> Config:
+        config = self.config()
+        if config.backend == "sqlite":
+            path = sqlite_path(config.dsn)
+            if path == ":memory:":
+                raise errors.ConfigError("an in-memory database is gone with its process; name a file or a server")
+            if not Path(path).exists():
+                raise errors.PgqrsConnectionError(
+                    f"there is no SQLite database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
+                    f"pgqrs install --dsn {config.dsn}"
+                )
+        return config
 
 
 def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +98,40 @@ def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_database
 
 
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")(command)
+
+
+class Duration(click.ParamType):
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return durations.seconds(value)
+        except errors.ValidationError as e:
+            self.fail(str(e), param, ctx)
+
+
+class Name(click.ParamType):
+    """Of a queue or a workflow, as the database can hold it."""
+
+    name = "NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value or len(value) > NAME_LENGTH_MAX or not _is_text(value):
+            self.fail(f"no queue or workflow has such a name: it is 1 to {NAME_LENGTH_MAX} characters of UTF-8", param, ctx)
+        return str(value)
+
+
+class Id(click.IntRange):
+    """Of a run, which is its message's."""
+
+    name = "ID"
+
+    def __init__(self) -> None:
+        super().__init__(1, ID_MAX)
+
+
 def exit_code(error: errors.PgqrsError) -> int:
     if isinstance(error, _DATABASE):
         return EXIT_DATABASE
@@ -71,3 +141,12 @@ def exit_code(error: errors.PgqrsError) -> int:
 def fail(message: str, code: int) -> NoReturn:
     click.echo(f"pgqrs: {message}", err=True)
     sys.exit(code)
+
+
+def _is_text(value: str) -> bool:
+    """False for what the shell passed on that is not UTF-8: no database takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

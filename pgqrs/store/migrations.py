@@ -3,11 +3,19 @@
 Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one is migration 2.
 """
 
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from pgqrs import errors
+from pgqrs.config import Config
 from pgqrs.store.database import Database, Transaction
+from pgqrs.store.sql import Dialect
+
+TABLES = (
+    "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
+    "pgqrs_supervisors",
+)  # fmt: skip
 
 
 def install(database: Database) -> int:
@@ -27,18 +35,50 @@ def install(database: Database) -> int:
 
 
 def verify(database: Database) -> int:
+    """The version. What the migrations table says is checked against the columns that are there: a restored dump or a
+    hand at work may have left less."""
     with database.reading() as tx:
         version = _version(tx)
+        there = _columns(tx, database.dialect)
     _refuse_newer(version)
     if version < VERSION:
         raise errors.SchemaError(
             f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install --dsn …"
         )
+    for table, columns in _expected_columns().items():
+        if missing := sorted(columns - there.get(table, frozenset())):
+            lost = f"columns of the table {table} are missing: {', '.join(missing)}" if table in there else f"the table {table} is missing"
+            raise errors.SchemaError(
+                f"the schema is said to be at version {version}, but {lost}; restore the database from a backup, or name an "
+                "empty one and run: pgqrs install --dsn …"
+            )
     return version
 
 
 def _version(tx: Transaction) -> int:
     return int(tx.run("schema_version")[0][0] or 0)
+
+
+def _columns(tx: Transaction, dialect: Dialect) -> dict[str, frozenset[str]]:
+    """The columns of each of our tables that is there."""
+    found: dict[str, frozenset[str]] = {}
+    for table, column in tx.run("columns_" + dialect, [(t,) for t in TABLES]):
+        found[table] = found.get(table, frozenset()) | {column}
+    return found
+
+
+@cache
+def _expected_columns() -> dict[str, frozenset[str]]:
+    """Those of a fresh installation, in memory: every database has the same."""
+    from pgqrs.store.sqlite import SqliteDatabase
+
+    database = SqliteDatabase(Config("sqlite::memory:"))
+    try:
+        install(database)
+        with database.reading() as tx:
+            return _columns(tx, database.dialect)
+    finally:
+        database.close()
 
 
 def _refuse_newer(version: int) -> None:

@@ -80,7 +80,7 @@ class PostgresDatabase:
             if self._hint_connection is None or self._hint_connection.closed:
                 self._hint_connection = connect(self._config, autocommit=True)
             for queue in due:
-                self._hint_connection.execute("select pg_notify(%s, %s)", (CHANNEL, queue))
+                notify(self._hint_connection, queue)
                 self._hinted[queue] = time.monotonic()
 
     def close(self) -> None:
@@ -163,6 +163,11 @@ def in_schema(connection: psycopg.Connection[Any], config: Config) -> Iterator[N
     connection.execute("select set_config('search_path', quote_ident(%s), true)", (config.schema,))
     yield
     connection.execute("select set_config('search_path', %s, true)", before)
+
+
+def notify(connection: psycopg.Connection[Any], queue: str) -> None:
+    """Heard by every listening supervisor when the connection's transaction is committed."""
+    connection.execute("select pg_notify(%s, %s)", (CHANNEL, queue))
 
 
 class _RawJson(Loader):

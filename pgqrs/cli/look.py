@@ -1,0 +1,299 @@
+"""The commands that only look: runs, run, queues, workers, dead."""
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from pgqrs import errors
+from pgqrs.cli import output
+from pgqrs.cli.options import Database, Id, Name, database_options, json_option
+from pgqrs.cli.output import ago, local, preview, took
+from pgqrs.states import WorkflowStatus
+
+if TYPE_CHECKING:
+    from pgqrs.records import RunRecord, StepRecord
+    from pgqrs.store import MessageStore
+
+LIMIT_MAX = 100_000
+STEP_RESULT_LENGTH_MAX = 60
+VALUE_LENGTH_MAX = 2_000  # of an input or output that stands by itself
+FOR_EVER = timedelta(days=365 * 50)  # a pause without an end is written as one of a hundred years
+
+
+def limit_option(command: Any) -> Any:
+    return click.option(
+        "--limit", type=click.IntRange(1, LIMIT_MAX), default=50, show_default=True, help="So many, the newest first."
+    )(command)
+
+
+@click.command()
+@click.option("--workflow", type=Name(), help="Of this workflow only.")
+@click.option(
+    "--status", type=click.Choice([s.value for s in WorkflowStatus], case_sensitive=False), help="In this state only."
+)
+@limit_option
+@database_options
+@json_option
+def runs(workflow: str | None, status: str | None, limit: int, database: Database, as_json: bool) -> None:
+    """List runs, the newest first.
+
+    \b
+    Examples:
+      pgqrs runs --status error --limit 10
+      pgqrs runs --workflow archive_files --json
+    """
+    with database.messages() as messages:
+        if workflow is not None:
+            messages.find_workflow(workflow)
+        found = messages.runs(workflow, WorkflowStatus(status.upper()) if status else None, limit)
+        now = messages.database.now()
+    if as_json:
+        output.json_document([_run_document(r) for r in found])
+        return
+    rows = [
+        (
+            str(r.message_id), r.workflow, r.status, ago(r.enqueued_at, now), took(r.started_at, r.completed_at),
+            str(r.attempt or ""), str(r.crash_count or ""), _outcome(r, now),
+        )
+        for r in found
+    ]  # fmt: skip
+    columns = (">id", "workflow", "status", "enqueued", ">took", ">attempts", ">crashes", "result…")
+    output.table(columns, rows, empty="no runs" + (" like that" if workflow or status else ""))
+
+
+@click.command()
+@click.argument("run_id", metavar="ID", type=Id())
+@database_options
+@json_option
+def run(run_id: int, database: Database, as_json: bool) -> None:
+    """Show the run ID: its steps, what it waits for, why it failed.
+
+    \b
+    Example:
+      pgqrs run 12
+    """
+    with database.messages() as messages:
+        record = _run(messages, run_id)
+        steps = messages.steps(run_id)
+        now = messages.database.now()
+    if as_json:
+        output.json_document(_run_document(record) | {"steps": [_step_document(s, run_id) for s in steps]})
+        return
+    click.echo(f"run {run_id} of {output.clean(record.workflow)}: {record.status}")
+    for name, value in _facts(record, steps, now):
+        click.echo(f"  {name:<9} {value}")
+    if steps:
+        click.echo()
+        columns = (">step", "name", "status", "started", ">took", ">CPU", ">memory", ">tries", ">crashes", "result…")
+        output.table(columns, [_step_row(s) for s in steps], empty="")
+    if traceback := _traceback(record):
+        click.echo()
+        click.echo("\n".join(output.clean(line) for line in traceback.splitlines()))
+
+
+@click.command()
+@database_options
+@json_option
+def queues(database: Database, as_json: bool) -> None:
+    """List queues, with how many of their messages stand where.
+
+    Ready and delayed ones wait, held ones are at work, archived ones are done, dead ones were given up.
+
+    \b
+    Example:
+      pgqrs queues --json
+    """
+    with database.messages() as messages:
+        found = messages.queues()
+    if as_json:
+        output.json_document(found)
+        return
+    rows = [
+        (q.queue_name, q.workflow or "", *(f"{n:,}" for n in (q.ready, q.delayed, q.held, q.archived, q.dead))) for q in found
+    ]
+    output.table(("queue", "workflow", ">ready", ">delayed", ">held", ">archived", ">dead"), rows, empty="no queues yet")
+
+
+@click.command()
+@click.option("--all", "stopped", is_flag=True, help="Those that stopped as well.")
+@database_options
+@json_option
+def workers(stopped: bool, database: Database, as_json: bool) -> None:
+    """List who takes messages: a consumer for each queue of each supervisor.
+
+    Where the lease has run out, the supervisor is gone: another one takes over what it held.
+
+    \b
+    Example:
+      pgqrs workers --json
+    """
+    with database.messages() as messages:
+        found = messages.workers(stopped)
+        now = messages.database.now()
+    if as_json:
+        output.json_document(found)
+        return
+    rows = [
+        (
+            str(w.id), w.queue_name or "", w.status, w.host or "", str(w.pid or ""), f"{w.held:,}",
+            ago(w.heartbeat_at, now), _lease(w.lease_until, now),
+        )
+        for w in found
+    ]  # fmt: skip
+    columns = (">id", "queue", "status", "host", ">pid", ">held", "heartbeat", "lease")
+    output.table(columns, rows, empty="nobody takes messages; start a supervisor: pgqrs supervise pipeline.py")
+
+
+@click.command()
+@click.option("--queue", type=Name(), help="Of this queue only.")
+@limit_option
+@database_options
+@json_option
+def dead(queue: str | None, limit: int, database: Database, as_json: bool) -> None:
+    """List the messages and runs that were given up, the newest first.
+
+    \b
+    Example:
+      pgqrs dead --queue mails
+      pgqrs replay 12
+    """
+    with database.messages() as messages:
+        if queue is not None:
+            messages.find_queue(queue)
+        found = messages.dead(queue, limit)
+        now = messages.database.now()
+    if as_json:
+        output.json_document([{"queue_name": name} | msgspec.structs.asdict(m) for name, m in found])
+        return
+    rows = [
+        (str(m.id), name, ago(m.archived_at, now), str(m.read_ct), output.cut(m.dead_reason or "", 120), preview(m.payload))
+        for name, m in found
+    ]
+    output.table((">id", "queue", "died", ">deliveries", "reason…", "payload…"), rows, empty="nothing is dead")
+
+
+# A run goes by its message's id, in JSON too: who reads `id` there may hand it to `pgqrs cancel`.
+
+
+def _run_document(record: "RunRecord") -> dict[str, Any]:
+    return msgspec.structs.asdict(record) | {"id": record.message_id}
+
+
+def _step_document(step: "StepRecord", run_id: int) -> dict[str, Any]:
+    return msgspec.structs.asdict(step) | {"run_id": run_id}
+
+
+def _run(messages: "MessageStore", run_id: int) -> "RunRecord":
+    if not messages.settled(run_id).is_run:
+        raise errors.RunNotFoundError(f"{run_id} is a plain message, not a run; see: pgqrs queues, pgqrs dead")
+    return messages.run(run_id)
+
+
+def _facts(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> list[tuple[str, str]]:
+    facts = [
+        ("input", preview(record.input, VALUE_LENGTH_MAX) or "null"),
+        ("enqueued", _when(record.enqueued_at, now)),
+        ("started", _when(record.started_at, now)),
+        ("ended", _when(record.completed_at, now)),
+        ("took", took(record.started_at, record.completed_at)),
+        ("attempts", str(record.attempt or "")),
+        ("crashes", _crashes(record.crash_count, record.crash)),
+        ("waits", _waits(record, steps, now)),
+        ("paused", output.clean(str(_message(record.error))) if record.status is WorkflowStatus.Paused else ""),
+        ("result", preview(record.output, VALUE_LENGTH_MAX)),
+        ("error", _error(record.error, VALUE_LENGTH_MAX) if record.status is WorkflowStatus.Error else ""),
+    ]
+    if record.status is WorkflowStatus.Success:
+        facts[-2] = ("result", preview(record.output, VALUE_LENGTH_MAX) or "null")
+    return [(name, value) for name, value in facts if value]
+
+
+def _waits(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> str:
+    """For what, and until when. Empty for a run that is at work or over."""
+    if record.status.terminal:
+        return ""
+    if record.due_at is None:
+        return "for its next step to begin, to be cancelled there" if record.status is WorkflowStatus.Cancelling else ""
+    due = datetime.fromisoformat(record.due_at)
+    if due <= now:
+        return "for a worker"
+    if record.status is WorkflowStatus.Paused:
+        if due - now > FOR_EVER:
+            return f"to be resumed: pgqrs resume {record.message_id}"
+        return f"until {_when(record.due_at, now)}, or: pgqrs resume {record.message_id}"
+    retried = [s for s in steps if s.status is WorkflowStatus.Error and s.retry_at is not None]
+    if retried:
+        step = retried[-1]
+        return f"to try {output.clean(step.step_name)} again, until {_when(record.due_at, now)}"
+    return f"until {_when(record.due_at, now)}"
+
+
+def _step_row(step: "StepRecord") -> tuple[str, ...]:
+    failed = step.status is WorkflowStatus.Error
+    result = _error(step.error, STEP_RESULT_LENGTH_MAX) if failed else preview(step.output, STEP_RESULT_LENGTH_MAX)
+    if step.status is WorkflowStatus.Running and step.crash:
+        result = _crash(step.crash)
+    return (
+        "" if step.position is None else str(step.position + 1),
+        step.step_name,
+        "RETRY" if failed and step.retry_at else step.status,
+        local(step.started_at),
+        took(step.started_at, step.completed_at),
+        "" if step.cpu_seconds is None else output.seconds(step.cpu_seconds),
+        "" if step.peak_rss_bytes is None else f"{step.peak_rss_bytes / 2**20:,.0f} MB",
+        str(step.retry_count + (step.completed_at is not None)),
+        str(step.crash_count or ""),
+        result,
+    )
+
+
+def _when(then: str | None, now: datetime) -> str:
+    return "" if then is None else f"{local(then)} ({ago(then, now)})"
+
+
+def _outcome(record: "RunRecord", now: datetime) -> str:
+    if record.status is WorkflowStatus.Success:
+        return preview(record.output)
+    if record.status is WorkflowStatus.Error:
+        return _error(record.error)
+    if record.due_at is not None and record.status is not WorkflowStatus.Cancelled:
+        due = datetime.fromisoformat(record.due_at)
+        if due - now > FOR_EVER:
+            return "until resumed"
+        return f"due {ago(record.due_at, now)}" if due > now else ""
+    return ""
+
+
+def _error(error: Any, length_max: int = output.PREVIEW_LENGTH_MAX) -> str:
+    if not isinstance(error, dict):
+        return preview(error, length_max)
+    kind = str(error.get("type") or error.get("code") or "").removeprefix("builtins.").removeprefix("pgqrs.errors.")
+    return output.cut(f"{kind}: {_message(error)}" if kind else str(_message(error)), length_max)
+
+
+def _message(error: Any) -> Any:
+    return error.get("message", "") if isinstance(error, dict) else "" if error is None else error
+
+
+def _traceback(record: "RunRecord") -> str:
+    error = record.error if record.status is WorkflowStatus.Error else None
+    return str(error.get("traceback") or "") if isinstance(error, dict) else ""
+
+
+def _crashes(count: int, crash: Any) -> str:
+    """The last crash is told even when a later checkpoint has cleared the count."""
+    if not crash:
+        return str(count or "")
+    return f"{count} without a checkpoint since, the last: {_crash(crash)}"
+
+
+def _crash(crash: Any) -> str:
+    return output.cut(str(crash.get("text") or crash), 200) if isinstance(crash, dict) else preview(crash)
+
+
+def _lease(until: str | None, now: datetime) -> str:
+    if until is None:
+        return ""
+    return f"ends {ago(until, now)}" if datetime.fromisoformat(until) > now else f"ran out {ago(until, now)}"

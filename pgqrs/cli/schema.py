@@ -1,0 +1,50 @@
+"""`pgqrs install` and `pgqrs verify`."""
+
+import click
+
+from pgqrs.cli import output
+from pgqrs.cli.options import Database, database_options, json_option
+
+
+@click.command()
+@database_options
+@json_option
+def install(database: Database, as_json: bool) -> None:
+    """Make the tables, or bring them to this version.
+
+    Safe to repeat, and to run while others work. A database of pgqrs 0.15 is adopted as it is. On PostgreSQL the schema that
+    --schema names must exist.
+
+    \b
+    Example:
+      pgqrs install --dsn postgresql://me@db.example/work
+    """
+    from pgqrs.client import Store
+
+    with Store(database.config()) as store:
+        migrations = store.install()
+        version = store.verify()
+    if as_json:
+        output.json_document({"version": version, "migrations": migrations})
+    elif migrations:
+        click.echo(f"installed: {migrations} migration{'s'[: migrations > 1]}, now at version {version}")
+    else:
+        click.echo(f"nothing to do: at version {version} already")
+
+
+@click.command()
+@database_options
+@json_option
+def verify(database: Database, as_json: bool) -> None:
+    """Check that the tables are there, complete, and of this version.
+
+    \b
+    Example:
+      pgqrs verify && pgqrs supervise pipeline.py
+    """
+    with database.store() as store:
+        version = store.verify()
+    if as_json:
+        output.json_document({"version": version})
+    else:
+        click.echo(f"complete, at version {version}")

@@ -1,0 +1,188 @@
+"""The commands that ask for something: enqueue, trigger, cancel, resume, replay."""
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from pgqrs import errors
+from pgqrs.cli import output
+from pgqrs.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, Database, Duration, Id, Name, database_options, fail, json_option
+from pgqrs.states import WorkflowStatus
+
+if TYPE_CHECKING:
+    from pgqrs.client import RunHandle
+
+WHITE_SPACE_FACTOR = 16  # how much longer than its limit a payload may be written: what is over that is not read
+
+
+@click.command()
+@click.argument("workflow", type=Name())
+@click.argument("argument", metavar="[JSON|-]", default="null")
+@click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
+@click.option("--timeout", type=Duration(), help="How long to wait, such as 90, 10m or 1h30m [default: for ever].")
+@database_options
+@json_option
+def trigger(workflow: str, argument: str, wait: bool, timeout: float | None, database: Database, as_json: bool) -> None:
+    """Start a run of WORKFLOW and print its id.
+
+    JSON is the workflow's argument where it has one parameter, else an object with its arguments by name; "-" reads it from
+    standard input. None of your code is imported: what does not fit the workflow ends the run in ERROR. The workflow must be
+    known: it is once a supervisor has run it, or Python has triggered it.
+
+    With --wait the result is printed as JSON, and the exit code is 1 where the run fails, is cancelled or takes longer than
+    --timeout. Ctrl-C ends the wait; the run goes on.
+
+    \b
+    Examples:
+      pgqrs trigger archive_files '{"path": "/data", "days": 30}'
+      id=$(pgqrs trigger archive_files - < arguments.json)
+      pgqrs trigger add_one 41 --wait --timeout 1m
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait")
+    payload = _payload(argument, f"the argument of {workflow!r}", database.config().max_payload_size_bytes)
+    with database.store() as store:
+        handle = store.trigger_raw(workflow, payload)
+        if wait:
+            _wait(handle, timeout)
+        elif as_json:
+            output.json_document({"id": handle.id})
+        else:
+            click.echo(handle.id)
+
+
+@click.command()
+@click.argument("queue", type=Name())
+@click.argument("payload", metavar="[JSON|-]", default="null")
+@click.option("--delay", type=Duration(), default="0", help="Not before this has passed, such as 90, 10m or 1h30m.")
+@database_options
+@json_option
+def enqueue(queue: str, payload: str, delay: float, database: Database, as_json: bool) -> None:
+    """Put a message on QUEUE and print its id.
+
+    "-" reads the JSON from standard input. The queue must be known: it is once a supervisor has served it, or Python has
+    put something on it.
+
+    \b
+    Examples:
+      pgqrs enqueue mails '{"to": "you@example.com"}' --delay 10m
+      date +%s | pgqrs enqueue ticks -
+    """
+    raw = _payload(payload, "the payload", database.config().max_payload_size_bytes)
+    with database.messages() as messages:
+        message_id = messages.enqueue(messages.find_queue(queue), [raw], delay)[0]
+        if not delay:
+            messages.database.hint([queue])
+    if as_json:
+        output.json_document({"id": message_id})
+    else:
+        click.echo(message_id)
+
+
+@click.command()
+@click.argument("run", metavar="ID", type=Id())
+@database_options
+@json_option
+def cancel(run: int, database: Database, as_json: bool) -> None:
+    """Cancel the run ID.
+
+    A run that nobody holds is CANCELLED at once; one that is at work is CANCELLING until its next step would begin. What
+    its steps have done stays done. A run that ended stays as it ended: exit code 1.
+
+    \b
+    Example:
+      pgqrs cancel 12
+    """
+    with database.store() as store:
+        try:
+            status = store.run(run).cancel()
+        except errors.ValidationError as e:
+            fail(str(e), EXIT_FAILED)
+    if status not in (WorkflowStatus.Cancelled, WorkflowStatus.Cancelling):
+        fail(f"run {run} has ended already, with {status}", EXIT_FAILED)
+    _tell(run, status, as_json)
+
+
+@click.command()
+@click.argument("run", metavar="ID", type=Id())
+@database_options
+@json_option
+def resume(run: int, database: Database, as_json: bool) -> None:
+    """End the pause of the run ID.
+
+    A run that is not paused is left alone: exit code 1.
+
+    \b
+    Example:
+      pgqrs runs --status paused
+      pgqrs resume 12
+    """
+    with database.store() as store:
+        handle = store.run(run)
+        if not handle.resume():
+            fail(f"run {run} is {handle.status}, not PAUSED", EXIT_FAILED)
+        status = handle.status
+    if as_json:
+        _tell(run, status, as_json)
+    else:
+        click.echo(f"run {run} is due now")
+
+
+@click.command()
+@click.argument("run", metavar="ID", type=Id())
+@database_options
+@json_option
+def replay(run: int, database: Database, as_json: bool) -> None:
+    """Give the dead message or the failed run ID another life.
+
+    The same run starts again: steps that succeeded keep their results, attempts and crashes are counted from zero. One
+    that is not dead is left alone: exit code 1.
+
+    \b
+    Examples:
+      pgqrs dead
+      pgqrs replay 12
+    """
+    with database.store() as store:
+        try:
+            store.replay(run)
+        except errors.ValidationError as e:
+            fail(str(e), EXIT_FAILED)
+        status = store.run(run).status
+    _tell(run, status, as_json)
+
+
+def _payload(text: str, what: str, limit: int) -> bytes:
+    """JSON as an argument gave it, or standard input."""
+    from pgqrs.codec import parse_json
+
+    if text != "-":
+        return parse_json(text, what=what, limit=limit)
+    raw = sys.stdin.buffer.read(WHITE_SPACE_FACTOR * limit + 1)
+    if len(raw) > WHITE_SPACE_FACTOR * limit:
+        raise errors.ValidationError(f"{what}, from standard input, is over the limit of {limit:,} bytes")
+    return parse_json(raw, what=f"{what}, from standard input,", limit=limit)
+
+
+def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
+    from msgspec.json import encode
+
+    try:
+        result = handle.result(timeout)
+    except KeyboardInterrupt:
+        _leave(handle.id)
+    click.echo(encode(result))
+
+
+def _leave(run: int) -> NoReturn:
+    fail(f"run {run} goes on; see: pgqrs run {run}", EXIT_INTERRUPTED)
+
+
+def _tell(run: int, status: WorkflowStatus, as_json: bool) -> None:
+    if as_json:
+        output.json_document({"id": run, "status": status})
+    elif status is WorkflowStatus.Cancelling:
+        click.echo(f"run {run} is {status}: it ends before its next step")
+    else:
+        click.echo(f"run {run} is {status}")

@@ -1,0 +1,115 @@
+"""A real `pgqrs supervise` for a test, and what its steps wrote down."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+PIPELINE = Path(__file__).with_name("pipeline.py")
+
+
+class Start(NamedTuple):
+    """A step's body started."""
+
+    run: int
+    step: str
+    pid: int
+    at: float
+
+
+class Supervised:
+    def __init__(self, dsn: str, log: Path, *options: str, target: str = str(PIPELINE)) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def workers(self) -> list[int]:
+        """Its children that lead a process group of their own and are not the nursery: the forked workers."""
+        found = []
+        for pid in children(self.pid):
+            with_name = Path(f"/proc/{pid}/oom_score_adj")
+            try:
+                if with_name.read_text().strip() == "500":
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> "Supervised":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def starts(evidence: Path) -> list[Start]:
+    if not evidence.exists():
+        return []
+    lines = [line.split(" ") for line in evidence.read_text().splitlines()]
+    return [Start(int(run), step, int(pid), float(at)) for run, step, pid, at in lines]
+
+
+def eventually(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
+    """What `look` returns once it is true."""
+    deadline = time.monotonic() + timeout
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what or look}"
+        time.sleep(0.002)
+    return seen
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> float:
+    """Sends the signal and returns when, in the steps' clock."""
+    at = time.time()
+    os.kill(pid, number)
+    return at

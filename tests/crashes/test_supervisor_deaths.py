@@ -1,0 +1,227 @@
+"""The supervisor dies or is told to stop: no orphan, no lost work, and the next one goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pgqrs
+from tests.crashes import pipeline
+from tests.crashes.supervised import PIPELINE, Supervised, alive, eventually, starts
+
+pytestmark = pytest.mark.slow
+
+
+def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
+    dsn: str, tmp_path: Path
+) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handles = [store.trigger(pipeline.three_steps, str(tmp_path / f"e{n}"), 3.0) for n in range(4)]
+        with Supervised(dsn, tmp_path / "log", "--workers", "2") as supervisor:
+            eventually(
+                lambda: (
+                    len([n for n in range(4) if any(s.step == "slow" for s in starts(tmp_path / f"e{n}"))])
+                    == 2
+                )
+            )
+            workers = supervisor.workers()
+            assert len(workers) == 3
+            os.kill(supervisor.pid, signal.SIGKILL)
+            eventually(lambda: not any(alive(p) for p in workers), timeout=1.0, what="the workers are gone")
+        took_over = time.monotonic()
+        with Supervised(dsn, tmp_path / "log2", "--workers", "2", "--burst") as second:
+            assert second.wait() == 0, second.said()
+        assert time.monotonic() - took_over < 10, "on the same host it need not wait for the lease"
+        for n, handle in enumerate(handles):
+            assert handle.result(0) == ["first", "slow", "last"]
+            steps = [s.step for s in starts(tmp_path / f"e{n}")]
+            assert steps in (
+                ["first", "slow", "slow", "last"],
+                ["first", "slow", "last"],
+                ["first", "first", "slow", "last"],
+            )
+            assert handle.record().crash_count == 0
+
+
+def test_stopped_workers_die_with_it_too(sqlite_dsn: str, tmp_path: Path) -> None:
+    with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "2") as supervisor:
+        workers = eventually(lambda: supervisor.workers() if len(supervisor.workers()) == 3 else None)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(supervisor.pid, signal.SIGKILL)
+        eventually(lambda: not any(alive(p) for p in workers), timeout=1.0, what="the workers are gone")
+
+
+def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        running = store.trigger(pipeline.long_run, str(tmp_path / "running"), 1.0)
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=f"{PIPELINE}:long_run") as supervisor:
+            eventually(lambda: len(starts(tmp_path / "running")) == 2)
+            waiting = [store.trigger(pipeline.long_run, str(tmp_path / f"w{n}"), 0.0) for n in range(20)]
+            time.sleep(0.3)
+            supervisor.signal(signal.SIGTERM)
+            assert supervisor.wait(10) == 0
+        assert running.result(0) == "last"
+        left = [h for h in waiting if h.status == pgqrs.WorkflowStatus.Queued]
+        assert left, "what had not started was not started any more"
+        assert all(m.held == 0 for m in store.consumers())
+        assert "Traceback" not in supervisor.said()
+        with Supervised(dsn, tmp_path / "log2", "--workers", "1", "--burst") as second:
+            assert second.wait() == 0
+        assert all(h.result(0) == "last" for h in waiting)
+        for n in range(20):
+            assert [s.step for s in starts(tmp_path / f"w{n}")] == ["first", "always_slow", "last"]
+
+
+def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
+            eventually(lambda: len(starts(tmp_path / "e")) == 2)
+            supervisor.signal(signal.SIGTERM)
+            eventually(lambda: "stopping" in supervisor.said())
+            supervisor.signal(signal.SIGTERM)
+            assert supervisor.wait(10) == 0
+        assert handle.status == pgqrs.WorkflowStatus.Running
+        assert [s.step_name for s in handle.steps()] == ["first", "always_slow"], (
+            "the step that ran was recorded"
+        )
+        with Supervised(sqlite_dsn, tmp_path / "log2", "--workers", "1", "--burst") as second:
+            assert second.wait() == 0
+        assert handle.result(0) == "last"
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow", "last"]
+
+
+def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 30.0)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
+            eventually(lambda: len(starts(tmp_path / "e")) == 2)
+            for level in ("stopping: ", "stopping at", "stopping now"):
+                supervisor.signal(signal.SIGTERM)
+                eventually(lambda t=level: t in supervisor.said())  # type: ignore[misc]
+            assert supervisor.wait(5) == 0
+        assert handle.status == pgqrs.WorkflowStatus.Running
+        assert handle.record().crash_count == 0
+        assert all(c.held == 0 for c in store.consumers())
+
+
+def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 30.0)
+        with Supervised(
+            sqlite_dsn, tmp_path / "log", "--workers", "1", "--drain-timeout", "500ms"
+        ) as supervisor:
+            eventually(lambda: len(starts(tmp_path / "e")) == 2)
+            supervisor.signal(signal.SIGINT)
+            assert supervisor.wait(5) == 0
+        assert handle.status == pgqrs.WorkflowStatus.Running
+        assert handle.record().due_at is not None, "given back"
+
+
+def test_two_supervisors_on_one_queue_handle_each_message_once(postgres_dsn: str, tmp_path: Path) -> None:
+    count = 20_000
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        ids = store.enqueue_many("tasks", [{"evidence": str(evidence)}] * count)
+        options = ("--workers", "2", "--burst")
+        target = f"{PIPELINE}:handle"
+        with (
+            Supervised(postgres_dsn, tmp_path / "log1", *options, target=target) as one,
+            Supervised(postgres_dsn, tmp_path / "log2", *options, target=target) as two,
+        ):
+            assert (one.wait(90), two.wait(90)) == (0, 0)
+        handled = [line.split(" ") for line in evidence.read_text().splitlines()]
+        assert sorted(int(h[0]) for h in handled) == ids
+        assert len({h[1] for h in handled}) == 4, "both took part"
+        [queue] = [q for q in store.queues() if q.queue_name == "tasks"]
+        assert (queue.archived, queue.ready, queue.held, queue.dead) == (count, 0, 0, 0)
+
+
+def test_a_message_that_fails_is_delivered_again_and_then_dead(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        message = store.enqueue("tasks", {"evidence": str(tmp_path / "e"), "fail": "yes"})
+        options = ("--workers", "1", "--max-read-ct", "2")
+        with Supervised(sqlite_dsn, tmp_path / "log", *options, target=f"{PIPELINE}:handle"):
+            eventually(lambda: store.dead())
+        [(queue, dead)] = store.dead()
+        assert (queue, dead.id, dead.read_ct) == ("tasks", message, 2)
+        assert "cannot handle this" in (dead.dead_reason or "")
+        assert len((tmp_path / "e").read_text().splitlines()) == 2
+
+
+def test_a_pause_frees_the_worker_until_it_is_resumed(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.pausing, str(tmp_path / "e"))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1"):
+            eventually(lambda: handle.status == pgqrs.WorkflowStatus.Paused)
+            other = store.trigger(pipeline.three_steps, str(tmp_path / "other"), 0.0)
+            assert other.result(10) == ["first", "slow", "last"]
+            assert handle.status == pgqrs.WorkflowStatus.Paused
+            assert handle.resume()
+            assert handle.result(10) == "last"
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "last"]
+
+
+def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.retrying, str(tmp_path / "e"))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1"):
+            assert handle.result(10) == 3
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "flaky", "flaky", "flaky"]
+        assert handle.steps()[1].retry_count == 2
+
+
+def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
+        with Supervised(dsn, tmp_path / "log", "--workers", "1"):
+            eventually(lambda: len(starts(tmp_path / "e")) == 2)
+            assert handle.cancel() == pgqrs.WorkflowStatus.Cancelling
+            with pytest.raises(pgqrs.RunCancelledError):
+                handle.result(10)
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
+
+
+def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
+    sqlite_dsn: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "stillborn.py"
+    target.write_text(
+        "import os, pgqrs\n"
+        "os.register_at_fork(after_in_child=lambda: os._exit(9))\n"
+        "@pgqrs.workflow\ndef w() -> None: ...\n"
+    )
+    with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", target=str(target)) as supervisor:
+        assert supervisor.wait(30) == 1
+    assert "5 workers died while starting" in supervisor.said()
+    assert "os.register_at_fork" in supervisor.said(), "it says where to look"
+
+
+def test_what_steps_print_is_tagged_with_their_run(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.printing, 3)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            assert supervisor.wait() == 0
+    said = supervisor.said().splitlines()
+    for text in ("line 0", "line 1", "line 2", "from a subprocess"):
+        assert f"run {handle.id} | {text}" in said
+
+
+def test_the_demo_survives_chaos(dsn: str) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+    command = [sys.executable, "-m", "pgqrs", "demo", "--chaos", "--limit", "60", "--dsn", dsn]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "proven: every run finished" in done.stdout

@@ -1,0 +1,157 @@
+"""A worker dies: its run goes on behind the last checkpoint, on another worker, and nothing else is disturbed."""
+
+import os
+import signal
+import statistics
+from pathlib import Path
+
+import pytest
+
+import pgqrs
+from tests.crashes import pipeline
+from tests.crashes.supervised import PIPELINE, Supervised, alive, children, eventually, kill, starts
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_killed_step_starts_again_on_another_worker_within_100_ms(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        with Supervised(
+            dsn, tmp_path / "log", "--workers", "2", target=f"{PIPELINE}:three_steps"
+        ) as supervisor:
+            delays = []
+            for n in range(20):
+                evidence = tmp_path / f"evidence-{n}"
+                handle = store.trigger(pipeline.three_steps, str(evidence), 30.0)
+                begun = eventually(lambda e=evidence: [s for s in starts(e) if s.step == "slow"])[0]  # type: ignore[misc]
+                eventually(lambda: len(supervisor.workers()) == 2)
+                killed_at = kill(begun.pid)
+                assert handle.result(10) == ["first", "slow", "last"]
+                seen = starts(evidence)
+                assert [s.step for s in seen] == ["first", "slow", "slow", "last"]
+                assert seen[2].pid != begun.pid
+                delays.append(seen[2].at - killed_at)
+            assert statistics.median(delays) < 0.1, sorted(delays)
+            print(sorted(delays))
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGABRT", "_exit(0)", "_exit(3)"])
+def test_a_death_of_any_kind_costs_one_step_and_is_named(sqlite_dsn: str, tmp_path: Path, how: str) -> None:
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.dying, str(evidence), how, 1)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert handle.result(0) == how
+        assert [s.step for s in starts(evidence)] == ["first", "die", "die"]
+        step = handle.steps()[1]
+        assert step.crash_count == 1
+        if how.startswith("SIG"):
+            assert step.crash["signal"] == how
+        else:
+            assert step.crash["exit_code"] == int(how[6])
+        assert handle.record().crash_count == 0, "a checkpoint after the crash forgives it"
+
+
+def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(dsn: str, tmp_path: Path) -> None:
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        poison = store.trigger(pipeline.dying, str(evidence), "SIGKILL", 5)
+        others = [store.trigger(pipeline.three_steps, str(tmp_path / f"other-{n}"), 0.0) for n in range(20)]
+        with Supervised(dsn, tmp_path / "log", "--workers", "2", "--burst") as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert poison.status == pgqrs.WorkflowStatus.Error
+        assert [s.step for s in starts(evidence)] == ["first"] + ["die"] * 5
+        with pytest.raises(pgqrs.RunFailedError, match="died 5 times"):
+            poison.result(0)
+        assert [m.id for _, m in store.dead()] == [poison.id]
+        for n, other in enumerate(others):
+            assert other.result(0) == ["first", "slow", "last"]
+            assert other.record().crash_count == 0
+            assert [s.step for s in starts(tmp_path / f"other-{n}")] == ["first", "slow", "last"], (
+                "charged to nobody else"
+            )
+        # A replay keeps what was recorded and starts the count anew.
+        store.replay(poison.id)
+        assert poison.status == pgqrs.WorkflowStatus.Queued
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert poison.result(0) == "SIGKILL"
+        assert [s.step for s in starts(evidence)] == ["first"] + ["die"] * 6
+
+
+def test_a_grandchild_that_keeps_the_pipe_open_hides_nothing_and_dies_too(
+    sqlite_dsn: str, tmp_path: Path
+) -> None:
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.dying, str(evidence), "grandchild", 1)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            assert supervisor.wait(10) == 0, supervisor.said()
+        assert handle.result(0) == "grandchild"
+        first, second = (s for s in starts(evidence) if s.step == "die")
+        assert second.at - first.at < 1.0
+
+
+def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handle = store.trigger(pipeline.leaving, str(tmp_path / "evidence"))
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert handle.status == pgqrs.WorkflowStatus.Error
+        assert "SystemExit" in handle.record().error["type"]
+        assert "0 crashes" in supervisor.said()
+
+
+def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        caught = store.trigger(pipeline.hanging, str(tmp_path / "caught"), False)
+        retried = store.trigger(pipeline.hanging, str(tmp_path / "retried"), True)
+        with Supervised(dsn, tmp_path / "log", "--workers", "2", "--burst") as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert caught.result(0) == "timed out"
+        assert [s.step for s in starts(tmp_path / "caught")] == ["hang_once"]
+        assert retried.result(0) == "retried"
+        assert len(starts(tmp_path / "retried")) == 2
+        assert retried.steps()[0].retry_count == 1
+        assert caught.record().crash_count == 0, "a time limit is not a crash"
+
+
+def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, tmp_path: Path) -> None:
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(sqlite_dsn) as store:
+        target = f"{PIPELINE}:three_steps"
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", target=target) as supervisor:
+            workers = eventually(supervisor.workers)
+            nursery = [
+                p for p in children(supervisor.pid) if p not in workers and "spawn_main" in _command(p)
+            ]
+            assert len(nursery) == 1
+            os.kill(nursery[0], signal.SIGKILL)
+            eventually(lambda: "the nursery died" in supervisor.said())
+            assert supervisor.workers() == workers
+            handle = store.trigger(pipeline.three_steps, str(evidence), 30.0)
+            begun = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
+            kill(begun.pid)
+            assert handle.result(10) == ["first", "slow", "last"]
+            assert not alive(begun.pid)
+
+
+def test_async_runs_survive_the_death_of_their_worker(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        handles = [store.trigger(pipeline.async_run, str(tmp_path / f"e{n}"), 1.0) for n in range(10)]
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            begun = eventually(lambda: [s for s in starts(tmp_path / "e9") if s.step == "async_slow"])[0]
+            kill(begun.pid)
+            assert supervisor.wait() == 0, supervisor.said()
+        for n, handle in enumerate(handles):
+            assert handle.result(0) == ["first", "slept", "last"]
+            steps = [s.step for s in starts(tmp_path / f"e{n}")]
+            assert steps == ["first", "async_slow", "async_slow", "last"]
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
