@@ -238,7 +238,7 @@ class Store:
             raise errors.ValidationError(
                 f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)"
             )
-        inputs = [codec.wrap_input(d.signature.encode_input(a, k, limit)) for a, k in calls]
+        inputs = [codec.wrap_input(_fitting_input(d, a, k, limit)) for a, k in calls]
         return d.name, d.queue, inputs, d.signature.returns
 
     def _queue_of(self, workflow: str) -> str:
@@ -247,6 +247,13 @@ class Store:
             queue_id = self._ready().find_workflow(workflow).queue_id
             return next(q.queue_name for q in self.queues() if q.id == queue_id)
         return workflow
+
+
+def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:
+    """The input as JSON, read back as the worker will: what does not fit is the caller's to hear, not the run's."""
+    encoded = d.signature.encode_input(args, kwargs, limit)
+    d.signature.decode_input(encoded)
+    return encoded
 
 
 def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,10 +2,11 @@
 
 import importlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,8 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
     import dill
 
     try:
-        pickled = dill.dumps(list(functions), recurse=True)
+        _forget_caches(modules)
+        pickled = _dumps(list(functions))
         dill.loads(pickled)  # what dill writes it cannot always read: a msgspec Struct of __main__, say
     except Exception as e:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
@@ -75,6 +77,30 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
             f"these functions cannot be sent to another process ({type(e).__name__}: {e}); put them into a module"
         ) from e
     return Target(pickled=pickled, sys_path=sys_path)
+
+
+def _dumps(functions: list[Callable[..., Any]]) -> bytes:
+    """dill's bytes, with every module by its name: dill would send the contents of those outside site-packages."""
+    import dill
+
+    class Pickler(dill.Pickler):  # type: ignore[misc]
+        dispatch = dill.Pickler.dispatch.copy()
+
+    def save_module(pickler: Any, module: ModuleType) -> None:
+        pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
+
+    Pickler.dispatch[ModuleType] = save_module
+    out = io.BytesIO()
+    Pickler(out, recurse=True).dump(functions)
+    return out.getvalue()
+
+
+def _forget_caches(modules: Iterable[str]) -> None:
+    """msgspec leaves on a class what it found out about it, which cannot be sent; it finds it out again when asked."""
+    for module in modules:
+        for value in vars(sys.modules[module]).values() if module in sys.modules else ():
+            if isinstance(value, type) and "__msgspec_cache__" in vars(value):
+                del value.__msgspec_cache__  # type: ignore[attr-defined]
 
 
 def load(target: Target) -> list[Definition]:

@@ -1,13 +1,14 @@
 """The group of commands. Each is imported when it is called: `pgqrs --help` needs neither a driver nor rich."""
 
 import importlib
+import logging
 import os
 import sys
 
 import click
 
 from pgqrs import errors
-from pgqrs.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
+from pgqrs.cli.options import EXIT_DATABASE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
 
 # name → module, in the order in which help lists them
 COMMANDS = {
@@ -54,6 +55,7 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # it warns of what we catch and tell in our words
     try:
         cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -65,7 +67,9 @@ def run() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except errors.PgqrsError as e:
-        fail(str(e), exit_code(e))
+        # A driver's message may be several lines with a caret under the SQL; one that quotes user code stays as it is.
+        told, code = str(e), exit_code(e)
+        fail(" ".join(told.split()) if code == EXIT_DATABASE else told, code)
     except OSError as e:
         # Of a reader that has gone away click has taken care. What is still buffered must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

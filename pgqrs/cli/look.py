@@ -24,14 +24,20 @@ FOR_EVER = timedelta(days=365 * 50)  # a pause without an end is written as one 
 
 def limit_option(command: Any) -> Any:
     return click.option(
-        "--limit", type=click.IntRange(1, LIMIT_MAX), default=50, show_default=True, help="So many, the newest first."
+        "--limit",
+        type=click.IntRange(1, LIMIT_MAX),
+        default=50,
+        show_default=True,
+        help="So many, the newest first.",
     )(command)
 
 
 @click.command()
 @click.option("--workflow", type=Name(), help="Of this workflow only.")
 @click.option(
-    "--status", type=click.Choice([s.value for s in WorkflowStatus], case_sensitive=False), help="In this state only."
+    "--status",
+    type=click.Choice([s.value for s in WorkflowStatus], case_sensitive=False),
+    help="In this state only.",
 )
 @limit_option
 @database_options
@@ -86,7 +92,18 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
         click.echo(f"  {name:<9} {value}")
     if steps:
         click.echo()
-        columns = (">step", "name", "status", "started", ">took", ">CPU", ">memory", ">tries", ">crashes", "result…")
+        columns = (
+            ">step",
+            "name",
+            "status",
+            "started",
+            ">took",
+            ">CPU",
+            ">memory",
+            ">tries",
+            ">crashes",
+            "result…",
+        )
         output.table(columns, [_step_row(s) for s in steps], empty="")
     if traceback := _traceback(record):
         click.echo()
@@ -111,9 +128,18 @@ def queues(database: Database, as_json: bool) -> None:
         output.json_document(found)
         return
     rows = [
-        (q.queue_name, q.workflow or "", *(f"{n:,}" for n in (q.ready, q.delayed, q.held, q.archived, q.dead))) for q in found
+        (
+            q.queue_name,
+            q.workflow or "",
+            *(f"{n:,}" for n in (q.ready, q.delayed, q.held, q.archived, q.dead)),
+        )
+        for q in found
     ]
-    output.table(("queue", "workflow", ">ready", ">delayed", ">held", ">archived", ">dead"), rows, empty="no queues yet")
+    output.table(
+        ("queue", "workflow", ">ready", ">delayed", ">held", ">archived", ">dead"),
+        rows,
+        empty="no queues yet",
+    )
 
 
 @click.command()
@@ -121,9 +147,9 @@ def queues(database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
-    """List who takes messages: a consumer for each queue of each supervisor.
+    """List who takes messages, and how long their leases hold.
 
-    Where the lease has run out, the supervisor is gone: another one takes over what it held.
+    It is a consumer for each queue of each supervisor. Where the lease has run out, the supervisor is gone: another one takes over what it held.
 
     \b
     Example:
@@ -143,7 +169,9 @@ def workers(stopped: bool, database: Database, as_json: bool) -> None:
         for w in found
     ]  # fmt: skip
     columns = (">id", "queue", "status", "host", ">pid", ">held", "heartbeat", "lease")
-    output.table(columns, rows, empty="nobody takes messages; start a supervisor: pgqrs supervise pipeline.py")
+    output.table(
+        columns, rows, empty="nobody takes messages; start a supervisor: pgqrs supervise pipeline.py"
+    )
 
 
 @click.command()
@@ -152,7 +180,7 @@ def workers(stopped: bool, database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def dead(queue: str | None, limit: int, database: Database, as_json: bool) -> None:
-    """List the messages and runs that were given up, the newest first.
+    """List what was given up, the newest first.
 
     \b
     Example:
@@ -168,10 +196,19 @@ def dead(queue: str | None, limit: int, database: Database, as_json: bool) -> No
         output.json_document([{"queue_name": name} | msgspec.structs.asdict(m) for name, m in found])
         return
     rows = [
-        (str(m.id), name, ago(m.archived_at, now), str(m.read_ct), output.cut(m.dead_reason or "", 120), preview(m.payload))
+        (
+            str(m.id),
+            name,
+            ago(m.archived_at, now),
+            str(m.read_ct),
+            output.cut(m.dead_reason or "", 120),
+            preview(m.payload),
+        )
         for name, m in found
     ]
-    output.table((">id", "queue", "died", ">deliveries", "reason…", "payload…"), rows, empty="nothing is dead")
+    output.table(
+        (">id", "queue", "died", ">deliveries", "reason…", "payload…"), rows, empty="nothing is dead"
+    )
 
 
 # A run goes by its message's id, in JSON too: who reads `id` there may hand it to `pgqrs cancel`.
@@ -187,7 +224,9 @@ def _step_document(step: "StepRecord", run_id: int) -> dict[str, Any]:
 
 def _run(messages: "MessageStore", run_id: int) -> "RunRecord":
     if not messages.settled(run_id).is_run:
-        raise errors.RunNotFoundError(f"{run_id} is a plain message, not a run; see: pgqrs queues, pgqrs dead")
+        raise errors.RunNotFoundError(
+            f"{run_id} is a plain message, not a run; see: pgqrs queues, pgqrs dead"
+        )
     return messages.run(run_id)
 
 
@@ -201,7 +240,10 @@ def _facts(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> lis
         ("attempts", str(record.attempt or "")),
         ("crashes", _crashes(record.crash_count, record.crash)),
         ("waits", _waits(record, steps, now)),
-        ("paused", output.clean(str(_message(record.error))) if record.status is WorkflowStatus.Paused else ""),
+        (
+            "paused",
+            output.clean(str(_message(record.error))) if record.status is WorkflowStatus.Paused else "",
+        ),
         ("result", preview(record.output, VALUE_LENGTH_MAX)),
         ("error", _error(record.error, VALUE_LENGTH_MAX) if record.status is WorkflowStatus.Error else ""),
     ]
@@ -215,7 +257,11 @@ def _waits(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> str
     if record.status.terminal:
         return ""
     if record.due_at is None:
-        return "for its next step to begin, to be cancelled there" if record.status is WorkflowStatus.Cancelling else ""
+        return (
+            "for its next step to begin, to be cancelled there"
+            if record.status is WorkflowStatus.Cancelling
+            else ""
+        )
     due = datetime.fromisoformat(record.due_at)
     if due <= now:
         return "for a worker"
@@ -232,18 +278,21 @@ def _waits(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> str
 
 def _step_row(step: "StepRecord") -> tuple[str, ...]:
     failed = step.status is WorkflowStatus.Error
-    result = _error(step.error, STEP_RESULT_LENGTH_MAX) if failed else preview(step.output, STEP_RESULT_LENGTH_MAX)
+    result = (
+        _error(step.error, STEP_RESULT_LENGTH_MAX) if failed else preview(step.output, STEP_RESULT_LENGTH_MAX)
+    )
     if step.status is WorkflowStatus.Running and step.crash:
         result = _crash(step.crash)
+    waits = failed and step.retry_at is not None  # its retry_count counts the try to come
     return (
         "" if step.position is None else str(step.position + 1),
         step.step_name,
-        "RETRY" if failed and step.retry_at else step.status,
+        "RETRY" if waits else step.status,
         local(step.started_at),
         took(step.started_at, step.completed_at),
         "" if step.cpu_seconds is None else output.seconds(step.cpu_seconds),
         "" if step.peak_rss_bytes is None else f"{step.peak_rss_bytes / 2**20:,.0f} MB",
-        str(step.retry_count + (step.completed_at is not None)),
+        str(step.retry_count + (step.completed_at is not None and not waits)),
         str(step.crash_count or ""),
         result,
     )
@@ -269,7 +318,11 @@ def _outcome(record: "RunRecord", now: datetime) -> str:
 def _error(error: Any, length_max: int = output.PREVIEW_LENGTH_MAX) -> str:
     if not isinstance(error, dict):
         return preview(error, length_max)
-    kind = str(error.get("type") or error.get("code") or "").removeprefix("builtins.").removeprefix("pgqrs.errors.")
+    kind = (
+        str(error.get("type") or error.get("code") or "")
+        .removeprefix("builtins.")
+        .removeprefix("pgqrs.errors.")
+    )
     return output.cut(f"{kind}: {_message(error)}" if kind else str(_message(error)), length_max)
 
 

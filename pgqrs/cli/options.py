@@ -65,6 +65,15 @@ class Database:
             store.verify()
             yield store
 
+    def lasting(self) -> Config:
+        """The configuration of a database that is still there when this process has gone."""
+        config = self.config()
+        if config.backend == "sqlite" and sqlite_path(config.dsn) == ":memory:":
+            raise errors.ConfigError(
+                "an in-memory database is gone with its process; name a file or a server"
+            )
+        return config
+
     @contextmanager
     def messages(self) -> "Iterator[MessageStore]":
         """The same a floor below, where nothing is ever made on the way."""
@@ -75,16 +84,12 @@ class Database:
             yield messages
 
     def _existing(self) -> Config:
-        config = self.config()
-        if config.backend == "sqlite":
-            path = sqlite_path(config.dsn)
-            if path == ":memory:":
-                raise errors.ConfigError("an in-memory database is gone with its process; name a file or a server")
-            if not Path(path).exists():
-                raise errors.PgqrsConnectionError(
-                    f"there is no SQLite database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
-                    f"pgqrs install --dsn {config.dsn}"
-                )
+        config = self.lasting()
+        if config.backend == "sqlite" and not Path(path := sqlite_path(config.dsn)).exists():
+            raise errors.PgqrsConnectionError(
+                f"there is no SQLite database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
+                f"pgqrs install --dsn {config.dsn}"
+            )
         return config
 
 
@@ -102,7 +107,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")(command)
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -112,14 +117,18 @@ class Duration(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-class Name(click.ParamType):
+class Name(click.ParamType):  # type: ignore[type-arg]
     """Of a queue or a workflow, as the database can hold it."""
 
     name = "NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value or len(value) > NAME_LENGTH_MAX or not _is_text(value):
-            self.fail(f"no queue or workflow has such a name: it is 1 to {NAME_LENGTH_MAX} characters of UTF-8", param, ctx)
+            self.fail(
+                f"no queue or workflow has such a name: it is 1 to {NAME_LENGTH_MAX} characters of UTF-8",
+                param,
+                ctx,
+            )
         return str(value)
 
 

@@ -1,5 +1,6 @@
 """What the commands print: a table for people, one JSON document for programs."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -33,16 +34,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
         shown.add_column(
-            Text(name.strip(">…")), justify="right" if name.startswith(">") else "left", no_wrap=not name.endswith("…")
+            Text(name.strip(">…")),
+            justify="right" if name.startswith(">") else "left",
+            no_wrap=not name.endswith("…"),
         )
     for row in listed:
         shown.add_row(*(Text(clean(cell)) for cell in row))
-    console = Console()
-    if console.is_terminal:
-        console.print(shown)
+    if sys.stdout.isatty():
+        Console().print(shown)
         return
+    console = Console(force_terminal=False, color_system=None, width=LINE_LENGTH_MAX)
+    console.width = console.measure(shown).maximum
     with console.capture() as captured:
-        console.print(shown, width=console.measure(shown, options=console.options.update_width(LINE_LENGTH_MAX)).maximum)
+        console.print(shown)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
@@ -86,4 +90,3 @@ def seconds(value: float) -> str:
 def local(then: str | None) -> str:
     """A recorded time on the clock of whoever reads it."""
     return "" if then is None else datetime.fromisoformat(then).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-

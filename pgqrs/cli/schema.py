@@ -21,7 +21,7 @@ def install(database: Database, as_json: bool) -> None:
     """
     from pgqrs.client import Store
 
-    with Store(database.config()) as store:
+    with Store(database.lasting()) as store:
         migrations = store.install()
         version = store.verify()
     if as_json:

@@ -7,23 +7,39 @@ import click
 
 from pgqrs import errors
 from pgqrs.cli import output
-from pgqrs.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, Database, Duration, Id, Name, database_options, fail, json_option
+from pgqrs.cli.options import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Database,
+    Duration,
+    Id,
+    Name,
+    database_options,
+    fail,
+    json_option,
+)
 from pgqrs.states import WorkflowStatus
 
 if TYPE_CHECKING:
     from pgqrs.client import RunHandle
 
-WHITE_SPACE_FACTOR = 16  # how much longer than its limit a payload may be written: what is over that is not read
+WHITE_SPACE_FACTOR = (
+    16  # how much longer than its limit a payload may be written: what is over that is not read
+)
 
 
 @click.command()
 @click.argument("workflow", type=Name())
 @click.argument("argument", metavar="[JSON|-]", default="null")
 @click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
-@click.option("--timeout", type=Duration(), help="How long to wait, such as 90, 10m or 1h30m [default: for ever].")
+@click.option(
+    "--timeout", type=Duration(), help="How long to wait, such as 90, 10m or 1h30m [default: for ever]."
+)
 @database_options
 @json_option
-def trigger(workflow: str, argument: str, wait: bool, timeout: float | None, database: Database, as_json: bool) -> None:
+def trigger(
+    workflow: str, argument: str, wait: bool, timeout: float | None, database: Database, as_json: bool
+) -> None:
     """Start a run of WORKFLOW and print its id.
 
     JSON is the workflow's argument where it has one parameter, else an object with its arguments by name; "-" reads it from
@@ -55,7 +71,9 @@ def trigger(workflow: str, argument: str, wait: bool, timeout: float | None, dat
 @click.command()
 @click.argument("queue", type=Name())
 @click.argument("payload", metavar="[JSON|-]", default="null")
-@click.option("--delay", type=Duration(), default="0", help="Not before this has passed, such as 90, 10m or 1h30m.")
+@click.option(
+    "--delay", type=Duration(), default="0", help="Not before this has passed, such as 90, 10m or 1h30m."
+)
 @database_options
 @json_option
 def enqueue(queue: str, payload: str, delay: float, database: Database, as_json: bool) -> None:

@@ -22,14 +22,18 @@ from {rows: payload json}
 returning id;
 
 -- name: lock_message
--- One message, its workflow and its run, with the message locked: what a caller changes goes through here.
+-- What a caller changes goes through here. It locks and no more: having waited for a lock, a statement still sees other
+-- tables as they were before.
+select m.id from pgqrs_messages m where m.id = :id {lock m};
+
+-- name: locked_message
+-- A message that we have locked, its workflow and its run.
 select m.id, m.queue_id, m.consumer_worker_id, m.archived_at, m.dead_reason,
        f.id, f.name, w.id, w.status
 from pgqrs_messages m
 left join pgqrs_workflow_runs w on w.message_id = m.id
 left join pgqrs_workflows f on f.id = coalesce(w.workflow_id, (select min(g.id) from pgqrs_workflows g where g.queue_id = m.queue_id))
-where m.id = :id
-{lock m};
+where m.id = :id;
 
 -- name: put_run
 -- A run's row for a message that was not begun yet.

@@ -47,7 +47,11 @@ def verify(database: Database) -> int:
         )
     for table, columns in _expected_columns().items():
         if missing := sorted(columns - there.get(table, frozenset())):
-            lost = f"columns of the table {table} are missing: {', '.join(missing)}" if table in there else f"the table {table} is missing"
+            lost = (
+                f"columns of the table {table} are missing: {', '.join(missing)}"
+                if table in there
+                else f"the table {table} is missing"
+            )
             raise errors.SchemaError(
                 f"the schema is said to be at version {version}, but {lost}; restore the database from a backup, or name an "
                 "empty one and run: pgqrs install --dsn …"

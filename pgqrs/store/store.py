@@ -386,30 +386,26 @@ def _release_all(tx: Transaction, supervisor_id: int, read_ct_max: int, reason: 
 
 def _apply(tx: Transaction, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
     claims = sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
-    statuses: dict[tuple[int, int], Any] = {(m, n): s for m, n, s in tx.run("fence", claims)}
+    ours = set(tx.run("fence", claims))
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
-    live = [w for w in writes if (w.claim.message_id, w.claim.claim_no) in statuses]
-    now_is = _write_runs(tx, live)
+    status_of = _write(tx, [w for w in writes if (w.claim.message_id, w.claim.claim_no) in ours])
 
     def outcome(w: Write) -> Outcome:
         key = (w.claim.message_id, w.claim.claim_no)
-        if key in statuses:
-            status = now_is.get(w.claim.message_id, statuses[key])
-            return Outcome(w, True, WorkflowStatus(status) if status else None)
-        return Outcome(w, key in ended, WorkflowStatus(ended[key]) if ended.get(key) else None)
+        status = status_of.get(w.claim.message_id) if key in ours else ended.get(key)
+        return Outcome(w, key in ours or key in ended, WorkflowStatus(status) if status else None)
 
     return [outcome(w) for w in writes]
 
 
-def _write_runs(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
-    """Applies the parts by kind and returns the runs' states as far as they were touched."""
-    now_is: dict[int, str] = {}
+def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
+    """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
     if begun := {
         w.claim.message_id: (w.begin.workflow_id, w.claim.message_id, w.claim.consumer_id, w.begin.attempt)
         for w in live
         if w.begin
     }:
-        now_is.update(tx.run("begin_runs", begun.values()))
+        tx.run("begin_runs", begun.values())
     if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
         tx.run("save_steps", [_step_row(w) for w in steps.values()])
         tx.run("forgive_crashes", sorted({(m,) for m, _ in steps}))
@@ -422,11 +418,13 @@ def _write_runs(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
         for w in live
         if w.settle
     }:
-        now_is.update(tx.run("settle_runs", settled.values()))
+        tx.run("settle_runs", settled.values())
+    # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
+    status_of = dict(tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))) if live else {}
     if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
         # A run that was cancelled meanwhile must not wait out its pause or its back-off first.
         rows = [
-            (m, None if now_is.get(m) == WorkflowStatus.Cancelling else release.delay_s, release.refund)
+            (m, None if status_of.get(m) == WorkflowStatus.Cancelling else release.delay_s, release.refund)
             for m, release in released.items()
         ]
         tx.run("release", rows)
@@ -434,7 +432,7 @@ def _write_runs(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
         w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
     }:
         tx.run("archive", archived.items())
-    return now_is
+    return status_of
 
 
 def _step_row(w: Write) -> Row:
@@ -500,9 +498,9 @@ class _Locked(Struct):
 
 
 def _locked(tx: Transaction, message_id: int) -> _Locked:
-    rows = tx.run("lock_message", id=message_id)
-    if not rows:
+    if not tx.run("lock_message", id=message_id):
         raise _no_run(message_id)
+    rows = tx.run("locked_message", id=message_id)
     _, _, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
     return _Locked(
         held=consumer is not None and archived is None,

@@ -4,10 +4,9 @@
 -- checkpoint after a takeover.
 
 -- name: fence
-select m.id, m.claim_no, w.status
+select m.id, m.claim_no
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
 join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id = r.consumer_id and m.claim_no = r.claim_no
-left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.archived_at is null
 order by m.id
 {lock m};
@@ -34,8 +33,7 @@ set status = case when w.status = 'CANCELLING' then w.status else excluded.statu
     paused_at = null,
     error = null,
     worker_id = excluded.worker_id,
-    attempt = excluded.attempt
-returning message_id, status;
+    attempt = excluded.attempt;
 
 -- name: save_steps
 -- A recorded checkpoint never changes.
@@ -94,9 +92,14 @@ set status = cast(case when w.status = 'CANCELLING' and r.wanted = 'RUNNING' the
     paused_at = case when r.wanted = 'PAUSED' then {now} end,
     completed_at = case when r.wanted in ('SUCCESS', 'ERROR', 'CANCELLED') then {now} end,
     updated_at = {now}
-from {rows: of_message bigint, wanted text, result json, failure json}
-where w.message_id = r.of_message and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')
-returning message_id, status;
+from {rows: message_id bigint, wanted text, result json, failure json}
+where w.message_id = r.message_id and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED');
+
+-- name: run_states
+-- What the runs are by now: a cancel that the fence had to wait for shows here, and not in the fence's own snapshot.
+select w.message_id, w.status
+from {rows: message_id bigint}
+join pgqrs_workflow_runs w on w.message_id = r.message_id;
 
 -- name: release
 -- Back to its queue, at its old place or some seconds from now.
