@@ -21,4 +21,6 @@ workers = (
 )
 view._rate.add(0)
 view._console.print(view._panel(State(workers, 1_284, 2, 1, 16, 0, None, 5_310)))
-Path(__file__).with_name("images").joinpath("panel.svg").write_text(view._console.export_svg(title="pgqrs supervise pipeline.py"))
+Path(__file__).with_name("images").joinpath("panel.svg").write_text(
+    view._console.export_svg(title="pgqrs supervise pipeline.py")
+)

@@ -84,6 +84,18 @@ class Core:
         self._out: list[Command] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
+        """What follows from this event."""
+        self.take(event, now)
+        return self.settle(now)
+
+    def settle(self, now: float) -> list[Command]:
+        """What follows from all that was taken since: orders given, and then what is wanted against what is."""
+        self._reconcile(now)
+        out, self._out = self._out, []
+        return out
+
+    def take(self, event: Event, now: float) -> None:
+        """Takes note of an event. `settle` says what follows; several may be taken before that."""
         match event:
             case Received():
                 self._received(event, now)
@@ -111,9 +123,6 @@ class Core:
                     self.queues[queue_id].consumer_id = consumer_id
             case Tick():
                 pass
-        self._reconcile(now)
-        out, self._out = self._out, []
-        return out
 
     def next_timer(self, now: float) -> float | None:
         """When `handle(Tick())` is wanted at the latest, in monotonic seconds."""
@@ -148,7 +157,7 @@ class Core:
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
-                    if run := worker.runs.pop(message_id, None):
+                    if run := worker.leave(message_id):
                         self._off_cpu(worker, message_id)
                         self._came_back(run)
             case _:
@@ -165,6 +174,7 @@ class Core:
     ) -> None:
         worker.idle = False
         if isinstance(frame, wire.Started):
+            worker.last_run = run.id
             worker.on_cpu = OnCpu(
                 run.id,
                 frame.step,
@@ -241,7 +251,7 @@ class Core:
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """The run is off its worker, and this write ends our claim."""
-        worker.runs.pop(run.id, None)
+        worker.leave(run.id)
         self._end(run, write)
 
     def _end(self, run: Run, write: Write, urgent: bool = False) -> None:
@@ -320,7 +330,7 @@ class Core:
         if run.worker is not None:
             self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
             if worker := self.workers.get(run.worker):
-                worker.runs.pop(run.id, None)
+                worker.leave(run.id)
         settle = Settle(WorkflowStatus.Error, error=error) if run.function.workflow_id is not None else None
         if outcome.write.settle == settle or (settle is None and isinstance(outcome.write.message, Archive)):
             self._drop(run)  # even that was refused: leave it to the lease
@@ -331,7 +341,7 @@ class Core:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
         self.runs.pop(run.id, None)
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            worker.runs.pop(run.id, None)
+            worker.leave(run.id)
             if worker.on_cpu and worker.on_cpu.run == run.id:
                 self._kill(worker, "it runs what is no longer ours", force=True)
             else:
@@ -642,8 +652,7 @@ class Core:
         return min(open_, key=lambda w: len(w.runs), default=None)
 
     def _execute(self, worker: Worker, run: Run) -> None:
-        worker.runs[run.id] = run
-        worker.idle = False
+        worker.take(run)
         run.worker = worker.id
         steps = run.claimed.steps
         for chunk in _chunks(steps):

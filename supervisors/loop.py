@@ -170,8 +170,8 @@ class Loop:
             )
             stack.callback(self._launcher.close)
             loaded = self._launcher.load()
-            self._store = stack.enter_context(_closing(open_store(self._config)))
-            self._lease_store = stack.enter_context(_closing(open_store(self._config)))
+            self._store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
+            self._lease_store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
             functions = self._prepare(loaded.functions)
             self._watch = watch(self._config)
             stack.callback(self._watch.close)
@@ -190,6 +190,7 @@ class Loop:
             stack.callback(self._kill_all)
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers))
+            self._settle()
             if self._options.ready_fd is not None:
                 os.write(self._options.ready_fd, b"1")
                 os.close(self._options.ready_fd)
@@ -278,6 +279,7 @@ class Loop:
             if self._signals > stopping:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
+                self._settle()
                 if stopping > 2 and self._away is not None:
                     self._exit = events.Exit(
                         3, "stopped while the database was away; what ran is given back by its lease"
@@ -287,6 +289,7 @@ class Loop:
                 key.data()
             self._read_database()
             self._look_around(time.monotonic())
+            self._settle()
             self._commit(time.monotonic())
 
     def _timeout(self, now: float) -> float:
@@ -300,7 +303,10 @@ class Loop:
         return max(0.0, min(times) - now)
 
     def _handle(self, event: events.Event) -> None:
-        for command in self._core.handle(event, time.monotonic()):
+        self._core.take(event, time.monotonic())
+
+    def _settle(self) -> None:
+        for command in self._core.settle(time.monotonic()):
             self._do(command)
 
     def _do(self, command: events.Command) -> None:
@@ -411,6 +417,7 @@ class Loop:
     def _lost(self, now: float) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
         self._lease.close()
+        self._settle()  # what is ordered now is dropped with the rest
         self._writes.clear()
         self._wants.clear()
         self._consumers = {}
@@ -541,8 +548,8 @@ class Loop:
 
     def _show(self, n: int, data: bytes) -> None:
         for run, text in self._output[n].feed(data):
-            if run is None and (worker := self._core.workers.get(n)) and worker.on_cpu:
-                run = worker.on_cpu.run
+            if run is None and (worker := self._core.workers.get(n)):
+                run = worker.last_run
             self._view.line(run, text)
 
     def _bury(self, n: int) -> None:

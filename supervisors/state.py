@@ -79,6 +79,7 @@ class Worker(Struct, eq=False):
     ready: bool = False
     runs: dict[int, Run] = msgspec.field(default_factory=dict)
     on_cpu: OnCpu | None = None
+    last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
     idle: bool = False
     exclusive: bool = False  # carries one isolated run and nothing beside it
     reserved: bool = False  # being emptied for one
@@ -88,9 +89,18 @@ class Worker(Struct, eq=False):
     revoking: bool = False
     revoked_at: float = -1.0
 
-    @property
-    def bytes(self) -> int:
-        return sum(r.bytes for r in self.runs.values())
+    bytes: int = 0  # of the payloads of its runs
+
+    def take(self, run: Run) -> None:
+        self.runs[run.id] = run
+        self.bytes += run.bytes
+        self.idle = False
+
+    def leave(self, run_id: int) -> Run | None:
+        run = self.runs.pop(run_id, None)
+        if run is not None:
+            self.bytes -= run.bytes
+        return run
 
 
 class Queue(Struct, eq=False):

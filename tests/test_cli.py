@@ -154,6 +154,7 @@ def test_trigger_prints_the_id_alone(known):
 def test_trigger_and_wait_prints_the_result_or_fails_as_the_run_does(known, store):
     with known.supervised():
         assert known("trigger", "fourfold", "3", "--wait").json == 12
+        assert known("trigger", "fourfold", "-3", "--wait", "--timeout", "1m").json == -12
         failed = known("trigger", "failing", "3", "--wait")
         assert (failed.code, failed.out) == (1, "")
         assert "failed: builtins.ValueError: cannot take 6" in failed.err

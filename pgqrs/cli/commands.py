@@ -55,10 +55,12 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # it warns of what we catch and tell in our words
+    # psycopg warns of what we catch and tell in our own words.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who called us
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         sys.exit(e.exit_code)

@@ -112,7 +112,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the new
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return durations.seconds(value)
+            return durations.seconds(value.strip())
         except errors.ValidationError as e:
             self.fail(str(e), param, ctx)
 

@@ -40,7 +40,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
         )
     for row in listed:
         shown.add_row(*(Text(clean(cell)) for cell in row))
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         Console().print(shown)
         return
     console = Console(force_terminal=False, color_system=None, width=LINE_LENGTH_MAX)

@@ -1,5 +1,6 @@
 """The commands that ask for something: enqueue, trigger, cancel, resume, replay."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,7 +29,14 @@ WHITE_SPACE_FACTOR = (
 )
 
 
-@click.command()
+class _TakesNumbers(click.Command):
+    """`pgqrs trigger add -3`: a negative number is no option. JSON may begin with a space, an option may not."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f" {a}" if re.match(r"-\d", a) else a for a in args])
+
+
+@click.command(cls=_TakesNumbers)
 @click.argument("workflow", type=Name())
 @click.argument("argument", metavar="[JSON|-]", default="null")
 @click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
@@ -68,7 +76,7 @@ def trigger(
             click.echo(handle.id)
 
 
-@click.command()
+@click.command(cls=_TakesNumbers)
 @click.argument("queue", type=Name())
 @click.argument("payload", metavar="[JSON|-]", default="null")
 @click.option(
@@ -177,7 +185,7 @@ def _payload(text: str, what: str, limit: int) -> bytes:
 
     if text != "-":
         return parse_json(text, what=what, limit=limit)
-    raw = sys.stdin.buffer.read(WHITE_SPACE_FACTOR * limit + 1)
+    raw = sys.stdin.buffer.read(WHITE_SPACE_FACTOR * limit + 1) if sys.stdin is not None else b""
     if len(raw) > WHITE_SPACE_FACTOR * limit:
         raise errors.ValidationError(f"{what}, from standard input, is over the limit of {limit:,} bytes")
     return parse_json(raw, what=f"{what}, from standard input,", limit=limit)

@@ -9,27 +9,25 @@ behind the last step that was recorded.
 """
 
 import ast
-import io
-import keyword
 import lzma
 import os
 import sysconfig
 import time
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
 import pgqrs
 
-CHUNK_BYTES = 64 * 1024  # of source in one step: a few hundredths of a second to parse or to compress
+CHUNK_BYTES = 32 * 1024  # of source in one step: a few hundredths of a second to parse or to compress
 
 
 @dataclass
 class Source:
-    """A file of the module."""
+    """A file of the module, or a part of one."""
 
     path: Path
     bytes: int
+    start: int = 0
 
 
 @dataclass
@@ -55,36 +53,45 @@ class Summary:
 @pgqrs.workflow
 def analyse_module(module: str, root: Path, evidence: Path | None = None) -> Summary:
     """`root` is the file or folder of the module; with `evidence`, each step's body notes its start in that file."""
-    groups = list_files(root, evidence)
+    sources = list_files(root, evidence)
     total = Metrics()
-    for group in groups:
+    for group in chunks(sources):
         found = measure(group, evidence)
         total.lines += found.lines
         total.functions += found.functions
         total.branches += found.branches
         total.identifiers += found.identifiers
-    compressed = sum(compress(group, evidence) for group in groups)
-    sources = [source for group in groups for source in group]
+    compressed = sum(compress(group, evidence) for group in chunks(parts(sources)))
     return summarise(module, sources, total, compressed, evidence)
 
 
-@pgqrs.step
-def list_files(root: Path, evidence: Path | None) -> list[list[Source]]:
-    """The module's files, grouped so that each group is a step's worth of work."""
-    witness(evidence)
-    files = [root] if root.is_file() else sorted(root.rglob("*.py"))
+def chunks(sources: list[Source]) -> list[list[Source]]:
+    """Grouped so that each group is a step's worth of work."""
     groups: list[list[Source]] = []
     size = 0
-    for file in files:
-        if "__pycache__" in file.parts or "site-packages" in file.parts:
-            continue
-        source = Source(file, file.stat().st_size)
+    for source in sources:
         if not groups or size + source.bytes > CHUNK_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(source)
         size += source.bytes
     return groups
+
+
+def parts(sources: list[Source]) -> list[Source]:
+    """Large files in parts. To parse a file it takes the whole of it; to compress it does not."""
+    return [
+        Source(source.path, min(CHUNK_BYTES, source.bytes - start), start)
+        for source in sources
+        for start in range(0, source.bytes, CHUNK_BYTES)
+    ]
+
+
+@pgqrs.step
+def list_files(root: Path, evidence: Path | None) -> list[Source]:
+    witness(evidence)
+    files = [root] if root.is_file() else sorted(root.rglob("*.py"))
+    return [Source(f, f.stat().st_size) for f in files if not {"__pycache__", "site-packages"} & set(f.parts)]
 
 
 @pgqrs.step
@@ -98,6 +105,7 @@ def measure(group: list[Source], evidence: Path | None) -> Metrics:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
             continue  # the library holds a few files that are wrong on purpose
+        names: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 total.functions += 1
@@ -105,19 +113,14 @@ def measure(group: list[Source], evidence: Path | None) -> Metrics:
                 total.branches += 1
             elif isinstance(node, ast.BoolOp):
                 total.branches += len(node.values) - 1
-        total.identifiers += len(identifiers(text))
+            for field in NAMES:
+                if isinstance(name := getattr(node, field, None), str):
+                    names.add(name)
+        total.identifiers += len(names)
     return total
 
 
-def identifiers(text: str) -> set[str]:
-    """Every name in the source, those in definitions and attributes too, as the tokenizer sees them."""
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    try:
-        return {t.string for t in tokens if t.type == tokenize.NAME and not keyword.iskeyword(t.string)}
-    except (tokenize.TokenError, SyntaxError):
-        return set()
-
-
+NAMES = ("id", "attr", "arg", "name", "asname")
 BRANCHES = (
     ast.If,
     ast.For,
@@ -132,11 +135,17 @@ BRANCHES = (
 
 @pgqrs.step
 def compress(group: list[Source], evidence: Path | None) -> int:
-    """How many bytes the group's files take with lzma, which tries hard."""
+    """How many bytes the group takes with lzma, which tries hard."""
     witness(evidence)
-    return sum(
-        len(lzma.compress(source.path.read_bytes(), preset=2 | lzma.PRESET_EXTREME)) for source in group
-    )
+    size = 0
+    for part in group:
+        with part.path.open("rb") as file:
+            file.seek(part.start)
+            size += len(lzma.compress(file.read(part.bytes), filters=LZMA, format=lzma.FORMAT_XZ))
+    return size
+
+
+LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 256 * 1024}]
 
 
 @pgqrs.step

@@ -11,12 +11,17 @@ from pgqrs.store.store import MessageStore
 __all__ = ["MessageStore", "open_database", "open_store"]
 
 
-def open_store(config: Config, clock: Callable[[], datetime] | None = None) -> MessageStore:
-    return MessageStore(open_database(config, clock))
+def open_store(
+    config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
+) -> MessageStore:
+    return MessageStore(open_database(config, clock, steady_plans))
 
 
-def open_database(config: Config, clock: Callable[[], datetime] | None = None) -> Database:
-    """Raises PgqrsConnectionError when it cannot be reached. `clock` replaces the database's own, in tests."""
+def open_database(
+    config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
+) -> Database:
+    """Raises PgqrsConnectionError when it cannot be reached. `clock` replaces the database's own, in tests;
+    `steady_plans` is for a supervisor, whose statements must not depend on the planner's statistics."""
     backend = config.backend
     if backend == "sqlite":
         from pgqrs.store.sqlite import SqliteDatabase
@@ -25,7 +30,7 @@ def open_database(config: Config, clock: Callable[[], datetime] | None = None) -
     if backend == "postgres":
         from pgqrs.store.postgres import PostgresDatabase
 
-        return PostgresDatabase(config, clock)
+        return PostgresDatabase(config, clock, steady_plans)
     raise errors.ConfigError(
         f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://"
     )

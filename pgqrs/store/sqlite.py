@@ -90,8 +90,9 @@ class SqliteTransaction:
 
 
 def text_time(value: datetime) -> str:
-    """As the tables hold it: UTC, microseconds, sorting as text."""
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    """As the tables hold it: UTC, sorting as text. Milliseconds, as SQLite's own strftime writes them: a clock that showed
+    more would put `{now + 0}`, which is rounded, up to half a millisecond ahead of `{now}`."""
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def _plain(value: Any) -> Any:
@@ -134,6 +135,10 @@ def _translated(dsn: str) -> Iterator[None]:
             raise errors.SchemaError(
                 f"{dsn} holds no complete pgqrs schema ({e}); run: pgqrs install --dsn {dsn}"
             ) from e
+        if getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise errors.DatabaseError(
+                str(e)
+            ) from e  # a value that the statement cannot take: malformed JSON
         raise errors.PgqrsConnectionError(f"SQLite database {dsn}: {e}") from e
     except sqlite3.ProgrammingError as e:
         if "closed" in str(e):

@@ -6,7 +6,7 @@
 -- name: fence
 select m.id, m.claim_no
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
-join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id = r.consumer_id and m.claim_no = r.claim_no
+join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no
 where m.archived_at is null
 order by m.id
 {lock m};
@@ -15,7 +15,7 @@ order by m.id
 -- After a commit whose outcome nobody saw: a message that carries our claim and is archived was ended by us.
 select m.id, m.claim_no, w.status
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
-join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id = r.consumer_id and m.claim_no = r.claim_no
+join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no
 left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.archived_at is not null;
 

@@ -41,8 +41,8 @@ class Clock:
     def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def iso(self, plus_s: float = 0.0) -> str:
-        return (self.now + timedelta(seconds=plus_s)).isoformat()
+    def at(self, plus_s: float = 0.0) -> datetime:
+        return self.now + timedelta(seconds=plus_s)
 
 
 class Consumer:
@@ -168,6 +168,11 @@ def dump(dsn: str) -> dict[str, list[str]]:
 
 def columns(dsn: str, table: str, names: str, where: str = "true") -> list[tuple[Any, ...]]:
     return execute(dsn, f"select {names} from {table} where {where} order by 1")
+
+
+def when(text: str | None) -> datetime | None:
+    """The two databases write the same time in different ways."""
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def json(raw: bytes | None) -> Any:

@@ -25,7 +25,6 @@ from tests.store.given import (
     wrote,
 )
 
-
 POSTGRES_ONLY = True
 
 

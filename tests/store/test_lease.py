@@ -1,0 +1,166 @@
+"""A supervisor's life: its lease, its consumers, its neighbours, and what becomes of what it held."""
+
+import pytest
+
+from pgqrs.states import WorkerStatus
+from tests.store.given import RUNNING, Consumer, columns, dump, identity, ids, release, step, when, wrote
+
+
+def messages(dsn):
+    return columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct, dead_reason")
+
+
+def test_a_supervisor_has_a_consumer_on_each_queue(store, clock):
+    queues = {name: store.ensure_queue(name) for name in ("a", "b", "c")}
+    supervisor, consumers = store.register_supervisor(identity("sup", pid=12), queues, 15)
+    assert list(consumers) == ["a", "b", "c"]
+    shown = store.workers()
+    assert [(w.id, w.name, w.queue_name, w.pid, w.host) for w in shown] == [
+        (consumers[q], f"sup:{q}", q, 12, "here") for q in queues
+    ]
+    assert {w.status for w in shown} == {WorkerStatus.Polling}
+    assert {when(w.lease_until) for w in shown} == {clock.at(15)}
+
+
+def test_a_renewed_lease_holds_from_now_on_and_its_consumers_beat(store, consumer, clock):
+    clock.advance(14)
+    assert store.renew_lease(consumer.supervisor_id, 15)
+    [shown] = store.workers()
+    assert (when(shown.lease_until), when(shown.heartbeat_at)) == (clock.at(15), clock.at())
+    clock.advance(14)
+    assert store.renew_lease(consumer.supervisor_id, 15)
+
+
+@pytest.mark.parametrize("late_s", [0, 0.001, 3600])
+def test_a_lease_that_ran_out_cannot_be_renewed(late_s, store, consumer, clock, dsn):
+    clock.advance(15 + late_s)
+    before = dump(dsn)
+    assert not store.renew_lease(consumer.supervisor_id, 15)
+    assert dump(dsn) == before
+
+
+def test_a_lease_that_somebody_ended_cannot_be_renewed(store, consumer):
+    store.expire_lease(consumer.supervisor_id)
+    assert not store.renew_lease(consumer.supervisor_id, 15)
+
+
+def test_a_supervisor_that_nobody_knows_cannot_renew(store):
+    assert not store.renew_lease(999, 15)
+
+
+def test_nothing_is_recovered_while_the_lease_holds(store, queue, consumer, clock, dsn):
+    store.enqueue(queue, [b"1"])
+    consumer.claim()
+    clock.advance(14.999)
+    before = dump(dsn)
+    assert store.recover(5) == 0
+    assert dump(dsn) == before
+
+
+def test_runs_come_back_uncharged_when_the_lease_ran_out(flow, clock, dsn):
+    claim = flow.begun()
+    wrote(flow.store, step(claim))
+    clock.advance(15)
+    assert flow.store.recover(5) == 1
+    assert messages(dsn) == [(claim.message_id, None, 0, None)]
+    again = Consumer(flow.store, flow.workflow.queue_id, "heir").claim()[0]
+    assert (again.read_ct, again.status, [s.name for s in again.steps]) == (1, RUNNING, ["a"])
+    assert again.claim.claim_no == claim.claim_no + 1
+
+
+def test_a_run_comes_back_however_often_its_supervisor_dies(flow, clock):
+    flow.trigger()
+    for n in range(8):
+        heir = Consumer(flow.store, flow.workflow.queue_id, f"heir {n}")
+        assert len(heir.claim(read_ct_max=2)) == 1
+        clock.advance(16)
+        assert flow.store.recover(2) == 1
+
+
+def test_a_plain_messages_delivery_is_charged(store, queue, consumer, clock, dsn):
+    [number] = store.enqueue(queue, [b"1"])
+    consumer.claim()
+    clock.advance(15)
+    assert store.recover(5) == 1
+    assert messages(dsn) == [(number, None, 1, None)]
+
+
+def test_a_plain_message_whose_deliveries_are_used_up_is_buried(store, queue, consumer, clock, dsn):
+    [number] = store.enqueue(queue, [b"1"])
+    for _ in range(2):
+        wrote(store, release(consumer.claim_one(), refund=False))
+    consumer.claim()
+    clock.advance(15)
+    assert store.recover(3) == 1
+    assert messages(dsn) == [(number, consumer.id, 3, "its supervisor died with it")]
+    [(queue_name, dead)] = store.dead()
+    assert (queue_name, dead.id, when(dead.archived_at)) == ("tasks", number, clock.at())
+
+
+def test_recovering_takes_only_what_was_held(store, queue, consumer, other, clock, dsn):
+    done, held, theirs, waiting = store.enqueue(queue, [b"1"] * 4)
+    claims = [c.claim for c in consumer.claim(2)]
+    other.claim(1)
+    from tests.store.given import finish
+
+    wrote(store, finish(claims[0]))
+    store.expire_lease(consumer.supervisor_id)
+    assert store.recover(5) == 1
+    assert messages(dsn) == [(done, consumer.id, 1, None), (held, None, 1, None), (theirs, other.id, 1, None), (waiting, None, 0, None)]
+
+
+def test_what_came_back_keeps_its_place(store, queue, consumer, other):
+    numbers = store.enqueue(queue, [b"1"] * 5)
+    consumer.claim(2)
+    other.claim(1)
+    store.expire_lease(consumer.supervisor_id)
+    store.recover(5)
+    assert ids(other.claim()) == [*numbers[:2], *numbers[3:]]
+
+
+def test_a_recovered_supervisor_is_gone_and_its_consumers_have_stopped(store, consumer, clock):
+    clock.advance(15)
+    store.recover(5)
+    assert store.recover(5) == 0
+    assert store.neighbours(consumer.identity) == []
+    assert store.workers() == []
+    [stopped] = store.workers(stopped=True)
+    assert (stopped.status, stopped.held) == (WorkerStatus.Stopped, 0)
+
+
+def test_several_dead_supervisors_are_recovered_at_once(store, queue, clock):
+    store.enqueue(queue, [b"1"] * 6)
+    for n in range(3):
+        Consumer(store, queue, f"dead {n}").claim(2)
+    clock.advance(15)
+    living = Consumer(store, queue, "living")
+    assert store.recover(5) == 6
+    assert len(living.claim()) == 6
+
+
+def test_retiring_gives_back_and_signs_off(flow, clock, dsn):
+    claim = flow.begun()
+    assert flow.store.retire(flow.consumer.supervisor_id, 5) == 1
+    assert messages(dsn) == [(claim.message_id, None, 0, None)]
+    assert flow.store.workers() == []
+    assert not flow.store.renew_lease(flow.consumer.supervisor_id, 15)
+
+
+def test_retiring_with_empty_hands_is_fine_and_so_is_twice(store, consumer):
+    assert store.retire(consumer.supervisor_id, 5) == 0
+    assert store.retire(consumer.supervisor_id, 5) == 0
+
+
+def test_neighbours_are_those_of_this_host_boot_and_namespace(store, queue):
+    here = Consumer(store, queue, "a", pid=1)
+    beside = Consumer(store, queue, "b", pid=2)
+    for name, place in {"c": {"host": "there"}, "d": {"boot_id": "before"}, "e": {"pid_ns": "container"}}.items():
+        Consumer(store, queue, name, **place)
+    assert sorted(store.neighbours(here.identity)) == [(here.supervisor_id, 1, 99), (beside.supervisor_id, 2, 99)]
+
+
+def test_a_workers_listing_says_what_each_holds(store, queue, consumer, other):
+    store.enqueue(queue, [b"1"] * 5)
+    consumer.claim(3)
+    other.claim(1)
+    assert [w.held for w in store.workers()] == [3, 1]
