@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
 import pgqrs as library
-from pgqrs.cli.commands import COMMANDS
+from pgqrs.cli.commands import COMMANDS, cli
 from pgqrs.definitions import definitions_in
 from pgqrs.states import WorkflowStatus
 from tests import cli_flows
@@ -64,10 +65,10 @@ def test_help_lists_every_command_and_loads_neither_driver_nor_rich():
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"supervise", "demo"}))
 def test_help_of_a_command_shows_an_example(command):
-    ended = subprocess.run([*COMMAND, command, "-h"], capture_output=True, text=True, check=True)
-    assert "--dsn" in ended.stdout
-    assert "--json" in ended.stdout
-    assert re.search(rf"Examples?:\n(.*\n)*? +.*pgqrs {command}", ended.stdout)
+    text = CliRunner().invoke(cli, [command, "-h"]).stdout
+    assert "--dsn" in text
+    assert "--json" in text
+    assert re.search(rf"Examples?:\n(.*\n)*? +.*pgqrs {command}", text)
 
 
 # install and verify
@@ -198,6 +199,31 @@ def test_ctrl_c_ends_the_wait_and_not_the_run(known, store):
     assert (process.returncode, out) == (130, "")
     assert err == f"pgqrs: run {run} goes on; see: pgqrs run {run}\n"
     assert store.run(run).status == WorkflowStatus.Queued
+
+
+def test_a_wait_whose_connection_is_cut_tells_the_run(postgres_dsn, monkeypatch, capfd):
+    pgqrs = Pgqrs(postgres_dsn, monkeypatch, capfd)
+    with library.connect(postgres_dsn) as store:
+        store.install()
+        store.trigger(fourfold, 1).cancel()
+        process = subprocess.Popen(
+            [*COMMAND, "trigger", "fourfold", "1", "--wait"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(store.runs()) < 2:
+            time.sleep(0.02)
+    time.sleep(0.3)
+    execute(
+        pgqrs.dsn,
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (3, "")
+    assert err.startswith("pgqrs: PostgreSQL: ")
+    assert err.endswith("; run 2 goes on; see: pgqrs run 2\n")
 
 
 # runs and run

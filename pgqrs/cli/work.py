@@ -2,7 +2,7 @@
 
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -194,15 +194,14 @@ def _payload(text: str, what: str, limit: int) -> bytes:
 def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
     from msgspec.json import encode
 
+    goes_on = f"run {handle.id} goes on; see: pgqrs run {handle.id}"
     try:
         result = handle.result(timeout)
     except KeyboardInterrupt:
-        _leave(handle.id)
+        fail(goes_on, EXIT_INTERRUPTED)
+    except errors.PgqrsConnectionError as e:
+        raise errors.PgqrsConnectionError(f"{e}; {goes_on}") from e
     click.echo(encode(result))
-
-
-def _leave(run: int) -> NoReturn:
-    fail(f"run {run} goes on; see: pgqrs run {run}", EXIT_INTERRUPTED)
 
 
 def _tell(run: int, status: WorkflowStatus, as_json: bool) -> None:

@@ -225,3 +225,29 @@ def test_the_demo_survives_chaos(dsn: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "proven: every run finished" in done.stdout
+
+
+def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_path: Path) -> None:
+    evidence = tmp_path / "e"
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.three_steps, str(evidence), 1.0)
+        options = ("--workers", "1", "--lease", "2s")
+        target = f"{PIPELINE}:three_steps"
+        with Supervised(dsn, tmp_path / "log1", *options, target=target) as late:
+            eventually(lambda: any(s.step == "slow" for s in starts(evidence)))
+            os.kill(late.pid, signal.SIGSTOP)  # its worker works on, and reports to nobody
+            with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
+                assert handle.result(20) == ["first", "slow", "last"]
+                assert "took back 1 messages" in other.said()
+                before = (handle.record(), handle.steps())
+                os.kill(late.pid, signal.SIGCONT)
+                eventually(lambda: "the lease ran out" in late.said())
+                again = store.trigger(pipeline.three_steps, str(tmp_path / "e2"), 0.0)
+                assert again.result(10) == ["first", "slow", "last"]
+                assert (handle.record(), handle.steps()) == before
+                eventually(
+                    lambda: len({c.host for c in store.consumers()}) == 1 and len(store.consumers()) == 2
+                )
+        assert [s.step for s in starts(evidence)] == ["first", "slow", "slow", "last"]
+        assert handle.record().attempt == 2

@@ -1,0 +1,84 @@
+"""The database goes away under a running supervisor: nothing is lost, and nothing is assumed."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import pgqrs
+from tests.crashes import pipeline
+from tests.crashes.supervised import PIPELINE, Supervised, eventually, starts
+from tests.postgres_server import PostgresServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, mode: str) -> None:
+    count = 3000
+    evidence = tmp_path / "evidence"
+    with PostgresServer.start() as server:
+        dsn = server.create_database("away")
+        with pgqrs.connect(dsn) as store:
+            store.install()
+            runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"run-{n}"), 0.0) for n in range(100)]
+            ids = store.enqueue_many("tasks", [{"evidence": str(evidence)}] * count)
+        target = str(PIPELINE)
+        with Supervised(dsn, tmp_path / "log", "--workers", "2", target=target) as supervisor:
+            eventually(lambda: evidence.exists() and evidence.stat().st_size > 5000)
+            for _ in range(3):
+                server.restart(mode)
+                eventually(lambda: _idle_or_moving(server.dsn("away")))
+            with pgqrs.connect(dsn) as store:
+                eventually(
+                    lambda: sum(q.ready + q.held for q in store.queues()) == 0,
+                    timeout=40,
+                    what=supervisor.said(),
+                )
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+        with pgqrs.connect(dsn) as store:
+            [tasks] = [q for q in store.queues() if q.queue_name == "tasks"]
+            assert (tasks.archived, tasks.dead) == (count, 0)
+            assert all(store.run(r.id).status == pgqrs.WorkflowStatus.Success for r in runs), (
+                "every run is SUCCESS"
+            )
+        handled = {int(line.split(" ")[0]) for line in evidence.read_text().splitlines()}
+        assert handled == set(ids)
+        for n in range(100):
+            assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
+
+
+def _idle_or_moving(dsn: str) -> bool:
+    try:
+        with psycopg.connect(dsn, connect_timeout=2) as connection:
+            return connection.execute("select 1").fetchone() == (1,)
+    except psycopg.OperationalError:
+        return False
+
+
+def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"run-{n}"), 0.02) for n in range(150)]
+        with Supervised(postgres_dsn, tmp_path / "log", "--workers", "2") as supervisor:
+            eventually(lambda: starts(tmp_path / "run-0"))
+            with psycopg.connect(postgres_dsn, autocommit=True) as killer:
+                for _ in range(40):
+                    killer.execute(
+                        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgqrs' "
+                        "and datname = current_database() and backend_start < now() - interval '20 ms'"
+                    )
+                    killer.execute("select pg_sleep(0.05)")
+            eventually(
+                lambda: all(status(postgres_dsn, r.id) == pgqrs.WorkflowStatus.Success for r in runs[-5:]),
+                timeout=40,
+                what=supervisor.said(),
+            )
+            eventually(lambda: all(status(postgres_dsn, r.id) == pgqrs.WorkflowStatus.Success for r in runs))
+        for n in range(150):
+            assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
+
+
+def status(dsn: str, run_id: int) -> pgqrs.WorkflowStatus:
+    with pgqrs.connect(dsn) as store:
+        return store.run(run_id).status

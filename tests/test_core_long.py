@@ -1,0 +1,994 @@
+"""The supervisor's decisions, as given – when – then: events go in, commands come out, nothing else happens."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pgqrs.states import WorkflowStatus
+from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
+from supervisors import core as cores
+from supervisors import events, wire
+from supervisors.core import Core
+from supervisors.state import Function, Settings
+
+FLOW = Function("flow", "workflow", False, "flow", 1, 11)
+PLAIN = Function("plain", "handler", False, "plain", 2, None)
+ASYNC = Function("aflow", "workflow", True, "aflow", 3, 13)
+SUCCESS, ERROR, RUNNING = WorkflowStatus.Success, WorkflowStatus.Error, WorkflowStatus.Running
+CANCELLING, CANCELLED, PAUSED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled, WorkflowStatus.Paused
+
+
+class Scene:
+    """A core, the clock, and what it has ordered so far."""
+
+    def __init__(self, *functions: Function, workers: int = 1, lanes: int | None = 2, **more: Any) -> None:
+        self.core = Core(functions or (FLOW,), Settings(workers=workers, lanes=lanes, **more))
+        self.now = 100.0
+        self.out: list[Any] = []  # of the last event
+        self.everything: list[Any] = []
+        self.unsaved: list[Write] = []
+        self.wants: dict[int, events.Want] = {}
+        self.launches: list[events.Launch] = []
+
+    # What happens
+
+    def tell(self, event: events.Event) -> "Scene":
+        self.out = self.core.handle(event, self.now)
+        for command in self.out:
+            self.everything.append(command)
+            match command:
+                case events.Save():
+                    self.unsaved.append(command.write)
+                case events.Want():
+                    assert command.queue_id not in self.wants, "a second claim on a queue while one is under way"
+                    self.wants[command.queue_id] = command
+                case events.Launch():
+                    self.launches.append(command)
+        return self
+
+    def registered(self) -> "Scene":
+        return self.tell(events.Registered({q: 100 + q for q in self.core.queues}))
+
+    def boot(self) -> "Scene":
+        """Every worker that was ordered is ready."""
+        while self.launches:
+            n = self.launches.pop(0).worker
+            self.tell(events.Launched(n, 1000 + n))
+            self.says(n, wire.Ready(1000 + n))
+        return self
+
+    def up(self) -> "Scene":
+        return self.tell(events.Tick()).boot().registered()
+
+    def says(self, worker: int, *frames: wire.Up) -> "Scene":
+        out = []
+        for frame in frames:
+            out += self.tell(events.Received(worker, frame)).out
+        self.out = out
+        return self
+
+    def takes(self, *messages: Claimed, queue: int = 1) -> "Scene":
+        want = self.wants.pop(queue)
+        assert len(messages) <= want.limit, f"{len(messages)} messages for a claim of {want.limit}"
+        after = ("vt", messages[-1].claim.message_id) if messages else want.after
+        return self.tell(events.Taken(queue, list(messages), want.limit, after))
+
+    def saves(self, status: WorkflowStatus | None = RUNNING) -> "Scene":
+        """The database applies what it was given; a run that is settled is what it was settled to."""
+        outcomes = [Outcome(w, True, w.settle.status if w.settle else status) for w in self.take_unsaved()]
+        return self.tell(events.Saved(outcomes))
+
+    def loses(self) -> "Scene":
+        return self.tell(events.Saved([Outcome(w, False) for w in self.take_unsaved()]))
+
+    def refuses(self, text: str = "no such value") -> "Scene":
+        return self.tell(events.Saved([Outcome(w, False, failure=text) for w in self.take_unsaved()]))
+
+    def dies(self, worker: int, signal: str | None = "SIGSEGV", code: int | None = None, **more: Any) -> "Scene":
+        return self.tell(events.Exited(worker, signal, code, **more))
+
+    def after(self, seconds: float) -> "Scene":
+        self.now += seconds
+        return self.tell(events.Tick())
+
+    def stop(self, level: int) -> "Scene":
+        return self.tell(events.Stop(level))
+
+    def take_unsaved(self) -> list[Write]:
+        unsaved, self.unsaved = self.unsaved, []
+        return unsaved
+
+    # What came of it
+
+    def sent(self, kind: type, worker: int | None = None) -> list[Any]:
+        """Frames of the last event."""
+        return frames(self.out, kind, worker)
+
+    def all_sent(self, kind: type, worker: int | None = None) -> list[Any]:
+        return frames(self.everything, kind, worker)
+
+    def ordered(self, kind: type) -> list[Any]:
+        return [c for c in self.out if isinstance(c, kind)]
+
+    def ever(self, kind: type) -> list[Any]:
+        return [c for c in self.everything if isinstance(c, kind)]
+
+    def at(self, worker: int) -> list[int]:
+        return list(self.core.workers[worker].runs)
+
+    def waiting(self) -> list[int]:
+        return [r.id for r in self.core.waiting]
+
+
+def frames(commands: list[Any], kind: type, worker: int | None) -> list[Any]:
+    return [
+        c.frame
+        for c in commands
+        if isinstance(c, events.Send) and isinstance(c.frame, kind) and worker in (None, c.worker)
+    ]
+
+
+def message(n: int, claim_no: int = 1, queue: int = 1, **more: Any) -> Claimed:
+    return Claimed(Claim(n, 100 + queue, claim_no), more.pop("payload", b'{"input": 1}'), more.pop("read_ct", 1), **more)
+
+
+def started(n: int, step: str | None = None, position: int = 0, claim_no: int = 1, **more: Any) -> wire.Started:
+    return wire.Started(n, claim_no, step, position, **more)
+
+
+def checkpoint(n: int, position: int = 0, claim_no: int = 1, seconds: float = 0.01) -> wire.Checkpoint:
+    return wire.Checkpoint(n, claim_no, position, f"s{position}", b"1", None, seconds, 0.0, 0)
+
+
+def finished(n: int, claim_no: int = 1) -> wire.Finished:
+    return wire.Finished(n, claim_no, b"7")
+
+
+def failed(n: int, claim_no: int = 1) -> wire.Failed:
+    return wire.Failed(n, claim_no, b'{"type": "builtins.ValueError", "message": "no"}')
+
+
+def running(*numbers: int, workers: int = 1, lanes: int = 2, function: Function = FLOW, **more: Any) -> Scene:
+    """These messages were taken and are with the workers; none is started."""
+    scene = Scene(function, workers=workers, lanes=lanes, **more).up()
+    return scene.takes(*(message(n, queue=function.queue_id) for n in numbers), queue=function.queue_id)
+
+
+def in_step(n: int = 1, name: str = "a", function: Function = FLOW, claimed: dict[str, Any] | None = None, **timing: Any) -> Scene:
+    """Message `n` is in this step on worker 1, and has been begun."""
+    scene = Scene(function, lanes=2).up()
+    scene.takes(message(n, queue=function.queue_id, **(claimed or {})), queue=function.queue_id)
+    return scene.says(1, started(n)).saves().says(1, started(n, name, **timing))
+
+
+# Beginning
+
+
+def test_it_launches_its_workers_and_claims_when_one_is_ready():
+    scene = Scene(workers=3).registered()
+    assert [(c.worker, c.kind) for c in scene.launches] == [(1, "sync"), (2, "sync"), (3, "sync")]
+    assert scene.wants == {}
+    scene.tell(events.Launched(1, 1001)).says(1, wire.Ready(1001))
+    assert [w.limit for w in scene.wants.values()] == [2]
+
+
+def test_async_functions_get_one_worker_of_their_own():
+    scene = Scene(FLOW, ASYNC, workers=2).registered()
+    assert [c.kind for c in scene.launches] == ["sync", "sync", "async"]
+    assert [c.kind for c in Scene(ASYNC, workers=2).registered().launches] == ["async"]
+
+
+def test_nothing_is_claimed_before_it_is_registered():
+    scene = Scene()
+    scene.tell(events.Tick()).boot()
+    assert scene.wants == {}
+    assert scene.registered().wants
+
+
+def test_it_claims_no_more_than_its_workers_have_room_for():
+    scene = Scene(workers=2, lanes=2).up()
+    assert scene.wants[1].limit == 4
+    scene.takes(message(1), message(2), message(3))
+    assert scene.after(1).ordered(events.Want)[0].limit == 1
+    scene.takes(message(4)).after(1)
+    assert scene.wants == {}
+    assert scene.says(1, started(1), finished(1)).ordered(events.Want)[0].limit == 1
+
+
+def test_two_queues_share_the_room():
+    scene = Scene(FLOW, PLAIN, workers=2, lanes=4).up()
+    assert sum(w.limit for w in scene.wants.values()) <= 8
+
+
+def test_a_queue_that_is_hinted_while_another_is_claimed_from_takes_no_more_than_is_left():
+    scene = Scene(FLOW, PLAIN, lanes=8).up()
+    scene.takes(queue=2)  # nothing there: it will be asked again later
+    scene.tell(events.Hinted(("plain",)))
+    assert sum(w.limit for w in scene.wants.values()) <= 8
+
+
+def test_a_claim_is_never_larger_than_its_limit():
+    assert Scene(workers=4, lanes=200).up().wants[1].limit <= cores.CLAIM_MAX
+
+
+def test_runs_go_to_the_emptiest_worker():
+    scene = running(1, 2, 3, 4, workers=2)
+    assert (sorted(scene.at(1) + scene.at(2)), len(scene.at(1)), len(scene.at(2))) == ([1, 2, 3, 4], 2, 2)
+
+
+def test_a_worker_gets_what_the_run_has_recorded_ahead_of_it():
+    step = RecordedStep("a", 0, "SUCCESS", b"1", None, 0)
+    scene = Scene().up().takes(message(1, status=RUNNING, attempt=2, steps=(step,)), message(2, read_ct=3))
+    kinds = [type(c.frame).__name__ for c in scene.ordered(events.Send)]
+    assert kinds == ["History", "Execute", "Execute"]
+    assert scene.sent(wire.History)[0].steps == (step,)
+    assert [e.attempt for e in scene.sent(wire.Execute)] == [3, 1]
+
+
+def test_a_history_too_long_for_a_frame_goes_in_several():
+    big = tuple(RecordedStep(f"s{n}", n, "SUCCESS", b"x" * 1_000_000, None, 0) for n in range(9))
+    chunks = Scene().up().takes(message(1, steps=big)).sent(wire.History)
+    assert len(chunks) > 1
+    assert sum((c.steps for c in chunks), ()) == big
+
+
+def test_a_worker_carries_a_limited_number_of_bytes():
+    scene = Scene(workers=2, lanes=100).up()
+    big = b"x" * (5 * 1024 * 1024)
+    scene.takes(*(message(n, payload=big) for n in range(1, 8)))
+    assert [len(scene.at(w)) for w in (1, 2)] == [2, 2]
+    assert len(scene.waiting()) == 3
+
+
+# A run's way
+
+
+def test_a_run_is_begun_when_its_code_starts_and_once():
+    scene = running(1)
+    assert scene.unsaved == []
+    scene.says(1, started(1), started(1, "a"))
+    assert [w.begin for w in scene.unsaved] == [Begin(11, 1)]
+
+
+def test_a_plain_message_is_not_begun():
+    assert running(1, function=PLAIN).says(1, started(1)).unsaved == []
+
+
+def test_a_checkpoint_is_committed_before_the_worker_hears_so():
+    scene = in_step().says(1, checkpoint(1))
+    assert scene.sent(wire.Committed) == []
+    assert scene.saves().sent(wire.Committed, 1) == [wire.Committed(1, 1, 0)]
+
+
+def test_the_checkpoint_of_a_worker_that_has_nothing_else_is_urgent():
+    assert [c.urgent for c in in_step().says(1, checkpoint(1)).ordered(events.Save)] == [True]
+    scene = running(1, 2).says(1, started(1), checkpoint(1))
+    assert [c.urgent for c in scene.ordered(events.Save)] == [False, False]
+    assert scene.says(1, wire.Idle()).ordered(events.Hurry)
+
+
+def test_a_run_that_ends_leaves_when_its_end_is_committed():
+    scene = in_step().says(1, checkpoint(1), finished(1))
+    end = scene.unsaved[-1]
+    assert (end.settle, end.message) == (Settle(SUCCESS, b"7"), Archive())
+    assert list(scene.core.runs) == [1]
+    assert list(scene.saves().core.runs) == []
+
+
+def test_a_run_that_fails_is_an_error_and_dead():
+    [write] = in_step().says(1, failed(1)).unsaved
+    assert write.settle.status == ERROR
+    assert write.message == Archive("ValueError: no")
+
+
+def test_a_step_to_be_tried_again_leaves_its_worker_until_then():
+    scene = in_step().says(1, wire.StepFailed(1, 1, 0, "a", b'"no"', 0.1, 0.1, 2, 30.0))
+    [write] = scene.unsaved
+    assert (write.message, write.step.retry_count, write.step.retry_in_s) == (Release(30.0), 2, 30.0)
+    assert scene.at(1) == []
+
+
+@pytest.mark.parametrize(("resume", "delay"), [(60.0, 60.0), (None, cores.FOREVER_S)])
+def test_a_paused_run_leaves_its_worker(resume, delay):
+    [write] = in_step().says(1, wire.Paused(1, 1, 1, "pause", "lunch", resume)).unsaved
+    assert (write.settle, write.message) == (Settle(PAUSED, error=b'"lunch"'), Release(delay))
+    assert (write.step.name, write.step.status) == ("pause", SUCCESS)
+
+
+def test_a_plain_message_that_fails_is_delivered_again_after_a_back_off():
+    scene = in_step(function=PLAIN, claimed={"read_ct": 2}).says(1, failed(1))
+    assert [w.message for w in scene.unsaved] == [Release(2.0, refund=False)]
+
+
+def test_a_plain_message_that_failed_its_last_delivery_is_dead():
+    scene = in_step(function=PLAIN, claimed={"read_ct": 5}).says(1, failed(1))
+    assert [w.message for w in scene.unsaved] == [Archive("ValueError: no")]
+
+
+def test_a_run_that_ended_but_kept_its_message_is_archived_unexecuted():
+    scene = Scene().up().takes(message(1, status=SUCCESS), message(2, status=CANCELLING))
+    assert scene.all_sent(wire.Execute) == []
+    assert [(w.settle, w.message) for w in scene.unsaved] == [
+        (None, Archive()), (Settle(CANCELLED), Archive()),
+    ]  # fmt: skip
+
+
+def test_what_a_worker_says_of_another_claim_is_of_the_past():
+    scene = running(1)
+    for frame in (started(1, claim_no=9), checkpoint(1, claim_no=9), finished(1, claim_no=9), failed(77)):
+        scene.says(1, frame)
+    assert scene.unsaved == []
+    assert scene.at(1) == [1]
+
+
+# Cancelling
+
+
+def test_a_run_that_is_to_be_cancelled_is_stopped_instead_of_going_on():
+    scene = in_step().says(1, checkpoint(1)).saves(CANCELLING)
+    assert scene.sent(wire.Cancel, 1) == [wire.Cancel(1, 1)]
+    assert scene.sent(wire.Committed) == []
+    scene.says(1, wire.Returned((1,)))
+    assert [(w.settle, w.message) for w in scene.unsaved] == [(Settle(CANCELLED), Archive())]
+
+
+def test_a_cancel_is_sent_once():
+    scene = in_step().says(1, checkpoint(1)).saves(CANCELLING)
+    scene.says(1, checkpoint(1, 1)).saves(CANCELLING)
+    assert len(scene.all_sent(wire.Cancel)) == 1
+
+
+def test_a_run_that_is_being_cancelled_when_its_worker_dies_is_cancelled():
+    scene = running(1, 2).says(1, started(1)).saves(CANCELLING).says(1, started(2, "b"))
+    scene.take_unsaved()
+    scene.dies(1)
+    assert [w.settle for w in scene.unsaved if w.claim.message_id == 1] == [Settle(CANCELLED)]
+
+
+# Deaths
+
+
+def test_only_the_run_on_the_cpu_is_charged():
+    scene = running(1, 2, 3, lanes=3).says(1, started(1), checkpoint(1), started(2, "b")).saves()
+    scene.dies(1)
+    by_run = {w.claim.message_id: w for w in scene.unsaved}
+    assert by_run[2].crash.step == "b"
+    assert by_run[2].crash.signal == "SIGSEGV"
+    assert by_run[2].message == Release()
+    assert (by_run[1].crash, by_run[1].message) == (None, Release())
+    assert 3 not in by_run
+
+
+def test_what_had_not_started_goes_to_another_worker_without_a_write():
+    scene = running(1, 2, lanes=2).says(1, started(1, "a")).saves()
+    scene.dies(1).boot()
+    assert [e.message_id for e in scene.all_sent(wire.Execute, 2)] == [2]
+    assert [w.claim.message_id for w in scene.unsaved] == [1]
+
+
+def test_a_dead_worker_is_replaced():
+    scene = running(1).says(1, started(1))
+    assert [c.worker for c in scene.dies(1).ordered(events.Launch)] == [2]
+
+
+def test_a_worker_that_dies_with_nothing_on_the_cpu_charges_nobody():
+    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2), checkpoint(2)).saves().says(1, wire.Idle())
+    scene.dies(1)
+    assert [w.crash for w in scene.unsaved] == [None, None]
+
+
+def test_code_between_two_steps_is_charged_as_the_functions_own():
+    scene = running(1).says(1, started(1), started(1, "a"), checkpoint(1)).saves()
+    [write] = scene.dies(1, None, 3).unsaved
+    assert (write.crash.step, write.crash.cause, write.crash.exit_code) == (None, "exit", 3)
+
+
+def test_a_checkpoint_that_arrived_before_the_death_is_kept():
+    scene = in_step().says(1, checkpoint(1)).dies(1)
+    assert [bool(w.step) for w in scene.unsaved] == [True, False]
+
+
+@pytest.mark.parametrize("before", range(5))
+def test_the_fifth_death_without_a_checkpoint_is_the_last(before):
+    scene = in_step(claimed={"crash_count": before}).dies(1)
+    [write] = scene.unsaved
+    assert write.crash.crash_count == before + 1
+    if before < 4:
+        assert (write.settle, write.message) == (None, Release())
+    else:
+        assert write.settle.status == ERROR
+        assert "died 5 times without a checkpoint between" in write.message.dead_reason
+        assert msgspec.json.decode(write.settle.error)["type"] == "pgqrs.errors.WorkerCrashed"
+
+
+def test_a_committed_checkpoint_starts_the_budget_anew():
+    scene = in_step(claimed={"crash_count": 4}).says(1, checkpoint(1)).saves().says(1, started(1, "b", 1))
+    [write] = scene.dies(1).unsaved
+    assert (write.crash.crash_count, write.settle) == (1, None)
+
+
+def test_a_checkpoint_that_is_still_being_committed_starts_the_budget_anew():
+    """It is committed in the same turn at the latest, before the crash: a pure step may follow it at once."""
+    scene = in_step(claimed={"crash_count": 4}).says(1, checkpoint(1), started(1, "b", 1)).dies(1)
+    crashed = scene.unsaved[-1]
+    assert (crashed.crash.crash_count, crashed.settle) == (1, None)
+
+
+def test_a_plain_message_that_kills_is_charged_and_then_dead():
+    assert in_step(function=PLAIN).dies(1).unsaved[0].message == Release(refund=False)
+    dead = in_step(function=PLAIN, claimed={"read_ct": 5}).dies(1).unsaved[0].message
+    assert isinstance(dead, Archive)
+    assert "SIGSEGV" in dead.dead_reason
+
+
+def test_a_run_that_has_killed_before_gets_a_worker_to_itself():
+    scene = Scene(workers=2, lanes=4).up().takes(message(1, crash_count=1), message(2), message(3))
+    alone = next(w for w in (1, 2) if 1 in scene.at(w))
+    assert scene.at(alone) == [1]
+    assert sorted(scene.at(3 - alone)) == [2, 3]
+
+
+def test_a_worker_is_emptied_for_a_run_that_must_be_alone():
+    scene = running(1, 2, lanes=4).says(1, started(1)).after(1).takes(message(3, crash_count=1))
+    assert scene.sent(wire.Revoke, 1) == [wire.Revoke(2)]
+    scene.says(1, wire.Returned((2,)), finished(1))
+    assert scene.at(1) == [3]
+    assert scene.waiting() == [2]
+    assert scene.saves().says(1, started(3), finished(3)).at(1) == [2]
+
+
+def test_a_worker_that_was_being_emptied_in_vain_goes_on():
+    scene = running(1, 2, workers=2).says(1, started(1)).says(2, started(2)).saves()
+    scene.after(5).takes(message(3, crash_count=1))
+    reserved = next(w.id for w in scene.core.workers.values() if w.reserved)
+    other = 3 - reserved
+    scene.says(other, *[finished(n) for n in scene.at(other)])
+    assert scene.at(other) == [3]
+    assert scene.saves().after(5).takes(message(4)).at(reserved)[-1] == 4
+
+
+# Time limits
+
+
+def test_a_step_over_its_limit_is_asked_and_then_made_to_stop():
+    scene = in_step(timeout_s=10.0)
+    assert scene.after(9.9).ordered(events.Kill) == []
+    assert scene.after(0.2).ordered(events.Kill) == [events.Kill(1, False)]
+    assert scene.after(0.5).ordered(events.Kill) == []
+    assert scene.after(0.6).ordered(events.Kill) == [events.Kill(1, True)]
+
+
+def test_it_wakes_in_time_for_a_limit():
+    scene = in_step(timeout_s=0.2)
+    assert scene.core.next_timer(scene.now) <= scene.now + 0.2
+
+
+@pytest.mark.parametrize(("retry", "count"), [(None, 0), (8.0, 1)])
+def test_a_step_killed_at_its_limit_has_failed(retry, count):
+    scene = in_step(timeout_s=10.0, retry_in_s=retry).after(10)
+    [write] = scene.dies(1, "SIGTERM").unsaved
+    assert write.crash is None
+    assert (write.step.status, write.step.retry_count, write.step.retry_in_s) == (ERROR, count, retry)
+    assert write.message == Release(retry)
+    assert msgspec.json.decode(write.step.error)["code"] == "TIMEOUT"
+
+
+def test_a_step_that_ends_while_it_is_being_killed_is_not_charged():
+    scene = in_step(timeout_s=10.0).after(10).says(1, checkpoint(1)).dies(1, "SIGTERM")
+    assert [(w.crash, w.step.status if w.step else None) for w in scene.unsaved] == [(None, SUCCESS), (None, None)]
+
+
+def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
+    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2), started(2, "b", timeout_s=1.0)).saves()
+    scene.after(1)
+    scene.dies(1, "SIGKILL")
+    charged = {w.claim.message_id: (w.crash, w.step is not None) for w in scene.unsaved}
+    assert charged == {1: (None, False), 2: (None, True)}
+
+
+def test_a_step_without_a_limit_may_take_for_ever():
+    assert in_step().after(1e6).ordered(events.Kill) == []
+
+
+# Workers that do not start
+
+
+def test_a_worker_that_never_becomes_ready_is_replaced():
+    scene = Scene().registered()
+    assert scene.after(cores.BOOT_DEADLINE_S - 1).ordered(events.Kill) == []
+    scene.after(2)
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+    assert scene.ordered(events.Launch) == [events.Launch(2, "sync")]
+
+
+def test_workers_that_die_at_boot_again_and_again_end_it():
+    scene = Scene().registered()
+    for n in range(1, cores.RESTARTS_MAX + 1):
+        assert scene.core.exit is None
+        scene.now += 1
+        scene.dies(n, None, 1)
+    assert scene.core.exit.code == 1
+    assert "5 workers died while starting within 30 s" in scene.core.exit.reason
+
+
+def test_workers_that_die_at_boot_now_and_then_do_not_end_it():
+    scene = Scene().registered()
+    for n in range(1, 20):
+        scene.now += cores.RESTARTS_WINDOW_S / (cores.RESTARTS_MAX - 1) + 0.1
+        scene.dies(n, None, 1)
+    assert scene.core.exit is None
+
+
+def test_workers_that_were_ready_may_die_as_often_as_they_like():
+    scene = Scene().up()
+    for n in range(1, 20):
+        scene.dies(n).boot()
+    assert scene.core.exit is None
+
+
+# Stopping
+
+
+def test_the_first_stop_finishes_what_runs_and_gives_back_what_does_not():
+    scene = running(1, 2).says(1, started(1)).saves().stop(1)
+    assert scene.sent(wire.Drain) == [wire.Drain(at_boundary=False)]
+    scene.says(1, wire.Returned((2,)))
+    assert [(w.claim.message_id, w.message) for w in scene.unsaved] == [(2, Release())]
+    scene.saves()
+    assert scene.core.exit is None
+    assert scene.wants == {} or scene.takes().wants == {}
+    scene.says(1, finished(1))
+    assert scene.core.exit is None
+    assert scene.saves().core.exit == events.Exit(0, "drained")
+
+
+def test_the_second_stop_ends_runs_at_their_next_step():
+    scene = in_step().stop(1).stop(2)
+    assert scene.sent(wire.Drain) == [wire.Drain(at_boundary=True)]
+    scene.says(1, checkpoint(1), wire.Returned((1,)))
+    assert scene.unsaved[-1] == Write(Claim(1, 101, 1), message=Release())
+
+
+def test_the_third_stop_kills():
+    scene = in_step().stop(1).stop(3)
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+    [write] = scene.dies(1, "SIGKILL").unsaved
+    assert (write.crash, write.message) == (None, Release())
+    assert scene.saves().core.exit == events.Exit(0, "drained")
+
+
+def test_a_drain_has_a_time_limit():
+    scene = in_step().stop(1)
+    assert scene.after(29).ordered(events.Kill) == []
+    assert scene.after(1).ordered(events.Kill) == [events.Kill(1, True)]
+
+
+def test_what_waits_for_a_worker_is_given_back_at_once():
+    scene = Scene(workers=1).up().takes(message(1))
+    scene.dies(1)
+    assert scene.waiting() == [1]
+    assert [w.message for w in scene.stop(1).unsaved] == [Release()]
+
+
+def test_a_claim_that_arrives_after_the_stop_is_given_back():
+    scene = Scene().up().stop(1).takes(message(1))
+    assert scene.all_sent(wire.Execute) == []
+    assert [w.message for w in scene.unsaved] == [Release()]
+    assert scene.core.exit is None
+    assert scene.saves().core.exit == events.Exit(0, "drained")
+
+
+def test_a_stop_does_not_end_while_a_claim_is_under_way():
+    """What it takes would be ours until the lease runs out."""
+    scene = Scene().up()
+    assert scene.wants
+    scene.stop(1)
+    assert scene.core.exit is None
+
+
+def test_nothing_is_launched_or_claimed_while_stopping():
+    scene = running(1).says(1, started(1)).stop(1)
+    scene.after(1)
+    scene.dies(1)
+    assert scene.ordered(events.Launch) == scene.ordered(events.Want) == []
+
+
+def test_a_worker_that_becomes_ready_while_stopping_is_told():
+    scene = Scene().registered().stop(1)
+    assert scene.says(1, wire.Ready(1)).sent(wire.Drain) == [wire.Drain(False)]
+
+
+# Burst
+
+
+def test_a_burst_ends_when_nothing_is_left():
+    scene = running(1, burst=True).says(1, started(1), finished(1))
+    assert scene.core.exit is None
+    scene.saves()
+    for _ in range(3):
+        if scene.core.exit is None:
+            scene.takes() if scene.wants else scene.after(0.5)
+    assert scene.core.exit == events.Exit(0, "nothing left to do")
+
+
+def test_a_burst_with_nothing_to_do_ends_after_one_look():
+    assert Scene(burst=True).up().takes().core.exit == events.Exit(0, "nothing left to do")
+
+
+def test_a_burst_waits_for_every_queue():
+    scene = Scene(FLOW, PLAIN, burst=True).up().takes(queue=1)
+    assert scene.core.exit is None
+    assert scene.takes(queue=2).core.exit is not None
+
+
+def test_a_burst_looks_again_at_what_it_released_itself():
+    scene = in_step()
+    scene.core.settings = Settings(workers=1, lanes=2, burst=True)
+    scene.after(1).takes()
+    scene.dies(1).boot().saves()
+    assert scene.core.exit is None
+    assert scene.wants[1].after is None
+
+
+def test_a_burst_does_not_end_on_a_look_behind_the_watermark():
+    scene = running(1, 2, burst=True).says(1, started(1), finished(1), started(2), finished(2)).saves()
+    assert scene.wants[1].after is not None
+    scene.takes()
+    assert scene.core.exit is None
+    assert scene.wants[1].after is None
+
+
+# What the database says
+
+
+def test_an_end_that_lost_its_claim_is_forgotten():
+    scene = in_step().says(1, finished(1)).loses()
+    assert scene.core.runs == {}
+    assert scene.unsaved == []
+
+
+def test_a_checkpoint_that_lost_its_claim_stops_its_run():
+    scene = running(1, 2).says(1, started(1)).saves().says(1, checkpoint(1), wire.Idle()).loses()
+    assert list(scene.core.runs) == [2]
+    assert scene.sent(wire.Cancel, 1) == [wire.Cancel(1, 1)]
+    assert scene.sent(wire.Committed) == []
+
+
+def test_a_run_that_is_on_the_cpu_without_a_claim_is_killed():
+    scene = running(1).says(1, started(1), started(1, "a")).loses()
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+
+
+def test_a_value_that_the_database_refuses_ends_its_run_in_error():
+    scene = in_step().says(1, checkpoint(1)).refuses("NUL")
+    assert scene.sent(wire.Cancel, 1) == [wire.Cancel(1, 1)]
+    [write] = scene.unsaved
+    assert (write.settle.status, write.message) == (ERROR, Archive("NUL"))
+    assert msgspec.json.decode(write.settle.error)["message"] == "NUL"
+    assert scene.saves().core.runs == {}
+
+
+def test_an_end_that_the_database_refuses_is_an_error_instead():
+    scene = in_step().says(1, finished(1)).refuses("too long")
+    assert [w.settle.status for w in scene.unsaved] == [ERROR]
+
+
+def test_when_even_the_error_is_refused_the_run_is_left_to_its_lease():
+    scene = in_step().says(1, finished(1)).refuses("x").refuses("x")
+    assert (scene.unsaved, scene.core.runs) == ([], {})
+
+
+def test_a_plain_message_whose_end_is_refused_is_dead():
+    scene = in_step(function=PLAIN).says(1, failed(1)).refuses("x")
+    assert [w.message for w in scene.unsaved] == [Archive("x")]
+
+
+def test_what_was_claimed_unseen_is_given_back():
+    scene = running(1)
+    unseen = Claim(9, 101, 4)
+    scene.tell(events.Held([Claim(1, 101, 1), unseen]))
+    assert scene.unsaved == [Write(unseen, message=Release())]
+
+
+def test_a_claim_that_came_to_nothing_is_asked_for_again():
+    scene = Scene().up()
+    scene.wants.clear()
+    assert scene.tell(events.ClaimLost(1)).wants
+
+
+def test_a_run_lost_and_taken_again_runs_under_the_new_claim_alone():
+    scene = running(1).says(1, started(1)).saves().says(1, checkpoint(1), wire.Idle())
+    scene.loses()
+    scene.after(1).takes(message(1, claim_no=2))
+    scene.says(1, wire.Returned((1,)))  # the old one, stopped: it was told to before the new one came
+    executed = [e for e in scene.all_sent(wire.Execute) if e.claim_no == 2]
+    assert len(executed) == 1
+    assert scene.at(1) == [1]
+
+
+# The lease
+
+
+def test_a_lost_lease_kills_every_worker_and_forgets_every_run():
+    scene = running(1, 2, workers=2).says(1, started(1)).tell(events.LeaseLost(0))
+    assert sorted(c.worker for c in scene.ordered(events.Kill)) == [1, 2]
+    assert (scene.core.runs, scene.waiting()) == ({}, [])
+    assert scene.ordered(events.Launch)
+
+
+def test_after_a_lost_lease_nothing_is_claimed_until_it_is_registered_again():
+    scene = Scene().up()
+    scene.wants.clear()
+    scene.tell(events.LeaseLost(0)).boot().after(10)
+    assert scene.wants == {}
+    assert [w.consumer_id for w in scene.registered().wants.values()] == [101]
+
+
+def test_what_a_worker_said_before_it_died_of_a_lost_lease_is_dropped():
+    scene = running(1).says(1, started(1)).tell(events.LeaseLost(1))
+    scene.says(1, checkpoint(1), finished(1)).dies(1, "SIGKILL")
+    assert [w for w in scene.unsaved if not w.begin] == []
+
+
+def test_writes_that_were_under_way_when_the_lease_was_lost_are_counted():
+    scene = running(1).says(1, started(1))
+    under_way = scene.take_unsaved()
+    scene.tell(events.LeaseLost(len(under_way))).stop(1)
+    assert scene.core.exit is None
+    scene.tell(events.Saved([Outcome(w, False) for w in under_way]))
+    assert scene.core.exit == events.Exit(0, "drained")
+
+
+# Balance
+
+
+def test_a_worker_with_nothing_to_do_gets_half_of_what_another_has_not_started():
+    scene = Scene(workers=2, lanes=8)
+    scene.registered().tell(events.Launched(1, 1001)).says(1, wire.Ready(1001))
+    scene.takes(*(message(n) for n in range(1, 7))).says(1, started(1)).saves()
+    scene.tell(events.Launched(2, 1002)).says(2, wire.Ready(1002))
+    assert scene.sent(wire.Revoke, 1) == [wire.Revoke(3)]
+    scene.says(1, wire.Returned((4, 5, 6)))
+    assert sorted(scene.at(2)) == [4, 5, 6]
+    assert scene.unsaved == []
+
+
+def test_a_revoke_that_comes_back_empty_is_not_repeated_at_once():
+    scene = Scene(workers=2, lanes=8)
+    scene.registered().tell(events.Launched(1, 1001)).says(1, wire.Ready(1001))
+    scene.takes(message(1), message(2)).tell(events.Launched(2, 1002)).says(2, wire.Ready(1002))
+    assert scene.says(1, wire.Returned(())).sent(wire.Revoke) == []
+    assert len(scene.after(cores.REBALANCE_S * 1.1).sent(wire.Revoke)) == 1
+
+
+# Looking for work
+
+
+def test_an_empty_queue_is_looked_at_less_and_less_often():
+    scene = Scene().up()
+    gaps = []
+    for _ in range(12):
+        scene.takes()
+        due = scene.core.queues[1].next_claim_at
+        gaps.append(due - scene.now)
+        scene.after(gaps[-1])
+    assert gaps == sorted(gaps)
+    assert gaps[0] < 0.02
+    assert gaps[-1] == pytest.approx(0.25)
+
+
+def test_a_hint_looks_at_once():
+    scene = Scene().up().takes()
+    assert scene.wants == {}
+    scene.tell(events.Hinted(("another",)))
+    assert scene.wants == {}
+    assert scene.tell(events.Hinted(("flow",))).wants
+    assert Scene().up().takes().tell(events.Hinted()).wants
+
+
+def test_a_hint_while_a_claim_is_under_way_looks_again_after_it():
+    scene = Scene().up().tell(events.Hinted(("flow",)))
+    assert scene.takes().wants
+
+
+def test_a_full_claim_goes_on_behind_its_watermark_and_the_whole_queue_is_seen_now_and_then():
+    scene = Scene(lanes=2).up()
+    number, seen = 0, []
+    for _ in range(30):
+        want = scene.wants[1]
+        seen.append(want.after is None)
+        new = [message(number := number + 1) for _ in range(want.limit)]
+        scene.takes(*new)
+        scene.now += 0.1
+        for m in new:
+            n = m.claim.message_id
+            scene.says(1, started(n), finished(n))
+        scene.saves()
+    assert seen[0]
+    assert 2 <= sum(seen) <= 6
+
+
+def test_what_is_released_to_its_old_place_is_found_behind_the_watermark():
+    scene = running(1, 2).says(1, started(1, "a")).saves()
+    assert scene.core.queues[1].after is not None
+    scene.dies(1)
+    assert scene.core.queues[1].after is None
+
+
+def test_the_number_of_lanes_follows_the_measured_step_time():
+    long, tiny = Scene(lanes=None).up(), Scene(lanes=None).up()
+    for scene, seconds in ((long, 5.0), (tiny, 0.00001)):
+        scene.takes(message(1)).says(1, started(1))
+        for n in range(100):
+            scene.says(1, checkpoint(1, n, seconds=seconds)).saves()
+    assert long.core._lanes(FLOW) == cores.LANES_MIN
+    assert tiny.core._lanes(FLOW) == cores.LANES_MAX
+
+
+# Whatever happens, in whatever order
+
+
+class World:
+    """A database, workers and time, all at the mercy of `draw`. The core must keep its promises through everything."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+        self.pick = lambda options: draw(st.sampled_from(options))
+        self.scene = Scene(FLOW, PLAIN, workers=draw(st.integers(1, 3)), lanes=draw(st.sampled_from([1, 2, None])))
+        self.numbers: dict[int, int] = {}  # message id → number of its last claim
+        self.owned: dict[int, Claim] = {}  # what the database says that we hold
+        self.ready: list[int] = []  # messages that nobody holds
+        self.ended: dict[Claim, int] = {}
+        self.alive: set[int] = set()
+        self.inside: dict[int, dict[int, wire.Execute]] = {}  # worker → what it has, as it believes
+        self.next = 1
+        self.stopped = 0
+
+    def look(self) -> None:
+        """Orders are carried out, and judged."""
+        scene = self.scene
+        orders, scene.everything = scene.everything, []
+        for command in orders:
+            if isinstance(command, events.Launch):
+                self.alive.add(command.worker)
+                self.inside[command.worker] = {}
+            elif isinstance(command, events.Send):
+                assert command.worker in self.alive, f"{command} to a dead worker"
+                if isinstance(command.frame, wire.Execute):
+                    self.inside[command.worker][command.frame.message_id] = command.frame
+            elif isinstance(command, events.Kill):
+                assert command.worker in self.alive
+        core = scene.core
+        placed = [n for w in core.workers.values() for n in w.runs]
+        assert len(placed) == len(set(placed)), f"a run is at two workers: {placed}"
+        waiting = [r.id for r in core.waiting]
+        assert len(waiting) == len(set(waiting)), f"a run waits twice: {waiting}"
+        assert not set(placed) & set(waiting)
+        assert core._saving == len(scene.unsaved), "writes under way are miscounted"
+        for worker in core.workers.values():
+            assert worker.bytes == sum(r.bytes for r in worker.runs.values())
+            for run in worker.runs.values():
+                assert core.runs.get(run.id) is run, "a worker has what is not held"
+        for n, claim in self.owned.items():
+            assert n in core.runs or any(w.claim == claim for w in scene.unsaved), f"{claim} is forgotten"
+        assert set(core.workers) == self.alive
+
+    def step(self) -> None:
+        actions = [self.tick, self.commit]
+        if self.scene.launches:
+            actions.append(self.launch)
+        if self.scene.wants:
+            actions += [self.answer] * 3
+        if self.alive:
+            actions += [self.speak] * 6 + [self.die]
+        if self.owned:
+            actions.append(self.steal)
+        if self.stopped < 3:
+            actions.append(self.maybe_stop)
+        self.pick(actions)()
+        self.look()
+
+    def tick(self) -> None:
+        self.scene.after(self.pick([0.0, 0.01, 0.3, 1.0, 20.0]))
+
+    def launch(self) -> None:
+        n = self.scene.launches.pop(0).worker
+        if n in self.alive:
+            self.scene.tell(events.Launched(n, 1000 + n)).says(n, wire.Ready(1000 + n))
+
+    def answer(self) -> None:
+        scene = self.scene
+        queue = self.pick(sorted(scene.wants))
+        if self.pick([False] * 9 + [True]):
+            scene.wants.pop(queue)
+            scene.tell(events.ClaimLost(queue))
+            return
+        taken = []
+        for _ in range(self.pick(range(min(scene.wants[queue].limit, 4) + 1))):
+            again = [n for n in self.ready if n % 2 == queue % 2]
+            if again and self.pick([True, False]):
+                n = again[0]
+                self.ready.remove(n)
+            else:
+                n = next(i for i in range(self.next, self.next + 2) if i % 2 == queue % 2)
+                self.next = n + 1
+            self.numbers[n] = self.numbers.get(n, 0) + 1
+            status = self.pick([None, RUNNING, CANCELLING]) if queue == 1 else None
+            one = message(n, self.numbers[n], queue, status=status, crash_count=self.pick([0, 0, 0, 1, 4]))
+            self.owned[n] = one.claim
+            taken.append(one)
+        scene.takes(*taken, queue=queue)
+
+    def commit(self) -> None:
+        outcomes = []
+        for write in self.scene.take_unsaved():
+            n = write.claim.message_id
+            if self.owned.get(n) != write.claim:
+                outcomes.append(Outcome(write, False))
+            elif self.pick([False] * 19 + [True]):
+                outcomes.append(Outcome(write, False, failure="refused"))
+                if write.message is not None and write.message == Archive("refused"):
+                    del self.owned[n]  # left to the lease
+            else:
+                status = write.settle.status if write.settle else self.pick([RUNNING, RUNNING, CANCELLING])
+                outcomes.append(Outcome(write, True, status if n % 2 else None))
+                if write.message is not None:
+                    self.ended[write.claim] = self.ended.get(write.claim, 0) + 1
+                    assert self.ended[write.claim] == 1
+                    del self.owned[n]
+                    if isinstance(write.message, Release):
+                        self.ready.append(n)
+        self.scene.tell(events.Saved(outcomes))
+
+    def steal(self) -> None:
+        """Somebody else takes a message, and perhaps gives it back."""
+        n = self.pick(sorted(self.owned))
+        del self.owned[n]
+        self.numbers[n] += 1
+        if self.pick([True, False]):
+            self.ready.append(n)
+
+    def speak(self) -> None:
+        """Any frame at all, of a run that the worker has or of one that it cannot know."""
+        worker = self.pick(sorted(self.alive))
+        inside = self.inside[worker]
+        n = self.pick(sorted(inside)) if inside and self.pick([True] * 4 + [False]) else self.pick(range(1, 30))
+        order = inside.get(n)
+        claim_no = order.claim_no if order else 1
+        position = self.pick([0, 1, 2])
+        frame = self.pick([
+            started(n, claim_no=claim_no), started(n, "a", position, claim_no, timeout_s=self.pick([None, 0.5])),
+            checkpoint(n, position, claim_no), finished(n, claim_no), failed(n, claim_no), wire.Idle(), wire.Ready(1),
+            wire.StepFailed(n, claim_no, position, "a", b'"e"', 0.1, 0.1, 1, 1.0),
+            wire.Paused(n, claim_no, position, "pause", "x", None), wire.Returned((n,) if order else ()),
+        ])  # fmt: skip
+        if isinstance(frame, wire.Returned | wire.Finished | wire.Failed | wire.Paused | wire.StepFailed):
+            inside.pop(n, None)
+        self.scene.says(worker, frame)
+
+    def die(self) -> None:
+        worker = self.pick(sorted(self.alive))
+        self.alive.discard(worker)
+        self.inside.pop(worker)
+        self.scene.launches = [c for c in self.scene.launches if c.worker != worker]
+        self.scene.dies(worker, *self.pick([("SIGKILL", None), (None, 0), (None, 7)]))
+
+    def maybe_stop(self) -> None:
+        if self.pick([False] * 29 + [True]):
+            self.stopped += 1
+            self.scene.stop(self.stopped)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_whatever_happens_a_run_is_at_one_worker_and_every_claim_ends_once(data):
+    world = World(data.draw)
+    world.scene.registered()
+    world.look()
+    for _ in range(150):
+        if world.scene.core.exit:
+            break
+        world.step()
