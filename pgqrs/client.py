@@ -173,8 +173,8 @@ class Store:
     def replay(self, message_id: int) -> None:
         """Gives a dead message or a run in ERROR another life: recorded steps are kept, counters start at zero. Raises
         RunNotFoundError, ValidationError where it is not dead."""
-        self._ready().replay(message_id)
-        self._ready().database.hint([q.queue_name for q in self.queues()])
+        queue = self._ready().replay(message_id)
+        self._ready().database.hint([queue])
 
     # Running
 
@@ -243,10 +243,7 @@ class Store:
 
     def _queue_of(self, workflow: str) -> str:
         """A workflow that is known keeps its queue; a new one is on a queue of its own name."""
-        with contextlib.suppress(errors.WorkflowNotFoundError):
-            queue_id = self._ready().find_workflow(workflow).queue_id
-            return next(q.queue_name for q in self.queues() if q.id == queue_id)
-        return workflow
+        return self._ready().queue_of_workflow(workflow) or workflow
 
 
 def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:
@@ -287,7 +284,7 @@ class RunHandle(Generic[R]):
         """
         deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
         wait_s = POLL_MIN_S
-        while not (settled := self._settled()).status.terminal:
+        while not (settled := self._settled_patiently(deadline)).status.terminal:
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status} after {durations.text(durations.seconds(timeout or 0))}; "
@@ -325,6 +322,20 @@ class RunHandle(Generic[R]):
 
     def _settled(self) -> Settled:
         return self._store._ready().settled(self.id)
+
+    def _settled_patiently(self, deadline: float | None) -> Settled:
+        """A database that is away for a while does not end a wait: the run goes on without us, too."""
+        away_since: float | None = None
+        while True:
+            try:
+                return self._settled()
+            except errors.PgqrsConnectionError:
+                now = time.monotonic()
+                away_since = now if away_since is None else away_since
+                patience_s = self._store.config.connection_timeout_seconds
+                if now - away_since >= patience_s or (deadline is not None and now >= deadline):
+                    raise
+                time.sleep(POLL_MAX_S)
 
 
 def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:

@@ -26,6 +26,11 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
+# What user code may raise to fail. Not Suspended, which takes the run off its worker; and in async code not GeneratorExit and
+# CancelledError either, which are the event loop's.
+ASYNC_FAILURES = (Exception, SystemExit, KeyboardInterrupt)
+FAILURES = (*ASYNC_FAILURES, GeneratorExit)
+
 STEPS_MAX = 100_000  # of one run: more than that is a loop that never ends
 
 
@@ -237,7 +242,7 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     try:
         with _inside(call):
             value = definition.function(*args, **kwargs)
-    except (Exception, SystemExit) as e:
+    except FAILURES as e:
         step = attempt.failed(e)
     else:
         step = attempt.succeeded(value)
@@ -265,7 +270,7 @@ async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwa
         with _inside(call):
             async with asyncio.timeout(definition.timeout_s):
                 value = await definition.function(*args, **kwargs)
-    except (Exception, SystemExit) as e:
+    except ASYNC_FAILURES as e:
         step = attempt.failed(e)
     else:
         step = attempt.succeeded(value)
@@ -406,8 +411,9 @@ class Refused(Exception):
     """A run that ends in ERROR; `error` is what is to be recorded, raw JSON."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = _encoded_error(error)
+        told = errors.describe(error)
+        super().__init__(told["message"])
+        self.error = msgspec.json.encode(told)
 
 
 def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
@@ -419,7 +425,7 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
             value = definition.function(*args, **kwargs)
             context.history.finish()
             return _result(definition, context, value)
-        except (Exception, SystemExit) as e:
+        except FAILURES as e:
             raise Refused(e) from e
 
 
@@ -431,7 +437,7 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
             value = await definition.function(*args, **kwargs)
             context.history.finish()
             return _result(definition, context, value)
-        except (Exception, SystemExit) as e:
+        except ASYNC_FAILURES as e:
             raise Refused(e) from e
 
 

@@ -36,13 +36,15 @@ class Target(Struct, frozen=True):
 
 def parse(text: str) -> Target:
     """`pipeline.py`, `pipeline.py:workflow`, `my.module`, `my.module:workflow`. Raises TargetError for what is neither."""
-    where, _, name = text.partition(":")
-    if name and not name.isidentifier():
+    where, colon, name = text.partition(":")
+    if colon and not name.isidentifier():
         raise errors.TargetError(f"{text!r}: {name!r} cannot be the name of a workflow")
     if where.endswith(".py") or os.sep in where:
         path = Path(where)
         if not path.is_file():
             raise errors.TargetError(f"no such file: {where}")
+        if path.suffix != ".py":
+            raise errors.TargetError(f"{where} is no Python file; a target is a file named *.py, or a module")
         return Target(path=str(path.resolve()), name=name or None, sys_path=(str(path.resolve().parent),))
     if not where or not all(part.isidentifier() for part in where.split(".")):
         raise errors.TargetError(

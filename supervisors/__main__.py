@@ -1,5 +1,6 @@
 """The supervisor behind `store.workers()`: its order comes on standard input, its readiness goes to a descriptor."""
 
+import logging
 import os
 import sys
 
@@ -19,6 +20,9 @@ class Order(msgspec.Struct):
 
 
 def main() -> int:
+    logging.getLogger("psycopg").addHandler(
+        logging.NullHandler()
+    )  # it warns of what we catch and tell in our words
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     try:
         return Loop(order.target, Config.from_dict(order.config), order.options, PlainView(quiet=True)).run()

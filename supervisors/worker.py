@@ -8,6 +8,7 @@ their own (below), where an event loop takes the lanes' place.
 
 import asyncio
 import contextvars
+import os
 import random
 import socket
 import time
@@ -33,9 +34,12 @@ class Outbox:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._pid = os.getpid()
         self._frames: list[bytes] = []
 
     def add(self, frame: wire.Up) -> None:
+        if os.getpid() != self._pid:
+            os._exit(70)  # a child that user code forked and let return: the pipe is not its own
         self._frames.append(wire.encode(frame))
 
     def flush(self) -> None:

@@ -201,7 +201,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_run(known, store):
     assert store.run(run).status == WorkflowStatus.Queued
 
 
-def test_a_wait_whose_connection_is_cut_tells_the_run(postgres_dsn, monkeypatch, capfd):
+def test_a_wait_survives_a_cut_connection(postgres_dsn, monkeypatch, capfd):
     pgqrs = Pgqrs(postgres_dsn, monkeypatch, capfd)
     with library.connect(postgres_dsn) as store:
         store.install()
@@ -220,10 +220,13 @@ def test_a_wait_whose_connection_is_cut_tells_the_run(postgres_dsn, monkeypatch,
         "select pg_terminate_backend(pid) from pg_stat_activity "
         "where datname = current_database() and pid <> pg_backend_pid()",
     )
+    time.sleep(0.5)
+    assert process.poll() is None
+    with library.connect(postgres_dsn) as store:
+        store.run(2).cancel()
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (3, "")
-    assert err.startswith("pgqrs: PostgreSQL: ")
-    assert err.endswith("; run 2 goes on; see: pgqrs run 2\n")
+    assert (process.returncode, out) == (1, "")
+    assert err == "pgqrs: run 2 was cancelled\n"
 
 
 # runs and run

@@ -858,6 +858,8 @@ class World:
             elif isinstance(command, events.Send):
                 assert command.worker in self.alive, f"{command} to a dead worker"
                 if isinstance(command.frame, wire.Execute):
+                    elsewhere = [w for w in self.alive if command.frame == self.inside[w].get(command.frame.message_id)]
+                    assert elsewhere == [], f"{command} while worker {elsewhere} has it under the same claim"
                     self.inside[command.worker][command.frame.message_id] = command.frame
             elif isinstance(command, events.Kill):
                 assert command.worker in self.alive

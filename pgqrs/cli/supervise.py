@@ -5,18 +5,8 @@ from typing import Any
 
 import click
 
-from pgqrs import durations, errors, targets
-from pgqrs.cli.options import Database, database_options
-
-
-class _Duration(click.ParamType["float"]):
-    name = "DURATION"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return durations.seconds(float(value) if value.replace(".", "", 1).isdigit() else value)
-        except errors.ValidationError as e:
-            self.fail(str(e), param, ctx)
+from pgqrs import errors, targets
+from pgqrs.cli.options import Database, Duration, database_options
 
 
 @click.command()
@@ -40,14 +30,14 @@ class _Duration(click.ParamType["float"]):
 )
 @click.option(
     "--drain-timeout",
-    type=_Duration(),
+    type=Duration(),
     default="30s",
     show_default=True,
     help="How long a stop waits for what runs.",
 )
 @click.option(
     "--lease",
-    type=_Duration(),
+    type=Duration(),
     default="15s",
     show_default=True,
     help="After how long another may take over from a dead one (2s or more).",

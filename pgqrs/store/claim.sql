@@ -44,6 +44,16 @@ from due
 where c.id = due.due_id
 returning id, claim_no, read_ct, payload, vt;
 
+-- name: keep_leases
+-- Those of these consumers whose supervisor's lease holds, kept from being recovered or retired until we commit: whoever
+-- does that afterwards finds what we claim. Renewing goes on beside it.
+select c.id
+from {rows: consumer_id bigint}
+join pgqrs_workers c on c.id = r.consumer_id
+join pgqrs_supervisors s on s.id = c.supervisor_id
+where s.lease_until > {now}
+{keep s};
+
 -- name: history
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.
 select w.message_id, w.status, w.attempt, w.crash_count,

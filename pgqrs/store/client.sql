@@ -28,9 +28,10 @@ select m.id from pgqrs_messages m where m.id = :id {lock m};
 
 -- name: locked_message
 -- A message that we have locked, its workflow and its run.
-select m.id, m.queue_id, m.consumer_worker_id, m.archived_at, m.dead_reason,
+select m.id, q.queue_name, m.consumer_worker_id, m.archived_at, m.dead_reason,
        f.id, f.name, w.id, w.status
 from pgqrs_messages m
+join pgqrs_queues q on q.id = m.queue_id
 left join pgqrs_workflow_runs w on w.message_id = m.id
 left join pgqrs_workflows f on f.id = coalesce(w.workflow_id, (select min(g.id) from pgqrs_workflows g where g.queue_id = m.queue_id))
 where m.id = :id;
@@ -44,7 +45,7 @@ where m.id = :message_id;
 
 -- name: set_run_status
 update pgqrs_workflow_runs
-set status = cast(:status as {status}), updated_at = {now}, completed_at = case when :done then {now} else completed_at end
+set status = cast(:status as {status}), error = null, updated_at = {now}, completed_at = case when :done then {now} else completed_at end
 where id = :run_id;
 
 -- name: archive_message

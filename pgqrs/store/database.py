@@ -35,6 +35,9 @@ class Database(Protocol):
     def reading(self) -> AbstractContextManager[Transaction]:
         """The same for statements that only read: they never wait for a writer."""
 
+    def prepare(self) -> None:
+        """What a database needs before its first migration, outside a transaction."""
+
     def now(self) -> datetime:
         """The time that the database's clock shows, in UTC."""
 

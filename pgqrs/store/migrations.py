@@ -19,6 +19,7 @@ TABLES = (
 
 
 def install(database: Database) -> int:
+    database.prepare()
     with database.transaction() as tx:
         tx.run("lock_migrations_" + database.dialect)
         tx.run("make_migrations_table")

@@ -69,6 +69,9 @@ class PostgresDatabase:
 
     reading = transaction
 
+    def prepare(self) -> None:
+        pass
+
     def now(self) -> datetime:
         if self._clock:
             return self._clock()
@@ -206,6 +209,8 @@ class _Translated:
             raise errors.PgqrsConnectionError(
                 f"no connection became free: {text}; the server may be down, or raise max_connections"
             ) from error
+        if isinstance(error, psycopg.errors.InvalidSchemaName):
+            raise errors.SchemaError("the schema does not exist; make it first: create schema …") from error
         if isinstance(
             error,
             psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,

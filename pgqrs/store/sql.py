@@ -5,6 +5,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {now}                  the database's clock; {now + x} and {now - x} are x seconds later and earlier
     {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
     {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
+    {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
     {json} {status}        the types to cast to
     :name                  a parameter
 """
@@ -77,8 +78,10 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
             names = ", ".join(c for c, _ in columns)
             wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
             return f"(select {wanted} from unnest({arrays}) as u ({names})) as r"
-        if m := re.fullmatch(r"lock (\w+)( skip)?", text):
-            return f"for no key update of {m[1]}" + (" skip locked" if m[2] else "")
+        if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
+            return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
+        if text.startswith("keep "):
+            return f"for key share of {text[5:]}"
         return {"json": "jsonb", "status": "pgqrs_workflow_status"}[text]
 
     return word
@@ -95,7 +98,7 @@ def _sqlite_words() -> Callable[[str], str]:
             columns = [c.split()[0] for c in text[6:].split(",")]
             wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))
             return f"(select {wanted} from json_each(:rows)) as r"
-        if text.startswith("lock "):
+        if text.startswith(("lock ", "keep ")):
             return ""  # `begin immediate` has locked everything
         return {"json": "text", "status": "text"}[text]
 

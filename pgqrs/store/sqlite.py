@@ -56,6 +56,13 @@ class SqliteDatabase:
                     self._connection.execute("rollback")
                 raise
 
+    def prepare(self) -> None:
+        """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
+        a file that is somebody else's."""
+        with self._lock, _translated(self.dsn):
+            if self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+                self._connection.execute("pragma journal_mode = wal")
+
     def now(self) -> datetime:
         return self._clock()
 
@@ -114,15 +121,13 @@ def _connect(config: Config) -> sqlite3.Connection:
             path, timeout=config.connection_timeout_seconds, isolation_level=None, check_same_thread=False
         )
         connection.execute("pragma foreign_keys = on")
-        connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
-    except sqlite3.Error as e:
-        where = (
-            f"the folder {Path(path).absolute().parent} must exist and be writable"
-            if path != ":memory:"
-            else str(e)
-        )
-        raise errors.PgqrsConnectionError(f"cannot open the SQLite database {path}: {e}; {where}") from e
+        connection.execute("select 1 from sqlite_master")  # the file is only looked at now
+    except sqlite3.DatabaseError as e:
+        told = f"cannot open the SQLite database {path}: {e}"
+        if isinstance(e, sqlite3.OperationalError):
+            told += f"; the folder {Path(path).absolute().parent} must exist and be writable"
+        raise errors.PgqrsConnectionError(told) from e
     return connection
 
 

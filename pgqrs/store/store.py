@@ -131,6 +131,12 @@ class MessageStore:
                 )
             return WorkflowRecord(workflow_id, name, queue_id)
 
+    def queue_of_workflow(self, name: str) -> str | None:
+        """The name of the queue that a workflow is on; None for one that is not known."""
+        with self.database.reading() as tx:
+            found = tx.run("workflow_by_name", name=name)
+        return found[0][2] if found else None
+
     def enqueue(self, queue_id: int, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
         """The ids of the messages, in the order of the payloads (raw JSON)."""
         with self.database.transaction() as tx:
@@ -192,6 +198,7 @@ class MessageStore:
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
         """A supervisor's last act: gives back whatever it still holds and signs off."""
         with self.database.transaction() as tx:
+            tx.run("lock_supervisor", id=supervisor_id)
             return _release_all(
                 tx, supervisor_id, read_ct_max, "its supervisor stopped before it was handled"
             )
@@ -230,8 +237,7 @@ class MessageStore:
     def _turn(self, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
         with self.database.transaction() as tx:
             outcomes = _apply(tx, writes, unsure) if writes else []
-            taken = [_take(tx, w) for w in wanted]
-            return Turn(outcomes, taken)
+            return Turn(outcomes, _take_all(tx, wanted) if wanted else [])
 
     # What a caller does to a run or message, by the message's id
 
@@ -273,8 +279,9 @@ class MessageStore:
             tx.run("make_due", id=message_id)
             return True
 
-    def replay(self, message_id: int) -> None:
-        """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero."""
+    def replay(self, message_id: int) -> str:
+        """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero. Returns its
+        queue's name."""
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
             if m.run_id is not None and m.run_status is not WorkflowStatus.Error:
@@ -287,6 +294,7 @@ class MessageStore:
                 tx.run("revive_run", run_id=m.run_id)
                 tx.run("forget_failed_steps", run_id=m.run_id)
             tx.run("revive_message", id=message_id)
+            return m.queue
 
     # What there is to see
 
@@ -420,7 +428,9 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
     }:
         tx.run("settle_runs", settled.values())
     # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
-    status_of = dict(tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))) if live else {}
+    status_of: dict[int, str] = (
+        dict(tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))) if live else {}
+    )
     if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
         # A run that was cancelled meanwhile must not wait out its pause or its back-off first.
         rows = [
@@ -446,6 +456,12 @@ def _step_row(w: Write) -> Row:
 
 def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
     return (message_id, c.step, c.position, c.pid, c.cpu_seconds, c.peak_rss_bytes, raw)
+
+
+def _take_all(tx: Transaction, wanted: Sequence[Wanted]) -> list[Taken]:
+    """Nothing for a consumer whose supervisor's lease is over: what it took then, nobody would ever give back."""
+    leased = {c for (c,) in tx.run("keep_leases", sorted({(w.consumer_id,) for w in wanted}))}
+    return [_take(tx, w) if w.consumer_id in leased else Taken(w, [], w.after) for w in wanted]
 
 
 def _take(tx: Transaction, wanted: Wanted) -> Taken:
@@ -489,6 +505,7 @@ def _history(
 
 
 class _Locked(Struct):
+    queue: str
     held: bool
     archived: bool
     dead_reason: str | None
@@ -501,8 +518,9 @@ def _locked(tx: Transaction, message_id: int) -> _Locked:
     if not tx.run("lock_message", id=message_id):
         raise _no_run(message_id)
     rows = tx.run("locked_message", id=message_id)
-    _, _, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
+    _, queue, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
     return _Locked(
+        queue=queue,
         held=consumer is not None and archived is None,
         archived=archived is not None,
         dead_reason=dead_reason,

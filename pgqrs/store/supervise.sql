@@ -28,7 +28,12 @@ select id, pid, pid_started from pgqrs_supervisors where host = :host and boot_i
 update pgqrs_supervisors set lease_until = {now} where id = :id;
 
 -- name: expired_supervisors
-select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s skip};
+-- Without those that are claiming at this moment, whose turn comes next time.
+select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s to delete skip};
+
+-- name: lock_supervisor
+-- Waits until it claims nothing more.
+select s.id from pgqrs_supervisors s where s.id = :id {lock s to delete};
 
 -- name: bury_of_supervisor
 -- Plain messages of a dead supervisor whose deliveries are used up: each may have run.

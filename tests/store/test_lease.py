@@ -164,3 +164,36 @@ def test_a_workers_listing_says_what_each_holds(store, queue, consumer, other):
     consumer.claim(3)
     other.claim(1)
     assert [w.held for w in store.workers()] == [3, 1]
+
+
+# A claim that comes late: the supervisor was stopped, or the turn was slow, and nobody would ever take back what it took.
+
+
+def recovered(consumer, clock):
+    clock.advance(15)
+    consumer.store.recover(5)
+
+
+def retired(consumer, clock):
+    consumer.store.retire(consumer.supervisor_id, 5)
+
+
+def expired(consumer, clock):
+    clock.advance(15)
+
+
+@pytest.mark.parametrize("end", [recovered, retired, expired], ids=lambda f: f.__name__)
+def test_a_supervisor_without_a_lease_claims_nothing(end, store, queue, consumer, clock, dsn):
+    numbers = store.enqueue(queue, [b"1"] * 3)
+    end(consumer, clock)
+    before = dump(dsn)
+    assert consumer.claim() == []
+    assert dump(dsn) == before
+    assert ids(Consumer(store, queue, "heir").claim()) == numbers
+
+
+def test_in_one_turn_only_those_with_a_lease_claim(store, queue, consumer, other):
+    store.enqueue(queue, [b"1"] * 3)
+    store.expire_lease(consumer.supervisor_id)
+    taken = store.turn((), [consumer.wanted(), other.wanted()]).taken
+    assert [len(t.messages) for t in taken] == [0, 3]
