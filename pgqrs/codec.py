@@ -2,8 +2,7 @@
 
 msgspec does the work. Three things are added. What JSON or jsonb would silently change or refuse (NaN, NUL, half of a
 surrogate pair) is refused before anything is written, with the place in the value. A few kinds of value that msgspec leaves
-to others (Path, pydantic models, subclasses of str, int and float, unions that it finds ambiguous) are converted too. And a
-function's arguments become one JSON value by its signature, and arguments again.
+to others (Path, pydantic models, subclasses of str, int and float, unions that it finds ambiguous) are converted too.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from pgqrs.errors import PgqrsError, SerializationError, ValidationError
+from pgqrs.errors import SerializationError, ValidationError
 
 PLAIN_DATA = (
     "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, pydantic models, enums, "
@@ -129,209 +128,11 @@ def unwrap_input(payload: bytes) -> bytes:
         ) from e
 
 
-# A function's arguments
-
-
-def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signature":
-    """What is known of a function's parameters. Raises ValidationError where JSON cannot be read by an annotation.
-
-    `inputs=False` is for functions whose arguments are not stored (steps): their parameters may have any annotation.
-    """
-    signature = Signature(function)
-    names = [*signature.parameters, "return"] if inputs else ["return"]
-    for name in names:
-        try:
-            annotation = signature.annotation(name)
-        except NameError:
-            continue  # defined further down in its module, perhaps: it is looked up again when first needed
-        message = check(annotation, signature._what(name))
-        if message is not None:
-            raise ValidationError(message)
-    return signature
-
-
-class Signature:
-    """How a function's arguments become one JSON value, X, and arguments again.
-
-    No parameter: null. One: the argument itself. Several, or *args or **kwargs: an object by the parameters' names, with
-    what was given; *args is a list in it, **kwargs an object.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.name: str = getattr(function, "__name__", type(function).__name__)
-        self._function = function
-        self._signature = inspect.signature(function)
-        self._annotations: dict[str, Any] = {}
-        parameters = list(self._signature.parameters.values())
-        self._single = parameters[0] if len(parameters) == 1 and parameters[0].kind not in _VARIADIC else None
-
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        return self._signature.parameters
-
-    @property
-    def returns(self) -> Any:
-        """The evaluated annotation of the result, Any where there is none. Raises SerializationError for a name in it that
-        is unknown."""
-        return self._known("return")
-
-    def annotation(self, name: str) -> Any:
-        """The evaluated annotation of a parameter (of *args: a list of it, of **kwargs: a dict), or of "return". Raises
-        NameError, ValidationError."""
-        if name not in self._annotations:
-            self._annotations[name] = self._evaluated(name)
-        return self._annotations[name]
-
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """X as a Python value. Raises ValidationError for arguments that the function does not take."""
-        try:
-            bound = self._signature.bind(*args, **kwargs).arguments
-        except TypeError as e:
-            raise ValidationError(f"{self.name}() got wrong arguments: {e}; it is {self}") from None
-        if not self.parameters:
-            return None
-        if self._single is None:
-            return bound
-        if self._single.name in bound:
-            return bound[self._single.name]
-        # Left to its default. Stored null would be read as None where the annotation takes it.
-        return self._single.default if self._takes_none(self._single.name) else None
-
-    def encode_input(self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int | None = None) -> bytes:
-        """X as JSON. Raises ValidationError, SerializationError."""
-        return encode(self.bind(args, kwargs), what=f"the input of {self.name}()", limit=limit)
-
-    def decode_input(self, raw: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """X as arguments to call the function with, each converted by its annotation. Raises ValidationError where names
-        are missing or unknown, SerializationError where a value does not fit."""
-        raw = raw or b"null"
-        if self._single is not None:
-            return self._decode_single(self._single, raw)
-        given = self._decode_members(raw)
-        values = {name: self._decode(name, member) for name, member in given.items()}
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for name, parameter in self.parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                args += values.get(name, [])
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                more = values.get(name, {})
-                twice = [key for key in more if self._is_keyword(key)]
-                if twice:
-                    raise ValidationError(
-                        f"{name!r} of {self.name}() repeats its parameter {_quoted(twice)}; it is {self}"
-                    )
-                kwargs |= more
-            elif parameter.kind is parameter.POSITIONAL_ONLY or (
-                # What stands before *args can only be given by position as well.
-                parameter.kind is parameter.POSITIONAL_OR_KEYWORD and self._fills_args(values)
-            ):
-                args.append(values.get(name, parameter.default))
-            elif name in values:
-                kwargs[name] = values[name]
-        return args, kwargs
-
-    def __str__(self) -> str:
-        return f"{self.name}{self._signature}"
-
-    def _decode_single(self, parameter: inspect.Parameter, raw: bytes) -> tuple[list[Any], dict[str, Any]]:
-        if (
-            raw == b"null"
-            and parameter.default is not parameter.empty
-            and not self._takes_none(parameter.name)
-        ):
-            return [], {}
-        value = self._decode(parameter.name, raw)
-        return ([], {parameter.name: value}) if parameter.kind is parameter.KEYWORD_ONLY else ([value], {})
-
-    def _decode_members(self, raw: bytes) -> dict[str, msgspec.Raw]:
-        if raw == b"null":
-            raw = b"{}"
-        try:
-            given = _MEMBERS.decode(raw)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
-            wanted = (
-                "an object with its arguments by name" if self.parameters else "null: it takes no arguments"
-            )
-            raise SerializationError(f"the input of {self} must be {wanted}: {e}") from e
-        unknown = [name for name in given if name not in self.parameters]
-        if unknown:
-            raise ValidationError(f"{self.name}() has no parameter {_quoted(unknown)}; it is {self}")
-        missing = [
-            name
-            for name, parameter in self.parameters.items()
-            if name not in given and parameter.default is parameter.empty and parameter.kind not in _VARIADIC
-        ]
-        if missing:
-            raise ValidationError(f"{self.name}() is missing its argument {_quoted(missing)}; it is {self}")
-        return given
-
-    def _is_keyword(self, name: str) -> bool:
-        parameter = self.parameters.get(name)
-        return parameter is not None and parameter.kind in (
-            parameter.POSITIONAL_OR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        )
-
-    def _fills_args(self, values: Mapping[str, Any]) -> bool:
-        return any(p.kind is p.VAR_POSITIONAL and values.get(name) for name, p in self.parameters.items())
-
-    def _decode(self, name: str, raw: bytes | msgspec.Raw) -> Any:
-        return decode(bytes(raw), self._known(name), what=self._what(name))
-
-    def _takes_none(self, name: str) -> bool:
-        try:
-            self._decode(name, b"null")
-        except PgqrsError:
-            return False
-        return True
-
-    def _known(self, name: str) -> Any:
-        try:
-            return self.annotation(name)
-        except NameError as e:
-            raise SerializationError(
-                f"{self._what(name)} has an annotation that cannot be looked up: {e}; define or import what it names at "
-                "module level, and not under `if TYPE_CHECKING`"
-            ) from e
-
-    def _what(self, name: str) -> str:
-        return f"the result of {self.name}()" if name == "return" else f"argument {name!r} of {self.name}()"
-
-    def _evaluated(self, name: str) -> Any:
-        parameter = self.parameters.get(name)
-        written = self._signature.return_annotation if parameter is None else parameter.annotation
-        if written is inspect.Parameter.empty:
-            annotation: Any = Any
-        else:
-            function = inspect.unwrap(self._function)
-            function = function.func if isinstance(function, functools.partial) else function
-            try:
-                annotation = typing.get_type_hints(
-                    types.SimpleNamespace(__annotations__={name: written}),
-                    globalns=getattr(function, "__globals__", {}),
-                    include_extras=True,
-                )[name]
-            except (TypeError, SyntaxError, AttributeError) as e:
-                raise ValidationError(
-                    f"{self._what(name)} has the annotation {written!r}, which is no type: {e}"
-                ) from e
-        if parameter is not None and parameter.kind is parameter.VAR_POSITIONAL:
-            return types.GenericAlias(list, (annotation,))
-        if parameter is not None and parameter.kind is parameter.VAR_KEYWORD:
-            return types.GenericAlias(dict, (str, annotation))
-        return annotation
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
 class _Triggered(msgspec.Struct):
     input: msgspec.Raw
 
 
 _TRIGGERED = msgspec.json.Decoder(_Triggered)
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 # Writing
@@ -612,7 +413,7 @@ def _type_name(kind: Any) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _quoted(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:80]) for name in names[:5])
 
 

@@ -11,9 +11,10 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from pgqrs import codec, durations, errors
+from pgqrs import durations, errors
 from pgqrs import retry as retries
 from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
+from pgqrs.signature import Signature, signature_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -156,10 +157,10 @@ def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str |
     )
 
 
-def _signature(f: Callable[..., Any], kind: str) -> codec.Signature:
+def _signature(f: Callable[..., Any], kind: str) -> Signature:
     if not callable(f):
         raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
-    return codec.signature_of(f, inputs=kind != "step")
+    return signature_of(f, inputs=kind != "step")
 
 
 def _checked_name(kind: str, name: str | None) -> str:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from pgqrs import codec, durations, errors
 from pgqrs.retry import StepRetryPolicy
+from pgqrs.signature import Signature
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 
@@ -39,7 +40,7 @@ class StepDefinition(Struct, frozen=True):
 
     name: str
     function: Callable[..., Any]
-    signature: codec.Signature
+    signature: Signature
     is_async: bool
     retry: StepRetryPolicy | None = None
     timeout_s: float | None = None
@@ -53,7 +54,7 @@ class Definition(Struct, frozen=True):
     name: str
     queue: str
     function: Callable[..., Any]
-    signature: codec.Signature
+    signature: Signature
     is_async: bool
 
 

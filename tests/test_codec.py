@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgqrs import codec
-from pgqrs.codec import decode, encode, parse_json, signature_of, unwrap_input, wrap_input
+from pgqrs.codec import decode, encode, parse_json, unwrap_input, wrap_input
 from pgqrs.errors import SerializationError, ValidationError
+from pgqrs.signature import signature_of
 
 
 class Colour(enum.Enum):

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from pgqrs import errors
-from tests.store.given import columns, execute, ids, when
+from tests.store.given import Consumer, columns, execute, ids, when
 
 
 def test_ids_start_at_one_and_follow_the_payloads(store, queue):
@@ -75,13 +75,13 @@ def test_a_new_message_was_never_read(store, queue):
     assert message.dead_reason is None
 
 
-def test_a_message_that_0_15_wrote_is_claimed_like_ours(store, queue, consumer, dsn, clock):
+def test_a_message_that_0_15_wrote_is_claimed_like_ours(store, queue, dsn, clock):
     from datetime import UTC, datetime
 
     clock.now = datetime.now(UTC)
     execute(dsn, "insert into pgqrs_messages (queue_id, payload) values (?, ?)", queue, '{"input": 7}')
     clock.advance(1)
-    [claimed] = consumer.claim()
+    [claimed] = Consumer(store, queue).claim()
     assert (msgspec.json.decode(claimed.payload), claimed.read_ct, claimed.claim.claim_no) == ({"input": 7}, 1, 1)
 
 
