@@ -12,27 +12,7 @@ with due as (
       and m.archived_at is null
       and m.consumer_worker_id is null
       and m.vt <= {now}
-      and m.read_ct < :read_ct_max
-    order by m.vt, m.id
-    limit :limit
-    {lock m skip}
-)
-update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}
-from due
-where c.id = due.due_id
-returning id, claim_no, read_ct, payload, vt;
-
--- name: claim_after
--- The same behind the watermark (vt, id).
-with due as (
-    select m.id as due_id
-    from pgqrs_messages m
-    where m.queue_id = :queue_id
-      and m.archived_at is null
-      and m.consumer_worker_id is null
-      and m.vt <= {now}
-      and (m.vt, m.id) > (:after_vt, :after_id)
+      and (m.vt, m.id) > (cast(:after_vt as {time}), :after_id)
       and m.read_ct < :read_ct_max
     order by m.vt, m.id
     limit :limit

@@ -6,7 +6,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
     {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
     {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
-    {json} {status}        the types to cast to
+    {json} {status} {time} the types to cast to
     :name                  a parameter
 """
 
@@ -19,6 +19,10 @@ from typing import Literal
 from msgspec import Struct
 
 Dialect = Literal["postgres", "sqlite"]
+
+
+# Before every time that a table can hold, in each dialect's words.
+DAWN: dict[Dialect, str] = {"postgres": "-infinity", "sqlite": ""}
 
 
 class Statement(Struct, frozen=True):
@@ -82,7 +86,7 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if text.startswith("keep "):
             return f"for key share of {text[5:]}"
-        return {"json": "jsonb", "status": "pgqrs_workflow_status"}[text]
+        return {"json": "jsonb", "status": "pgqrs_workflow_status", "time": "timestamptz"}[text]
 
     return word
 
@@ -100,7 +104,7 @@ def _sqlite_words() -> Callable[[str], str]:
             return f"(select {wanted} from json_each(:rows)) as r"
         if text.startswith(("lock ", "keep ")):
             return ""  # `begin immediate` has locked everything
-        return {"json": "text", "status": "text"}[text]
+        return {"json": "text", "status": "text", "time": "text"}[text]
 
     return word
 

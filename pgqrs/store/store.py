@@ -22,6 +22,7 @@ from pgqrs.records import (
 from pgqrs.states import WorkerStatus, WorkflowStatus
 from pgqrs.store import migrations
 from pgqrs.store.database import Database, Row, Transaction
+from pgqrs.store.sql import DAWN, Dialect
 from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
 
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end: far enough, and every database can hold it
@@ -237,7 +238,7 @@ class MessageStore:
     def _turn(self, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
         with self.database.transaction() as tx:
             outcomes = _apply(tx, writes, unsure) if writes else []
-            return Turn(outcomes, _take_all(tx, wanted) if wanted else [])
+            return Turn(outcomes, _take_all(tx, wanted, self.database.dialect) if wanted else [])
 
     # What a caller does to a run or message, by the message's id
 
@@ -458,23 +459,23 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
     return (message_id, c.step, c.position, c.pid, c.cpu_seconds, c.peak_rss_bytes, raw)
 
 
-def _take_all(tx: Transaction, wanted: Sequence[Wanted]) -> list[Taken]:
+def _take_all(tx: Transaction, wanted: Sequence[Wanted], dialect: Dialect) -> list[Taken]:
     """Nothing for a consumer whose supervisor's lease is over: what it took then, nobody would ever give back."""
     leased = {c for (c,) in tx.run("keep_leases", sorted({(w.consumer_id,) for w in wanted}))}
-    return [_take(tx, w) if w.consumer_id in leased else Taken(w, [], w.after) for w in wanted]
+    return [_take(tx, w, dialect) if w.consumer_id in leased else Taken(w, [], w.after) for w in wanted]
 
 
-def _take(tx: Transaction, wanted: Wanted) -> Taken:
-    params: dict[str, Any] = {
-        "queue_id": wanted.queue_id,
-        "consumer_id": wanted.consumer_id,
-        "limit": wanted.limit,
-        "read_ct_max": wanted.read_ct_max,
-    }
-    if wanted.after is None:
-        rows = tx.run("claim", **params)
-    else:
-        rows = tx.run("claim_after", **params, after_vt=wanted.after[0], after_id=wanted.after[1])
+def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
+    after_vt, after_id = wanted.after or (DAWN[dialect], 0)
+    rows = tx.run(
+        "claim",
+        queue_id=wanted.queue_id,
+        consumer_id=wanted.consumer_id,
+        limit=wanted.limit,
+        read_ct_max=wanted.read_ct_max,
+        after_vt=after_vt,
+        after_id=after_id,
+    )
     rows.sort(key=lambda r: (r[4], r[0]))
     history = _history(tx, [(r[0],) for r in rows]) if rows else {}
     messages = []

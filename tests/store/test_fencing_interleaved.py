@@ -37,12 +37,16 @@ def apply(tx, *writes):
     return stores._apply(tx, writes, False)
 
 
+def take(tx, consumer, limit=10):
+    return stores._take_all(tx, [consumer.wanted(limit)], "postgres")[0].messages
+
+
 def test_a_checkpoint_that_waited_for_a_takeover_is_not_written(flow, second, dsn):
     claim = flow.begun()
     heir = Consumer(flow.store, flow.workflow.queue_id, "heir")
     with second.database.transaction() as tx:
         apply(tx, release(claim))
-        assert stores._take_all(tx, [heir.wanted()])[0].messages[0].claim.message_id == claim.message_id
+        assert take(tx, heir)[0].claim.message_id == claim.message_id
         late = Blocked(dsn, lambda: wrote(flow.store, step(claim, "late")))
     assert not late.result().applied
     assert flow.store.steps(claim.message_id) == []
@@ -95,7 +99,7 @@ def test_a_claim_passes_over_what_somebody_is_writing(flow, second, dsn):
 def test_two_claims_at_once_do_not_meet(flow, second, dsn):
     triggered = flow.trigger(10)
     with flow.store.database.transaction() as tx:
-        mine = ids(stores._take_all(tx, [flow.consumer.wanted(4)])[0].messages)
+        mine = ids(take(tx, flow.consumer, 4))
         theirs = ids(Consumer(second, flow.workflow.queue_id, "heir").claim(10))
     assert mine + theirs == triggered
 
@@ -190,7 +194,7 @@ def test_a_late_release_that_waited_for_a_takeover_does_not_free_the_heirs_messa
     heir = Consumer(flow.store, flow.workflow.queue_id, "heir")
     with second.database.transaction() as tx:
         apply(tx, release(claim))
-        stores._take_all(tx, [heir.wanted()])[0]
+        take(tx, heir)
         late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Release(0.0, refund=False))))
     assert not late.result().applied
     assert columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct") == [(claim.message_id, heir.id, 1)]
@@ -220,7 +224,7 @@ def test_two_recoveries_at_once_take_each_message_once(store, second, dsn, clock
 def test_a_recovery_leaves_a_supervisor_alone_that_is_claiming_and_finds_what_it_took_later(flow, second, dsn, clock):
     [number] = flow.trigger()
     with flow.store.database.transaction() as tx:
-        assert ids(stores._take_all(tx, [flow.consumer.wanted()])[0].messages) == [number]
+        assert ids(take(tx, flow.consumer)) == [number]
         clock.advance(15)
         assert second.recover(5) == 0
     assert second.recover(5) == 1
@@ -238,12 +242,12 @@ def test_a_claim_that_waited_for_a_recovery_of_its_supervisor_takes_nothing(flow
 def test_a_retirement_waits_for_a_claim_under_way_and_gives_back_what_it_took(flow, second, dsn):
     [number] = flow.trigger()
     with flow.store.database.transaction() as tx:
-        assert ids(stores._take_all(tx, [flow.consumer.wanted()])[0].messages) == [number]
+        assert ids(take(tx, flow.consumer)) == [number]
         retirement = Blocked(dsn, lambda: second.retire(flow.consumer.supervisor_id, 5))
     assert retirement.result() == 1
 
 
 def test_a_lease_is_renewed_while_a_claim_is_under_way(flow, second):
     with flow.store.database.transaction() as tx:
-        stores._take_all(tx, [flow.consumer.wanted()])
+        take(tx, flow.consumer)
         assert second.renew_lease(flow.consumer.supervisor_id, 15)

@@ -10,6 +10,7 @@ from pgqrs.store import sql
 from tests.store.given import Consumer, execute
 
 POSTGRES_ONLY = True
+CLAIM = {"limit": 50, "read_ct_max": 5}
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def assert_indexed(plan):
 
 
 def test_a_claim_reads_the_index_of_what_is_ready(crowded, dsn):
-    told = plan(dsn, "claim", queue_id=crowded.queue_id, consumer_id=crowded.id, limit=50, read_ct_max=5)
+    told = plan(dsn, "claim", **CLAIM, queue_id=crowded.queue_id, consumer_id=crowded.id, after_vt="-infinity", after_id=0)
     assert_indexed(told)
     assert ("Index Scan", "idx_pgqrs_messages_ready") in scans(told)
     assert not [n for n in told if n["Node Type"] == "Sort"]
@@ -68,9 +69,8 @@ def test_a_claim_reads_the_index_of_what_is_ready(crowded, dsn):
 def test_a_claim_behind_the_watermark_reads_the_index_from_there(crowded, dsn):
     [(vt,)] = execute(dsn, "select vt from pgqrs_messages where id = 20200")
     told = plan(
-        dsn, "claim_after",
-        queue_id=crowded.queue_id, consumer_id=crowded.id, limit=50, read_ct_max=5, after_vt=vt, after_id=20500,
-    )  # fmt: skip
+        dsn, "claim", **CLAIM, queue_id=crowded.queue_id, consumer_id=crowded.id, after_vt=vt, after_id=20500
+    )
     assert_indexed(told)
     [scan] = [n for n in told if n.get("Index Name") == "idx_pgqrs_messages_ready"]
     assert "ROW(" in scan["Index Cond"]
