@@ -30,8 +30,9 @@ import msgspec
 from msgspec import Struct
 
 from pgqrs import errors, flow, targets
+from supervisors.journal import CLOCKS
 from supervisors.output import TaggedStream
-from supervisors.worker import CLOCKS, make_worker
+from supervisors.worker import make_worker
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36

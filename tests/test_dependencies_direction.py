@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("pgqrs", "supervisors")
 
 # Modules that never know the store: what they record goes through a Journal or a command.
-STRANGERS_TO_THE_STORE = ("supervisors.core", "supervisors.worker", "pgqrs.flow")
+STRANGERS_TO_THE_STORE = ("supervisors.core", "supervisors.worker", "supervisors.async_worker", "pgqrs.flow")
 
 # In supervisors, who may read a clock. Every other module is told the time.
-CLOCK_READERS = ("supervisors.loop", "supervisors.worker")
+CLOCK_READERS = ("supervisors.loop", "supervisors.journal")
 CLOCKS = re.compile(
     r"time\.(time|monotonic|perf_counter)(_ns)?|datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today"
 )
@@ -185,7 +185,8 @@ def plant_innocence(root: Path) -> None:
         "supervisors/core.py": "from pgqrs import flow\nfrom datetime import timedelta\ndef f(clock): return clock.time()",
         "supervisors/launch.py": "import os, time\nos.fork()\ntime.sleep(0)",
         "supervisors/loop.py": "import time\nfrom pgqrs.store import store\ntime.monotonic()",
-        "supervisors/worker.py": "from time import monotonic\nfrom pgqrs import flow\nmonotonic()",
+        "supervisors/worker.py": "from pgqrs import flow",
+        "supervisors/journal.py": "from time import monotonic\nfrom pgqrs import flow\nmonotonic()",
     }
     for name, source in sources.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,187 @@
+"""The worker of `async def` functions: all its runs at once on one event loop, each with the journal that lanes have."""
+
+import asyncio
+import contextvars
+import socket
+from collections.abc import Awaitable, Coroutine, Generator, Mapping
+from typing import Any
+
+import greenlet
+
+from pgqrs import flow
+from pgqrs.flow import Definition, StepCall, Suspended
+from pgqrs.writes import RecordedStep, Step
+from supervisors import wire
+from supervisors.journal import READ_BYTES, Outbox, PipeJournal
+
+
+class AsyncLane(PipeJournal):
+    """One `async def` run: a task on the loop, driven inside a greenlet so that a plain step in it can wait too."""
+
+    def __init__(self, order: wire.Execute, steps: tuple[RecordedStep, ...], worker: "AsyncWorker") -> None:
+        super().__init__(order, steps, worker, ordered=False)
+        self._worker = worker
+        self._progress = asyncio.Event()
+        self.task = asyncio.get_running_loop().create_task(self._main())
+
+    async def begin(self, call: StepCall) -> None:
+        wanted = self.sent
+        while not call.pure and self.durable < wanted and not self.stopped:
+            self._progress.clear()
+            await self._progress.wait()
+        if self.stopped:
+            raise Suspended
+        self.announce(call)
+
+    def record(self, step: Step) -> None:
+        try:
+            super().record(step)
+        finally:
+            self._worker.idle()
+
+    def wait(self, awaitable: Awaitable[None]) -> None:
+        Driven.wait(awaitable)
+
+    def woken(self) -> None:
+        self._progress.set()
+
+    async def _main(self) -> None:
+        ids = (self.message_id, self.claim_no)
+        try:
+            self.announce(None)
+            end: wire.Up = wire.Finished(
+                *ids, await Driven(flow.execute_async(self.definition, self.context, self.payload))
+            )
+        except flow.Refused as e:
+            end = wire.Failed(*ids, e.error)
+        except Suspended:
+            end = wire.Returned((self.message_id,)) if self.stopped else wire.Idle()
+        finally:
+            self._worker.lanes.pop(self.message_id, None)
+        self.outbox.add(end)
+        self._worker.idle()
+
+
+class Driven:
+    """A coroutine run inside a greenlet, so that plain code deep in it can wait for an awaitable with `Driven.wait`."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, bytes]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        side = greenlet.greenlet(self._drive)
+        side.gr_context = contextvars.copy_context()
+        kind, value = side.switch(None, None)
+        while kind != "done":
+            answer: Any = None
+            problem: BaseException | None = None
+            try:
+                if kind == "yield":
+                    answer = yield value
+                else:
+                    answer = yield from value.__await__()
+            except BaseException as e:
+                problem = e
+            kind, value = side.switch(answer, problem)
+        return value  # type: ignore[no-any-return]
+
+    def _drive(self, answer: Any, problem: BaseException | None) -> tuple[str, Any]:
+        parent = greenlet.getcurrent().parent
+        assert parent is not None
+        try:
+            while True:
+                value = self._coroutine.throw(problem) if problem else self._coroutine.send(answer)
+                answer, problem = parent.switch(("yield", value))
+        except StopIteration as e:
+            return ("done", e.value)
+
+    @staticmethod
+    def wait(awaitable: Awaitable[Any]) -> Any:
+        parent = greenlet.getcurrent().parent
+        assert parent is not None, "a plain step waits inside a driven coroutine only"
+        answer, problem = parent.switch(("await", awaitable))
+        if problem is not None:
+            raise problem
+        return answer
+
+
+class AsyncWorker:
+    """Runs `async def` functions, all of them at once on one event loop."""
+
+    def __init__(
+        self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+    ) -> None:
+        self.outbox = Outbox(sock)
+        self.functions = functions
+        self.payload_bytes_max = payload_bytes_max
+        self.lanes: dict[int, AsyncLane] = {}
+        self._sock = sock
+        self._parser = wire.Parser("worker")
+        self._history: dict[int, list[RecordedStep]] = {}
+        self._drained = False
+        self._idle_due = False
+
+    def run(self, pid: int) -> None:
+        asyncio.run(self._main(pid))
+
+    async def _main(self, pid: int) -> None:
+        loop = asyncio.get_running_loop()
+        closed = loop.create_future()
+        loop.add_reader(self._sock, self._read, closed)
+        self.outbox.add(wire.Ready(pid))
+        self.idle()
+        await closed
+
+    def idle(self) -> None:
+        """Once the loop has run what is ready: others may still have something to send in this round."""
+        if not self._idle_due:
+            self._idle_due = True
+            asyncio.get_running_loop().call_soon(self._say_idle)
+
+    def _say_idle(self) -> None:
+        self._idle_due = False
+        self.outbox.add(wire.Idle())
+        self.outbox.flush()
+
+    def _read(self, closed: "asyncio.Future[None]") -> None:
+        try:
+            data = self._sock.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            if not closed.done():
+                closed.set_result(None)
+        for frame in self._parser.feed(data):
+            self._take(frame)
+
+    def _take(self, frame: wire.Down | wire.Up) -> None:
+        match frame:
+            case wire.Execute():
+                if self._drained:
+                    self.outbox.add(wire.Returned((frame.message_id,)))
+                    self.idle()
+                else:
+                    steps = tuple(self._history.pop(frame.message_id, ()))
+                    self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+            case wire.History():
+                self._history.setdefault(frame.message_id, []).extend(frame.steps)
+            case wire.Committed():
+                lane = self.lanes.get(frame.message_id)
+                if lane is not None and lane.claim_no == frame.claim_no:
+                    lane.durable += 1
+                    lane.woken()
+            case wire.Cancel():
+                lane = self.lanes.get(frame.message_id)
+                if lane is not None and lane.claim_no == frame.claim_no:
+                    lane.stopped = True
+                    lane.woken()
+            case wire.Revoke():
+                self.outbox.add(wire.Returned(()))
+                self.idle()
+            case wire.Drain():
+                self._drained = True
+                if frame.at_boundary:
+                    for lane in list(self.lanes.values()):
+                        lane.stopped = True
+                        lane.woken()
