@@ -10,8 +10,7 @@ says of a run that is not there under that claim is of the past, and is dropped.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -41,22 +40,15 @@ from supervisors.events import (
     Stop,
     Taken,
     Tick,
-    Want,
 )
+from supervisors.scheduling import Scheduling
 from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
-CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
-LANES_MIN, LANES_MAX = 2, 256
-LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
-COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
-ASYNC_LANES = 100
-HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 KILL_GRACE_S = 1.0
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
-REBALANCE_S = 0.05
 
 
 class Core:
@@ -65,7 +57,6 @@ class Core:
         self.queues = {f.queue_id: Queue(f) for f in functions}
         self.runs: dict[int, Run] = {}
         self.workers: dict[int, Worker] = {}
-        self.waiting: deque[Run] = deque()  # claimed, with no worker yet
         self.level = 0  # of stopping
         self.exit: Exit | None = None
         self.finished = 0
@@ -76,11 +67,12 @@ class Core:
             self._kinds["sync"] = settings.workers
         if any(f.is_async for f in functions):
             self._kinds["async"] = 1
+        self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._order)
+        self.waiting = self.scheduling.waiting
         self._next_worker = 1
         self._boot_failures: deque[float] = deque()
         self._deadline: float | None = None  # of draining
         self._saving = 0
-        self._turn = 0
         self._out: list[Command] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -134,7 +126,7 @@ class Core:
                 times.append(worker.on_cpu.deadline)
             if not worker.ready:
                 times.append(worker.launched_at + BOOT_DEADLINE_S)
-        if not self.level and self._free():
+        if not self.level and self.scheduling.free():
             times += [
                 q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None
             ]
@@ -577,9 +569,9 @@ class Core:
                 self._finish(Exit(0, "drained"))
             return
         self._staff(now)
-        self._dispatch(now)
-        self._balance(now)
-        self._claim(now)
+        self.scheduling.dispatch(now)
+        self.scheduling.balance(now)
+        self.scheduling.claim(now)
         if self.settings.burst and not self.runs and not self._saving and self._all_empty():
             self._finish(Exit(0, "nothing left to do"))
 
@@ -609,151 +601,11 @@ class Core:
                 self.workers[worker.id] = worker
                 self._out.append(Launch(worker.id, kind))
 
-    def _dispatch(self, now: float) -> None:
-        """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
-        for worker in self.workers.values():
-            if not worker.runs:
-                worker.exclusive = False
-        if not self.waiting:
-            for worker in self.workers.values():
-                worker.reserved = False
-            return
-        put_back: list[Run] = []
-        while self.waiting:
-            run = self.waiting.popleft()
-            host = self._host(run)
-            if host is None:
-                put_back.append(run)
-                if len(put_back) >= len(self._kinds) + LANES_MAX:
-                    break
-            else:
-                self._execute(host, run)
-        self.waiting.extendleft(reversed(put_back))
-
-    def _host(self, run: Run) -> Worker | None:
-        kind: Kind = "async" if run.function.is_async else "sync"
-        able = [
-            w
-            for w in self.workers.values()
-            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
-        ]
-        if run.isolated and kind == "sync":
-            empty = [w for w in able if not w.runs]
-            if empty:
-                empty[0].exclusive, empty[0].reserved = True, False
-                return empty[0]
-            if able and not any(w.reserved for w in able):
-                fewest = min(able, key=lambda w: len(w.runs))
-                fewest.reserved = True
-                self._revoke(fewest, len(fewest.runs))
-            return None
-        lanes = self._lanes(run.function)
-        open_ = [w for w in able if not w.reserved and len(w.runs) < lanes and w.bytes < LANES_BYTES_MAX]
-        return min(open_, key=lambda w: len(w.runs), default=None)
-
-    def _execute(self, worker: Worker, run: Run) -> None:
-        worker.take(run)
-        run.worker = worker.id
-        steps = run.claimed.steps
-        for chunk in _chunks(steps):
-            self._out.append(Send(worker.id, wire.History(run.id, chunk)))
-        c = run.claimed
-        attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
-        frame = wire.Execute(
-            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ()
-        )
-        self._out.append(Send(worker.id, frame))
-
-    def _balance(self, now: float) -> None:
-        """A worker with nothing to do beside one that has runs it did not start: they change hands."""
-        if self.waiting:
-            return
-        for idle in self.workers.values():
-            if idle.runs or not idle.ready or idle.killing or idle.kind != "sync":
-                continue
-            rich = [
-                (sum(not r.started for r in w.runs.values()), w)
-                for w in self.workers.values()
-                if w.kind == "sync"
-                and not w.revoking
-                and w.killing is None
-                and now - w.revoked_at >= REBALANCE_S
-            ]
-            count, worker = max(rich, key=lambda c: c[0], default=(0, None))
-            if worker is not None and count:
-                self._revoke(worker, (count + 1) // 2)
-                worker.revoked_at = now
-
-    def _revoke(self, worker: Worker, count: int) -> None:
-        worker.revoking = True
-        self._out.append(Send(worker.id, wire.Revoke(count)))
-
-    def _claim(self, now: float) -> None:
-        free = self._free() - len(self.waiting) - sum(q.wanting for q in self.queues.values())
-        if free <= 0:
-            return
-        # Round robin: whoever stands first in one turn stands last in the next.
-        self._turn += 1
-        queues = list(self.queues.values())
-        first = self._turn % len(queues)
-        due = [
-            q
-            for q in queues[first:] + queues[:first]
-            if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
-        ]
-        for n, queue in enumerate(due):
-            share = -(-free // (len(due) - n))
-            limit = min(share, self._room(queue), CLAIM_MAX)
-            if limit <= 0:
-                continue
-            free -= limit
-            queue.wanting = True
-            queue.hinted = False
-            assert queue.consumer_id is not None
-            self._out.append(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))
-
-    def _free(self) -> int:
-        return sum(self._room_of(kind) for kind in self._kinds)
-
-    def _room(self, queue: Queue) -> int:
-        kind: Kind = "async" if queue.function.is_async else "sync"
-        lanes = self._lanes(queue.function)
-        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
-
-    def _room_of(self, kind: Kind) -> int:
-        lanes = max(
-            (
-                self._lanes(q.function)
-                for q in self.queues.values()
-                if q.function.is_async == (kind == "async")
-            ),
-            default=0,
-        )
-        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
-
-    def _open(self, kind: Kind) -> Iterator[Worker]:
-        for w in self.workers.values():
-            if (
-                w.kind == kind
-                and w.ready
-                and w.killing is None
-                and not w.exclusive
-                and not w.reserved
-                and w.bytes < LANES_BYTES_MAX
-            ):
-                yield w
-
-    def _lanes(self, function: Function) -> int:
-        """Runs that a worker should have at hand: few for long steps, many for tiny ones."""
-        if self.settings.lanes is not None:
-            return self.settings.lanes
-        if function.is_async:
-            return ASYNC_LANES
-        step_s = self.queues[function.queue_id].step_s
-        return max(LANES_MIN, min(LANES_MAX, round(COMMIT_HIDE_S / max(step_s, 1e-6))))
-
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
+
+    def _order(self, command: Command) -> None:
+        self._out.append(command)
 
     def _save(self, write: Write, urgent: bool = False) -> None:
         self._saving += 1
@@ -776,19 +628,6 @@ def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
         retry_count=frame.retry_count,
         retry_in_s=frame.retry_in_s if isinstance(frame, wire.StepFailed) else None,
     )
-
-
-def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    chunk: list[Any] = []
-    size = 0
-    for step in steps:
-        chunk.append(step)
-        size += len(step.output or b"") + len(step.error or b"")
-        if size >= HISTORY_CHUNK_BYTES:
-            yield tuple(chunk)
-            chunk, size = [], 0
-    if chunk:
-        yield tuple(chunk)
 
 
 def _reason(error: bytes) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
 from supervisors import core as cores
-from supervisors import events, wire
+from supervisors import events, scheduling, wire
 from supervisors.core import Core
 from supervisors.state import Function, Settings
 
@@ -211,7 +211,7 @@ def test_a_queue_that_is_hinted_while_another_is_claimed_from_takes_no_more_than
 
 
 def test_a_claim_is_never_larger_than_its_limit():
-    assert Scene(workers=4, lanes=200).up().wants[1].limit <= cores.CLAIM_MAX
+    assert Scene(workers=4, lanes=200).up().wants[1].limit <= scheduling.CLAIM_MAX
 
 
 def test_runs_go_to_the_emptiest_worker():
@@ -761,7 +761,7 @@ def test_a_revoke_that_comes_back_empty_is_not_repeated_at_once():
     scene.registered().tell(events.Launched(1, 1001)).says(1, wire.Ready(1001))
     scene.takes(message(1), message(2)).tell(events.Launched(2, 1002)).says(2, wire.Ready(1002))
     assert scene.says(1, wire.Returned(())).sent(wire.Revoke) == []
-    assert len(scene.after(cores.REBALANCE_S * 1.1).sent(wire.Revoke)) == 1
+    assert len(scene.after(scheduling.REBALANCE_S * 1.1).sent(wire.Revoke)) == 1
 
 
 # Looking for work
@@ -824,8 +824,8 @@ def test_the_number_of_lanes_follows_the_measured_step_time():
         scene.takes(message(1)).says(1, started(1))
         for n in range(100):
             scene.says(1, checkpoint(1, n, seconds=seconds)).saves()
-    assert long.core._lanes(FLOW) == cores.LANES_MIN
-    assert tiny.core._lanes(FLOW) == cores.LANES_MAX
+    assert long.core.scheduling.lanes(FLOW) == scheduling.LANES_MIN
+    assert tiny.core.scheduling.lanes(FLOW) == scheduling.LANES_MAX
 
 
 # Whatever happens, in whatever order

@@ -1,0 +1,193 @@
+"""Which run goes to which worker, and how much to claim. Part of the core: it decides, and does nothing itself."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from supervisors import wire
+from supervisors.events import Command, Kind, Send, Want
+from supervisors.state import Function, Queue, Run, Settings, Worker
+
+CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
+LANES_MIN, LANES_MAX = 2, 256
+LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
+COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+ASYNC_LANES = 100
+HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
+REBALANCE_S = 0.05
+
+
+class Scheduling:
+    """Works on the core's own queues and workers; `order` takes a command."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kinds: Mapping[Kind, int],
+        queues: Mapping[int, Queue],
+        workers: Mapping[int, Worker],
+        order: Callable[[Command], None],
+    ) -> None:
+        self.waiting: deque[Run] = deque()  # claimed, with no worker yet
+        self._settings = settings
+        self._kinds = kinds
+        self._queues = queues
+        self._workers = workers
+        self._order = order
+        self._turn = 0
+
+    def dispatch(self, now: float) -> None:
+        """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
+        for worker in self._workers.values():
+            if not worker.runs:
+                worker.exclusive = False
+        if not self.waiting:
+            for worker in self._workers.values():
+                worker.reserved = False
+            return
+        put_back: list[Run] = []
+        while self.waiting:
+            run = self.waiting.popleft()
+            host = self._host(run)
+            if host is None:
+                put_back.append(run)
+                if len(put_back) >= len(self._kinds) + LANES_MAX:
+                    break
+            else:
+                self._execute(host, run)
+        self.waiting.extendleft(reversed(put_back))
+
+    def _host(self, run: Run) -> Worker | None:
+        kind: Kind = "async" if run.function.is_async else "sync"
+        able = [
+            w
+            for w in self._workers.values()
+            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
+        ]
+        if run.isolated and kind == "sync":
+            empty = [w for w in able if not w.runs]
+            if empty:
+                empty[0].exclusive, empty[0].reserved = True, False
+                return empty[0]
+            if able and not any(w.reserved for w in able):
+                fewest = min(able, key=lambda w: len(w.runs))
+                fewest.reserved = True
+                self._revoke(fewest, len(fewest.runs))
+            return None
+        lanes = self.lanes(run.function)
+        open_ = [w for w in able if not w.reserved and len(w.runs) < lanes and w.bytes < LANES_BYTES_MAX]
+        return min(open_, key=lambda w: len(w.runs), default=None)
+
+    def _execute(self, worker: Worker, run: Run) -> None:
+        worker.take(run)
+        run.worker = worker.id
+        steps = run.claimed.steps
+        for chunk in _chunks(steps):
+            self._order(Send(worker.id, wire.History(run.id, chunk)))
+        c = run.claimed
+        attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
+        frame = wire.Execute(
+            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ()
+        )
+        self._order(Send(worker.id, frame))
+
+    def balance(self, now: float) -> None:
+        """A worker with nothing to do beside one that has runs it did not start: they change hands."""
+        if self.waiting:
+            return
+        for idle in self._workers.values():
+            if idle.runs or not idle.ready or idle.killing or idle.kind != "sync":
+                continue
+            rich = [
+                (sum(not r.started for r in w.runs.values()), w)
+                for w in self._workers.values()
+                if w.kind == "sync"
+                and not w.revoking
+                and w.killing is None
+                and now - w.revoked_at >= REBALANCE_S
+            ]
+            count, worker = max(rich, key=lambda c: c[0], default=(0, None))
+            if worker is not None and count:
+                self._revoke(worker, (count + 1) // 2)
+                worker.revoked_at = now
+
+    def _revoke(self, worker: Worker, count: int) -> None:
+        worker.revoking = True
+        self._order(Send(worker.id, wire.Revoke(count)))
+
+    def claim(self, now: float) -> None:
+        free = self.free() - len(self.waiting) - sum(q.wanting for q in self._queues.values())
+        if free <= 0:
+            return
+        # Round robin: whoever stands first in one turn stands last in the next.
+        self._turn += 1
+        queues = list(self._queues.values())
+        first = self._turn % len(queues)
+        due = [
+            q
+            for q in queues[first:] + queues[:first]
+            if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
+        ]
+        for n, queue in enumerate(due):
+            share = -(-free // (len(due) - n))
+            limit = min(share, self._room(queue), CLAIM_MAX)
+            if limit <= 0:
+                continue
+            free -= limit
+            queue.wanting = True
+            queue.hinted = False
+            assert queue.consumer_id is not None
+            self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))
+
+    def free(self) -> int:
+        return sum(self._room_of(kind) for kind in self._kinds)
+
+    def _room(self, queue: Queue) -> int:
+        kind: Kind = "async" if queue.function.is_async else "sync"
+        lanes = self.lanes(queue.function)
+        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+
+    def _room_of(self, kind: Kind) -> int:
+        lanes = max(
+            (
+                self.lanes(q.function)
+                for q in self._queues.values()
+                if q.function.is_async == (kind == "async")
+            ),
+            default=0,
+        )
+        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+
+    def _open(self, kind: Kind) -> Iterator[Worker]:
+        for w in self._workers.values():
+            if (
+                w.kind == kind
+                and w.ready
+                and w.killing is None
+                and not w.exclusive
+                and not w.reserved
+                and w.bytes < LANES_BYTES_MAX
+            ):
+                yield w
+
+    def lanes(self, function: Function) -> int:
+        """Runs that a worker should have at hand: few for long steps, many for tiny ones."""
+        if self._settings.lanes is not None:
+            return self._settings.lanes
+        if function.is_async:
+            return ASYNC_LANES
+        step_s = self._queues[function.queue_id].step_s
+        return max(LANES_MIN, min(LANES_MAX, round(COMMIT_HIDE_S / max(step_s, 1e-6))))
+
+
+def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    chunk: list[Any] = []
+    size = 0
+    for step in steps:
+        chunk.append(step)
+        size += len(step.output or b"") + len(step.error or b"")
+        if size >= HISTORY_CHUNK_BYTES:
+            yield tuple(chunk)
+            chunk, size = [], 0
+    if chunk:
+        yield tuple(chunk)
