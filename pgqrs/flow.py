@@ -352,7 +352,10 @@ class _Attempt:
             if self._call.retry_count < policy.max_attempts:
                 wanted = getattr(error, "retry_after", None)
                 backoff = policy.delay(self._call.retry_count + 1, self._context.clocks.random)
-                retry_in_s = backoff if wanted is None else durations.seconds(wanted)
+                try:
+                    retry_in_s = backoff if wanted is None else durations.seconds(wanted)
+                except errors.ValidationError:
+                    retry_in_s = backoff  # what it says is no duration; that the step failed is what counts
         if retry_in_s is None:
             return self._step(WorkflowStatus.Error, error=_encoded_error(error))
         return self._step(
@@ -438,6 +441,16 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
             value = await definition.function(*args, **kwargs)
             context.history.finish()
             return _result(definition, context, value)
+        except BaseExceptionGroup as e:
+            # A TaskGroup wraps what one of its tasks raised. That the run leaves its worker goes before any failure beside it.
+            if e.subgroup(Suspended) is not None:
+                raise Suspended from e
+            raise Refused(e) from e
+        except asyncio.CancelledError as e:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the loop is being closed
+            raise Refused(e) from e  # of a task that the workflow cancelled itself
         except ASYNC_FAILURES as e:
             raise Refused(e) from e
 

@@ -22,14 +22,17 @@ class AsyncLane(PipeJournal):
         super().__init__(order, steps, worker, ordered=False)
         self._worker = worker
         self._progress = asyncio.Event()
-        self.task = asyncio.get_running_loop().create_task(self._main())
+        self.tasks: set[asyncio.Task[Any]] = set()  # the run's own and those that it started
+        context = contextvars.copy_context()
+        context.run(_lane.set, self)
+        self.task = asyncio.get_running_loop().create_task(self._main(), context=context)
 
     async def begin(self, call: StepCall) -> None:
         wanted = self.sent
-        while not call.pure and self.durable < wanted and not self.stopped:
+        while not call.pure and self.durable < wanted and not self.leaving:
             self._progress.clear()
             await self._progress.wait()
-        if self.stopped:
+        if self.leaving:
             raise Suspended
         self.announce(call)
 
@@ -55,11 +58,31 @@ class AsyncLane(PipeJournal):
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
-            end = wire.Returned((self.message_id,)) if self.stopped else wire.Idle()
+            end = wire.Idle() if self.left else wire.Returned((self.message_id,))
         finally:
-            self._worker.lanes.pop(self.message_id, None)
+            if self._worker.lanes.get(self.message_id) is self:
+                del self._worker.lanes[self.message_id]
+            for task in self.tasks - {self.task}:
+                task.cancel()  # what the run left behind would go on beside its next attempt
         self.outbox.add(end)
         self._worker.idle()
+
+
+_lane: contextvars.ContextVar[AsyncLane | None] = contextvars.ContextVar("pgqrs_lane", default=None)
+
+
+def _task_of_its_lane(
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+    **options: Any,
+) -> "asyncio.Task[Any]":
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    context: contextvars.Context | None = options.get("context")
+    lane = _lane.get() if context is None else context.get(_lane)
+    if lane is not None:
+        lane.tasks.add(task)
+        task.add_done_callback(lane.tasks.discard)
+    return task
 
 
 class Driven:
@@ -126,6 +149,7 @@ class AsyncWorker:
 
     async def _main(self, pid: int) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_task_factory(_task_of_its_lane)
         closed = loop.create_future()
         loop.add_reader(self._sock, self._read, closed)
         self.outbox.add(wire.Ready(pid))

@@ -103,7 +103,7 @@ class Core:
             case Hinted():
                 self._hinted(event)
             case ClaimLost():
-                self.queues[event.queue_id].wanting = False
+                self.queues[event.queue_id].wanted = 0
             case Held():
                 self._held(event)
             case Stop():
@@ -149,13 +149,17 @@ class Core:
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
-                    if run := worker.leave(message_id):
+                    if message_id in worker.leaving:
+                        worker.leaving.discard(message_id)
+                    elif run := worker.leave(message_id):
                         self._off_cpu(worker, message_id)
                         self._came_back(run)
             case _:
                 run = worker.runs.get(frame.message_id)
                 if run is not None and run.claim.claim_no == frame.claim_no and not run.ending:
                     self._of_run(worker, run, frame, now)
+                elif not isinstance(frame, wire.Started | wire.Checkpoint):
+                    worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
 
     def _of_run(
         self,
@@ -190,6 +194,7 @@ class Core:
             case wire.Checkpoint():
                 # The function's own code goes on from here, until another run starts or the worker says it is idle.
                 worker.on_cpu = OnCpu(run.id, None, frame.position + 1, now, None, 0, None)
+                run.crashes = 0  # it is committed before a crash is: the budget starts anew
                 self._measured(run, frame.seconds)
                 self._save(Write(run.claim, step=_step_of(frame, worker)), urgent=len(worker.runs) == 1)
             case wire.StepFailed():
@@ -296,7 +301,6 @@ class Core:
                     run.cancelling = True
                     self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
                 if write.step is not None:
-                    run.crashes = 0
                     if not run.cancelling:
                         self._out.append(
                             Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
@@ -319,29 +323,36 @@ class Core:
             }
         )
         self.failed += 1
-        if run.worker is not None:
-            self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
-            if worker := self.workers.get(run.worker):
-                worker.leave(run.id)
-        settle = Settle(WorkflowStatus.Error, error=error) if run.function.workflow_id is not None else None
-        if outcome.write.settle == settle or (settle is None and isinstance(outcome.write.message, Archive)):
+        if run.worker is not None and (worker := self.workers.get(run.worker)):
+            self._stop_at(worker, run)
+        if run.refused:
             self._drop(run)  # even that was refused: leave it to the lease
             return
+        run.refused = True
+        settle = Settle(WorkflowStatus.Error, error=error) if run.function.workflow_id is not None else None
         self._end(run, Write(run.claim, settle=settle, message=Archive(outcome.failure[:500])), urgent=True)
 
     def _drop(self, run: Run) -> None:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
         self.runs.pop(run.id, None)
+        if run in self.waiting:
+            self.waiting.remove(run)
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            worker.leave(run.id)
             if worker.on_cpu and worker.on_cpu.run == run.id:
+                worker.leave(run.id)
                 self._kill(worker, "it runs what is no longer ours", force=True)
             else:
-                self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+                self._stop_at(worker, run)
+
+    def _stop_at(self, worker: Worker, run: Run) -> None:
+        """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
+        if worker.leave(run.id):
+            worker.leaving.add(run.id)
+            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]
-        queue.wanting = False
+        queue.wanted = 0
         whole = queue.after is None
         if len(event.messages) >= event.limit:
             queue.after, queue.next_claim_at, queue.empty = event.after, now, False
@@ -358,7 +369,7 @@ class Core:
         for claimed in event.messages:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
-            if known is not None and known.worker is not None:
+            if known is not None:
                 self._drop(known)  # we lost it and took it again
             self.runs[run.id] = run
             self._admit(run)
@@ -394,7 +405,7 @@ class Core:
         self.waiting.clear()
         for queue in self.queues.values():
             queue.consumer_id = None
-            queue.after, queue.wanting = None, False
+            queue.after, queue.wanted = None, 0
         for worker in self.workers.values():
             worker.runs.clear()
             worker.on_cpu = None
@@ -565,7 +576,7 @@ class Core:
             return
         self._watch(now)
         if self.level:
-            if not self.runs and not self._saving:
+            if not self.runs and not self._saving and not any(q.wanting for q in self.queues.values()):
                 self._finish(Exit(0, "drained"))
             return
         self._staff(now)

@@ -68,6 +68,11 @@ class PipeJournal:
         self.sent = 0  # checkpoints; they are committed in the order in which they were sent
         self.durable = 0
         self.stopped = False  # told to leave at the next boundary
+        self.left = False  # said that it leaves: no step may follow, whatever a `finally` or a gathered task would call
+
+    @property
+    def leaving(self) -> bool:
+        return self.stopped or self.left
 
     def announce(self, call: StepCall | None) -> None:
         """Who has the CPU from here on: a death or a time limit is charged to it."""
@@ -89,11 +94,14 @@ class PipeJournal:
 
     def record(self, step: Step) -> None:
         """A checkpoint leaves when its step ends, not when the worker next reads."""
+        if self.left:
+            raise Suspended
         ids = (self.message_id, self.claim_no, step.position, step.name)
         if step.status is WorkflowStatus.Paused:
             self.outbox.add(
                 wire.Paused(*ids, str(msgspec.json.decode(step.output or b'""')), step.retry_in_s)
             )
+            self.left = True
             raise Suspended
         if step.retry_in_s is not None:
             error = step.error or b"null"
@@ -102,6 +110,7 @@ class PipeJournal:
                     *ids, error, step.seconds, step.cpu_seconds or 0.0, step.retry_count, step.retry_in_s
                 )
             )
+            self.left = True
             raise Suspended
         self.outbox.add(
             wire.Checkpoint(

@@ -62,7 +62,11 @@ class Scheduling:
         able = [
             w
             for w in self._workers.values()
-            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
+            if w.kind == kind
+            and w.ready
+            and w.killing is None
+            and not w.exclusive
+            and run.id not in w.leaving
         ]
         if run.isolated and kind == "sync":
             empty = [w for w in able if not w.runs]
@@ -116,7 +120,7 @@ class Scheduling:
         self._order(Send(worker.id, wire.Revoke(count)))
 
     def claim(self, now: float) -> None:
-        free = self.free() - len(self.waiting) - sum(q.wanting for q in self._queues.values())
+        free = self.free() - len(self.waiting) - sum(q.wanted for q in self._queues.values())
         if free <= 0:
             return
         # Round robin: whoever stands first in one turn stands last in the next.
@@ -134,7 +138,7 @@ class Scheduling:
             if limit <= 0:
                 continue
             free -= limit
-            queue.wanting = True
+            queue.wanted = limit
             queue.hinted = False
             assert queue.consumer_id is not None
             self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))

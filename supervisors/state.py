@@ -45,6 +45,7 @@ class Run(Struct, eq=False):
     started: bool = False
     cancelling: bool = False
     ending: bool = False  # the write that ends our claim is on its way
+    refused: bool = False  # the database refused what it wrote: its last write says so
 
     @property
     def id(self) -> int:
@@ -91,6 +92,10 @@ class Worker(Struct, eq=False):
 
     bytes: int = 0  # of the payloads of its runs
 
+    leaving: set[int] = msgspec.field(
+        default_factory=set
+    )  # lost runs that it was told to stop, and has not yet
+
     def take(self, run: Run) -> None:
         self.runs[run.id] = run
         self.bytes += run.bytes
@@ -107,10 +112,14 @@ class Queue(Struct, eq=False):
     function: Function
     consumer_id: int | None = None
     after: Any = None
-    wanting: bool = False
+    wanted: int = 0  # asked for by a claim under way
     hinted: bool = False
     next_claim_at: float = 0.0
     full_scan_at: float = 0.0
     poll_s: float = POLL_MIN_S
     empty: bool = False  # the last look at the whole of it found nothing
     step_s: float = 0.02  # a moving average: how long this queue's steps take
+
+    @property
+    def wanting(self) -> bool:
+        return self.wanted > 0

@@ -34,9 +34,9 @@ class Lane(PipeJournal):
         self.greenlet.gr_context = contextvars.copy_context()
 
     def begin(self, call: StepCall) -> None:
-        while not call.pure and self.durable < self.sent and not self.stopped:
+        while not call.pure and self.durable < self.sent and not self.leaving:
             self._worker.hub.switch()
-        if self.stopped:
+        if self.leaving:
             raise Suspended
         self.announce(call)
 
@@ -48,8 +48,8 @@ class Lane(PipeJournal):
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
-            if not self.stopped:
-                return  # it said itself why it left
+            if self.left:
+                return  # it said itself why
             end = wire.Returned((self.message_id,))
         self.outbox.add(end)
 
@@ -94,7 +94,8 @@ class Worker:
     def _enter(self, lane: Lane) -> None:
         lane.greenlet.switch()
         if lane.greenlet.dead:
-            self._lanes.pop(lane.message_id, None)
+            if self._lanes.get(lane.message_id) is lane:
+                del self._lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
             self._ready.append(lane)
 
@@ -127,7 +128,8 @@ class Worker:
                 if lane is not None and lane.claim_no == frame.claim_no:
                     self._stop(lane)
                 else:
-                    self._give_back([o for o in self._fresh if o.message_id == frame.message_id])
+                    asked = (frame.message_id, frame.claim_no)
+                    self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
             case wire.Drain():

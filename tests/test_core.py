@@ -43,7 +43,9 @@ class Scene:
                 case events.Save():
                     self.unsaved.append(command.write)
                 case events.Want():
-                    assert command.queue_id not in self.wants, "a second claim on a queue while one is under way"
+                    assert command.queue_id not in self.wants, (
+                        "a second claim on a queue while one is under way"
+                    )
                     self.wants[command.queue_id] = command
                 case events.Launch():
                     self.launches.append(command)
@@ -87,7 +89,9 @@ class Scene:
     def refuses(self, text: str = "no such value") -> "Scene":
         return self.tell(events.Saved([Outcome(w, False, failure=text) for w in self.take_unsaved()]))
 
-    def dies(self, worker: int, signal: str | None = "SIGSEGV", code: int | None = None, **more: Any) -> "Scene":
+    def dies(
+        self, worker: int, signal: str | None = "SIGSEGV", code: int | None = None, **more: Any
+    ) -> "Scene":
         return self.tell(events.Exited(worker, signal, code, **more))
 
     def after(self, seconds: float) -> "Scene":
@@ -132,10 +136,14 @@ def frames(commands: list[Any], kind: type, worker: int | None) -> list[Any]:
 
 
 def message(n: int, claim_no: int = 1, queue: int = 1, **more: Any) -> Claimed:
-    return Claimed(Claim(n, 100 + queue, claim_no), more.pop("payload", b'{"input": 1}'), more.pop("read_ct", 1), **more)
+    return Claimed(
+        Claim(n, 100 + queue, claim_no), more.pop("payload", b'{"input": 1}'), more.pop("read_ct", 1), **more
+    )
 
 
-def started(n: int, step: str | None = None, position: int = 0, claim_no: int = 1, **more: Any) -> wire.Started:
+def started(
+    n: int, step: str | None = None, position: int = 0, claim_no: int = 1, **more: Any
+) -> wire.Started:
     return wire.Started(n, claim_no, step, position, **more)
 
 
@@ -157,7 +165,13 @@ def running(*numbers: int, workers: int = 1, lanes: int = 2, function: Function 
     return scene.takes(*(message(n, queue=function.queue_id) for n in numbers), queue=function.queue_id)
 
 
-def in_step(n: int = 1, name: str = "a", function: Function = FLOW, claimed: dict[str, Any] | None = None, **timing: Any) -> Scene:
+def in_step(
+    n: int = 1,
+    name: str = "a",
+    function: Function = FLOW,
+    claimed: dict[str, Any] | None = None,
+    **timing: Any,
+) -> Scene:
     """Message `n` is in this step on worker 1, and has been begun."""
     scene = Scene(function, lanes=2).up()
     scene.takes(message(n, queue=function.queue_id, **(claimed or {})), queue=function.queue_id)
@@ -375,7 +389,12 @@ def test_a_dead_worker_is_replaced():
 
 
 def test_a_worker_that_dies_with_nothing_on_the_cpu_charges_nobody():
-    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2), checkpoint(2)).saves().says(1, wire.Idle())
+    scene = (
+        running(1, 2)
+        .says(1, started(1), checkpoint(1), started(2), checkpoint(2))
+        .saves()
+        .says(1, wire.Idle())
+    )
     scene.dies(1)
     assert [w.crash for w in scene.unsaved] == [None, None]
 
@@ -478,11 +497,16 @@ def test_a_step_killed_at_its_limit_has_failed(retry, count):
 
 def test_a_step_that_ends_while_it_is_being_killed_is_not_charged():
     scene = in_step(timeout_s=10.0).after(10).says(1, checkpoint(1)).dies(1, "SIGTERM")
-    assert [(w.crash, w.step.status if w.step else None) for w in scene.unsaved] == [(None, SUCCESS), (None, None)]
+    assert [(w.crash, w.step.status if w.step else None) for w in scene.unsaved] == [
+        (None, SUCCESS),
+        (None, None),
+    ]
 
 
 def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
-    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2), started(2, "b", timeout_s=1.0)).saves()
+    scene = (
+        running(1, 2).says(1, started(1), checkpoint(1), started(2), started(2, "b", timeout_s=1.0)).saves()
+    )
     scene.after(1)
     scene.dies(1, "SIGKILL")
     charged = {w.claim.message_id: (w.crash, w.step is not None) for w in scene.unsaved}
@@ -709,6 +733,22 @@ def test_a_run_lost_and_taken_again_runs_under_the_new_claim_alone():
     assert scene.at(1) == [1]
 
 
+def test_a_run_that_is_taken_again_while_it_waits_waits_once_and_under_the_new_claim():
+    """Somebody released it behind our back: `pgqrs`'s own recovery, or an operator."""
+    scene = running(1).after(1)
+    scene.dies(1)
+    assert scene.waiting() == [1]
+    scene.takes(message(1, claim_no=2)).boot()
+    assert [(e.message_id, e.claim_no) for e in scene.all_sent(wire.Execute, 2)] == [(1, 2)]
+
+
+def test_a_run_that_is_lost_while_it_waits_is_not_executed():
+    scene = running(1, function=PLAIN).says(1, checkpoint(1), wire.Returned((1,)))
+    scene.dies(1)
+    scene.loses().boot()
+    assert scene.all_sent(wire.Execute, 2) == []
+
+
 # The lease
 
 
@@ -837,7 +877,9 @@ class World:
     def __init__(self, draw: Any) -> None:
         self.draw = draw
         self.pick = lambda options: draw(st.sampled_from(options))
-        self.scene = Scene(FLOW, PLAIN, workers=draw(st.integers(1, 3)), lanes=draw(st.sampled_from([1, 2, None])))
+        self.scene = Scene(
+            FLOW, PLAIN, workers=draw(st.integers(1, 3)), lanes=draw(st.sampled_from([1, 2, None]))
+        )
         self.numbers: dict[int, int] = {}  # message id → number of its last claim
         self.owned: dict[int, Claim] = {}  # what the database says that we hold
         self.ready: list[int] = []  # messages that nobody holds
@@ -858,7 +900,9 @@ class World:
             elif isinstance(command, events.Send):
                 assert command.worker in self.alive, f"{command} to a dead worker"
                 if isinstance(command.frame, wire.Execute):
-                    elsewhere = [w for w in self.alive if command.frame == self.inside[w].get(command.frame.message_id)]
+                    elsewhere = [
+                        w for w in self.alive if command.frame == self.inside[w].get(command.frame.message_id)
+                    ]
                     assert elsewhere == [], f"{command} while worker {elsewhere} has it under the same claim"
                     self.inside[command.worker][command.frame.message_id] = command.frame
             elif isinstance(command, events.Kill):
@@ -957,7 +1001,11 @@ class World:
         """Any frame at all, of a run that the worker has or of one that it cannot know."""
         worker = self.pick(sorted(self.alive))
         inside = self.inside[worker]
-        n = self.pick(sorted(inside)) if inside and self.pick([True] * 4 + [False]) else self.pick(range(1, 30))
+        n = (
+            self.pick(sorted(inside))
+            if inside and self.pick([True] * 4 + [False])
+            else self.pick(range(1, 30))
+        )
         order = inside.get(n)
         claim_no = order.claim_no if order else 1
         position = self.pick([0, 1, 2])

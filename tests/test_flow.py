@@ -38,7 +38,9 @@ class Journal:
         """As the store would hand it out again."""
         rows = {}
         for s in self.steps:
-            status = "RETRY" if s.retry_in_s is not None and s.status is WorkflowStatus.Error else s.status.value
+            status = (
+                "RETRY" if s.retry_in_s is not None and s.status is WorkflowStatus.Error else s.status.value
+            )
             status = "SUCCESS" if s.status is WorkflowStatus.Paused else status
             rows[s.name] = RecordedStep(s.name, s.position, status, s.output, s.error, s.retry_count)
         return tuple(rows.values())
@@ -81,7 +83,9 @@ def run_async(function, *steps, payload=b'{"input": null}', journal=None, **more
     journal = journal or AsyncJournal()
 
     async def main():
-        return await flow.execute_async(definition_of(function), context_of(function, journal, steps, **more), payload)
+        return await flow.execute_async(
+            definition_of(function), context_of(function, journal, steps, **more), payload
+        )
 
     return asyncio.run(main()), journal
 
@@ -170,7 +174,13 @@ def test_what_begin_is_told_of_a_step():
         anything()
 
     call = run(work)[1].call
-    assert (call.name, call.position, call.timeout_s, call.pure, call.retry_count) == ("named", 0, 600.0, True, 0)
+    assert (call.name, call.position, call.timeout_s, call.pure, call.retry_count) == (
+        "named",
+        0,
+        600.0,
+        True,
+        0,
+    )
     assert call.retry_in_s > 0
 
 
@@ -421,7 +431,11 @@ def test_a_suspended_run_cannot_be_caught_by_the_workflow():
 # Values
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), "\0", [{1: object()}], bytes], ids=["object", "NaN", "NUL", "inside", "type"])
+@pytest.mark.parametrize(
+    "value",
+    [object(), float("nan"), "\0", [{1: object()}], bytes],
+    ids=["object", "NaN", "NUL", "inside", "type"],
+)
 def test_a_result_that_json_cannot_carry_fails_its_step_for_good(value):
     @pgqrs.step(retry=3)
     def odd():
@@ -619,7 +633,12 @@ def test_a_pause_takes_the_run_off_once():
     with pytest.raises(Suspended):
         run(work, journal=journal)
     [step] = journal.steps
-    assert (step.name, step.status, step.output, step.retry_in_s) == ("pause", WorkflowStatus.Paused, b'"lunch"', 3600.0)
+    assert (step.name, step.status, step.output, step.retry_in_s) == (
+        "pause",
+        WorkflowStatus.Paused,
+        b'"lunch"',
+        3600.0,
+    )
     assert run(work, *journal.recorded())[0] == b"1"
 
 
@@ -751,7 +770,33 @@ def test_an_async_run_that_a_cancelled_task_ends_is_refused():
         task.cancel()
         await task
 
-    with pytest.raises(Refused, match=""):
+    with pytest.raises(Refused) as refused:
+        run_async(work)
+    assert b"CancelledError" in refused.value.error
+
+
+def test_a_task_groups_member_that_leaves_the_worker_takes_the_run_along():
+    @pgqrs.step(retry=1)
+    async def flaky():
+        raise ValueError
+
+    @pgqrs.workflow
+    async def work():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(flaky())
+            group.create_task(adouble(1))
+
+    with pytest.raises(Suspended):
+        run_async(work)
+
+
+def test_a_task_groups_member_that_fails_ends_the_run():
+    @pgqrs.workflow
+    async def work():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(adouble(object()))
+
+    with pytest.raises(Refused):
         run_async(work)
 
 

@@ -27,7 +27,9 @@ end $$
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A module that says POSTGRES_ONLY is about what SQLite does not have."""
-    left_out = {i for i in items if on_sqlite(i) and getattr(getattr(i, "module", None), "POSTGRES_ONLY", False)}
+    left_out = {
+        i for i in items if on_sqlite(i) and getattr(getattr(i, "module", None), "POSTGRES_ONLY", False)
+    }
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]

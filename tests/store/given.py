@@ -102,7 +102,9 @@ class Flow:
         return claim.message_id
 
 
-def identity(name: str, host: str = "here", boot_id: str = "boot", pid_ns: str = "1", pid: int = 4711) -> Identity:
+def identity(
+    name: str, host: str = "here", boot_id: str = "boot", pid_ns: str = "1", pid: int = 4711
+) -> Identity:
     return Identity(name, host, boot_id, pid_ns, pid, 99)
 
 

@@ -151,7 +151,13 @@ def test_a_failed_run_is_queued_again_with_what_it_recorded(flow, clock):
     clock.advance(6)
     flow.store.replay(claim.message_id)
     run = flow.store.run(claim.message_id)
-    assert (run.status, run.output, run.error, run.crash_count, run.completed_at) == (QUEUED, None, None, 0, None)
+    assert (run.status, run.output, run.error, run.crash_count, run.completed_at) == (
+        QUEUED,
+        None,
+        None,
+        0,
+        None,
+    )
     assert flow.store.dead() == []
     again = flow.again()
     assert (again.status, [s.name for s in again.steps], again.read_ct) == (QUEUED, ["a"], 1)
@@ -159,7 +165,9 @@ def test_a_failed_run_is_queued_again_with_what_it_recorded(flow, clock):
 
 def test_a_failure_that_the_workflow_passed_is_kept(flow):
     claim = flow.begun()
-    flow.store.turn([failed_step(claim, "handled", 0), step(claim, "after", 1), failed_step(claim, "last", 2)])
+    flow.store.turn(
+        [failed_step(claim, "handled", 0), step(claim, "after", 1), failed_step(claim, "last", 2)]
+    )
     wrote(flow.store, finish(claim, ERROR, dead="no"))
     flow.store.replay(claim.message_id)
     assert [(s.name, s.status) for s in flow.again().steps] == [("handled", "ERROR"), ("after", "SUCCESS")]

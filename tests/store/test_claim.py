@@ -69,7 +69,9 @@ def test_what_is_held_is_not_claimed_again(store, queue, consumer, other, clock)
     assert other.claim() == consumer.claim() == []
 
 
-def test_what_a_0_15_client_holds_is_left_to_it_even_when_its_vt_has_passed(store, queue, consumer, clock, dsn):
+def test_what_a_0_15_client_holds_is_left_to_it_even_when_its_vt_has_passed(
+    store, queue, consumer, clock, dsn
+):
     store.enqueue(queue, [b"1"])
     execute(dsn, "update pgqrs_messages set consumer_worker_id = 999, read_ct = 1")
     clock.advance(3600)
@@ -175,7 +177,10 @@ def test_a_failure_that_will_be_retried_is_told_apart_from_a_final_one(flow, clo
 
 def test_a_pause_is_part_of_the_history(flow):
     claim = flow.begun()
-    wrote(flow.store, Write(claim, step=step(claim, "pause").step, settle=Settle(PAUSED), message=release(claim).message))
+    wrote(
+        flow.store,
+        Write(claim, step=step(claim, "pause").step, settle=Settle(PAUSED), message=release(claim).message),
+    )
     again = flow.again()
     assert (again.status, [s.name for s in again.steps]) == (PAUSED, ["pause"])
 

@@ -47,7 +47,7 @@ def test_payloads_come_back_as_they_were(store, queue, consumer):
 
 
 def test_a_mebibyte_comes_back_as_it_was(store, queue, consumer):
-    text = ("é🎉\\\"" * 150_000)[: 2**18]
+    text = ('é🎉\\"' * 150_000)[: 2**18]
     store.enqueue(queue, [msgspec.json.encode(text)])
     assert msgspec.json.decode(consumer.claim()[0].payload) == text
     assert len(msgspec.json.encode(text)) > 2**19
@@ -71,7 +71,12 @@ def test_a_message_is_due_at_once_whatever_the_clocks_fraction_of_a_second(store
 
 def test_a_new_message_was_never_read(store, queue):
     message = store.message(store.enqueue(queue, [b"1"])[0])
-    assert (message.read_ct, message.dequeued_at, message.consumer_worker_id, message.archived_at) == (0, None, None, None)
+    assert (message.read_ct, message.dequeued_at, message.consumer_worker_id, message.archived_at) == (
+        0,
+        None,
+        None,
+        None,
+    )
     assert message.dead_reason is None
 
 
@@ -82,7 +87,11 @@ def test_a_message_that_0_15_wrote_is_claimed_like_ours(store, queue, dsn, clock
     execute(dsn, "insert into pgqrs_messages (queue_id, payload) values (?, ?)", queue, '{"input": 7}')
     clock.advance(1)
     [claimed] = Consumer(store, queue).claim()
-    assert (msgspec.json.decode(claimed.payload), claimed.read_ct, claimed.claim.claim_no) == ({"input": 7}, 1, 1)
+    assert (msgspec.json.decode(claimed.payload), claimed.read_ct, claimed.claim.claim_no) == (
+        {"input": 7},
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\0b"])

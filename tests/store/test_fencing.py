@@ -22,7 +22,9 @@ LATE = {
     "begin": lambda c: Write(c, begin=Begin(1, 9)),
     "a step": lambda c: step(c, "late"),
     "the same step": lambda c: step(c, "a", output=b'"other"'),
-    "a failed step": lambda c: Write(c, step=Step(1, "late", ERROR, error=b"1", retry_count=1, retry_in_s=1.0)),
+    "a failed step": lambda c: Write(
+        c, step=Step(1, "late", ERROR, error=b"1", retry_count=1, retry_in_s=1.0)
+    ),
     "a crash": lambda c: Write(c, crash=CRASH),
     "settle SUCCESS": lambda c: Write(c, settle=Settle(SUCCESS, b"1")),
     "settle ERROR": lambda c: Write(c, settle=Settle(ERROR, error=b"1")),
@@ -31,7 +33,9 @@ LATE = {
     "release later, charged": lambda c: Write(c, message=Release(60.0, refund=False)),
     "archive": lambda c: Write(c, message=Archive()),
     "bury": lambda c: Write(c, message=Archive("dead")),
-    "all in one": lambda c: Write(c, Begin(1, 9), Step(1, "late", SUCCESS, b"1"), CRASH, Settle(SUCCESS), Archive()),
+    "all in one": lambda c: Write(
+        c, Begin(1, 9), Step(1, "late", SUCCESS, b"1"), CRASH, Settle(SUCCESS), Archive()
+    ),
 }
 
 
@@ -105,9 +109,13 @@ def test_the_claim_that_took_over_is_not_hurt_by_a_late_write_beside_it(flow, ds
     wrote(flow.store, release(claim))
     new = flow.consumer.claim_one()
     for what, make in LATE.items():
-        outcomes = flow.store.turn([make(claim), flow.begin(new, 2), step(new, "mine", output=b'"kept"')]).outcomes
+        outcomes = flow.store.turn(
+            [make(claim), flow.begin(new, 2), step(new, "mine", output=b'"kept"')]
+        ).outcomes
         assert [o.applied for o in outcomes] == [False, True, True], what
-        assert [(s.step_name, s.output) for s in flow.store.steps(claim.message_id)] == [("mine", "kept")], what
+        assert [(s.step_name, s.output) for s in flow.store.steps(claim.message_id)] == [("mine", "kept")], (
+            what
+        )
         assert flow.store.run(claim.message_id).status == RUNNING, what
 
 

@@ -197,7 +197,9 @@ def test_a_late_release_that_waited_for_a_takeover_does_not_free_the_heirs_messa
         take(tx, heir)
         late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Release(0.0, refund=False))))
     assert not late.result().applied
-    assert columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct") == [(claim.message_id, heir.id, 1)]
+    assert columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct") == [
+        (claim.message_id, heir.id, 1)
+    ]
 
 
 def test_a_lease_renewed_while_somebody_recovers_it_is_lost(flow, second, dsn):
@@ -221,7 +223,9 @@ def test_two_recoveries_at_once_take_each_message_once(store, second, dsn, clock
     assert set(dump(dsn)["pgqrs_supervisors"]) == set()
 
 
-def test_a_recovery_leaves_a_supervisor_alone_that_is_claiming_and_finds_what_it_took_later(flow, second, dsn, clock):
+def test_a_recovery_leaves_a_supervisor_alone_that_is_claiming_and_finds_what_it_took_later(
+    flow, second, dsn, clock
+):
     [number] = flow.trigger()
     with flow.store.database.transaction() as tx:
         assert ids(take(tx, flow.consumer)) == [number]

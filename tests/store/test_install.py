@@ -60,7 +60,9 @@ def test_processes_may_connect_to_an_empty_database_and_install_at_once(empty_ds
         p.stdin.flush()
     told = [p.communicate(timeout=60) for p in processes]
     assert [p.returncode for p in processes] == [0] * 3, told
-    assert sorted(out.split() for out, _ in told) == [["0", str(VERSION)]] * 2 + [[str(VERSION), str(VERSION)]]
+    assert sorted(out.split() for out, _ in told) == [["0", str(VERSION)]] * 2 + [
+        [str(VERSION), str(VERSION)]
+    ]
 
 
 def test_verify_says_that_nothing_is_installed(bare):

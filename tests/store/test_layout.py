@@ -69,7 +69,8 @@ def test_the_columns_of_0_15_stand_first_and_are_as_they_were(store, dsn):
         wanted = layout
         if dsn.startswith("sqlite"):
             wanted = [
-                (name, ON_SQLITE.get(kind, "TEXT"), null, default and name != "id") for name, kind, null, default in layout
+                (name, ON_SQLITE.get(kind, "TEXT"), null, default and name != "id")
+                for name, kind, null, default in layout
             ]
         assert found(dsn, table)[: len(wanted)] == wanted, table
 

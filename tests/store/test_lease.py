@@ -106,7 +106,12 @@ def test_recovering_takes_only_what_was_held(store, queue, consumer, other, cloc
     wrote(store, finish(claims[0]))
     store.expire_lease(consumer.supervisor_id)
     assert store.recover(5) == 1
-    assert messages(dsn) == [(done, consumer.id, 1, None), (held, None, 1, None), (theirs, other.id, 1, None), (waiting, None, 0, None)]
+    assert messages(dsn) == [
+        (done, consumer.id, 1, None),
+        (held, None, 1, None),
+        (theirs, other.id, 1, None),
+        (waiting, None, 0, None),
+    ]
 
 
 def test_what_came_back_keeps_its_place(store, queue, consumer, other):
@@ -154,9 +159,16 @@ def test_retiring_with_empty_hands_is_fine_and_so_is_twice(store, consumer):
 def test_neighbours_are_those_of_this_host_boot_and_namespace(store, queue):
     here = Consumer(store, queue, "a", pid=1)
     beside = Consumer(store, queue, "b", pid=2)
-    for name, place in {"c": {"host": "there"}, "d": {"boot_id": "before"}, "e": {"pid_ns": "container"}}.items():
+    for name, place in {
+        "c": {"host": "there"},
+        "d": {"boot_id": "before"},
+        "e": {"pid_ns": "container"},
+    }.items():
         Consumer(store, queue, name, **place)
-    assert sorted(store.neighbours(here.identity)) == [(here.supervisor_id, 1, 99), (beside.supervisor_id, 2, 99)]
+    assert sorted(store.neighbours(here.identity)) == [
+        (here.supervisor_id, 1, 99),
+        (beside.supervisor_id, 2, 99),
+    ]
 
 
 def test_a_workers_listing_says_what_each_holds(store, queue, consumer, other):

@@ -36,12 +36,21 @@ def test_settled_says_how_a_run_ended(flow):
     assert flow.store.settled(claim.message_id).status == RUNNING
     wrote(flow.store, finish(claim, SUCCESS, b'{"a": [1]}'))
     settled = flow.store.settled(claim.message_id)
-    assert (settled.status, json(settled.output), settled.error, settled.is_run) == (SUCCESS, {"a": [1]}, None, True)
+    assert (settled.status, json(settled.output), settled.error, settled.is_run) == (
+        SUCCESS,
+        {"a": [1]},
+        None,
+        True,
+    )
 
 
 def test_settled_says_why_a_run_failed(flow):
     settled = flow.store.settled(flow.failed())
-    assert (settled.status, json(settled.error), settled.dead_reason) == (ERROR, {"message": "no"}, "it failed")
+    assert (settled.status, json(settled.error), settled.dead_reason) == (
+        ERROR,
+        {"message": "no"},
+        "it failed",
+    )
 
 
 def test_settled_of_a_plain_message(store, queue, consumer):
@@ -109,7 +118,9 @@ def test_queues_are_counted(seven, clock):
     claims = [c.claim for c in consumer.claim(3)]
     seven.turn([Write(claims[0], message=Archive()), Write(claims[1], message=Archive("no"))])
     seven.ensure_queue("empty")
-    told = {q.queue_name: (q.workflow, q.ready, q.delayed, q.held, q.archived, q.dead) for q in seven.queues()}
+    told = {
+        q.queue_name: (q.workflow, q.ready, q.delayed, q.held, q.archived, q.dead) for q in seven.queues()
+    }
     assert told == {
         "empty": (None, 0, 0, 0, 0, 0),
         "flow": ("flow", 1, 1, 1, 3, 0),

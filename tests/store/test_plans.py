@@ -27,7 +27,11 @@ def crowded(store, queue, dsn):
         "insert into pgqrs_messages (queue_id, payload, vt) select ?, '1', now() - interval '1 hour' from generate_series(1, 1000)",
         queue,
     )
-    execute(dsn, "update pgqrs_messages set consumer_worker_id = ?, claim_no = 1 where id between 20001 and 20200", consumer.id)
+    execute(
+        dsn,
+        "update pgqrs_messages set consumer_worker_id = ?, claim_no = 1 where id between 20001 and 20200",
+        consumer.id,
+    )
     execute(dsn, "analyze pgqrs_messages")
     return consumer
 
@@ -50,7 +54,11 @@ def nodes(node):
 
 def scans(plan):
     """How each scan of the messages is done."""
-    return [(n["Node Type"], n.get("Index Name")) for n in plan if n.get("Relation Name") == "pgqrs_messages" and "Scan" in n["Node Type"]]
+    return [
+        (n["Node Type"], n.get("Index Name"))
+        for n in plan
+        if n.get("Relation Name") == "pgqrs_messages" and "Scan" in n["Node Type"]
+    ]
 
 
 def assert_indexed(plan):
@@ -60,7 +68,15 @@ def assert_indexed(plan):
 
 
 def test_a_claim_reads_the_index_of_what_is_ready(crowded, dsn):
-    told = plan(dsn, "claim", **CLAIM, queue_id=crowded.queue_id, consumer_id=crowded.id, after_vt="-infinity", after_id=0)
+    told = plan(
+        dsn,
+        "claim",
+        **CLAIM,
+        queue_id=crowded.queue_id,
+        consumer_id=crowded.id,
+        after_vt="-infinity",
+        after_id=0,
+    )
     assert_indexed(told)
     assert ("Index Scan", "idx_pgqrs_messages_ready") in scans(told)
     assert not [n for n in told if n["Node Type"] == "Sort"]

@@ -38,7 +38,9 @@ def test_nothing_of_a_refused_write_is_written(flow):
     import msgspec
 
     bad = msgspec.structs.replace(
-        bad_step(claim, flow.store.database.dialect), settle=finish(claim).settle, message=finish(claim).message
+        bad_step(claim, flow.store.database.dialect),
+        settle=finish(claim).settle,
+        message=finish(claim).message,
     )
     assert not wrote(flow.store, bad).applied
     assert flow.store.run(claim.message_id).status == RUNNING

@@ -29,7 +29,9 @@ def crash(count: int = 1, step: str | None = "a") -> Crash:
 
 
 def message_row(dsn):
-    [row] = columns(dsn, "pgqrs_messages", "consumer_worker_id, read_ct, dead_reason, archived_at is not null")
+    [row] = columns(
+        dsn, "pgqrs_messages", "consumer_worker_id, read_ct, dead_reason, archived_at is not null"
+    )
     return row
 
 
@@ -44,7 +46,11 @@ def test_begin_makes_the_run_with_its_input(flow, clock):
     run = flow.store.run(claim.message_id)
     assert (outcome.applied, outcome.status) == (True, RUNNING)
     assert (run.status, run.input, run.attempt, run.workflow) == (RUNNING, 0, 1, "flow")
-    assert (when(run.started_at), when(run.created_at), when(run.completed_at)) == (clock.at(), clock.at(), None)
+    assert (when(run.started_at), when(run.created_at), when(run.completed_at)) == (
+        clock.at(),
+        clock.at(),
+        None,
+    )
 
 
 def test_the_first_run_has_the_id_1(flow):
@@ -267,7 +273,9 @@ def test_a_buried_message_says_why(flow, dsn):
 def test_a_write_may_have_every_part_at_once(flow, dsn):
     flow.trigger()
     claim = flow.consumer.claim_one()
-    everything = Write(claim, Begin(flow.workflow.id, 3), Step(0, "a", SUCCESS, b"1"), crash(2), Settle(ERROR), Archive("x"))
+    everything = Write(
+        claim, Begin(flow.workflow.id, 3), Step(0, "a", SUCCESS, b"1"), crash(2), Settle(ERROR), Archive("x")
+    )
     outcome = wrote(flow.store, everything)
     run = flow.store.run(claim.message_id)
     assert (outcome.applied, outcome.status) == (True, ERROR)
@@ -279,7 +287,9 @@ def test_a_write_may_have_every_part_at_once(flow, dsn):
 def test_a_whole_run_may_go_in_one_turn(flow):
     flow.trigger()
     claim = flow.consumer.claim_one()
-    turn = flow.store.turn([flow.begin(claim), step(claim), step(claim, "b", 1), finish(claim, SUCCESS, b"9")])
+    turn = flow.store.turn(
+        [flow.begin(claim), step(claim), step(claim, "b", 1), finish(claim, SUCCESS, b"9")]
+    )
     assert [o.status for o in turn.outcomes] == [SUCCESS] * 4
     assert json(flow.store.settled(claim.message_id).output) == 9
 
