@@ -85,6 +85,7 @@ def step(
     """
 
     def decorate(f: F) -> F:
+        _refuse_generator(f, "step")
         definition = StepDefinition(
             name=_checked_name("step", name or getattr(f, "__name__", "")),
             function=f,
@@ -144,8 +145,7 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
 
 
 def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str | None) -> Definition:
-    if inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f):
-        raise errors.ValidationError(f"{kind} {f.__name__!r} is a generator; return a list instead")
+    _refuse_generator(f, kind)
     name = _checked_name(kind, name or getattr(f, "__name__", ""))
     return Definition(
         kind=kind,
@@ -155,6 +155,11 @@ def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str |
         signature=_signature(f, kind),
         is_async=inspect.iscoroutinefunction(f),
     )
+
+
+def _refuse_generator(f: Callable[..., Any], kind: str) -> None:
+    if inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f):
+        raise errors.ValidationError(f"{kind} {f.__name__!r} is a generator; return a list instead")
 
 
 def _signature(f: Callable[..., Any], kind: str) -> Signature:

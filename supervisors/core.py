@@ -300,11 +300,10 @@ class Core:
                 if outcome.status == WorkflowStatus.Cancelling and not run.cancelling:
                     run.cancelling = True
                     self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
-                if write.step is not None:
-                    if not run.cancelling:
-                        self._out.append(
-                            Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
-                        )
+                if write.step is not None and not run.cancelling:
+                    self._out.append(
+                        Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
+                    )
 
     def _not_applied(self, run: Run, outcome: Outcome) -> None:
         if outcome.failure is None:

@@ -183,10 +183,10 @@ class Loop:
             if self._options.parent_fd is not None:
                 self._register_fd(self._options.parent_fd, self._parent_gone)
             self._turns = Turns(self._store, self._wake, time.monotonic)
-            stack.callback(self._turns.close)
             self._core = core.Core(functions, self._settings())
             self._register()
             stack.callback(self._sign_off)
+            stack.callback(self._turns.close)  # first: what a claim under way takes must be signed off too
             stack.callback(self._kill_all)
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers))

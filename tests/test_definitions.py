@@ -72,7 +72,7 @@ def test_async_functions_stay_async():
     assert asyncio.run(flow(3)) == 3
 
 
-@pytest.mark.parametrize("decorate", [pgqrs.workflow, pgqrs.step, pgqrs.handler(queue="q")])
+@pytest.mark.parametrize("decorate", [pgqrs.workflow, pgqrs.handler(queue="q")])
 def test_a_generator_is_refused(decorate):
     def generates(x):
         yield x
@@ -106,7 +106,7 @@ def test_options_that_cannot_be_are_refused_where_they_stand(options):
 
 
 def test_what_was_not_decorated_is_no_definition():
-    with pytest.raises(errors.ValidationError, match="decorate it with @pgqrs.workflow"):
+    with pytest.raises(errors.ValidationError, match=r"decorate it with @pgqrs\.workflow"):
         definition_of(len)
 
 

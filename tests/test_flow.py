@@ -697,13 +697,14 @@ def test_steps_that_are_gathered_run_together_and_replay_by_name():
     async def work():
         return await asyncio.gather(adouble(1), adouble(2), adouble(3))
 
-    inside = []
+    inside, everybody = [], asyncio.Event()
 
     class Together(AsyncJournal):
         async def gate(self, call):
             inside.append(call.name)
-            while len(inside) < 3:
-                await asyncio.sleep(0)
+            if len(inside) == 3:
+                everybody.set()
+            await everybody.wait()
 
     result, journal = run_async(work, journal=Together())
     assert result == b"[2,4,6]"

@@ -63,9 +63,11 @@ def test_a_word_that_nobody_knows_is_an_error():
 
 def test_seconds_from_now_mean_the_same_to_sqlite():
     later = sql._rendered("x", "select {now + :s}, {now - :s}", "sqlite", False).sql
-    run = lambda s: (
-        sqlite3.connect(":memory:").execute(later, {"now": "2024-05-17 12:00:00.000", "s": s}).fetchone()
-    )  # noqa: E731
+
+    def run(seconds):
+        now = {"now": "2024-05-17 12:00:00.000", "s": seconds}
+        return sqlite3.connect(":memory:").execute(later, now).fetchone()
+
     assert run(1.5) == ("2024-05-17 12:00:01.500", "2024-05-17 11:59:58.500")
     assert run(0) == ("2024-05-17 12:00:00.000",) * 2
     assert run(86_400.0) == ("2024-05-18 12:00:00.000", "2024-05-16 12:00:00.000")

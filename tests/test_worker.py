@@ -78,8 +78,8 @@ class Pipe:
         """All it says until it has nothing left to run."""
         return self.until(wire.Idle)[:-1]
 
-    def commit(self, checkpoint):
-        self.send(wire.Committed(checkpoint.message_id, checkpoint.claim_no, checkpoint.position))
+    def commit(self, *checkpoints):
+        self.send(*(wire.Committed(c.message_id, c.claim_no, c.position) for c in checkpoints))
 
     def commit_all(self):
         """Commits whatever comes, until a run has ended. Everything that was said."""
@@ -187,8 +187,7 @@ def test_a_pure_step_does_not_wait_and_a_strict_one_waits_for_all_before_it():
         said = pipe.until_idle()
         checkpoints = [f for f in said if isinstance(f, wire.Checkpoint)]
         assert [c.name for c in checkpoints] == ["first", "pure", "pure#2"]
-        pipe.commit(checkpoints[0])
-        pipe.commit(checkpoints[1])
+        pipe.commit(*checkpoints[:2])
         assert pipe.until_idle() == []
         pipe.commit(checkpoints[2])
         assert told(pipe.until_idle())[:1] == [("Started", 1, "second")]
@@ -383,8 +382,9 @@ def test_a_handler_that_fails_says_so():
 
     with Pipe(handle) as pipe:
         pipe.execute(handle, 1, payload=b"7")
-        pipe.execute(handle, 2, payload=b'"seven"')
         said = pipe.until_idle()
+        pipe.execute(handle, 2, payload=b'"seven"')
+        said += pipe.until_idle()
     assert [type(f).__name__ for f in said] == ["Started", "Failed", "Started", "Failed"]
 
 
@@ -495,8 +495,7 @@ def test_a_run_that_was_lost_and_comes_again_replaces_the_one_that_still_waits()
         pipe.until_idle()
         pipe.send(wire.Cancel(1, 1))
         pipe.execute(two, 1, claim_no=2)
-        said = pipe.until_idle()
-        checkpoint = next(f for f in said if isinstance(f, wire.Checkpoint))
+        checkpoint = pipe.until(wire.Checkpoint)[-1]
         assert checkpoint.claim_no == 2
         pipe.commit(checkpoint)
         assert told(pipe.until(wire.Finished))[-1] == ("Finished", 1, None)
@@ -567,13 +566,14 @@ def test_async_runs_wait_for_their_commits_and_not_for_each_other():
 
 
 def test_gathered_steps_run_at_the_same_time():
-    inside = []
+    inside, everybody = [], asyncio.Event()
 
     @pgqrs.step
     async def together(n):
         inside.append(n)
-        while len(inside) < 3:
-            await asyncio.sleep(0)
+        if len(inside) == 3:
+            everybody.set()
+        await everybody.wait()
         return n
 
     @pgqrs.workflow

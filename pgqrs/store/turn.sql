@@ -33,7 +33,8 @@ set status = case when w.status = 'CANCELLING' then w.status else excluded.statu
     paused_at = null,
     error = null,
     worker_id = excluded.worker_id,
-    attempt = excluded.attempt;
+    attempt = excluded.attempt
+where w.status not in ('SUCCESS', 'ERROR', 'CANCELLED');
 
 -- name: save_steps
 -- A recorded checkpoint never changes.

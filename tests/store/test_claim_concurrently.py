@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from tests.store.given import Consumer, columns, ids, release
@@ -41,14 +42,14 @@ def test_threads_take_each_message_once(store, queue, open_another):
 
     with ThreadPoolExecutor(4) as pool:
         taken = list(pool.map(take_all, range(4)))
-    assert sorted(sum(taken, [])) == list(range(1, MESSAGES + 1))
+    assert sorted(chain(*taken)) == list(range(1, MESSAGES + 1))
 
 
 def test_threads_that_share_a_store_take_each_message_once(store, queue, consumer):
     store.enqueue(queue, [b"1"] * 300)
     with ThreadPoolExecutor(4) as pool:
         taken = list(pool.map(lambda _: ids(consumer.claim(5)), range(60)))
-    assert sorted(sum(taken, [])) == list(range(1, 301))
+    assert sorted(chain(*taken)) == list(range(1, 301))
 
 
 def test_processes_take_each_message_once(dsn, store, queue):
@@ -67,7 +68,7 @@ def test_processes_take_each_message_once(dsn, store, queue):
         p.stdin.flush()
     taken = [[int(n) for n in p.communicate(timeout=60)[0].split()] for p in processes]
     assert [p.returncode for p in processes] == [0, 0, 0]
-    assert sorted(sum(taken, [])) == list(range(1, MESSAGES + 1))
+    assert sorted(chain(*taken)) == list(range(1, MESSAGES + 1))
     assert columns(dsn, "pgqrs_messages", "distinct claim_no, read_ct") == [(1, 1)]
 
 
@@ -86,7 +87,7 @@ def test_claims_and_releases_at_once_lose_nothing(store, queue, open_another, ds
         return seen
 
     with ThreadPoolExecutor(3) as pool:
-        seen = sum(pool.map(take_and_give_back, range(3)), [])
+        seen = list(chain(*pool.map(take_and_give_back, range(3))))
     assert len(set(seen)) == len(seen) > 40
     assert columns(dsn, "pgqrs_messages", "distinct consumer_worker_id, read_ct") == [(None, 0)]
     assert columns(dsn, "pgqrs_messages", "sum(claim_no)") == [(len(seen),)]

@@ -12,7 +12,7 @@ def messages(dsn):
 
 def test_a_supervisor_has_a_consumer_on_each_queue(store, clock):
     queues = {name: store.ensure_queue(name) for name in ("a", "b", "c")}
-    supervisor, consumers = store.register_supervisor(identity("sup", pid=12), queues, 15)
+    _, consumers = store.register_supervisor(identity("sup", pid=12), queues, 15)
     assert list(consumers) == ["a", "b", "c"]
     shown = store.workers()
     assert [(w.id, w.name, w.queue_name, w.pid, w.host) for w in shown] == [

@@ -219,7 +219,7 @@ def test_a_paused_run_says_why_and_until_when(flow, clock):
 
 
 def test_a_release_keeps_the_place_in_the_queue(flow):
-    first, second, third = flow.trigger(3)
+    first, _, third = flow.trigger(3)
     claims = [c.claim for c in flow.consumer.claim(2)]
     wrote(flow.store, release(claims[0]))
     assert ids(flow.consumer.claim()) == [first, third]
