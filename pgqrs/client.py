@@ -402,6 +402,7 @@ def _workers(
 ) -> Iterator[None]:
     from pgqrs import targets
 
+    targets.refuse_while_loading()
     if store.config.dsn.endswith(":memory:"):
         raise errors.ValidationError(
             "store.workers() needs a database that another process can open, not sqlite::memory:"

@@ -69,7 +69,7 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
     try:
         _forget_caches(modules)
         pickled = _dumps(list(functions))
-        dill.loads(pickled)  # what dill writes it cannot always read: a msgspec Struct of __main__, say
+        _check_readable(pickled)
     except Exception as e:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
         if modules == {"__main__"} and main:
@@ -79,6 +79,19 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
             f"these functions cannot be sent to another process ({type(e).__name__}: {e}); put them into a module"
         ) from e
     return Target(pickled=pickled, sys_path=sys_path)
+
+
+def _check_readable(pickled: bytes) -> None:
+    """What dill writes it cannot always read in another process (a msgspec Struct of __main__, say): tried here with the
+    `__main__` that such a process has."""
+    import dill
+
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        dill.loads(pickled)
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _dumps(functions: list[Callable[..., Any]]) -> bytes:
@@ -105,15 +118,40 @@ def _forget_caches(modules: Iterable[str]) -> None:
                 del value.__msgspec_cache__  # type: ignore[attr-defined]
 
 
+loading = False  # in this process a target is being imported for a supervisor
+
+
 def load(target: Target) -> list[Definition]:
     """Imports the target, loudly, and returns its workflows and handlers. Raises TargetError that says what is wrong."""
+    global loading
+    loading = True
+    try:
+        return _loaded(target)
+    finally:
+        loading = False
+
+
+def refuse_while_loading() -> None:
+    """A script that starts workers as soon as it is imported would start them again in each process that imports it for
+    these workers, without end. Raises ValidationError then."""
+    if loading:
+        raise errors.ValidationError(
+            "store.workers() was called while its own supervisor imported this script: put it, and all that should not "
+            "happen on import, under `if __name__ == '__main__':`"
+        )
+
+
+def _loaded(target: Target) -> list[Definition]:
     sys.path[:0] = (
         [p for p in target.sys_path if p not in sys.path] if target.pickled else list(target.sys_path)
     )
     if target.pickled is not None:
         import dill
 
-        return distinct(definition_of(f) for f in dill.loads(target.pickled))
+        try:
+            return distinct(definition_of(f) for f in dill.loads(target.pickled))
+        except Exception as e:
+            raise errors.TargetError(f"{target}: {_told(target, e)}; put them into a module") from e
     module = _imported(target)
     found = definitions_in(module)
     if target.name is not None:
