@@ -64,7 +64,6 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
         return Target(
             module=modules.pop(), name=",".join(f.__qualname__ for f in functions), sys_path=sys_path
         )
-    import dill
 
     try:
         _forget_caches(modules)
