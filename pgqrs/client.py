@@ -425,16 +425,21 @@ def _workers(
     )
     os.close(parent_read)
     os.close(ready_write)
+    ready = False
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()
-        if (told := os.read(ready_read, 65536)) != b"1":
+        told = os.read(ready_read, 65536)
+        ready = told == b"1"
+        if not ready:
             reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
             raise errors.SupervisorError(f"the supervisor could not start: {reason}")
         yield
     finally:
         os.close(ready_read)
         os.close(parent_write)  # the supervisor drains when this end is gone, however we end
+        if not ready:
+            process.terminate()  # it may still be importing, and look at nothing
         process.wait()

@@ -169,6 +169,10 @@ def _signature(f: Callable[..., Any], kind: str) -> Signature:
 
 
 def _checked_name(kind: str, name: str | None) -> str:
+    if name == "<lambda>":
+        raise errors.ValidationError(
+            f"a lambda has no name to know the {kind} by; give it name=…, or write a def"
+        )
     if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
         raise errors.ValidationError(
             f"{name!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} printable characters"

@@ -126,7 +126,7 @@ class Core:
                 times.append(worker.on_cpu.deadline)
             if not worker.ready:
                 times.append(worker.launched_at + BOOT_DEADLINE_S)
-        if not self.level and self.scheduling.free():
+        if not self.level and self.scheduling.demand():
             times += [
                 q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None
             ]

@@ -39,7 +39,8 @@ from supervisors.launch import (
 from supervisors.output import LineReader
 from supervisors.watching import watch
 
-COMMIT_EVERY_S = 0.02  # what nobody waits for may wait this long for company
+ATTEMPT_S = 3.0
+COMMIT_EVERY_S = 0.04  # what nobody waits for may wait this long for company: half of what lanes have at hand
 TURN_WRITES_MAX = 1000
 OUTBOX_BYTES_MAX = 64 * 1024 * 1024  # unread by a worker: it is stuck, and its pipe with it
 READ_BYTES = 1024 * 1024
@@ -129,7 +130,8 @@ def cores() -> int:
 class Loop:
     def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
         self._target = target
-        self._config = config
+        # A database that is away is asked again and again here, so one attempt need not be patient.
+        self._config = Config.from_dict(config.to_dict() | {"connection_timeout_seconds": ATTEMPT_S})
         self._options = options
         self._view = view
         self._selector = selectors.DefaultSelector()
@@ -146,6 +148,7 @@ class Loop:
         self._unsent: set[int] = set()  # workers whose outbox has something new
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
+        self._importing = False
         self._watched: int | None = None
         self._away: str | None = None
         self._backlog: int | None = None
@@ -169,7 +172,9 @@ class Loop:
                 self._target, self._options.start_method, self._config.max_payload_size_bytes
             )
             stack.callback(self._launcher.close)
+            self._importing = True  # which may take long, or for ever: a signal ends it
             loaded = self._launcher.load()
+            self._importing = False
             self._store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
             self._lease_store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
             functions = self._prepare(loaded.functions)
@@ -186,7 +191,9 @@ class Loop:
             self._core = core.Core(functions, self._settings())
             self._register()
             stack.callback(self._sign_off)
-            stack.callback(self._turns.close)  # first: what a claim under way takes must be signed off too
+            stack.callback(
+                lambda: self._turns.close(5.0 if self._away is None else 0.1)
+            )  # first: what a claim under way takes must be signed off too
             stack.callback(self._kill_all)
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers))
@@ -264,6 +271,8 @@ class Loop:
     def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
         def on_signal(number: int, frame: object) -> None:
             self._signals += 1
+            if self._importing:
+                raise KeyboardInterrupt
 
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, old_fd)
@@ -597,6 +606,8 @@ class Loop:
 
     def _sign_off(self) -> None:
         self._lease.close()
+        if self._away is not None:
+            return  # the lease will say it
         with suppress(errors.PgqrsConnectionError):
             self._lease_store.retire(self._supervisor_id, self._config.max_read_ct)
 

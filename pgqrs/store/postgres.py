@@ -50,6 +50,8 @@ class PostgresDatabase:
             max_size=config.max_connections,
             timeout=config.connection_timeout_seconds,
             max_idle=30.0,
+            # Between its own attempts the pool waits ever longer. A supervisor asks again by itself, at a steady pace.
+            reconnect_timeout=1.0 if steady_plans else 300.0,
             kwargs=connection_options(config),
             configure=self._configure,
             open=False,
