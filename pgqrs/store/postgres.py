@@ -28,6 +28,8 @@ HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was 
 STEADY_PLANS = (
     b"set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
 )
+# A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+IDLE_TRANSACTION = b"set idle_in_transaction_session_timeout = '3s'"
 
 
 class PostgresDatabase:
@@ -104,6 +106,7 @@ class PostgresDatabase:
         prepare_connection(connection, self._config)
         if self._steady_plans:
             connection.execute(STEADY_PLANS)
+            connection.execute(IDLE_TRANSACTION)
             connection.commit()
 
     def _translated(self) -> "_Translated":
