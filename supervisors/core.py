@@ -144,7 +144,6 @@ class Core:
                     self._out.append(Send(worker.id, wire.Drain(self.level > 1)))
             case wire.Idle():
                 worker.on_cpu = None
-                worker.idle = True
                 self._out.append(Hurry())
             case wire.Returned():
                 worker.revoking = False
@@ -168,7 +167,6 @@ class Core:
         frame: wire.Started | wire.Checkpoint | wire.StepFailed | wire.Paused | wire.Finished | wire.Failed,
         now: float,
     ) -> None:
-        worker.idle = False
         if isinstance(frame, wire.Started):
             worker.last_run = run.id
             worker.on_cpu = OnCpu(

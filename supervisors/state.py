@@ -81,7 +81,6 @@ class Worker(Struct, eq=False):
     runs: dict[int, Run] = msgspec.field(default_factory=dict)
     on_cpu: OnCpu | None = None
     last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
-    idle: bool = False
     exclusive: bool = False  # carries one isolated run and nothing beside it
     reserved: bool = False  # being emptied for one
     timed_out: OnCpu | None = None
@@ -99,7 +98,6 @@ class Worker(Struct, eq=False):
     def take(self, run: Run) -> None:
         self.runs[run.id] = run
         self.bytes += run.bytes
-        self.idle = False
 
     def leave(self, run_id: int) -> Run | None:
         run = self.runs.pop(run_id, None)

@@ -25,7 +25,6 @@ from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.sql import DAWN, Dialect
 from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
 
-FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end: far enough, and every database can hold it
 BACKLOG_BOUND = 100_000
 
 
