@@ -1,24 +1,23 @@
-"""What callers hold: a store, and a handle for each run they trigger."""
+"""The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.aio` has its async twin."""
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, cast, overload
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-import msgspec
-
-from pgqrs import codec, durations, errors
-from pgqrs.config import Config, default_dsn
-from pgqrs.definitions import Duration, definition_of
+from pgqrs import codec, durations, errors, table_handles
+from pgqrs.config import Config
+from pgqrs.consumer import Consumer
+from pgqrs.consumer_iterator import ConsumerIterator, Iteration
+from pgqrs.definitions import definition_of
+from pgqrs.durations import Duration
 from pgqrs.flow import Definition
-from pgqrs.records import QueueCounts, QueueMessage, RunRecord, StepRecord, WorkerInfo
+from pgqrs.handle import RunHandle
+from pgqrs.producer import Producer
+from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
 from pgqrs.states import WorkflowStatus
-from pgqrs.store import MessageStore, open_store
-from pgqrs.store.store import Settled, enqueue
+from pgqrs.store import MessageStore, administering, open_store
+from pgqrs.using import Using
+from pgqrs.waiting import Blocking
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,17 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-POLL_MIN_S, POLL_MAX_S = 0.002, 0.25
 ENQUEUE_MAX = 10_000  # payloads in one statement; more are sent in several, in one transaction each
-
-
-def connect(dsn: str | None = None) -> "Store":
-    """A store on the database that `dsn` names: `with pgqrs.connect(dsn) as store:`, or `.open()` and later `.close()`.
-
-    Without a DSN it is the environment's PGQRS_DSN, else ./pgqrs.db (SQLite). Raises ConfigError for a DSN that names no
-    database, PgqrsConnectionError when it cannot be reached (on entry, not at the first query).
-    """
-    return Store(Config.from_dsn(dsn or default_dsn(os.environ)))
 
 
 class Store:
@@ -49,8 +38,10 @@ class Store:
         self._queues: dict[str, int] = {}
         self._workflows: dict[str, int] = {}
 
+    ways = Blocking()
+
     def __repr__(self) -> str:
-        return f"Store({self.config!r})"
+        return f"{type(self).__name__}({self.config!r})"
 
     def open(self) -> Self:
         if self._messages is None:
@@ -78,6 +69,55 @@ class Store:
     def verify(self) -> int:
         """The schema's version. Raises SchemaError where it is missing, or older or newer than this version of pgqrs."""
         return self._opened().verify()
+
+    def bootstrap(self) -> None:
+        """Another name for `install`."""
+        self.install()
+
+    # As in 0.15: queues, producers, consumers, tables
+
+    def queue(self, name: str) -> QueueInfo:
+        """Makes a queue. Raises QueueAlreadyExistsError."""
+        return administering.make_queue(self._ready().database, _queue_name(name))
+
+    def producer(self, queue: str) -> Producer:
+        """Registers a producer on a queue. Raises QueueNotFoundError."""
+        return Producer.registered(self._ready(), self.config, self._queue_info(queue))
+
+    def anonymous_producer(self, queue: str) -> Producer:
+        """One that is registered nowhere: its messages name no producer."""
+        return Producer(self._ready(), self.config, self._queue_info(queue), None)
+
+    def consumer(self, queue: str) -> Consumer:
+        """Registers a consumer on a queue. Raises QueueNotFoundError."""
+        return Consumer.registered(self._ready(), self.config, self._queue_info(queue))
+
+    def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
+        """The queue's messages, one by one as they come, taken by a consumer that lives as long as the iterator: close it,
+        or use it in a `with` block."""
+        return ConsumerIterator(self.iteration(queue, poll_interval_ms))
+
+    def iteration(self, queue: str, poll_interval_ms: int | None = None) -> Iteration:
+        """What the blocking and the async iterator share."""
+        return Iteration(self._ready, self.config, queue, poll_interval_ms)
+
+    def get_workers(self) -> table_handles.Workers:
+        return table_handles.Workers(self._ready().database)
+
+    def get_queues(self) -> table_handles.Queues:
+        return table_handles.Queues(self._ready().database)
+
+    def get_messages(self) -> table_handles.Messages:
+        return table_handles.Messages(self._ready().database)
+
+    def get_workflows(self) -> table_handles.Workflows:
+        return table_handles.Workflows(self._ready().database)
+
+    def get_workflow_runs(self) -> table_handles.WorkflowRuns:
+        return table_handles.WorkflowRuns(self._ready().database)
+
+    def get_workflow_steps(self) -> table_handles.WorkflowSteps:
+        return table_handles.WorkflowSteps(self._ready().database)
 
     # Asking for work
 
@@ -180,12 +220,22 @@ class Store:
 
     def workers(
         self, *functions: Callable[..., Any], processes: int | None = None, lanes: int | None = None
-    ) -> "contextlib.AbstractContextManager[None]":
+    ) -> AbstractContextManager[None]:
         """Runs a supervisor with these workflows and handlers while the `with` block lasts: a process of its own, ready
         on entry, drained on leaving. `processes` is by default the number of cores. Not on sqlite::memory:."""
-        return _workers(self, functions, processes, lanes)
+        from pgqrs.local_supervisor import local_supervisor
 
-    # Inside
+        return local_supervisor(self.config, self._ready, functions, processes, lanes)
+
+    # Inside, and for the modules around it
+
+    @property
+    def messages(self) -> MessageStore:
+        """The operations below, the schema checked."""
+        return self._ready()
+
+    def _queue_info(self, name: str) -> QueueInfo:
+        return administering.queue(self._ready().database, name)
 
     def _opened(self) -> MessageStore:
         if self._messages is None:
@@ -246,6 +296,12 @@ class Store:
         return self._ready().queue_of_workflow(workflow) or workflow
 
 
+def _queue_name(name: str) -> str:
+    if not isinstance(name, str) or not name or len(name) > 255 or "\0" in name:
+        raise errors.ValidationError(f"{name!r} cannot name a queue: 1 to 255 characters, no NUL")
+    return name
+
+
 def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:
     """The input as JSON, read back as the worker will: what does not fit is the caller's to hear, not the run's."""
     encoded = d.signature.encode_input(args, kwargs, limit)
@@ -259,187 +315,3 @@ def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             "by name, a workflow takes one positional argument, or several by keyword"
         )
     return args[0] if args else (kwargs or None)
-
-
-class RunHandle(Generic[R]):
-    """A run, by its message's id. `result` waits for it."""
-
-    def __init__(self, store: Store, run_id: int, returns: Any) -> None:
-        self._store = store
-        self._returns = returns
-        self.id = run_id
-
-    def __repr__(self) -> str:
-        return f"RunHandle({self.id})"
-
-    @property
-    def status(self) -> WorkflowStatus:
-        return self._settled().status
-
-    def result(self, timeout: Duration | None = None) -> R:
-        """Waits for the end of the run and returns its result, converted by the function's annotation.
-
-        Raises RunFailedError (holding the recorded error), RunCancelledError, or TimeoutError when `timeout` (seconds,
-        timedelta or text) is over first; the run goes on then.
-        """
-        deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
-        wait_s = POLL_MIN_S
-        while not (settled := self._settled_patiently(deadline)).status.terminal:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise errors.TimeoutError(
-                    f"run {self.id} is still {settled.status} after {durations.text(durations.seconds(timeout or 0))}; "
-                    "is a supervisor running for its workflow?"
-                )
-            time.sleep(wait_s if deadline is None else max(0.0, min(wait_s, deadline - time.monotonic())))
-            wait_s = min(wait_s * 1.5, POLL_MAX_S)
-        if settled.status is WorkflowStatus.Success:
-            decoded = codec.decode(
-                settled.output or b"null", self._returns, what=f"the result of run {self.id}"
-            )
-            return cast(R, decoded)
-        if settled.status is WorkflowStatus.Cancelled:
-            raise errors.RunCancelledError(f"run {self.id} was cancelled")
-        raise _failure(self.id, settled)
-
-    def cancel(self) -> WorkflowStatus:
-        """CANCELLED at once when nobody holds the run, else CANCELLING until its next step begins. A run that ended stays
-        as it ended. Returns what it is now."""
-        return self._store._ready().cancel(self.id)
-
-    def resume(self) -> bool:
-        """Ends a pause. False when the run is not paused."""
-        resumed = self._store._ready().resume(self.id)
-        if resumed:
-            self._store._ready().database.hint([self.record().workflow])
-        return resumed
-
-    def record(self) -> RunRecord:
-        return self._store._ready().run(self.id)
-
-    def steps(self) -> list[StepRecord]:
-        """What is recorded of its steps, in their order."""
-        return self._store._ready().steps(self.id)
-
-    def _settled(self) -> Settled:
-        return self._store._ready().settled(self.id)
-
-    def _settled_patiently(self, deadline: float | None) -> Settled:
-        """A database that is away for a while does not end a wait: the run goes on without us, too."""
-        away_since: float | None = None
-        while True:
-            try:
-                return self._settled()
-            except errors.PgqrsConnectionError:
-                now = time.monotonic()
-                away_since = now if away_since is None else away_since
-                patience_s = self._store.config.connection_timeout_seconds
-                if now - away_since >= patience_s or (deadline is not None and now >= deadline):
-                    raise
-                time.sleep(POLL_MAX_S)
-
-
-def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:
-    told = (
-        msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
-    )
-    text = f"{told.get('type', 'error')}: {told.get('message', '')}" if isinstance(told, dict) else str(told)
-    error = errors.RunFailedError(f"run {run_id} failed: {text}; its steps: pgqrs run {run_id}")
-    error.run_id = run_id
-    error.error = told if isinstance(told, dict) else {"message": text}
-    if isinstance(told, dict) and told.get("traceback"):
-        error.add_note(str(told["traceback"]))
-    return error
-
-
-class Using:
-    """A store's enqueue and trigger inside the caller's transaction. A queue that is new is made on the store's own
-    connection, and stays whatever becomes of the transaction."""
-
-    def __init__(self, store: Store, connection: "psycopg.Connection[Any]") -> None:
-        if store.config.backend != "postgres":
-            raise errors.ValidationError(
-                "store.using(connection) takes a psycopg connection; this store is not on PostgreSQL"
-            )
-        from pgqrs.store.postgres import PostgresTransaction
-
-        self._store = store
-        self._connection = connection
-        self._tx = PostgresTransaction(connection)
-
-    def enqueue(self, queue: str, payload: Any, delay: Duration = 0) -> int:
-        return self.enqueue_many(queue, [payload], delay)[0]
-
-    def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
-        return self._enqueue(queue, [self._store._encoded(p) for p in payloads], durations.seconds(delay))
-
-    @overload
-    def trigger(
-        self, workflow: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> RunHandle[R]: ...
-    @overload
-    def trigger(self, workflow: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
-    @overload
-    def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> RunHandle[Any]: ...
-    def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> RunHandle[Any]:
-        name, queue, inputs, returns = self._store._calls(workflow, [(args, kwargs)])
-        self._store._workflow(name, queue)
-        return RunHandle(self._store, self._enqueue(queue, inputs, 0.0)[0], returns)
-
-    def _enqueue(self, queue: str, payloads: Sequence[bytes], delay_s: float) -> list[int]:
-        from pgqrs.store.postgres import in_schema, notify
-
-        queue_id = self._store._queue(queue)
-        with in_schema(self._connection, self._store.config):
-            ids = enqueue(self._tx, queue_id, payloads, delay_s)
-        if not delay_s:
-            notify(self._connection, queue)  # heard when the caller commits
-        return ids
-
-
-@contextlib.contextmanager
-def _workers(
-    store: Store, functions: Sequence[Callable[..., Any]], processes: int | None, lanes: int | None
-) -> Iterator[None]:
-    from pgqrs import targets
-
-    targets.refuse_while_loading()
-    if store.config.dsn.endswith(":memory:"):
-        raise errors.ValidationError(
-            "store.workers() needs a database that another process can open, not sqlite::memory:"
-        )
-    target = targets.of_functions(functions)
-    store._ready()
-    parent_read, parent_write = os.pipe()
-    ready_read, ready_write = os.pipe()
-    order = {
-        "target": msgspec.to_builtins(target),
-        "config": store.config.to_dict(),
-        "options": {"workers": processes, "lanes": lanes, "ready_fd": ready_write, "parent_fd": parent_read},
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "supervisors"],
-        stdin=subprocess.PIPE,
-        pass_fds=(parent_read, ready_write),
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    os.close(parent_read)
-    os.close(ready_write)
-    ready = False
-    try:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(order).encode())
-            process.stdin.close()
-        told = os.read(ready_read, 65536)
-        ready = told == b"1"
-        if not ready:
-            reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
-            raise errors.SupervisorError(f"the supervisor could not start: {reason}")
-        yield
-    finally:
-        os.close(ready_read)
-        os.close(parent_write)  # the supervisor drains when this end is gone, however we end
-        if not ready:
-            process.terminate()  # it may still be importing, and look at nothing
-        process.wait()

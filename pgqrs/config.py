@@ -1,33 +1,70 @@
 """Where the database is and how it is used. A DSN holds a password, so what may be shown of one is decided here too."""
 
-import enum
+import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pgqrs.errors import ConfigError
+from pgqrs.states import Named
 
 Backend = Literal["postgres", "sqlite", "turso", "s3"]
 
 DSN_VARIABLE = "PGQRS_DSN"
 DSN_DEFAULT = "sqlite://pgqrs.db"
+FILE_VARIABLE = "PGQRS_CONFIG_FILE"
+FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
 SCHEMES = "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), turso://, s3://"
 MASK = "***"
+LOCK_TIME_SECONDS = 5  # the default of 0.15's setting, which its dequeue() never looked at
+DEQUEUE_LOCK_SECONDS = 30  # what it took instead, and what ours takes unless the setting is made
 
 
-class DurabilityMode(enum.StrEnum):
+class DurabilityMode(Named):
     """When a write to an S3 store is in S3: before its call returns, or at the next `sync()`."""
 
     Durable = "durable"
     Local = "local"
 
 
+# Whole numbers, by their least value.
+_COUNTS = {
+    "max_connections": 1, "default_max_batch_size": 1, "max_read_ct": 1, "max_payload_size_bytes": 1, "max_string_length": 0,
+    "max_object_depth": 0, "max_enqueue_per_second": 1, "max_enqueue_burst": 1, "poll_interval_ms": 1,
+}  # fmt: skip
+_SECONDS = {
+    "connection_timeout_seconds", "default_lock_time_seconds", "heartbeat_interval_seconds", "reclaim_after_seconds",
+}  # fmt: skip
+_LISTS = ("forbidden_keys", "required_keys")
+_MAY_BE_NONE = {
+    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds",
+}  # fmt: skip
+
+# Settings by their variable, each with the prefix PGQRS_.
+_VARIABLES = {
+    "DSN": "dsn",
+    "SCHEMA": "schema",
+    "MAX_CONNECTIONS": "max_connections",
+    "CONNECTION_TIMEOUT": "connection_timeout_seconds",
+    "DEFAULT_LOCK_TIME": "default_lock_time_seconds",
+    "DEFAULT_BATCH_SIZE": "default_max_batch_size",
+    "MAX_READ_CT": "max_read_ct",
+    "HEARTBEAT_INTERVAL": "heartbeat_interval_seconds",
+    "POLL_INTERVAL_MS": "poll_interval_ms",
+    "SQLITE_USE_WAL": "sqlite_use_wal",
+    "S3_MODE": "s3_mode",
+}
+
+
 class Config:
     """Settings, read and written as attributes. Nothing is looked up or connected to before `connect_with`.
 
-    `repr` shows no password. A DSN of an unknown scheme raises ConfigError when `backend` is asked for.
+    `repr` shows no password. Raises ConfigError, on assignment, for what a setting cannot be; a DSN of an unknown scheme when
+    `backend` is asked for.
     """
 
     def __init__(self, dsn: str, schema: str | None = None, max_connections: int | None = None) -> None:
@@ -35,10 +72,11 @@ class Config:
         self.schema = "public" if schema is None else schema
         self.max_connections = 16 if max_connections is None else max_connections
         self.connection_timeout_seconds: float = 30
-        self.default_lock_time_seconds: float = 5
+        self.default_lock_time_seconds = None
         self.default_max_batch_size = 100
         self.max_read_ct = 5
         self.heartbeat_interval_seconds: float = 5
+        self.poll_interval_ms = 100
         self.max_payload_size_bytes = 1024 * 1024
         self.max_string_length = 1024
         self.max_object_depth = 5
@@ -47,12 +85,64 @@ class Config:
         # None on either switches the limit off.
         self.max_enqueue_per_second: int | None = 1000
         self.max_enqueue_burst: int | None = 50
+        # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
+        self.reclaim_after_seconds: float | None = None
+        self.sqlite_use_wal = True
         self.s3_mode = DurabilityMode.Durable
         self.s3_cache_dir = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse_misfit(name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_dsn(cls, dsn: str) -> "Config":
         return cls(dsn)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Config":
+        """The settings of the environment's PGQRS_ variables over the defaults. Raises ConfigError, naming the variable."""
+        return cls._of(_of_environment(os.environ if environ is None else environ))
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "Config":
+        """The settings of a file over the defaults: TOML, JSON or (where PyYAML is installed) YAML, by its ending, with the
+        names of these attributes. Raises ConfigError, naming the file."""
+        return cls._of(_of_file(Path(path)))
+
+    @classmethod
+    def load(cls, dsn: str | None = None, schema: str | None = None, **explicit: Any) -> "Config":
+        """What is given here beats the environment, which beats the file, which beats the defaults. The file is the one that
+        PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if any."""
+        named = os.environ.get(FILE_VARIABLE)
+        file = Path(named) if named else next((p for p in map(Path, FILES) if p.is_file()), None)
+        given = {"dsn": dsn, "schema": schema} | explicit
+        return cls._of(
+            (_of_file(file) if file else {})
+            | _of_environment(os.environ)
+            | {name: value for name, value in given.items() if value is not None}
+        )
+
+    @classmethod
+    def _of(cls, settings: Mapping[str, object]) -> "Config":
+        return cls.from_dict({"dsn": DSN_DEFAULT} | dict(settings))
+
+    @property
+    def default_lock_time_seconds(self) -> float:
+        """5 unless set, as in 0.15; see `lock_s`."""
+        return (
+            LOCK_TIME_SECONDS if self._default_lock_time_seconds is None else self._default_lock_time_seconds
+        )
+
+    @default_lock_time_seconds.setter
+    def default_lock_time_seconds(self, seconds: float | None) -> None:
+        self._default_lock_time_seconds = seconds
+
+    @property
+    def lock_s(self) -> float:
+        """For how long a plain dequeue() holds what it takes: `default_lock_time_seconds` if that was set, else 30 s."""
+        given = self._default_lock_time_seconds
+        return DEQUEUE_LOCK_SECONDS if given is None else given
 
     @property
     def backend(self) -> Backend:
@@ -96,6 +186,102 @@ class Config:
 
     def __repr__(self) -> str:
         return f"Config({redact(self.dsn)!r}, schema={self.schema!r}, max_connections={self.max_connections})"
+
+
+def _refuse_misfit(name: str, value: object) -> None:
+    if value is None and name in _MAY_BE_NONE:
+        return
+    if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < _COUNTS[name]):
+        raise ConfigError(f"{name} is a whole number of at least {_COUNTS[name]}, not {value!r}")
+    if name in _SECONDS and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
+        raise ConfigError(f"{name} is a number of seconds of at least 0, not {value!r}")
+    if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
+        raise ConfigError(f"{name} is a list of text, not {value!r}")
+    if name == "dsn" and not isinstance(value, str):
+        raise ConfigError(f"a dsn is text, not {type(value).__name__}")
+
+
+def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for variable, name in _VARIABLES.items():
+        text = environ.get("PGQRS_" + variable, "")
+        if text:
+            try:
+                found[name] = _read(name, text)
+            except ValueError as e:
+                raise ConfigError(
+                    f"PGQRS_{variable} is {text!r}, which is no setting for {name}: {e}"
+                ) from None
+    return found
+
+
+def _of_file(path: Path) -> dict[str, object]:
+    try:
+        settings = _parsed(path)
+    except OSError as e:
+        raise ConfigError(f"the configuration file {path} cannot be read: {e.strerror}") from e
+    except ValueError as e:
+        raise ConfigError(f"the configuration file {path} is malformed: {e}") from e
+    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"the configuration file {path} holds no settings: name = value is expected")
+    if unknown := sorted(settings.keys() - known):
+        raise ConfigError(
+            f"the configuration file {path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
+    return {k: _read(k, v) if isinstance(v, str) else v for k, v in settings.items()}
+
+
+def _parsed(path: Path) -> Any:
+    text = path.read_text()
+    match path.suffix.lower():
+        case ".toml":
+            return tomllib.loads(text)
+        case ".json":
+            return json.loads(text)
+        case ".yaml" | ".yml":
+            try:
+                import yaml  # type: ignore[import-untyped,unused-ignore]
+            except ImportError:
+                raise ConfigError(
+                    f"reading {path} takes PyYAML: pip install pyyaml, or write the settings to pgqrs.toml"
+                ) from None
+            try:
+                return yaml.safe_load(text) or {}
+            except yaml.YAMLError as e:
+                raise ValueError(str(e)) from e
+        case ending:
+            raise ConfigError(
+                f"{path} ends with {ending!r}; a configuration file ends with .toml, .yaml, .yml or .json"
+            )
+
+
+def _read(name: str, text: str) -> object:
+    """A setting as text. Raises ValueError."""
+    if name in _COUNTS:
+        return int(text)
+    if name in _SECONDS:
+        return float(text)
+    if name == "sqlite_use_wal":
+        wanted = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
+        if text.lower() not in wanted:
+            raise ValueError("say true or false")
+        return wanted[text.lower()]
+    if name == "s3_mode":
+        try:
+            return DurabilityMode(text.lower())
+        except ValueError:
+            raise ValueError("say durable or local") from None
+    return text
 
 
 def default_dsn(environ: Mapping[str, str]) -> str:

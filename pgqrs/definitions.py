@@ -7,19 +7,18 @@ has no effect beyond the module.
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from pgqrs import durations, errors
 from pgqrs import retry as retries
+from pgqrs.durations import Duration
 from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
 from pgqrs.signature import Signature, signature_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 NAME_CHARS_MAX = 200  # the database holds 255, and a repeated step adds its number
-Duration = float | timedelta | str
 
 
 @overload

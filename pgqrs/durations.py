@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from pgqrs.errors import ValidationError
 
+Duration = float | timedelta | str
+
 DURATION_S_MAX = (
     100 * 365 * 86_400.0
 )  # a hundred years: what a timestamp in every database can still be moved by

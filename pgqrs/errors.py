@@ -58,12 +58,18 @@ class WorkflowNotFoundError(PgqrsError):
     """No workflow has this name."""
 
 
+class WorkflowAlreadyExistsError(PgqrsError):
+    """A workflow of this name is there already."""
+
+
 class RunNotFoundError(PgqrsError):
     """No run has this id."""
 
 
-class SerializationError(PgqrsError):
-    """A value cannot become JSON, or JSON does not fit the annotation that it is read by."""
+class SerializationError(PgqrsError, TypeError, ValueError):
+    """A value cannot become JSON, or JSON does not fit the annotation that it is read by.
+
+    0.15 raised a plain TypeError for the one and ValueError for the other: what catches those goes on working."""
 
 
 class ConfigError(PgqrsError):
@@ -74,7 +80,7 @@ class RateLimitedError(PgqrsError):
     """More messages in a second than the configuration allows."""
 
 
-class ValidationError(PgqrsError):
+class ValidationError(PgqrsError, ValueError):
     """What was asked for is refused: wrong arguments, over a limit, or not in this state."""
 
 
@@ -88,6 +94,14 @@ class InternalError(PgqrsError):
 
 class StateTransitionError(PgqrsError):
     """This state cannot follow that one."""
+
+
+class WorkerSuspendedError(PgqrsError):
+    """Whoever polls has been interrupted, or may not poll: its worker is suspended or stopped."""
+
+
+class ClaimLostError(PgqrsError):
+    """Somebody else has claimed the message since: what was to be written of its run was not."""
 
 
 class TransientStepError(PgqrsError):
@@ -109,7 +123,13 @@ class RetriesExhaustedError(PgqrsError):
 
 
 class StepNotReadyError(PgqrsError):
-    """The step waits for its next try."""
+    """The step waits for its next try, which is due at `retry_at` (ISO 8601 text)."""
+
+    retry_at: str | None
+
+    def __init__(self, *message: object, retry_at: str | None = None) -> None:
+        super().__init__(*message)
+        self.retry_at = retry_at
 
 
 class PausedError(PgqrsError):

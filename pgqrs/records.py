@@ -41,6 +41,7 @@ class QueueMessage(msgspec.Struct, frozen=True):
     consumer_worker_id: int | None
     archived_at: str | None
     dead_reason: str | None = None
+    claim_no: int = 0
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
@@ -106,6 +107,58 @@ class StepRecord(msgspec.Struct, frozen=True):
     crash: Any = None
 
 
+class QueueMetrics(msgspec.Struct, frozen=True):
+    """A queue's messages. Pending ones wait (those whose time is to come included), locked ones are held."""
+
+    name: str
+    total_messages: int
+    pending_messages: int
+    locked_messages: int
+    archived_messages: int
+    oldest_pending_message: str | None
+    newest_message: str | None
+
+
+class SystemStats(msgspec.Struct, frozen=True):
+    """Everything, counted. Active workers are ready or polling."""
+
+    total_queues: int
+    total_workers: int
+    active_workers: int
+    total_messages: int
+    pending_messages: int
+    locked_messages: int
+    archived_messages: int
+    schema_version: str
+
+
+class WorkerHealthStats(msgspec.Struct, frozen=True):
+    """Workers by status, of one queue or ("Global") of all. Stale ones have not stopped and were not heard of in time."""
+
+    queue_name: str
+    total_workers: int
+    ready_workers: int
+    polling_workers: int
+    suspended_workers: int
+    interrupted_workers: int
+    stopped_workers: int
+    stale_workers: int
+
+
+class WorkerStats(msgspec.Struct, frozen=True):
+    """The workers of one queue. `average_uptime` is in seconds; the times are those of their start, None without any."""
+
+    total_workers: int
+    ready_workers: int
+    polling_workers: int
+    suspended_workers: int
+    interrupted_workers: int
+    stopped_workers: int
+    average_uptime: float
+    oldest_worker: str | None
+    newest_worker: str | None
+
+
 def iso(value: datetime | str | None) -> str | None:
     """A time as either driver hands it out, as ISO 8601 text in UTC."""
     if value is None:
@@ -113,3 +166,10 @@ def iso(value: datetime | str | None) -> str | None:
     if isinstance(value, str):
         return value.replace(" ", "T") + "+00:00"
     return value.astimezone(UTC).isoformat()
+
+
+def as_moment(value: datetime | str) -> datetime:
+    """A time as either driver hands it out, as a datetime in UTC."""
+    return (
+        datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value.astimezone(UTC)
+    )

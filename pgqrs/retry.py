@@ -1,18 +1,16 @@
 """How often a step is tried again, and how long it waits before each try."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 from msgspec import Struct
 
 from pgqrs import durations
+from pgqrs.durations import Duration
 from pgqrs.errors import ValidationError
 
 RETRIES_MAX = 1_000_000  # more is a loop that nobody will watch to its end
 JITTER = 0.25
 JITTERED_DELAY_S_MIN = 1.0
-
-Duration = float | timedelta | str
 
 
 class BackoffStrategy(Struct, frozen=True):
@@ -25,21 +23,31 @@ class BackoffStrategy(Struct, frozen=True):
     min_s: float = 0.0
 
     @classmethod
-    def fixed(cls, s: Duration) -> "BackoffStrategy":
+    def fixed(cls, delay_seconds: Duration) -> "BackoffStrategy":
         """The same before every retry; 0 retries at once."""
-        return cls(durations.seconds(s), durations.seconds(s))
+        delay_s = durations.seconds(delay_seconds)
+        return cls(delay_s, delay_s)
 
     @classmethod
-    def exponential(cls, base: Duration = 1.0, max: Duration = 60.0) -> "BackoffStrategy":
-        """`base`, then twice as long each time, up to `max`."""
-        return cls(*_bounds(base, max), factor=2.0)
+    def exponential(cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0) -> "BackoffStrategy":
+        """The first, then twice as long each time, up to the second."""
+        return cls(*_bounds(base_seconds, max_seconds), factor=2.0)
 
     @classmethod
-    def exponential_with_jitter(cls, base: Duration = 1.0, max: Duration = 60.0) -> "BackoffStrategy":
+    def exponential_with_jitter(
+        cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0
+    ) -> "BackoffStrategy":
         """The same, each ±25 % at random so that what failed together is not retried together. Never under 1 s (unless
-        `max` is) and never over `max`."""
-        base_s, max_s = _bounds(base, max)
+        the maximum is) and never over the maximum."""
+        base_s, max_s = _bounds(base_seconds, max_seconds)
         return cls(base_s, max_s, factor=2.0, jitter=JITTER, min_s=min(JITTERED_DELAY_S_MIN, max_s))
+
+    def __repr__(self) -> str:
+        """As 0.15 shows it."""
+        if self.factor == 1.0:
+            return f"Fixed {{ delay_seconds: {self.base_s:g} }}"
+        name = "ExponentialWithJitter" if self.jitter else "Exponential"
+        return f"{name} {{ base_seconds: {self.base_s:g}, max_seconds: {self.max_s:g} }}"
 
     def delay(self, attempt: int, random: Callable[[], float]) -> float:
         """Seconds to wait before retry number `attempt`, which counts from 1. `random` gives 0.0 to 1.0."""
@@ -66,6 +74,11 @@ class StepRetryPolicy(Struct, frozen=True):
             raise ValidationError(
                 f"{self.backoff!r} is no back-off: give BackoffStrategy.fixed(5) or one of its kind"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"StepRetryPolicy(max_attempts={self.max_attempts}, backoff={self.backoff or DEFAULT_BACKOFF!r})"
+        )
 
     def delay(self, attempt: int, random: Callable[[], float]) -> float:
         """Seconds to wait before retry number `attempt`, which counts from 1."""

@@ -6,16 +6,40 @@ Stored upper case (runs, steps) and lower case (workers), as pgqrs 0.15 stores t
 import enum
 
 
-class WorkflowStatus(enum.StrEnum):
+class Named(enum.StrEnum):
+    """An enum whose members are their stored text, and also what 0.15's are: shown as `WorkerStatus.Ready`, and equal to
+    their number in the order of definition."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+    __repr__ = __str__
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    def __int__(self) -> int:
+        return list(type(self)).index(self)
+
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other if type(other) is int else str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+class WorkflowStatus(Named):
     """Where a run or a step stands."""
 
     Queued = "QUEUED"
     Running = "RUNNING"
     Paused = "PAUSED"
-    Cancelling = "CANCELLING"
-    Cancelled = "CANCELLED"
     Success = "SUCCESS"
     Error = "ERROR"
+    Cancelling = "CANCELLING"  # behind those of 0.15, which keep their numbers
+    Cancelled = "CANCELLED"
 
     @property
     def terminal(self) -> bool:
@@ -46,11 +70,27 @@ RUN_TRANSITIONS: dict[WorkflowStatus, frozenset[WorkflowStatus]] = {
 }
 
 
-class WorkerStatus(enum.StrEnum):
-    """Where a consumer (a row of pgqrs_workers) stands."""
+class WorkerStatus(Named):
+    """Where a consumer or a producer (a row of pgqrs_workers) stands."""
 
     Ready = "ready"
     Polling = "polling"
     Suspended = "suspended"
     Interrupted = "interrupted"
     Stopped = "stopped"
+
+
+WORKER_TRANSITIONS: dict[WorkerStatus, frozenset[WorkerStatus]] = {
+    WorkerStatus.Ready: frozenset({WorkerStatus.Polling, WorkerStatus.Suspended}),
+    WorkerStatus.Polling: frozenset({WorkerStatus.Ready, WorkerStatus.Suspended, WorkerStatus.Interrupted}),
+    WorkerStatus.Suspended: frozenset({WorkerStatus.Ready, WorkerStatus.Stopped}),
+    WorkerStatus.Interrupted: frozenset({WorkerStatus.Suspended}),
+    WorkerStatus.Stopped: frozenset(),
+}
+
+
+class StepResultStatus(Named):
+    """What `acquire_step` found: the step's body is to be executed, or has been."""
+
+    Execute = "EXECUTE"
+    Skipped = "SKIPPED"

@@ -14,6 +14,7 @@ import pgqrs as library
 from pgqrs.cli.commands import COMMANDS, cli
 from pgqrs.definitions import definitions_in
 from pgqrs.states import WorkflowStatus
+from pgqrs.store.migrations import VERSION
 from tests import cli_flows
 from tests.cli_flows import failing, fourfold, pausing
 from tests.cli_runner import COMMAND, FLOWS, Pgqrs
@@ -77,12 +78,12 @@ def test_help_of_a_command_shows_an_example(command):
 def test_install_says_what_it_did_and_is_safe_to_repeat(pgqrs):
     assert re.fullmatch(r"installed: \d migrations, now at version \d\n", pgqrs("install").out)
     assert re.fullmatch(r"nothing to do: at version \d already\n", pgqrs("install").out)
-    assert pgqrs("install", "--json").json == {"version": 2, "migrations": 0}
+    assert pgqrs("install", "--json").json == {"version": VERSION, "migrations": 0}
 
 
 def test_verify_says_the_version(installed):
-    assert installed("verify").out == "complete, at version 2\n"
-    assert installed("verify", "--json").json == {"version": 2}
+    assert installed("verify").out == f"complete, at version {VERSION}\n"
+    assert installed("verify", "--json").json == {"version": VERSION}
 
 
 @pytest.mark.parametrize("command", ["verify", "runs"])
@@ -98,7 +99,7 @@ def test_a_database_that_was_not_installed_is_an_error_with_the_remedy(pgqrs, co
         ("alter table pgqrs_messages drop column dead_reason", "columns of the table pgqrs_messages are missing: dead_reason"),
         ("drop table pgqrs_supervisors", "the table pgqrs_supervisors is missing"),
         ("insert into pgqrs_migrations (version, name) values (9999, 'later')", "newer than this pgqrs knows"),
-        ("delete from pgqrs_migrations where version > 1", "is at version 1, this pgqrs needs 2; run: pgqrs install"),
+        ("delete from pgqrs_migrations where version > 1", f"is at version 1, this pgqrs needs {VERSION}; run: pgqrs install"),
     ],
 )  # fmt: skip
 def test_verify_names_what_is_wrong_with_a_schema(installed, damage, told):

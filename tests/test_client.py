@@ -142,7 +142,7 @@ def test_using_a_connection_honours_the_schema(postgres_dsn: str) -> None:
         connection.execute("create schema other")
         connection.commit()
         config = pgqrs.Config(postgres_dsn, schema="other")
-        with pgqrs.Store(config) as store:
+        with pgqrs.connect_with(config) as store:
             store.install()
             store.using(connection).enqueue("tasks", 1)
             connection.commit()

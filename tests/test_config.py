@@ -17,10 +17,11 @@ def test_the_defaults_are_those_of_0_15():
         "schema": "public",
         "max_connections": 16,
         "connection_timeout_seconds": 30,
-        "default_lock_time_seconds": 5,
+        "default_lock_time_seconds": None,  # read as 5
         "default_max_batch_size": 100,
         "max_read_ct": 5,
         "heartbeat_interval_seconds": 5,
+        "poll_interval_ms": 100,
         "max_payload_size_bytes": 1024 * 1024,
         "max_string_length": 1024,
         "max_object_depth": 5,
@@ -28,9 +29,12 @@ def test_the_defaults_are_those_of_0_15():
         "required_keys": [],
         "max_enqueue_per_second": 1000,
         "max_enqueue_burst": 50,
+        "reclaim_after_seconds": None,
+        "sqlite_use_wal": True,
         "s3_mode": DurabilityMode.Durable,
         "s3_cache_dir": None,
     }
+    assert config.default_lock_time_seconds == 5
     assert vars(Config.from_dsn("sqlite://x.db")) == vars(config)
 
 

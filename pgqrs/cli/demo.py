@@ -75,7 +75,7 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
         failed = [h for h in handles if h.status != "SUCCESS"]
         for handle in failed:
             click.echo(
-                f"run {handle.id} is {handle.status}; see what happened: pgqrs run {handle.id} --dsn …",
+                f"run {handle.id} is {handle.status.value}; see what happened: pgqrs run {handle.id} --dsn …",
                 err=True,
             )
         if chaos:

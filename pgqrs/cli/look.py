@@ -60,7 +60,7 @@ def runs(workflow: str | None, status: str | None, limit: int, database: Databas
         return
     rows = [
         (
-            str(r.message_id), r.workflow, r.status, ago(r.enqueued_at, now), took(r.started_at, r.completed_at),
+            str(r.message_id), r.workflow, r.status.value, ago(r.enqueued_at, now), took(r.started_at, r.completed_at),
             str(r.attempt or ""), str(r.crash_count or ""), _outcome(r, now),
         )
         for r in found
@@ -87,7 +87,7 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
     if as_json:
         output.json_document(_run_document(record) | {"steps": [_step_document(s, run_id) for s in steps]})
         return
-    click.echo(f"run {run_id} of {output.clean(record.workflow)}: {record.status}")
+    click.echo(f"run {run_id} of {output.clean(record.workflow)}: {record.status.value}")
     for name, value in _facts(record, steps, now):
         click.echo(f"  {name:<9} {value}")
     if steps:
@@ -163,7 +163,7 @@ def workers(stopped: bool, database: Database, as_json: bool) -> None:
         return
     rows = [
         (
-            str(w.id), w.queue_name or "", w.status, w.host or "", str(w.pid or ""), f"{w.held:,}",
+            str(w.id), w.queue_name or "", w.status.value, w.host or "", str(w.pid or ""), f"{w.held:,}",
             ago(w.heartbeat_at, now), _lease(w.lease_until, now),
         )
         for w in found
@@ -287,7 +287,7 @@ def _step_row(step: "StepRecord") -> tuple[str, ...]:
     return (
         "" if step.position is None else str(step.position + 1),
         step.step_name,
-        "RETRY" if waits else step.status,
+        "RETRY" if waits else step.status.value,
         local(step.started_at),
         took(step.started_at, step.completed_at),
         "" if step.cpu_seconds is None else output.seconds(step.cpu_seconds),

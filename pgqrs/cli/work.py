@@ -22,7 +22,7 @@ from pgqrs.cli.options import (
 from pgqrs.states import WorkflowStatus
 
 if TYPE_CHECKING:
-    from pgqrs.client import RunHandle
+    from pgqrs.handle import RunHandle
 
 WHITE_SPACE_FACTOR = (
     16  # how much longer than its limit a payload may be written: what is over that is not read
@@ -126,7 +126,7 @@ def cancel(run: int, database: Database, as_json: bool) -> None:
         except errors.ValidationError as e:
             fail(str(e), EXIT_FAILED)
     if status not in (WorkflowStatus.Cancelled, WorkflowStatus.Cancelling):
-        fail(f"run {run} has ended already, with {status}", EXIT_FAILED)
+        fail(f"run {run} has ended already, with {status.value}", EXIT_FAILED)
     _tell(run, status, as_json)
 
 
@@ -147,7 +147,7 @@ def resume(run: int, database: Database, as_json: bool) -> None:
     with database.store() as store:
         handle = store.run(run)
         if not handle.resume():
-            fail(f"run {run} is {handle.status}, not PAUSED", EXIT_FAILED)
+            fail(f"run {run} is {handle.status.value}, not PAUSED", EXIT_FAILED)
         status = handle.status
     if as_json:
         _tell(run, status, as_json)
@@ -206,8 +206,8 @@ def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
 
 def _tell(run: int, status: WorkflowStatus, as_json: bool) -> None:
     if as_json:
-        output.json_document({"id": run, "status": status})
+        output.json_document({"id": run, "status": status.value})
     elif status is WorkflowStatus.Cancelling:
-        click.echo(f"run {run} is {status}: it ends before its next step")
+        click.echo(f"run {run} is {status.value}: it ends before its next step")
     else:
-        click.echo(f"run {run} is {status}")
+        click.echo(f"run {run} is {status.value}")

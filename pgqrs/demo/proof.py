@@ -6,8 +6,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from pgqrs.client import RunHandle
 from pgqrs.demo.standard_library import Summary
+from pgqrs.handle import RunHandle
 from pgqrs.records import StepRecord
 from pgqrs.states import WorkflowStatus
 

@@ -1,25 +1,54 @@
 -- Taking messages.
 
+-- name: ready
+-- What may be claimed from a queue: live, held by nobody, due, oldest first. `after` is the watermark: behind a backlog, the
+-- index entries of rows claimed before are still there, dead, and reading them again each time is what makes claims slow.
+select m.id as due_id
+from pgqrs_messages m
+where m.queue_id = :queue_id
+  and m.archived_at is null
+  and m.consumer_worker_id is null
+  and m.vt <= {now}
+  and (m.vt, m.id) > (cast(:after_vt as {time}), :after_id)
+  and m.read_ct < :read_ct_max
+order by m.vt, m.id
+limit :limit
+{lock m skip};
+
+-- name: lapsed
+-- The same for what a library consumer of ours held until a vt that has passed. What a 0.15 client holds is its own until it
+-- is reclaimed, whatever its vt; `client` is asked for since 0.15 may have given away what we once held.
+select m.id as due_id
+from pgqrs_messages m
+join pgqrs_workers h on h.id = m.consumer_worker_id
+where m.queue_id = :queue_id
+  and m.held_by_vt
+  and m.archived_at is null
+  and m.vt <= {now}
+  and m.read_ct < :read_ct_max
+  and h.client = 'library'
+order by m.vt, m.id
+limit :limit
+{lock m skip};
+
 -- name: claim
--- The next messages of a queue, oldest first. The CTE is the fence: joined as a subquery with a LIMIT, the planner may
--- update more rows than the limit. `after` is the watermark: behind a backlog, the index entries of rows claimed before
--- are still there, dead, and reading them again each time is what makes claims slow.
--- Rows come back in no order: the caller sorts by (vt, id).
+-- The next messages of a queue for a supervisor. The CTE is the fence: joined as a subquery with a LIMIT, the planner may
+-- update more rows than the limit. Rows come back in no order: the caller sorts by (vt, id).
 with due as (
-    select m.id as due_id
-    from pgqrs_messages m
-    where m.queue_id = :queue_id
-      and m.archived_at is null
-      and m.consumer_worker_id is null
-      and m.vt <= {now}
-      and (m.vt, m.id) > (cast(:after_vt as {time}), :after_id)
-      and m.read_ct < :read_ct_max
-    order by m.vt, m.id
-    limit :limit
-    {lock m skip}
+    {use ready}
 )
 update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
+from due
+where c.id = due.due_id
+returning id, claim_no, read_ct, payload, vt;
+
+-- name: claim_lapsed
+with due as (
+    {use lapsed}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
 from due
 where c.id = due.due_id
 returning id, claim_no, read_ct, payload, vt;

@@ -16,8 +16,8 @@ select w.id, w.name from pgqrs_workflows w where w.queue_id = :queue_id order by
 insert into pgqrs_workflows (name, queue_id, created_at) values (:name, :queue_id, {now}) on conflict (name) do nothing returning id;
 
 -- name: enqueue
-insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct)
-select :queue_id, r.payload, {now + :delay_s}, {now}, 0
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
+select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
 returning id;
 
@@ -56,7 +56,7 @@ update pgqrs_messages set vt = {now} where id = :id and vt > {now};
 
 -- name: revive_message
 update pgqrs_messages
-set archived_at = null, dead_reason = null, consumer_worker_id = null, read_ct = 0, vt = {now}
+set archived_at = null, dead_reason = null, consumer_worker_id = null, held_by_vt = false, read_ct = 0, vt = {now}
 where id = :id;
 
 -- name: revive_run

@@ -25,11 +25,12 @@ class Database(Protocol):
     dialect: Dialect
     dsn: str
 
-    def transaction(self) -> AbstractContextManager[Transaction]:
-        """Commits on leaving, rolls back on an exception.
+    def transaction(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
+        """Commits on leaving, rolls back on an exception. `at` is the time that its statements take for now.
 
         Raises PgqrsConnectionError when the database cannot be reached or the link breaks: whether a commit under way
         then took place is unknown. SchemaError when the tables are missing. DatabaseError for what it refuses.
+        Within a `calls.Call` whose caller has left it raises `calls.Left` instead of committing.
         """
 
     def reading(self) -> AbstractContextManager[Transaction]:

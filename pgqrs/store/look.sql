@@ -75,7 +75,7 @@ order by c.id;
 
 -- name: dead
 select m.id, m.queue_id, m.payload, m.vt, m.enqueued_at, m.read_ct, m.dequeued_at, m.producer_worker_id,
-       m.consumer_worker_id, m.archived_at, m.dead_reason, q.queue_name
+       m.consumer_worker_id, m.archived_at, m.dead_reason, m.claim_no, q.queue_name
 from pgqrs_messages m
 join pgqrs_queues q on q.id = m.queue_id
 where m.dead_reason is not null
@@ -85,6 +85,6 @@ limit :limit;
 
 -- name: message
 select m.id, m.queue_id, m.payload, m.vt, m.enqueued_at, m.read_ct, m.dequeued_at, m.producer_worker_id,
-       m.consumer_worker_id, m.archived_at, m.dead_reason
+       m.consumer_worker_id, m.archived_at, m.dead_reason, m.claim_no
 from pgqrs_messages m
 where m.id = :id;

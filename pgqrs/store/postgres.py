@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from pgqrs import errors
 from pgqrs.config import Config, conninfo, scrub
 from pgqrs.store import sql
+from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row
 from pgqrs.store.sql import Dialect
 
@@ -63,13 +64,18 @@ class PostgresDatabase:
         self._pool.open()
 
     @contextmanager
-    def transaction(self) -> Iterator["PostgresTransaction"]:
+    def transaction(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
             )
-        with self._translated(), self._pool.connection() as connection:
-            yield PostgresTransaction(connection, self._clock)
+        clock = self._clock if at is None else lambda: at
+        with (
+            self._translated(),
+            self._pool.connection() as connection,
+            interruptible(connection.cancel_safe),
+        ):
+            yield PostgresTransaction(connection, clock)
 
     reading = transaction
 

@@ -6,7 +6,9 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
     {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
     {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
-    {json} {status} {time} the types to cast to
+    {m.vt + x}             a time of a row, moved in the same way
+    {use name}             the text of another statement, as a subquery
+    {json} {status} {time} {worker_status}  the types to cast to
     :name                  a parameter
 """
 
@@ -57,6 +59,7 @@ def _without_comments(sql: str) -> str:
 
 
 def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Statement:
+    source = re.sub(r"\{use (\w+)\}", lambda m: _sources()[m[1]], source)
     columns: tuple[tuple[str, str], ...] = ()
     if found := re.search(r"\{rows: ([^}]*)\}", source):
         columns = tuple((c.split()[0], c.split()[1]) for c in found[1].split(","))
@@ -74,8 +77,8 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
     def word(text: str) -> str:
         if text == "now":
             return now
-        if m := re.fullmatch(r"now ([+-]) (.+)", text):
-            return f"({now} {m[1]} make_interval(secs => {m[2]}))"
+        if m := _MOVED.fullmatch(text):
+            return f"({now if m[1] == 'now' else m[1]} {m[2]} make_interval(secs => {m[3]}))"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
             arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
@@ -86,7 +89,7 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if text.startswith("keep "):
             return f"for key share of {text[5:]}"
-        return {"json": "jsonb", "status": "pgqrs_workflow_status", "time": "timestamptz"}[text]
+        return _POSTGRES_TYPES[text]
 
     return word
 
@@ -95,20 +98,27 @@ def _sqlite_words() -> Callable[[str], str]:
     def word(text: str) -> str:
         if text == "now":
             return ":now"
-        if m := re.fullmatch(r"now ([+-]) (.+)", text):
+        if m := _MOVED.fullmatch(text):
             # A null number of seconds must give null, as on PostgreSQL: `||` sees to that.
-            return f"strftime('%Y-%m-%d %H:%M:%f', :now, '{m[1]}' || {m[2]} || ' seconds')"
+            return f"strftime('%Y-%m-%d %H:%M:%f', {':now' if m[1] == 'now' else m[1]}, '{m[2]}' || {m[3]} || ' seconds')"
         if text.startswith("rows: "):
             columns = [c.split()[0] for c in text[6:].split(",")]
             wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))
             return f"(select {wanted} from json_each(:rows)) as r"
         if text.startswith(("lock ", "keep ")):
             return ""  # `begin immediate` has locked everything
-        return {"json": "text", "status": "text", "time": "text"}[text]
+        return dict.fromkeys(_POSTGRES_TYPES, "text")[text]
 
     return word
 
 
+_MOVED = re.compile(r"(now|\w+\.\w+) ([+-]) (.+)")
+_POSTGRES_TYPES = {
+    "json": "jsonb",
+    "status": "pgqrs_workflow_status",
+    "time": "timestamptz",
+    "worker_status": "worker_status",
+}
 _ARRAYS = {
     "bigint": "bigint",
     "int": "int",

@@ -14,6 +14,7 @@ import msgspec
 from pgqrs import errors
 from pgqrs.config import Config, sqlite_path
 from pgqrs.store import sql
+from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row
 from pgqrs.store.sql import Dialect
 
@@ -28,11 +29,12 @@ class SqliteDatabase:
         self._clock = clock or _utc_now
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._use_wal = config.sqlite_use_wal
         self._connection = _connect(config)
 
     @contextmanager
-    def transaction(self) -> Iterator["SqliteTransaction"]:
-        with self._begun("begin immediate") as tx:
+    def transaction(self, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
+        with self._begun("begin immediate", at) as tx:
             yield tx
 
     @contextmanager
@@ -41,7 +43,7 @@ class SqliteDatabase:
             yield tx
 
     @contextmanager
-    def _begun(self, begin: str) -> Iterator["SqliteTransaction"]:
+    def _begun(self, begin: str, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
@@ -49,7 +51,8 @@ class SqliteDatabase:
         with self._lock, _translated(self.dsn):
             self._connection.execute(begin)
             try:
-                yield SqliteTransaction(self._connection, self._clock())
+                with interruptible(self._connection.interrupt):
+                    yield SqliteTransaction(self._connection, at or self._clock())
                 self._connection.execute("commit")
             except BaseException:
                 if self._connection.in_transaction:
@@ -60,7 +63,7 @@ class SqliteDatabase:
         """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
         a file that is somebody else's."""
         with self._lock, _translated(self.dsn):
-            if self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
+            if self._use_wal and self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
                 self._connection.execute("pragma journal_mode = wal")
 
     def now(self) -> datetime:
@@ -88,6 +91,7 @@ class SqliteTransaction:
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         if rows is not None:
             params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
+        params = {k: text_time(v) if isinstance(v, datetime) else v for k, v in params.items()}
         params["now"] = self._now
         return self._connection.execute(sql.statement(statement, "sqlite").sql, params).fetchall()
 

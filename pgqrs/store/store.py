@@ -4,6 +4,7 @@ Lock order, so that two supervisors never wait for each other in a circle: messa
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -137,10 +138,17 @@ class MessageStore:
             found = tx.run("workflow_by_name", name=name)
         return found[0][2] if found else None
 
-    def enqueue(self, queue_id: int, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
-        """The ids of the messages, in the order of the payloads (raw JSON)."""
-        with self.database.transaction() as tx:
-            return enqueue(tx, queue_id, payloads, delay_s)
+    def enqueue(
+        self,
+        queue_id: int,
+        payloads: Sequence[bytes],
+        delay_s: float = 0.0,
+        producer_id: int | None = None,
+        at: datetime | None = None,
+    ) -> list[int]:
+        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now."""
+        with self.database.transaction(at) as tx:
+            return enqueue(tx, queue_id, payloads, delay_s, producer_id)
 
     # A supervisor's life
 
@@ -257,13 +265,13 @@ class MessageStore:
                     f"message {message_id} is being handled; a plain handler has no step to stop at"
                 )
             if m.run_id is not None:
-                tx.run("set_run_status", run_id=m.run_id, status=status, done=not m.held)
+                tx.run("set_run_status", run_id=m.run_id, status=status.value, done=not m.held)
             elif m.workflow_id is not None:
                 tx.run(
                     "put_run",
                     workflow_id=m.workflow_id,
                     message_id=message_id,
-                    status=status,
+                    status=status.value,
                     done=not m.held,
                 )
             if not m.held:
@@ -284,9 +292,9 @@ class MessageStore:
         queue's name."""
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
-            if m.run_id is not None and m.run_status is not WorkflowStatus.Error:
+            if m.run_status is not None and m.run_status is not WorkflowStatus.Error:
                 raise errors.ValidationError(
-                    f"run {message_id} is {m.run_status}; only a run in ERROR can be replayed"
+                    f"run {message_id} is {m.run_status.value}; only a run in ERROR can be replayed"
                 )
             if m.run_id is None and m.dead_reason is None:
                 raise errors.ValidationError(f"message {message_id} is not dead; see: pgqrs dead")
@@ -336,7 +344,7 @@ class MessageStore:
         """In the order in which the run took them."""
         with self.database.reading() as tx:
             rows = tx.run("steps", message_id=message_id)
-        return [_step_record(r) for r in rows]
+        return [step_record(r) for r in rows]
 
     def queues(self) -> list[QueueCounts]:
         with self.database.reading() as tx:
@@ -344,28 +352,28 @@ class MessageStore:
 
     def workers(self, stopped: bool = False) -> list[WorkerInfo]:
         with self.database.reading() as tx:
-            rows = tx.run("workers", stopped=stopped)
-        return [
-            WorkerInfo(r[0], r[1], WorkerStatus(r[2]), r[3], iso(r[4]), r[5], r[6], r[7], iso(r[8]), r[9])
-            for r in rows
-        ]
+            return [worker_record(r) for r in tx.run("workers", stopped=stopped)]
 
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
         """(queue, message), newest first."""
         with self.database.reading() as tx:
-            return [(r[11], _message(r)) for r in tx.run("dead", queue=queue, limit=limit)]
+            return [(r[12], message_record(r)) for r in tx.run("dead", queue=queue, limit=limit)]
 
     def message(self, message_id: int) -> QueueMessage:
         with self.database.reading() as tx:
             rows = tx.run("message", id=message_id)
         if not rows:
             raise errors.MessageNotFoundError(f"no message has the id {message_id}")
-        return _message(rows[0])
+        return message_record(rows[0])
 
 
-def enqueue(tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float) -> list[int]:
+def enqueue(
+    tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None = None
+) -> list[int]:
     """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
-    rows = tx.run("enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s)
+    rows = tx.run(
+        "enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s, producer_id=producer_id
+    )
     return sorted(int(r[0]) for r in rows)
 
 
@@ -466,16 +474,17 @@ def _take_all(tx: Transaction, wanted: Sequence[Wanted], dialect: Dialect) -> li
 
 def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
     after_vt, after_id = wanted.after or (DAWN[dialect], 0)
-    rows = tx.run(
-        "claim",
-        queue_id=wanted.queue_id,
-        consumer_id=wanted.consumer_id,
-        limit=wanted.limit,
-        read_ct_max=wanted.read_ct_max,
-        after_vt=after_vt,
-        after_id=after_id,
-    )
+    common: dict[str, Any] = {
+        "queue_id": wanted.queue_id,
+        "consumer_id": wanted.consumer_id,
+        "read_ct_max": wanted.read_ct_max,
+    }
+    rows = tx.run("claim", **common, limit=wanted.limit, after_vt=after_vt, after_id=after_id)
     rows.sort(key=lambda r: (r[4], r[0]))
+    watermark = (rows[-1][4], rows[-1][0]) if rows else wanted.after
+    if wanted.after is None and len(rows) < wanted.limit:
+        # A look at the whole queue, as happens now and then, takes in what library consumers let lapse.
+        rows += tx.run("claim_lapsed", **common, limit=wanted.limit - len(rows))
     history = _history(tx, [(r[0],) for r in rows]) if rows else {}
     messages = []
     for message_id, claim_no, read_ct, payload, _ in rows:
@@ -484,7 +493,7 @@ def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
         messages.append(
             Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps))
         )
-    return Taken(wanted, messages, (rows[-1][4], rows[-1][0]) if rows else wanted.after)
+    return Taken(wanted, messages, watermark)
 
 
 def _history(
@@ -536,20 +545,20 @@ def _no_run(message_id: int) -> errors.RunNotFoundError:
 
 def _run_record(r: Row) -> RunRecord:
     return RunRecord(
-        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), _json(r[4]), _json(r[5]), _json(r[6]), iso(r[7]), iso(r[8]),
-        r[9], r[10] or 0, r[11] or 0, _json(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
+        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), json_value(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+        r[9], r[10] or 0, r[11] or 0, json_value(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
 
 
-def _step_record(r: Row) -> StepRecord:
+def step_record(r: Row) -> StepRecord:
     return StepRecord(
         id=r[0],
         run_id=r[1],
         step_name=r[2],
         status=WorkflowStatus(r[3]),
-        input=_json(r[4]),
-        output=_json(r[5]),
-        error=_json(r[6]),
+        input=json_value(r[4]),
+        output=json_value(r[5]),
+        error=json_value(r[6]),
         retry_at=iso(r[7]),
         created_at=iso(r[8]),
         updated_at=iso(r[9]),
@@ -561,13 +570,21 @@ def _step_record(r: Row) -> StepRecord:
         cpu_seconds=r[15],
         peak_rss_bytes=r[16],
         crash_count=r[17],
-        crash=_json(r[18]),
+        crash=json_value(r[18]),
     )
 
 
-def _message(r: Row) -> QueueMessage:
+def worker_record(r: Row) -> WorkerInfo:
+    return WorkerInfo(r[0], r[1], WorkerStatus(r[2]), r[3], iso(r[4]), r[5], r[6], r[7], iso(r[8]), r[9])
+
+
+def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
+    """`of_workflow`: what a trigger stored is {"input": X}, and its message shows X."""
+    payload = json_value(r[2])
+    if of_workflow and isinstance(payload, dict) and payload.keys() == {"input"}:
+        payload = payload["input"]
     return QueueMessage(
-        r[0], r[1], _json(r[2]), iso(r[3]), iso(r[4]), r[5], iso(r[6]), r[7], r[8], iso(r[9]), r[10],
+        r[0], r[1], payload, iso(r[3]), iso(r[4]), r[5], iso(r[6]), r[7], r[8], iso(r[9]), r[10], r[11],
     )  # fmt: skip
 
 
@@ -575,5 +592,5 @@ def _raw(value: bytes | str | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _json(value: bytes | str | None) -> Any:
+def json_value(value: bytes | str | None) -> Any:
     return None if value is None else msgspec.json.decode(value)

@@ -1,0 +1,434 @@
+"""The async twins of the blocking classes, derived from them: the same call, carried out on a thread and awaited.
+
+What waits for something else than the database (a result, the next message, a handler) is no call on a thread but a
+coroutine over `Ways`, and shared as such. A test holds both sides against each other.
+"""
+
+import asyncio
+import functools
+import types
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from pgqrs import administration, client, consumer, consumer_iterator, handle, producer, registered, runs
+from pgqrs import table_handles as tables
+from pgqrs.config import Config
+from pgqrs.durations import Duration
+from pgqrs.records import QueueMessage, RunRecord, StepRecord
+from pgqrs.states import StepResultStatus, WorkflowStatus
+from pgqrs.waiting import Threads
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+W = TypeVar("W")
+B = TypeVar("B")
+
+
+class Twin(Generic[B]):
+    """Holds the blocking object, and the threads on which its calls are made."""
+
+    def __init__(self, core: B, ways: Threads) -> None:
+        self.core = core
+        self.ways = ways
+
+    def __repr__(self) -> str:
+        return repr(self.core)
+
+
+class awaited(Generic[P, R]):  # named as it reads where it is used
+    """A blocking method, awaited."""
+
+    def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
+        @functools.wraps(method)
+        async def call(twin: Twin[Any], *args: P.args, **kwargs: P.kwargs) -> R:
+            result: R = await self._called(twin, functools.partial(method, twin.core, *args, **kwargs))
+            return result
+
+        self.blocking = method
+        self._call = call
+
+    def __get__(self, twin: Any, owner: type) -> Callable[P, Coroutine[Any, Any, R]]:
+        return types.MethodType(self._call, twin) if twin is not None else self._call  # type: ignore[return-value]
+
+    async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
+        return await twin.ways.call(call)
+
+
+class claimed(awaited[P, R]):
+    """One that claims messages: they are given back where its caller was cancelled."""
+
+    async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
+        return await twin.ways.claim(call, twin.core.undo)
+
+
+class awaited_as(awaited[P, W]):
+    """One that returns a blocking object, whose twin is handed out."""
+
+    def __init__(
+        self, method: Callable[Concatenate[Any, P], Any], twin_of: Callable[[Any, Threads], W]
+    ) -> None:
+        super().__init__(method)
+        self._twin_of = twin_of
+
+    async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
+        return self._twin_of(await twin.ways.call(call), twin.ways)
+
+
+# Producers and consumers
+
+
+class Registered(Twin[B]):
+    @property
+    def worker_id(self) -> int:
+        core: Any = self.core
+        return int(core.worker_id)
+
+    @property
+    def queue_name(self) -> str:
+        core: Any = self.core
+        return str(core.queue_name)
+
+    status = awaited(registered.Registered.status)
+    poll = awaited(registered.Registered.poll)
+    complete_poll = awaited(registered.Registered.complete_poll)
+    interrupt = awaited(registered.Registered.interrupt)
+    suspend = awaited(registered.Registered.suspend)
+    resume = awaited(registered.Registered.resume)
+    shutdown = awaited(registered.Registered.shutdown)
+    heartbeat = awaited(registered.Registered.heartbeat)
+    is_healthy = awaited(registered.Registered.is_healthy)
+
+
+class Producer(Registered[producer.Producer]):
+    """Puts messages on one queue. Made by `await store.producer(queue)`."""
+
+    enqueue = awaited(producer.Producer.enqueue)
+    enqueue_delayed = awaited(producer.Producer.enqueue_delayed)
+    enqueue_batch = awaited(producer.Producer.enqueue_batch)
+    enqueue_batch_delayed = awaited(producer.Producer.enqueue_batch_delayed)
+    enqueue_at = awaited(producer.Producer.enqueue_at)
+    rate_limit_status = awaited(producer.Producer.rate_limit_status)
+
+    @staticmethod
+    async def new_producer(admin: "Admin", queue: str, name: str) -> "Producer":
+        """Under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        made = await admin.ways.call(admin.core.new_producer, queue, name)
+        return Producer(made, admin.ways)
+
+
+class Consumer(Registered[consumer.Consumer]):
+    """Takes the messages of one queue. Made by `await store.consumer(queue)`."""
+
+    dequeue = claimed(consumer.Consumer.dequeue)
+    dequeue_many_with_delay = claimed(consumer.Consumer.dequeue_many_with_delay)
+    dequeue_at = claimed(consumer.Consumer.dequeue_at)
+    extend_vt = awaited(consumer.Consumer.extend_vt)
+    archive = awaited(consumer.Consumer.archive)
+    archive_many = awaited(consumer.Consumer.archive_many)
+    delete = awaited(consumer.Consumer.delete)
+    delete_many = awaited(consumer.Consumer.delete_many)
+    release_with_visibility = awaited(consumer.Consumer.release_with_visibility)
+    release_messages = awaited(consumer.Consumer.release_messages)
+
+    @staticmethod
+    async def new_consumer(admin: "Admin", queue: str, name: str) -> "Consumer":
+        """Under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        made = await admin.ways.call(admin.core.new_consumer, queue, name)
+        return Consumer(made, admin.ways)
+
+
+class ConsumerIterator:
+    """`async with store.consume_iter(queue) as messages: async for message in messages: …`."""
+
+    def __init__(self, iteration: consumer_iterator.Iteration, ways: Threads) -> None:
+        self._iteration = iteration
+        self._ways = ways
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> QueueMessage:
+        if self._iteration.closed:
+            raise StopAsyncIteration
+        return await self._iteration.next(self._ways)
+
+    async def archive(self, message_id: int) -> bool:
+        return await self._iteration.archive(self._ways, message_id)
+
+    async def delete(self, message_id: int) -> bool:
+        return await self._iteration.delete(self._ways, message_id)
+
+    async def close(self) -> None:
+        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
+        await self._iteration.close(self._ways)
+
+    async def __aenter__(self) -> Self:
+        await self._iteration.open(self._ways)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+# Runs
+
+
+class StepGuard(Twin[runs.StepGuard]):
+    """The right to say how a step ended: once, and the first word counts."""
+
+    success = awaited(runs.StepGuard.success)
+    fail = awaited(runs.StepGuard.fail)
+    fail_transient = awaited(runs.StepGuard.fail_transient)
+
+
+class StepResult:
+    """What `acquire_step` found. `guard` to execute it by, None where `value` is its recorded result."""
+
+    def __init__(self, core: runs.StepResult, ways: Threads) -> None:
+        self.status: StepResultStatus = core.status
+        self.value: Any = core.value
+        self.guard = None if core.guard is None else StepGuard(core.guard, ways)
+
+    def __repr__(self) -> str:
+        return f"StepResult({self.status}, {self.value!r})"
+
+
+class Run(Twin[runs.Run]):
+    """One run of a workflow, driven by its caller: see `pgqrs.runs.Run` for what each call promises."""
+
+    def id(self) -> int:
+        return self.core.id()
+
+    @property
+    def message_id(self) -> int:
+        return self.core.message_id
+
+    @property
+    def status(self) -> WorkflowStatus:
+        """As of the last call that looked: see `refresh`."""
+        return self.core.status
+
+    @property
+    def input(self) -> Any:
+        """What the message holds: {"input": X} after a trigger of X."""
+        return self.core.input
+
+    @property
+    def output(self) -> Any:
+        return self.core.output
+
+    @property
+    def current_time(self) -> str | None:
+        return self.core.current_time
+
+    def with_time(self, time: str | datetime) -> "Run":
+        """The same run for which it is that time."""
+        return Run(self.core.with_time(time), self.ways)
+
+    async def refresh(self) -> "Run":
+        """The same run as it is now."""
+        return Run(await self.ways.call(self.core.refresh), self.ways)
+
+    start = awaited(runs.Run.start)
+    success = awaited(runs.Run.success)
+    complete = awaited(runs.Run.complete)
+    fail = awaited(runs.Run.fail)
+    pause = awaited(runs.Run.pause)
+    cancel = awaited(runs.Run.cancel)
+    acquire_step = awaited_as(runs.Run.acquire_step, StepResult)
+    complete_step = awaited(runs.Run.complete_step)
+    fail_step = awaited(runs.Run.fail_step)
+
+
+# Tables and administration
+
+
+class Workers(Twin[tables.Workers]):
+    count = awaited(tables.Workers.count)
+    list = awaited(tables.Workers.list)
+    get = awaited(tables.Workers.get)
+    health_stats = awaited(tables.Workers.health_stats)
+    purge_stale = awaited(tables.Workers.purge_stale)
+
+
+class Queues(Twin[tables.Queues]):
+    count = awaited(tables.Queues.count)
+    list = awaited(tables.Queues.list)
+    get = awaited(tables.Queues.get)
+    purge = awaited(tables.Queues.purge)
+    metrics = awaited(tables.Queues.metrics)
+    list_metrics = awaited(tables.Queues.list_metrics)
+
+
+class Messages(Twin[tables.Messages]):
+    count = awaited(tables.Messages.count)
+    list_archived_by_queue = awaited(tables.Messages.list_archived_by_queue)
+
+
+class Workflows(Twin[tables.Workflows]):
+    count = awaited(tables.Workflows.count)
+    list = awaited(tables.Workflows.list)
+    get_by_name = awaited(tables.Workflows.get_by_name)
+
+
+class WorkflowRuns(Twin[tables.WorkflowRuns]):
+    count = awaited(tables.WorkflowRuns.count)
+    list = awaited(tables.WorkflowRuns.list)
+
+
+class WorkflowSteps(Twin[tables.WorkflowSteps]):
+    count = awaited(tables.WorkflowSteps.count)
+    list = awaited(tables.WorkflowSteps.list)
+
+
+class Admin(Twin[administration.Admin]):
+    """What an administrator does: see `pgqrs.administration.Admin` for what each call promises."""
+
+    def __init__(self, store: "Store") -> None:
+        super().__init__(administration.Admin(store.core), store.ways)
+
+    install = awaited(administration.Admin.install)
+    verify = awaited(administration.Admin.verify)
+    get_queue = awaited(administration.Admin.get_queue)
+    delete_queue = awaited(administration.Admin.delete_queue)
+    purge_queue = awaited(administration.Admin.purge_queue)
+    queue_metrics = awaited(administration.Admin.queue_metrics)
+    all_queues_metrics = awaited(administration.Admin.all_queues_metrics)
+    system_stats = awaited(administration.Admin.system_stats)
+    dlq = awaited(administration.Admin.dlq)
+    replay_dlq = awaited(administration.Admin.replay_dlq)
+    get_worker_messages = awaited(administration.Admin.get_worker_messages)
+    release_worker_messages = awaited(administration.Admin.release_worker_messages)
+    reclaim_messages = awaited(administration.Admin.reclaim_messages)
+    list_workers = awaited(administration.Admin.list_workers)
+    delete_worker = awaited(administration.Admin.delete_worker)
+    purge_old_workers = awaited(administration.Admin.purge_old_workers)
+    worker_stats = awaited(administration.Admin.worker_stats)
+    worker_health_stats = awaited(administration.Admin.worker_health_stats)
+    create_workflow = awaited_as(administration.Admin.create_workflow, Run)
+
+
+# The store
+
+
+class RunHandle(Generic[R]):
+    """A run, by its message's id. `await handle.result()` waits for it; `await handle.status` looks."""
+
+    def __init__(self, core: handle.RunHandle[R], ways: Threads) -> None:
+        self._core = core
+        self._ways = ways
+        self.id = core.id
+
+    def __repr__(self) -> str:
+        return repr(self._core)
+
+    @property
+    def status(self) -> Coroutine[Any, Any, WorkflowStatus]:
+        """To be awaited."""
+        return self._ways.call(lambda: self._core.status)
+
+    async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - one of ours
+        """Waits for the end of the run and returns its result, converted by the function's annotation. Raises
+        RunFailedError, RunCancelledError or TimeoutError."""
+        return await self._core.wait(self._ways, timeout)
+
+    async def cancel(self) -> WorkflowStatus:
+        """What the run is afterwards: CANCELLED, or CANCELLING until its next step begins."""
+        return await self._ways.call(self._core.cancel)
+
+    async def resume(self) -> bool:
+        """Ends a pause. False when the run is not paused."""
+        return await self._ways.call(self._core.resume)
+
+    async def record(self) -> RunRecord:
+        return await self._ways.call(self._core.record)
+
+    async def steps(self) -> list[StepRecord]:
+        return await self._ways.call(self._core.steps)
+
+
+class Store(Twin[client.Store]):
+    """A database of queues and workflows, awaited. For any event loop and any number of tasks; not for use across a fork.
+    See `pgqrs.client.Store` for what each call promises."""
+
+    def __init__(self, core: client.Store) -> None:
+        config = core.config
+        # On SQLite there is one connection, and so one call at a time.
+        count = 1 if config.backend == "sqlite" else config.max_connections
+        super().__init__(core, Threads(count, config.connection_timeout_seconds))
+
+    @property
+    def config(self) -> Config:
+        return self.core.config
+
+    async def close(self) -> None:
+        """Gives its connections back. Closing twice is fine."""
+        await self.ways.call(self.core.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    install = awaited(client.Store.install)
+    verify = awaited(client.Store.verify)
+    bootstrap = awaited(client.Store.bootstrap)
+
+    queue = awaited(client.Store.queue)
+    producer = awaited_as(client.Store.producer, Producer)
+    consumer = awaited_as(client.Store.consumer, Consumer)
+    get_workers = awaited_as(client.Store.get_workers, Workers)
+    get_queues = awaited_as(client.Store.get_queues, Queues)
+    get_messages = awaited_as(client.Store.get_messages, Messages)
+    get_workflows = awaited_as(client.Store.get_workflows, Workflows)
+    get_workflow_runs = awaited_as(client.Store.get_workflow_runs, WorkflowRuns)
+    get_workflow_steps = awaited_as(client.Store.get_workflow_steps, WorkflowSteps)
+
+    def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
+        """The queue's messages, one by one as they come: an async iterator, and an async context manager that closes it."""
+        return ConsumerIterator(self.core.iteration(queue, poll_interval_ms), self.ways)
+
+    enqueue = awaited(client.Store.enqueue)
+    enqueue_many = awaited(client.Store.enqueue_many)
+
+    @overload
+    def trigger(
+        self, workflow: Callable[Q, Coroutine[Any, Any, R]], /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> Coroutine[Any, Any, RunHandle[R]]: ...
+    @overload
+    def trigger(
+        self, workflow: Callable[Q, R], /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> Coroutine[Any, Any, RunHandle[R]]: ...
+    @overload
+    def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]: ...
+    def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]:
+        """Starts a run of a decorated function with these arguments, and returns its handle once that is committed."""
+        return self._trigger(workflow, args, kwargs)
+
+    async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
+        [made] = await self.ways.call(self.core.trigger_many, workflow, [(args, kwargs)])
+        return RunHandle(made, self.ways)
+
+    run = awaited_as(client.Store.run, RunHandle)
+    runs = awaited(client.Store.runs)
+    queues = awaited(client.Store.queues)
+    consumers = awaited(client.Store.consumers)
+    dead = awaited(client.Store.dead)
+    replay = awaited(client.Store.replay)
+
+    @asynccontextmanager
+    async def workers(
+        self, *functions: Callable[..., Any], processes: int | None = None, lanes: int | None = None
+    ) -> AsyncIterator[None]:
+        """Runs a supervisor with these workflows and handlers while the `async with` block lasts: ready on entry, drained on
+        leaving."""
+        running = self.core.workers(*functions, processes=processes, lanes=lanes)
+        await asyncio.to_thread(running.__enter__)
+        try:
+            yield
+        finally:
+            await asyncio.shield(asyncio.to_thread(running.__exit__, None, None, None))

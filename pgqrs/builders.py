@@ -1,0 +1,455 @@
+"""The builders of 0.15: `pgqrs.workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`, thin over the same
+operations as everything else. With an async store their last call is awaited.
+
+`workflow` and `step` are one name for builder and decorator: with no argument at all they are the builder, which also accepts
+a function.
+"""
+
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import Any, Self, TypeVar, overload
+
+from pgqrs import administration, aio, client, definitions, errors, polling, retry, runs, times
+from pgqrs import consumer as blocking_consumer
+from pgqrs import producer as blocking_producer
+from pgqrs.durations import Duration, seconds
+from pgqrs.handle import POLL_MAX_S, POLL_MIN_S
+from pgqrs.records import QueueMessage
+from pgqrs.registered import count
+from pgqrs.shorthand import AnyConsumer, AnyProducer, AnyStore, apart, finish
+from pgqrs.store import running
+from pgqrs.waiting import Ways
+
+F = TypeVar("F", bound=Callable[..., Any])
+AnyRun = aio.Run | runs.Run
+
+
+# Workflows
+
+
+class WorkflowBuilder:
+    """`.name(n).store(s)`, then `.create()` or `.trigger(input).execute()`."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._store: AnyStore | None = None
+
+    def __call__(self, function: F) -> F:
+        """`@pgqrs.workflow()` decorates too."""
+        return definitions.workflow(function)
+
+    def name(self, name: str) -> Self:
+        self._name = name
+        return self
+
+    def store(self, store: AnyStore) -> Self:
+        self._store = store
+        return self
+
+    def id(self, id: int) -> Self:
+        """Taken and not looked at, as in 0.15: a workflow goes by its name."""
+        return self
+
+    def create(self) -> Any:
+        """The new WorkflowRecord, and a queue of its name. Raises WorkflowAlreadyExistsError."""
+        name, store = _given(self._name, "name"), _given(self._store, "store")
+        core, ways = apart(store)
+        return finish(store, ways.call(administration.create_workflow, core, name))
+
+    def trigger(self, input: Any = None) -> "WorkflowTriggerBuilder":
+        return WorkflowTriggerBuilder(self._name, self._store, input)
+
+
+class WorkflowTriggerBuilder:
+    def __init__(self, name: str | None, store: AnyStore | None, input: Any) -> None:
+        self._name, self._store, self._input = name, store, input
+
+    def execute(self) -> Any:
+        """The QueueMessage that starts the run; its payload shows the input. Raises WorkflowNotFoundError."""
+        name, store = _given(self._name, "name"), _given(self._store, "store")
+        core, ways = apart(store)
+        return finish(store, ways.call(administration.trigger, core, name, self._input))
+
+
+class RunBuilder:
+    """`.message(m).store(s)`, then `.execute()`, `.result()` or `.get()`."""
+
+    def __init__(self) -> None:
+        self._message: QueueMessage | None = None
+        self._store: AnyStore | None = None
+
+    def message(self, message: QueueMessage) -> Self:
+        self._message = message
+        return self
+
+    def store(self, store: AnyStore) -> Self:
+        self._store = store
+        return self
+
+    def execute(self) -> Any:
+        """The message's Run, made by the first call."""
+        message, store = self._both("execute")
+        core, ways = apart(store)
+
+        async def made() -> Any:
+            run = await ways.call(lambda: runs.Run.of_message(core.messages, core.config, message))
+            return aio.Run(run, store.ways) if isinstance(store, aio.Store) else run
+
+        return finish(store, made())
+
+    def result(self) -> Any:
+        """Waits for the end of the run and returns its result. Raises PgqrsError holding the stored error,
+        RunCancelledError."""
+        message, store = self._both("result")
+        core, ways = apart(store)
+
+        async def waited() -> Any:
+            wait_s = POLL_MIN_S
+            while True:
+                state = await ways.call(lambda: running.find(core.messages.database, message.id))
+                ended, result = runs.result_of(state)
+                if ended:
+                    return result
+                await ways.sleep(wait_s)
+                wait_s = min(wait_s * 1.5, POLL_MAX_S)
+
+        return finish(store, waited())
+
+    def get(self) -> Any:
+        """Its result, None if it has not ended. Raises as `result` does."""
+        message, store = self._both("get")
+        core, ways = apart(store)
+
+        async def looked() -> Any:
+            state = await ways.call(lambda: running.find(core.messages.database, message.id))
+            return runs.result_of(state)[1]
+
+        return finish(store, looked())
+
+    def _both(self, what: str) -> tuple[QueueMessage, AnyStore]:
+        if self._message is None:
+            raise errors.ValidationError(
+                f"Validation failed: QueueMessage is required for RunBuilder::{what}; call .message(message)"
+            )
+        if self._store is None:
+            raise errors.ValidationError(
+                f"Validation failed: Store is required for RunBuilder::{what}; call .store(store)"
+            )
+        return self._message, self._store
+
+
+class StepBuilder:
+    """`.run(run).name(n)`, then `.execute()`."""
+
+    def __init__(self) -> None:
+        self._run: AnyRun | None = None
+        self._name: str | None = None
+        self._time: str | datetime | None = None
+
+    def __call__(self, function: F) -> F:
+        """`@pgqrs.step()` decorates too."""
+        return definitions.step(function)
+
+    def run(self, run: AnyRun) -> Self:
+        self._run = run
+        return self
+
+    def name(self, name: str) -> Self:
+        self._name = name
+        return self
+
+    def id(self, id: str) -> Self:
+        """Another name for `name`."""
+        return self.name(id)
+
+    def with_time(self, time: str | datetime) -> Self:
+        """As if it were that time."""
+        times.moment(time)
+        self._time = time
+        return self
+
+    def execute(self) -> Any:
+        """The StepResult: see `Run.acquire_step`."""
+        if self._run is None:
+            raise errors.PgqrsError("Run is required; call .run(run)")
+        if self._name is None:
+            raise errors.PgqrsError("Step name is required; call .name(name)")
+        return self._run.acquire_step(self._name, self._time)
+
+
+# Messages
+
+
+class EnqueueBuilder:
+    """`.message(payload)` or `.messages(payloads)`, `.to(queue)` or `.worker(producer)`, `.delay(seconds)`, `.at(time)`, then
+    `.execute(store)`."""
+
+    def __init__(self) -> None:
+        self._payloads: list[Any] = []
+        self._single = False
+        self._queue: str | None = None
+        self._producer: AnyProducer | None = None
+        self._delay_s = 0.0
+        self._at: str | datetime | None = None
+
+    def message(self, payload: Any) -> Self:
+        self._payloads, self._single = [payload], True
+        return self
+
+    def messages(self, payloads: Sequence[Any]) -> Self:
+        self._payloads, self._single = list(payloads), False
+        return self
+
+    def to(self, queue: str) -> Self:
+        self._queue = queue
+        return self
+
+    def worker(self, producer: AnyProducer) -> Self:
+        self._producer = producer
+        return self
+
+    def delay(self, delay_seconds: Duration) -> Self:
+        self._delay_s = seconds(delay_seconds)
+        return self
+
+    def at(self, time: str | datetime) -> Self:
+        """As if it were that time."""
+        times.moment(time)
+        self._at = time
+        return self
+
+    def execute(self, store: AnyStore) -> Any:
+        """The message's id, or the ids of `messages` in their order."""
+        if not self._payloads and self._single is False:
+            raise errors.ValidationError(
+                "there is nothing to enqueue; call .message(payload) or .messages(payloads)"
+            )
+        if (self._queue is None) == (self._producer is None):
+            raise errors.ValidationError("exactly one of .to(queue) and .worker(producer) is required")
+        core, ways = apart(store)
+
+        async def sent() -> Any:
+            producer = await self._sender(core, ways)
+            if self._at is None:
+                ids = await ways.call(producer.enqueue_batch_delayed, self._payloads, self._delay_s)
+            else:
+                ids = await ways.call(producer.enqueue_at, self._payloads, self._at, self._delay_s)
+            return ids[0] if self._single else ids
+
+        return finish(store, sent())
+
+    async def _sender(self, core: client.Store, ways: Ways) -> blocking_producer.Producer:
+        if isinstance(self._producer, aio.Producer):
+            return self._producer.core
+        if self._producer is not None:
+            return self._producer
+        assert self._queue is not None
+        return await ways.call(core.anonymous_producer, self._queue)
+
+
+class DequeueBuilder:
+    """`.worker(consumer)` or `.from_queue(name)`, `.batch(n)`, `.poll_interval(ms)`, `.at(time)`, one of `.handle(fn)`,
+    `.handle_batch(fn)` and `.handle_workflow(wf)`, then `.poll(store)`."""
+
+    def __init__(self) -> None:
+        self._consumer: AnyConsumer | None = None
+        self._queue: str | None = None
+        self._batch = 1
+        self._interval_ms: int | None = None
+        self._at: datetime | None = None
+        self._handlers: list[tuple[polling.Kind, Callable[[Any], Any]]] = []
+
+    def worker(self, consumer: AnyConsumer) -> Self:
+        self._consumer = consumer
+        return self
+
+    def from_queue(self, queue: str) -> Self:
+        self._queue = queue
+        return self
+
+    def batch(self, size: int) -> Self:
+        self._batch = count("a batch", size, 1)
+        return self
+
+    def poll_interval(self, interval_ms: int) -> Self:
+        """Milliseconds between looks at an empty queue."""
+        self._interval_ms = count("poll_interval", interval_ms)
+        return self
+
+    def at(self, time: str | datetime) -> Self:
+        """As if it were that time."""
+        self._at = times.moment(time)
+        return self
+
+    def handle(self, handler: Callable[[QueueMessage], Any]) -> Self:
+        """Called with each message, which is archived when it returns."""
+        return self._with("message", handler)
+
+    def handle_batch(self, handler: Callable[[list[QueueMessage]], Any]) -> Self:
+        """Called with up to `batch` messages, which are archived when it returns."""
+        return self._with("batch", handler)
+
+    def handle_workflow(self, handler: Callable[[Any], Any]) -> Self:
+        """Called with each message's Run. Its success and the archiving of its message are one transaction."""
+        return self._with("workflow", handler)
+
+    @property
+    def queue(self) -> str | None:
+        return self._queue
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch
+
+    @property
+    def poll_interval_ms(self) -> int | None:
+        return self._interval_ms
+
+    def has_worker(self) -> bool:
+        return self._consumer is not None
+
+    def poll(self, store: AnyStore) -> Any:
+        """Until its worker is interrupted: that is Suspended then, and WorkerSuspendedError raised. An exception of the
+        handler ends it too; the messages in hand are given back."""
+        return finish(store, self._poll(store))
+
+    async def _poll(self, store: AnyStore) -> None:
+        if len(self._handlers) != 1:
+            raise ValueError("exactly one of handle(), handle_batch() or handle_workflow() is required")
+        kind, handler = self._handlers[0]
+        if self._consumer is None and self._queue is None:
+            raise ValueError('Queue name is required. Use .from_queue("queue-name") or .worker(consumer)')
+        if kind == "message" and self._batch != 1:
+            raise errors.ValidationError(
+                f"Validation failed: single-message handlers require batch size = 1, got {self._batch}; use handle_batch()"
+            )
+        core, ways = apart(store)
+        interval_ms = core.config.poll_interval_ms if self._interval_ms is None else self._interval_ms
+        of_run: Callable[[runs.Run], Any] = lambda run: run  # noqa: E731
+        if isinstance(store, aio.Store):
+            threads = store.ways
+            of_run = lambda run: aio.Run(run, threads)  # noqa: E731
+        told = polling.Poll(kind, handler, self._batch, interval_ms / 1000, self._at, of_run)
+        if self._consumer is not None:
+            await polling.poll(ways, _core(self._consumer), told)
+            return
+        assert self._queue is not None
+        messages = await ways.call(lambda: core.messages)
+        async with polling.ephemeral(ways, messages, core.config, self._queue) as consumer:
+            await polling.poll(ways, consumer, told)
+
+    def _with(self, kind: polling.Kind, handler: Callable[[Any], Any]) -> Self:
+        self._handlers.append((kind, handler))
+        return self
+
+
+def _core(consumer: AnyConsumer) -> blocking_consumer.Consumer:
+    return consumer.core if isinstance(consumer, aio.Consumer) else consumer
+
+
+class TablesBuilder:
+    """`pgqrs.tables(store).messages()` and so on: the table handles."""
+
+    def __init__(self, store: AnyStore) -> None:
+        self._store = store
+
+    def workers(self) -> Any:
+        return self._store.get_workers()
+
+    def queues(self) -> Any:
+        return self._store.get_queues()
+
+    def messages(self) -> Any:
+        return self._store.get_messages()
+
+    def workflows(self) -> Any:
+        return self._store.get_workflows()
+
+    def workflow_runs(self) -> Any:
+        return self._store.get_workflow_runs()
+
+    def workflow_steps(self) -> Any:
+        return self._store.get_workflow_steps()
+
+
+# Their names
+
+
+@overload
+def workflow() -> WorkflowBuilder: ...
+@overload
+def workflow(function: F, /) -> F: ...
+@overload
+def workflow(*, name: str | None = None, queue: str | None = None) -> Callable[[F], F]: ...
+def workflow(function: Any = None, /, **told: Any) -> Any:
+    """Decorates a function as a workflow, see `pgqrs.definitions.workflow`; with no argument at all, 0.15's builder."""
+    if function is None and not told:
+        return WorkflowBuilder()
+    return definitions.workflow(**told) if function is None else definitions.workflow(function)
+
+
+@overload
+def step() -> StepBuilder: ...
+@overload
+def step(function: F, /) -> F: ...
+@overload
+def step(
+    *,
+    name: str | None = None,
+    retry: int | retry.StepRetryPolicy | None = None,
+    timeout: Duration | None = None,
+    pure: bool = False,
+) -> Callable[[F], F]: ...
+def step(function: Any = None, /, **told: Any) -> Any:
+    """Decorates a function as a step, see `pgqrs.definitions.step`; with no argument at all, 0.15's builder."""
+    if function is None and not told:
+        return StepBuilder()
+    return definitions.step(**told) if function is None else definitions.step(function)
+
+
+def run() -> RunBuilder:
+    return RunBuilder()
+
+
+@overload
+def enqueue() -> EnqueueBuilder: ...
+@overload
+def enqueue(producer: aio.Producer, payload: Any) -> Coroutine[Any, Any, int]: ...
+@overload
+def enqueue(producer: blocking_producer.Producer, payload: Any) -> int: ...
+def enqueue(*args: Any, **kwargs: Any) -> Any:
+    """Puts a message on a producer's queue; with no argument at all, a builder."""
+
+    def sent(producer: AnyProducer, payload: Any) -> Any:
+        return producer.enqueue(payload)
+
+    return sent(*args, **kwargs) if args or kwargs else EnqueueBuilder()
+
+
+@overload
+def dequeue() -> DequeueBuilder: ...
+@overload
+def dequeue(consumer: aio.Consumer, batch_size: int) -> Coroutine[Any, Any, list[QueueMessage]]: ...
+@overload
+def dequeue(consumer: blocking_consumer.Consumer, batch_size: int) -> list[QueueMessage]: ...
+def dequeue(*args: Any, **kwargs: Any) -> Any:
+    """Takes up to `batch_size` messages; with no argument at all, a builder."""
+
+    def taken(consumer: AnyConsumer, batch_size: int) -> Any:
+        return consumer.dequeue(batch_size)
+
+    return taken(*args, **kwargs) if args or kwargs else DequeueBuilder()
+
+
+def dequeue_builder() -> DequeueBuilder:
+    return DequeueBuilder()
+
+
+def tables(store: AnyStore) -> TablesBuilder:
+    return TablesBuilder(store)
+
+
+def _given(value: Any, what: str) -> Any:
+    if value is None:
+        raise ValueError(f"{what} is required; call .{what}(…)")
+    return value

@@ -1,0 +1,89 @@
+"""`connect`: one call for both stores, and the keyword chooses."""
+
+import os
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any
+
+from pgqrs import aio, client
+from pgqrs.config import Config, default_dsn
+from pgqrs.waiting import Threads
+
+
+def connect(dsn: str | None = None) -> "Connecting":
+    """A store on the database that `dsn` names.
+
+    `await connect(dsn)` and `async with connect(dsn) as store:` give an async store, `with connect(dsn) as store:` and
+    `connect(dsn).open()` a blocking one; nothing happens before. Without a DSN it is the environment's PGQRS_DSN, else
+    ./pgqrs.db (SQLite). Raises ConfigError for a DSN that names no database, PgqrsConnectionError when it cannot be reached
+    (not at the first query).
+    """
+    return Connecting(lambda: Config.from_dsn(default_dsn(os.environ) if dsn is None else dsn))
+
+
+def connect_with(config: Config) -> "Connecting":
+    """The same with settings."""
+    return Connecting(lambda: config)
+
+
+class Connecting(Coroutine[Any, Any, aio.Store]):
+    """A connection to be made, once: a coroutine, and both kinds of context manager."""
+
+    def __init__(self, config: Callable[[], Config]) -> None:
+        self._config = config
+        self._awaited: Coroutine[Any, Any, aio.Store] | None = None
+        self._opened: client.Store | aio.Store | None = None
+
+    def open(self) -> client.Store:
+        """A blocking store, to be closed by the caller."""
+        return client.Store(self._config()).open()
+
+    # As a coroutine
+
+    def __await__(self) -> Generator[Any, Any, aio.Store]:
+        return self._coroutine().__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        self._coroutine().close()
+
+    def _coroutine(self) -> Coroutine[Any, Any, aio.Store]:
+        if self._awaited is None:
+            self._awaited = self._connect()
+        return self._awaited
+
+    async def _connect(self) -> aio.Store:
+        core = client.Store(self._config())
+        store = aio.Store(core)
+        # Not on the store's own threads: as many stores as one likes may be connecting at once.
+        await Threads(1, core.config.connection_timeout_seconds).claim(
+            core.open, lambda opened: opened.close()
+        )
+        return store
+
+    # As a context manager
+
+    def __enter__(self) -> client.Store:
+        self._opened = store = self.open()
+        return store
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self._opened, client.Store):
+            self._opened.close()
+
+    async def __aenter__(self) -> aio.Store:
+        self._opened = store = await self
+        return store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self._opened, aio.Store):
+            await self._opened.close()

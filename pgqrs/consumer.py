@@ -1,0 +1,131 @@
+"""A consumer: takes the messages of one queue, holds each for a while, and ends it or gives it back."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from pgqrs import durations, times
+from pgqrs.config import Config
+from pgqrs.records import QueueInfo, QueueMessage
+from pgqrs.registered import Registered, count, register
+from pgqrs.store import consuming
+from pgqrs.store.store import MessageStore
+
+Seconds = float | timedelta | str
+
+
+class Consumer(Registered):
+    """Registered on one queue.
+
+    It owns a message from its claim until it ends it, gives it back, or, once the time of its lock (`vt`) has passed,
+    somebody else has claimed it. What ends or moves a message answers False, or does not count it, where it is not the owner.
+    """
+
+    def __init__(self, messages: MessageStore, config: Config, queue: QueueInfo, worker_id: int) -> None:
+        super().__init__(messages.database, worker_id)
+        self._messages = messages
+        self._queue = queue
+        self._config = config
+
+    @classmethod
+    def registered(
+        cls,
+        messages: MessageStore,
+        config: Config,
+        queue: QueueInfo,
+        ephemeral: bool = False,
+        name: str | None = None,
+    ) -> "Consumer":
+        return cls(messages, config, queue, register(messages.database, queue.id, ephemeral, name))
+
+    @property
+    def queue_name(self) -> str:
+        return self._queue.queue_name
+
+    def dequeue(self, batch_size: int | None = None) -> list[QueueMessage]:
+        """The next messages, oldest first; `batch_size` None: one. Held for `Config.default_lock_time_seconds` (30 s unless
+        set). Nothing while the worker is suspended, interrupted or stopped."""
+        return self._take(1 if batch_size is None else batch_size, self._config.lock_s, None)
+
+    def dequeue_many_with_delay(self, limit: int, vt: Seconds) -> list[QueueMessage]:
+        """The same, held for `vt`."""
+        return self._take(limit, vt, None)
+
+    def dequeue_at(self, limit: int, vt: Seconds, current_time: str | datetime) -> list[QueueMessage]:
+        """The same as if it were that time."""
+        return self._take(limit, vt, times.moment(current_time))
+
+    def extend_vt(self, message_id: int, seconds: Seconds) -> bool:
+        """Holds it so much longer than it would have been."""
+        return consuming.extend(self._database, self._worker_id, message_id, durations.seconds(seconds))
+
+    def archive(self, message_id: int) -> bool:
+        """Done with: it is kept, and comes back no more."""
+        return bool(consuming.archive(self._database, self._worker_id, [message_id]))
+
+    def archive_many(self, message_ids: Sequence[int]) -> list[bool]:
+        """In the order asked."""
+        archived = consuming.archive(self._database, self._worker_id, message_ids)
+        return [i in archived for i in message_ids]
+
+    def delete(self, message_id: int) -> bool:
+        """Done with, and gone. Raises ValidationError for a message with a run, whose history would be lost."""
+        return bool(consuming.delete(self._database, self._worker_id, [message_id]))
+
+    def delete_many(self, message_ids: Sequence[int]) -> list[bool]:
+        """In the order asked."""
+        deleted = consuming.delete(self._database, self._worker_id, message_ids)
+        return [i in deleted for i in message_ids]
+
+    def release_with_visibility(self, message_id: int, visible_at: str | datetime) -> bool:
+        """Gives it back, to be due at that time."""
+        at = times.moment(visible_at)
+        return consuming.give_back(self._database, self._worker_id, [message_id], at) == 1
+
+    def release_messages(self, message_ids: Sequence[int]) -> int:
+        """Gives them back, due at once; returns how many."""
+        return consuming.give_back(self._database, self._worker_id, message_ids)
+
+    # For those who take messages for somebody else: the loops in polling.py
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def messages(self) -> MessageStore:
+        return self._messages
+
+    def undo(self, messages: Sequence[QueueMessage]) -> None:
+        """As if they had never been delivered."""
+        consuming.give_back(self._database, self._worker_id, [m.id for m in messages], refund=True)
+
+    def put_off(self, message_id: int, until: datetime | None) -> None:
+        """Gives back what waits for a retry or a resumption, without charging the delivery."""
+        consuming.give_back(self._database, self._worker_id, [message_id], until, refund=True)
+
+    def bury(self, message_id: int, reason: str) -> None:
+        """Archives it as dead."""
+        consuming.archive(self._database, self._worker_id, [message_id], reason)
+
+    def keep(self, message_ids: Sequence[int]) -> None:
+        """Still at work on these: holds them for another lock time from now, and says that it lives."""
+        self.heartbeat()
+        consuming.keep(self._database, self._worker_id, message_ids, self._config.lock_s)
+
+    def end(self) -> None:
+        """The last act of a consumer that one call made for itself: gives back what it still holds, and stops."""
+        consuming.leave(self._database, self._worker_id)
+
+    def claim(self, limit: int, at: datetime | None) -> Callable[[], list[QueueMessage]]:
+        return lambda: self._take(limit, self._config.lock_s, at)
+
+    def _take(self, limit: int, lock: Seconds, at: datetime | None) -> list[QueueMessage]:
+        return consuming.dequeue(
+            self._database,
+            self._worker_id,
+            self._queue.id,
+            count("the number of messages", limit),
+            durations.seconds(lock),
+            self._config.max_read_ct,
+            at,
+        )

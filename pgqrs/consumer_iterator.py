@@ -1,0 +1,97 @@
+"""The messages of a queue, one by one as they come, taken by a consumer that lives as long as the iterator."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pgqrs import errors, polling
+from pgqrs.config import Config
+from pgqrs.consumer import Consumer
+from pgqrs.records import QueueMessage
+from pgqrs.registered import count
+from pgqrs.store import administering
+from pgqrs.store.store import MessageStore
+from pgqrs.waiting import Blocking, Ways, drive
+
+
+class Iteration:
+    """What the blocking and the async iterator share. The consumer is registered when the first message is asked for."""
+
+    def __init__(
+        self,
+        messages: Callable[[], MessageStore],
+        config: Config,
+        queue: str,
+        poll_interval_ms: int | None,
+    ) -> None:
+        self._messages = messages
+        self._config = config
+        self._queue = queue
+        wanted = config.poll_interval_ms if poll_interval_ms is None else poll_interval_ms
+        self._interval_s = count("poll_interval_ms", wanted) / 1000
+        self._consumer: Consumer | None = None
+        self.closed = False
+
+    async def open(self, ways: Ways) -> Consumer:
+        if self.closed:
+            raise errors.ValidationError(f"this iterator over queue {self._queue!r} is closed; make another")
+        if self._consumer is None:
+            self._consumer = await ways.claim(self._register, lambda c: c.end())
+        return self._consumer
+
+    async def next(self, ways: Ways) -> QueueMessage:
+        consumer = await self.open(ways)
+        return await polling.next_message(ways, consumer, self._interval_s)
+
+    async def archive(self, ways: Ways, message_id: int) -> bool:
+        consumer = await self.open(ways)
+        return await ways.call(consumer.archive, message_id)
+
+    async def delete(self, ways: Ways, message_id: int) -> bool:
+        consumer = await self.open(ways)
+        return await ways.call(consumer.delete, message_id)
+
+    async def close(self, ways: Ways) -> None:
+        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
+        self.closed = True
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await ways.call(consumer.end)
+
+    def _register(self) -> Consumer:
+        messages = self._messages()
+        queue = administering.queue(messages.database, self._queue)
+        return Consumer.registered(messages, self._config, queue, ephemeral=True)
+
+
+class ConsumerIterator:
+    """`with store.consume_iter(queue) as messages: for message in messages: …; messages.archive(message.id)`."""
+
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = iteration
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> QueueMessage:
+        if self._iteration.closed:
+            raise StopIteration
+        return drive(self._iteration.next(Blocking()))
+
+    def archive(self, message_id: int) -> bool:
+        return drive(self._iteration.archive(Blocking(), message_id))
+
+    def delete(self, message_id: int) -> bool:
+        return drive(self._iteration.delete(Blocking(), message_id))
+
+    def close(self) -> None:
+        drive(self._iteration.close(Blocking()))
+
+    def __enter__(self) -> Self:
+        drive(self._iteration.open(Blocking()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,149 @@
+"""The decorators of pgqrs 0.15: a function that takes its `Run` as the first argument.
+
+`from pgqrs.decorators import workflow, step`. What runs under a supervisor is decorated with `@pgqrs.workflow` and
+`@pgqrs.step` instead, which need no such argument. Here a step is known by its `__name__`, without numbering: called twice on a
+run it is executed once. Plain functions work with the blocking `Run`, `async def` ones with either.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from pgqrs import errors
+from pgqrs.runs import Run
+from pgqrs.states import StepResultStatus, WorkflowStatus
+from pgqrs.waiting import drive
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# With a meaning of their own: the run goes on later, or has ended already.
+PASSED_THROUGH = (
+    errors.TransientStepError,
+    errors.StepNotReadyError,
+    errors.RetriesExhaustedError,
+    errors.PausedError,
+    errors.RunCancelledError,
+    errors.ClaimLostError,
+)
+
+
+class WorkflowDef(Generic[P, R]):
+    """A decorated workflow: called with a run (and its input, else that comes from the run), it starts it, calls the
+    function and records how it ended."""
+
+    __slots__ = ("_func", "name", "run")
+
+    def __init__(self, name: str, run: Callable[..., R], func: Callable[..., R]) -> None:
+        self.name = name
+        self.run = run
+        self._func = func
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        return self.run(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"WorkflowDef({self.name!r})"
+
+
+def workflow(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], WorkflowDef[P, R]]:
+    """Makes a function a workflow of this name, which is not compared with its run's."""
+    if not isinstance(name, str):
+        raise TypeError("Workflow name must be a string")
+    if not name:
+        raise ValueError("Workflow name cannot be empty")
+
+    def decorate(func: Callable[Concatenate[Any, P], R]) -> WorkflowDef[P, R]:
+        @functools.wraps(func)
+        def run(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+            _refuse_other(ctx, "a workflow")
+            return _started(func, _run_workflow(func, ctx, args, kwargs))
+
+        return WorkflowDef(name, _as_async(run, func), func)
+
+    return decorate
+
+
+def step(func: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Makes a function a step: on one run its body is executed once, and its result is remembered."""
+
+    @functools.wraps(func)
+    def wrapper(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_other(ctx, "a step")
+        return _started(func, _run_step(func, ctx, args, kwargs))
+
+    return _as_async(wrapper, func)
+
+
+async def _run_workflow(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    try:
+        await _value(ctx.start())
+    except errors.ValidationError:
+        now = await _value(ctx.refresh())
+        if now.status is WorkflowStatus.Success:
+            return now.output
+        raise
+    if not args and not kwargs and ctx.input:
+        given = ctx.input
+        args = (given["input"],) if isinstance(given, dict) and "input" in given else (given,)
+    try:
+        result = await _value(func(ctx, *args, **kwargs))
+        await _value(ctx.success(result))
+    except PASSED_THROUGH:
+        raise
+    except Exception as e:
+        await _value(ctx.fail(str(e)))
+        raise
+    return result
+
+
+async def _run_step(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    acquired = await _value(ctx.acquire_step(func.__name__, current_time=ctx.current_time))
+    if acquired.status is StepResultStatus.Skipped:
+        return acquired.value
+    guard = acquired.guard
+    try:
+        result = await _value(func(ctx, *args, **kwargs))
+        await _value(guard.success(result))
+    except errors.TransientStepError as e:
+        code = getattr(e, "code", None) or "TRANSIENT_ERROR"
+        await _value(guard.fail_transient(code, str(e), getattr(e, "retry_after", None)))
+        raise
+    except PASSED_THROUGH:
+        raise
+    except Exception as e:
+        await _value(guard.fail(str(e)))
+        raise
+    return result
+
+
+async def _value(found: Any) -> Any:
+    """What an async object's call is awaited for, and a blocking one's returns."""
+    return await found if inspect.isawaitable(found) else found
+
+
+def _started(func: Callable[..., Any], coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return coroutine if inspect.iscoroutinefunction(func) else drive(coroutine)
+
+
+def _as_async(wrapper: Callable[..., Any], func: Callable[..., Any]) -> Callable[..., Any]:
+    """A wrapper that is a coroutine function where the function is one, as it was in 0.15."""
+    if not inspect.iscoroutinefunction(func):
+        return wrapper
+
+    @functools.wraps(func)
+    async def awaited(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        return await wrapper(ctx, *args, **kwargs)
+
+    return awaited
+
+
+def _refuse_other(ctx: object, what: str) -> None:
+    from pgqrs.aio import Run as AsyncRun
+
+    if not isinstance(ctx, Run | AsyncRun):
+        raise TypeError(f"First argument to {what} must be a Run instance, got {type(ctx)}")
+
+
+__all__ = ["WorkflowDef", "step", "workflow"]

@@ -1,0 +1,116 @@
+"""A run as whoever triggered it holds it."""
+
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import msgspec
+
+from pgqrs import codec, durations, errors
+from pgqrs.durations import Duration
+from pgqrs.records import RunRecord, StepRecord
+from pgqrs.states import WorkflowStatus
+from pgqrs.store.store import Settled
+from pgqrs.waiting import Blocking, Ways, drive
+
+if TYPE_CHECKING:
+    from pgqrs.client import Store
+
+R = TypeVar("R")
+
+POLL_MIN_S, POLL_MAX_S = 0.002, 0.25
+
+
+class RunHandle(Generic[R]):
+    """A run, by its message's id. `result` waits for it."""
+
+    def __init__(self, store: "Store", run_id: int, returns: Any) -> None:
+        self._store = store
+        self._returns = returns
+        self.id = run_id
+
+    def __repr__(self) -> str:
+        return f"RunHandle({self.id})"
+
+    @property
+    def status(self) -> WorkflowStatus:
+        return self._settled().status
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Waits for the end of the run and returns its result, converted by the function's annotation.
+
+        Raises RunFailedError (holding the recorded error), RunCancelledError, or TimeoutError when `timeout` (seconds,
+        timedelta or text) is over first; the run goes on then.
+        """
+        return drive(self.wait(Blocking(), timeout))
+
+    async def wait(self, ways: Ways, timeout: Duration | None) -> R:  # noqa: ASYNC109
+        """`result`, in either way of waiting."""
+        deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
+        wait_s = POLL_MIN_S
+        while not (settled := await self._settled_patiently(ways, deadline)).status.terminal:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise errors.TimeoutError(
+                    f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
+                    "is a supervisor running for its workflow?"
+                )
+            await ways.sleep(
+                wait_s if deadline is None else max(0.0, min(wait_s, deadline - time.monotonic()))
+            )
+            wait_s = min(wait_s * 1.5, POLL_MAX_S)
+        if settled.status is WorkflowStatus.Success:
+            decoded = codec.decode(
+                settled.output or b"null", self._returns, what=f"the result of run {self.id}"
+            )
+            return cast(R, decoded)
+        if settled.status is WorkflowStatus.Cancelled:
+            raise errors.RunCancelledError(f"run {self.id} was cancelled")
+        raise _failure(self.id, settled)
+
+    def cancel(self) -> WorkflowStatus:
+        """CANCELLED at once when nobody holds the run, else CANCELLING until its next step begins. A run that ended stays
+        as it ended. Returns what it is now."""
+        return self._store._ready().cancel(self.id)
+
+    def resume(self) -> bool:
+        """Ends a pause. False when the run is not paused."""
+        resumed = self._store._ready().resume(self.id)
+        if resumed:
+            self._store._ready().database.hint([self.record().workflow])
+        return resumed
+
+    def record(self) -> RunRecord:
+        return self._store._ready().run(self.id)
+
+    def steps(self) -> list[StepRecord]:
+        """What is recorded of its steps, in their order."""
+        return self._store._ready().steps(self.id)
+
+    def _settled(self) -> Settled:
+        return self._store._ready().settled(self.id)
+
+    async def _settled_patiently(self, ways: Ways, deadline: float | None) -> Settled:
+        """A database that is away for a while does not end a wait: the run goes on without us, too."""
+        away_since: float | None = None
+        while True:
+            try:
+                return await ways.call(self._settled)
+            except errors.PgqrsConnectionError:
+                now = time.monotonic()
+                away_since = now if away_since is None else away_since
+                patience_s = self._store.config.connection_timeout_seconds
+                if now - away_since >= patience_s or (deadline is not None and now >= deadline):
+                    raise
+                await ways.sleep(POLL_MAX_S)
+
+
+def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:
+    told = (
+        msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
+    )
+    text = f"{told.get('type', 'error')}: {told.get('message', '')}" if isinstance(told, dict) else str(told)
+    error = errors.RunFailedError(f"run {run_id} failed: {text}; its steps: pgqrs run {run_id}")
+    error.run_id = run_id
+    error.error = told if isinstance(told, dict) else {"message": text}
+    if isinstance(told, dict) and told.get("traceback"):
+        error.add_note(str(told["traceback"]))
+    return error

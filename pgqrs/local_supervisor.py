@@ -1,0 +1,66 @@
+"""A supervisor for the length of a block: for a script, a notebook or a test."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from pgqrs import errors, targets
+from pgqrs.config import Config
+
+
+@contextlib.contextmanager
+def local_supervisor(
+    config: Config,
+    prepare: Callable[[], object],
+    functions: Sequence[Callable[..., Any]],
+    processes: int | None,
+    lanes: int | None,
+) -> Iterator[None]:
+    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts."""
+    targets.refuse_while_loading()
+    if config.dsn.endswith(":memory:"):
+        raise errors.ValidationError(
+            "store.workers() needs a database that another process can open, not sqlite::memory:"
+        )
+    target = targets.of_functions(functions)
+    prepare()
+    parent_read, parent_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    order = {
+        "target": msgspec.to_builtins(target),
+        "config": config.to_dict(),
+        "options": {"workers": processes, "lanes": lanes, "ready_fd": ready_write, "parent_fd": parent_read},
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "supervisors"],
+        stdin=subprocess.PIPE,
+        pass_fds=(parent_read, ready_write),
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    os.close(parent_read)
+    os.close(ready_write)
+    ready = False
+    try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(order).encode())
+            process.stdin.close()
+        told = os.read(ready_read, 65536)
+        ready = told == b"1"
+        if not ready:
+            reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
+            raise errors.SupervisorError(f"the supervisor could not start: {reason}")
+        yield
+    finally:
+        os.close(ready_read)
+        os.close(parent_write)  # the supervisor drains when this end is gone, however we end
+        if not ready:
+            process.terminate()  # it may still be importing, and look at nothing
+        process.wait()

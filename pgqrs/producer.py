@@ -1,0 +1,95 @@
+"""A producer: puts messages on one queue, within the limits of its configuration."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pgqrs import durations, errors, times, validation
+from pgqrs.config import Config
+from pgqrs.records import QueueInfo
+from pgqrs.registered import Registered, register
+from pgqrs.store.database import Database
+from pgqrs.store.store import MessageStore
+from pgqrs.validation import RateLimitStatus, ValidationConfig
+
+
+class Producer(Registered):
+    """Registered on one queue. Validates what it sends, and sends so many a second: see `ValidationConfig`."""
+
+    def __init__(
+        self, messages: MessageStore, config: Config, queue: QueueInfo, worker_id: int | None
+    ) -> None:
+        super().__init__(messages.database, worker_id or 0)
+        self._producer_id = worker_id
+        self._messages = messages
+        self._queue = queue
+        self._limits = ValidationConfig.of(config)
+        self._rate = validation.rate_limiter(self._limits, time.monotonic)
+
+    @classmethod
+    def registered(
+        cls, messages: MessageStore, config: Config, queue: QueueInfo, name: str | None = None
+    ) -> "Producer":
+        return cls(messages, config, queue, register(messages.database, queue.id, name=name))
+
+    @property
+    def queue_name(self) -> str:
+        return self._queue.queue_name
+
+    def enqueue(self, payload: Any) -> int:
+        """Its id, once that is committed. Raises ValidationError, SerializationError or RateLimitedError."""
+        return self._send([payload], 0.0, None)[0]
+
+    def enqueue_delayed(self, payload: Any, delay_seconds: float | timedelta | str) -> int:
+        """The same for a message that is due after a while."""
+        return self._send([payload], durations.seconds(delay_seconds), None)[0]
+
+    def enqueue_batch(self, payloads: Sequence[Any]) -> list[int]:
+        """All or none of them; the ids are in the order of the payloads. Counts as so many messages for the rate limit."""
+        return self._send(payloads, 0.0, None)
+
+    def enqueue_batch_delayed(
+        self, payloads: Sequence[Any], delay_seconds: float | timedelta | str
+    ) -> list[int]:
+        return self._send(payloads, durations.seconds(delay_seconds), None)
+
+    def enqueue_at(
+        self, payloads: Sequence[Any], current_time: str | datetime, delay_seconds: float = 0
+    ) -> list[int]:
+        """As if it were that time: what is due then is due."""
+        return self._send(payloads, durations.seconds(delay_seconds), times.moment(current_time))
+
+    def rate_limit_status(self) -> RateLimitStatus | None:
+        """None where the rate is not limited."""
+        return self._rate.status() if self._rate else None
+
+    def _send(self, payloads: Sequence[Any], delay_s: float, at: datetime | None) -> list[int]:
+        if isinstance(payloads, str | bytes | dict):
+            raise errors.ValidationError(
+                f"payloads are a list, not {type(payloads).__name__}; put a single one in a list"
+            )
+        raw = validation.all_encoded(payloads, self._limits) if len(payloads) != 1 else [
+            validation.encoded(payloads[0], self._limits)
+        ]  # fmt: skip
+        if not raw:
+            return []
+        if self._rate:
+            self._rate.take(len(raw))
+        return send(self._messages, self._queue, raw, delay_s, self._producer_id, at)
+
+
+def send(
+    messages: MessageStore,
+    queue: QueueInfo,
+    payloads: Sequence[bytes],
+    delay_s: float = 0.0,
+    producer_id: int | None = None,
+    at: datetime | None = None,
+) -> list[int]:
+    """Commits them and wakes whoever listens."""
+    ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at)
+    if not delay_s:
+        database: Database = messages.database
+        database.hint([queue.queue_name])
+    return ids

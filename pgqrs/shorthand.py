@@ -1,0 +1,185 @@
+"""The module functions of 0.15: with an async store, producer or consumer they are awaited, with a blocking one they are not."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, overload
+
+from pgqrs import administration, aio, client, polling, validation
+from pgqrs import consumer as blocking_consumer
+from pgqrs import producer as blocking_producer
+from pgqrs.durations import Duration
+from pgqrs.producer import send
+from pgqrs.records import QueueMessage
+from pgqrs.store import administering
+from pgqrs.validation import ValidationConfig
+from pgqrs.waiting import Blocking, Ways, drive
+
+AnyStore = aio.Store | client.Store
+AnyProducer = aio.Producer | blocking_producer.Producer
+AnyConsumer = aio.Consumer | blocking_consumer.Consumer
+Awaited = Coroutine[Any, Any, Any]
+
+
+@overload
+def admin(store: aio.Store) -> aio.Admin: ...
+@overload
+def admin(store: client.Store) -> administration.Admin: ...
+def admin(store: AnyStore) -> Any:
+    """The administrator of a store."""
+    return aio.Admin(store) if isinstance(store, aio.Store) else administration.Admin(_store(store))
+
+
+# A store and a queue
+
+
+@overload
+def produce(store: aio.Store, queue: str, payload: Any) -> Coroutine[Any, Any, int]: ...
+@overload
+def produce(store: client.Store, queue: str, payload: Any) -> int: ...
+def produce(store: AnyStore, queue: str, payload: Any) -> Any:
+    """Puts a message on a queue, validated; its id. Raises QueueNotFoundError."""
+    core, ways = apart(store)
+    return _one(store, ways.call(_sent, core, queue, [payload]))
+
+
+@overload
+def produce_batch(
+    store: aio.Store, queue: str, payloads: Sequence[Any]
+) -> Coroutine[Any, Any, list[int]]: ...
+@overload
+def produce_batch(store: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]: ...
+def produce_batch(store: AnyStore, queue: str, payloads: Sequence[Any]) -> Any:
+    """All or none of them; the ids are in the order of the payloads."""
+    core, ways = apart(store)
+    return finish(store, ways.call(_sent, core, queue, payloads))
+
+
+@overload
+def consume(
+    store: aio.Store, queue: str, handler: Callable[[QueueMessage], Any]
+) -> Coroutine[Any, Any, None]: ...
+@overload
+def consume(store: client.Store, queue: str, handler: Callable[[QueueMessage], Any]) -> None: ...
+def consume(store: AnyStore, queue: str, handler: Callable[[QueueMessage], Any]) -> Any:
+    """One pass: takes a message, if there is one, and archives it when the handler returns. Where that raises, the exception
+    goes on and the message goes back."""
+    return finish(store, _consume(*apart(store), queue, 1, "message", handler))
+
+
+@overload
+def consume_batch(
+    store: aio.Store, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
+) -> Coroutine[Any, Any, None]: ...
+@overload
+def consume_batch(
+    store: client.Store, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
+) -> None: ...
+def consume_batch(
+    store: AnyStore, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
+) -> Any:
+    """The same with up to `batch_size` messages at once."""
+    return finish(store, _consume(*apart(store), queue, batch_size, "batch", handler))
+
+
+# A producer
+
+
+@overload
+def enqueue_batch(producer: aio.Producer, payloads: Sequence[Any]) -> Coroutine[Any, Any, list[int]]: ...
+@overload
+def enqueue_batch(producer: blocking_producer.Producer, payloads: Sequence[Any]) -> list[int]: ...
+def enqueue_batch(producer: AnyProducer, payloads: Sequence[Any]) -> Any:
+    """All or none of them; the ids are in the order of the payloads."""
+    return producer.enqueue_batch(payloads)
+
+
+@overload
+def enqueue_delayed(
+    producer: aio.Producer, payload: Any, delay_seconds: Duration
+) -> Coroutine[Any, Any, int]: ...
+@overload
+def enqueue_delayed(producer: blocking_producer.Producer, payload: Any, delay_seconds: Duration) -> int: ...
+def enqueue_delayed(producer: AnyProducer, payload: Any, delay_seconds: Duration) -> Any:
+    return producer.enqueue_delayed(payload, delay_seconds)
+
+
+# A consumer
+
+
+@overload
+def archive(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any, bool]: ...
+@overload
+def archive(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
+def archive(consumer: AnyConsumer, message: QueueMessage) -> Any:
+    return consumer.archive(message.id)
+
+
+@overload
+def archive_batch(
+    consumer: aio.Consumer, messages: Sequence[QueueMessage]
+) -> Coroutine[Any, Any, list[bool]]: ...
+@overload
+def archive_batch(consumer: blocking_consumer.Consumer, messages: Sequence[QueueMessage]) -> list[bool]: ...
+def archive_batch(consumer: AnyConsumer, messages: Sequence[QueueMessage]) -> Any:
+    """In the order asked."""
+    return consumer.archive_many([m.id for m in messages])
+
+
+@overload
+def delete(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any, bool]: ...
+@overload
+def delete(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
+def delete(consumer: AnyConsumer, message: QueueMessage) -> Any:
+    return consumer.delete(message.id)
+
+
+@overload
+def extend_vt(
+    consumer: aio.Consumer, message: QueueMessage, seconds: Duration
+) -> Coroutine[Any, Any, bool]: ...
+@overload
+def extend_vt(consumer: blocking_consumer.Consumer, message: QueueMessage, seconds: Duration) -> bool: ...
+def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -> Any:
+    return consumer.extend_vt(message.id, seconds)
+
+
+# For the builders too
+
+
+def apart(store: AnyStore) -> tuple[client.Store, Ways]:
+    """The blocking store, and how to wait."""
+    if isinstance(store, aio.Store):
+        return store.core, store.ways
+    return _store(store), Blocking()
+
+
+def finish(store: AnyStore, coroutine: Awaited) -> Any:
+    """To be awaited where the store is async, else done."""
+    return coroutine if isinstance(store, aio.Store) else drive(coroutine)
+
+
+def _one(store: AnyStore, coroutine: Awaited) -> Any:
+    async def first() -> Any:
+        return (await coroutine)[0]
+
+    return finish(store, first())
+
+
+def _store(store: object) -> client.Store:
+    if not isinstance(store, client.Store):
+        raise TypeError(f"a store is expected, as pgqrs.connect() gives it, not {type(store).__name__}")
+    return store
+
+
+def _sent(core: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]:
+    found = administering.queue(core.messages.database, queue)
+    limits = ValidationConfig.of(core.config)
+    raw = [validation.encoded(p, limits) for p in payloads]
+    return send(core.messages, found, raw) if raw else []
+
+
+async def _consume(
+    core: client.Store, ways: Ways, queue: str, limit: int, kind: polling.Kind, handler: Callable[[Any], Any]
+) -> None:
+    messages = await ways.call(lambda: core.messages)
+    async with polling.ephemeral(ways, messages, core.config, queue) as consumer:
+        await polling.consume(ways, consumer, limit, kind, handler)

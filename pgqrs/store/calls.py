@@ -1,0 +1,66 @@
+"""A call into a database on behalf of somebody who may stop waiting for it, as a cancelled task does.
+
+The call goes on in its thread; what it must not do is commit. Whoever leaves interrupts the statement under way, and what
+has not begun to commit is rolled back. A commit that was under way already is seen through: then the call has a result, and
+whoever left undoes it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+_current = threading.local()
+
+
+class Left(BaseException):
+    """Nobody waits for this call any more. Not an Exception: nothing on the way must take it for a failure."""
+
+
+class Call:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._interrupt: Callable[[], object] | None = None
+        self._left = False
+
+    def leave(self) -> None:
+        """From any thread, once. Returns when the statement under way, if any, has been told."""
+        with self._lock:
+            self._left = True
+            if self._interrupt is not None:
+                with suppress(Exception):  # the statement then ends by itself, and is not committed either
+                    self._interrupt()
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """Around the call, in its thread."""
+        _current.call = self
+        try:
+            yield
+        finally:
+            _current.call = None
+
+    @contextmanager
+    def interruptible(self, interrupt: Callable[[], object]) -> Iterator[None]:
+        self._arm(interrupt)
+        try:
+            yield
+        finally:
+            # Waits for an interruption under way: one that came late would hit the connection's next user.
+            self._arm(None)
+
+    def _arm(self, interrupt: Callable[[], object] | None) -> None:
+        with self._lock:
+            self._interrupt = interrupt
+            if self._left:
+                raise Left
+
+
+@contextmanager
+def interruptible(interrupt: Callable[[], object]) -> Iterator[None]:
+    """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread."""
+    call: Call | None = getattr(_current, "call", None)
+    if call is None:
+        yield
+        return
+    with call.interruptible(interrupt):
+        yield

@@ -1,0 +1,88 @@
+-- What library consumers and producers do: they hold a message until its vt, and own it beyond that until somebody else has
+-- claimed it. Whatever ends or moves a message asks for its owner, in the same statement.
+
+-- name: register_worker
+insert into pgqrs_workers (name, queue_id, started_at, heartbeat_at, status, client)
+values (:name, :queue_id, {now}, {now}, 'ready', 'library')
+on conflict (name) do nothing
+returning id;
+
+-- name: worker_status
+select status from pgqrs_workers where id = :id;
+
+-- name: worker_heard_of
+select heartbeat_at >= {now - :max_age_s} from pgqrs_workers where id = :id;
+
+-- name: move_worker
+-- No row: its status is no longer what the caller saw.
+update pgqrs_workers
+set status = cast(:becomes as {worker_status}), shutdown_at = case when :becomes = 'stopped' then {now} end
+where id = :id and status = cast(:was as {worker_status})
+returning id;
+
+-- name: end_worker
+-- From whatever state it is in: a consumer that nobody can reach any more.
+update pgqrs_workers set status = 'stopped', shutdown_at = {now} where id = :id and shutdown_at is null;
+
+-- name: beat_worker
+update pgqrs_workers set heartbeat_at = {now} where id = :id returning id;
+
+-- name: holds
+select count(*) from pgqrs_messages where consumer_worker_id = :id and archived_at is null;
+
+-- name: dequeue
+with due as (
+    {use ready}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1,
+    dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
+from due
+where c.id = due.due_id
+returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer_worker_id, consumer_worker_id,
+          archived_at, dead_reason, claim_no;
+
+-- name: dequeue_lapsed
+with due as (
+    {use lapsed}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1,
+    dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
+from due
+where c.id = due.due_id
+returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer_worker_id, consumer_worker_id,
+          archived_at, dead_reason, claim_no;
+
+-- name: own
+-- Those of these messages that the consumer owns, locked in the order of their ids.
+select m.id
+from {rows: message_id bigint}
+join pgqrs_messages m on m.id = r.message_id
+where m.consumer_worker_id = :consumer_id and m.archived_at is null
+order by m.id
+{lock m};
+
+-- name: extend
+update pgqrs_messages as m
+set vt = {m.vt + :seconds}
+where m.id = :id and m.consumer_worker_id = :consumer_id and m.archived_at is null
+returning id;
+
+-- name: keep_holds
+update pgqrs_messages as m
+set vt = {now + :lock_s}
+where m.id in (select r.message_id from {rows: message_id bigint}) and m.vt < {now + :lock_s};
+
+-- name: delete_messages
+delete from pgqrs_messages where id in (select r.message_id from {rows: message_id bigint});
+
+-- name: runs_of_messages
+select w.id, w.message_id from {rows: message_id bigint} join pgqrs_workflow_runs w on w.message_id = r.message_id;
+
+-- name: give_back
+-- To its queue, visible at a time or now. `refund` gives the delivery back: runs have budgets of their own.
+update pgqrs_messages as m
+set consumer_worker_id = null, held_by_vt = false, vt = coalesce(cast(:visible_at as {time}), {now}),
+    read_ct = case when :refund and m.read_ct > 0 then m.read_ct - 1 else m.read_ct end
+where m.id in (select r.message_id from {rows: message_id bigint});

@@ -1,0 +1,196 @@
+"""What a library consumer or producer does in the database: each operation is one transaction, on any database.
+
+A consumer owns a message from its claim until it ends or gives it back, or somebody else has claimed it. Whoever is not the
+owner gets False, or is not counted; nothing is raised for that.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from pgqrs import errors
+from pgqrs.records import QueueMessage
+from pgqrs.states import WORKER_TRANSITIONS, WorkerStatus
+from pgqrs.store.database import Database, Transaction
+from pgqrs.store.sql import DAWN
+from pgqrs.store.store import message_record
+
+# Why a transition is refused, by what was asked for. The words are those of 0.15.
+_NEEDED = {
+    WorkerStatus.Ready: "Worker must be Polling or Suspended to become Ready",
+    WorkerStatus.Polling: "Worker must be Ready to poll; create another consumer, or resume() a suspended one",
+    WorkerStatus.Suspended: "Worker must be Ready, Polling, or Interrupted to suspend",
+    WorkerStatus.Interrupted: "Worker must be in Polling state to be interrupted",
+    WorkerStatus.Stopped: "Worker must be in Suspended state to shut down; call suspend() first",
+}
+
+
+# Workers
+
+
+def register(database: Database, name: str, queue_id: int | None) -> int:
+    """Raises ValidationError where a worker has that name already."""
+    with database.transaction() as tx:
+        made = tx.run("register_worker", name=name, queue_id=queue_id)
+    if not made:
+        raise errors.ValidationError(
+            f"Validation failed: Worker {name} is already active. Cannot register duplicate."
+        )
+    return int(made[0][0])
+
+
+def status(database: Database, worker_id: int) -> WorkerStatus:
+    with database.reading() as tx:
+        return _status(tx, worker_id)
+
+
+def heard_of(database: Database, worker_id: int, max_age_s: float) -> bool:
+    """Whether its heartbeat is at most this old."""
+    with database.reading() as tx:
+        found = tx.run("worker_heard_of", id=worker_id, max_age_s=max_age_s)
+    if not found:
+        raise _no_worker(worker_id)
+    return bool(found[0][0])
+
+
+def beat(database: Database, worker_id: int) -> None:
+    with database.transaction() as tx:
+        if not tx.run("beat_worker", id=worker_id):
+            raise _no_worker(worker_id)
+
+
+def move(database: Database, worker_id: int, becomes: WorkerStatus) -> None:
+    """Raises StateTransitionError where WORKER_TRANSITIONS has no such way; polling on is fine."""
+    with database.transaction() as tx:
+        while True:
+            was = _status(tx, worker_id)
+            if was is becomes is WorkerStatus.Polling:
+                return
+            if becomes not in WORKER_TRANSITIONS[was]:
+                raise refused(was, becomes, _NEEDED[becomes])
+            if becomes is WorkerStatus.Stopped and (held := tx.run("holds", id=worker_id)[0][0]):
+                raise refused(
+                    was, becomes, f"it still holds {held} messages; archive or release them before shutdown()"
+                )
+            if tx.run("move_worker", id=worker_id, was=was.value, becomes=becomes.value):
+                return
+
+
+def leave(database: Database, worker_id: int) -> None:
+    """Stops, whatever state it is in, and gives back what it still holds. Twice is fine."""
+    with database.transaction() as tx:
+        if held := tx.run("held_by", worker_id=worker_id):
+            tx.run("give_back", held, visible_at=None, refund=False)
+        tx.run("end_worker", id=worker_id)
+
+
+def refused(was: WorkerStatus, becomes: WorkerStatus, why: str) -> errors.StateTransitionError:
+    return errors.StateTransitionError(f"Invalid state transition from {was.value} to {becomes.value}: {why}")
+
+
+def _status(tx: Transaction, worker_id: int) -> WorkerStatus:
+    found = tx.run("worker_status", id=worker_id)
+    if not found:
+        raise _no_worker(worker_id)
+    return WorkerStatus(found[0][0])
+
+
+def _no_worker(worker_id: int) -> errors.WorkerNotFoundError:
+    return errors.WorkerNotFoundError(f"Worker {worker_id} not found; see: pgqrs workers --all")
+
+
+# Messages
+
+
+def dequeue(
+    database: Database,
+    worker_id: int,
+    queue_id: int,
+    limit: int,
+    lock_s: float,
+    read_ct_max: int,
+    at: datetime | None = None,
+) -> list[QueueMessage]:
+    """The next messages, oldest first: what other library consumers let lapse, then what is due. Nothing for a worker that is
+    neither ready nor polling."""
+    if limit < 1:
+        return []
+    common: dict[str, Any] = {
+        "queue_id": queue_id,
+        "consumer_id": worker_id,
+        "lock_s": lock_s,
+        "read_ct_max": read_ct_max,
+    }
+    with database.transaction(at) as tx:
+        if _status(tx, worker_id) not in (WorkerStatus.Ready, WorkerStatus.Polling):
+            return []
+        rows = tx.run("dequeue_lapsed", **common, limit=limit)
+        if len(rows) < limit:
+            rows += tx.run(
+                "dequeue",
+                **common,
+                limit=limit - len(rows),
+                after_vt=DAWN[database.dialect],
+                after_id=0,
+            )
+        is_workflow = bool(rows) and bool(tx.run("workflow_of_queue", queue_id=queue_id))
+    # All have the same vt now; ids are in the order in which they were sent.
+    return sorted((message_record(r, is_workflow) for r in rows), key=lambda m: m.id)
+
+
+def extend(database: Database, worker_id: int, message_id: int, seconds: float) -> bool:
+    with database.transaction() as tx:
+        return bool(tx.run("extend", id=message_id, consumer_id=worker_id, seconds=seconds))
+
+
+def archive(
+    database: Database, worker_id: int, message_ids: Sequence[int], dead_reason: str | None = None
+) -> set[int]:
+    """Those that were the worker's to archive."""
+    with database.transaction() as tx:
+        own = _own(tx, worker_id, message_ids)
+        if own:
+            tx.run("archive", [(i, dead_reason) for i in own])
+        return set(own)
+
+
+def delete(database: Database, worker_id: int, message_ids: Sequence[int]) -> set[int]:
+    """Those that were the worker's to delete. Raises ValidationError where a run hangs on one: nothing is deleted then."""
+    with database.transaction() as tx:
+        own = _own(tx, worker_id, message_ids)
+        if own:
+            if runs := tx.run("runs_of_messages", [(i,) for i in own]):
+                run_id, message_id = runs[0]
+                raise errors.ValidationError(
+                    f"message {message_id} has a run (run {run_id}), whose history would be lost with it; archive it instead"
+                )
+            tx.run("delete_messages", [(i,) for i in own])
+        return set(own)
+
+
+def give_back(
+    database: Database,
+    worker_id: int,
+    message_ids: Sequence[int],
+    visible_at: datetime | None = None,
+    refund: bool = False,
+) -> int:
+    """How many were the worker's. `visible_at` None: now. `refund` takes the delivery off their read_ct."""
+    with database.transaction() as tx:
+        own = _own(tx, worker_id, message_ids)
+        if own:
+            tx.run("give_back", [(i,) for i in own], visible_at=visible_at, refund=refund)
+        return len(own)
+
+
+def keep(database: Database, worker_id: int, message_ids: Sequence[int], lock_s: float) -> None:
+    """Holds them at least until `lock_s` from now."""
+    with database.transaction() as tx:
+        if own := _own(tx, worker_id, message_ids):
+            tx.run("keep_holds", [(i,) for i in own], lock_s=lock_s)
+
+
+def _own(tx: Transaction, worker_id: int, message_ids: Sequence[int]) -> list[int]:
+    if not message_ids:
+        return []
+    return [i for (i,) in tx.run("own", [(i,) for i in sorted(set(message_ids))], consumer_id=worker_id)]

@@ -1,0 +1,360 @@
+"""A run that its caller drives by hand: started, stepped and ended by one operation after another, each one transaction.
+
+Every write asks who holds the run's message, under that message's lock. A run made from a claimed message belongs to that
+claim: once somebody else has claimed the message, nothing is written and ClaimLostError says so. A run made from a message
+that nobody had claimed may be driven until a supervisor takes it.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs import errors
+from pgqrs.records import QueueMessage, as_moment, iso
+from pgqrs.retry import StepRetryPolicy
+from pgqrs.states import WorkflowStatus
+from pgqrs.store.database import Database, Transaction
+from pgqrs.writes import Claim
+
+QUEUED, RUNNING, PAUSED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused
+CANCELLING, CANCELLED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled
+SUCCESS, ERROR = WorkflowStatus.Success, WorkflowStatus.Error
+
+
+class RunState(Struct, frozen=True):
+    """A run's row. `input`, `output` and `error` are raw JSON."""
+
+    id: int
+    workflow_id: int
+    message_id: int
+    status: WorkflowStatus
+    input: bytes | None
+    output: bytes | None
+    error: bytes | None
+
+
+class Acquired(Struct, frozen=True):
+    """What is recorded of a step: its output, if `done`; else its body is to be executed."""
+
+    done: bool
+    output: bytes | None = None
+
+
+class Failure(Struct, frozen=True):
+    """How a step failed; `retry_after_s` None: after the policy's back-off."""
+
+    code: str
+    message: str
+    transient: bool
+    retry_after_s: float | None = None
+
+
+class Held(Struct, frozen=True):
+    """Which run, and by which right: `claim` None where its message was claimed by nobody."""
+
+    run_id: int
+    message_id: int
+    claim: Claim | None
+
+
+# The run
+
+
+def make(database: Database, message: QueueMessage) -> RunState:
+    """The message's run: made by the first call, found by every later one. Raises WorkflowNotFoundError where its queue
+    carries no workflow, MessageNotFoundError where it is gone."""
+    with database.transaction() as tx:
+        found = tx.run("run_of_message", message_id=message.id)
+        if not found:
+            workflows = tx.run("workflow_of_queue", queue_id=message.queue_id)
+            if not workflows:
+                raise errors.WorkflowNotFoundError(
+                    f"message {message.id} is on queue {message.queue_id}, which carries no workflow; "
+                    "make one with pgqrs.workflow().name(…).store(…).create(), and trigger it"
+                )
+            tx.run("make_run", workflow_id=workflows[0][0], message_id=message.id)
+            found = tx.run("run_of_message", message_id=message.id)
+        if not found:
+            raise errors.MessageNotFoundError(f"no message has the id {message.id}")
+        return _state(found[0])
+
+
+def find(database: Database, message_id: int) -> RunState | None:
+    with database.reading() as tx:
+        found = tx.run("run_of_message", message_id=message_id)
+    return _state(found[0]) if found else None
+
+
+def look(database: Database, run_id: int) -> RunState:
+    with database.reading() as tx:
+        return _by_id(tx, run_id)
+
+
+def start(database: Database, held: Held) -> RunState:
+    """RUNNING from QUEUED or PAUSED, whatever the resume time; RUNNING stays. Raises ValidationError from any other state."""
+    with database.transaction() as tx:
+        run = _ours(tx, held)
+        if run.status is RUNNING:
+            return run
+        if run.status not in (QUEUED, PAUSED):
+            raise _not_in(run)
+        return _moved(tx, held, run, RUNNING)
+
+
+def succeed(database: Database, held: Held, output: bytes, archive: bool = False) -> RunState:
+    """SUCCESS, or CANCELLED where that was asked for meanwhile. With `archive`, its message is archived in the same
+    transaction. A run that is SUCCESS stays as it ended; raises ValidationError for any other end."""
+    with database.transaction() as tx:
+        run = _ours(tx, held)
+        if run.status is not SUCCESS:
+            if run.status.terminal:
+                raise _not_in(run)
+            if run.status is CANCELLING:
+                run = _moved(tx, held, run, CANCELLED)
+            else:
+                run = _moved(tx, held, run, SUCCESS, output=output)
+        if archive:
+            tx.run("archive", [(held.message_id, None)])
+        return run
+
+
+def fail(database: Database, held: Held, error: bytes) -> RunState:
+    """ERROR. A run that is ERROR stays as it ended; raises ValidationError for any other end."""
+    with database.transaction() as tx:
+        run = _ours(tx, held)
+        if run.status is ERROR:
+            return run
+        if run.status.terminal:
+            raise _not_in(run)
+        return _moved(tx, held, run, ERROR, error=error)
+
+
+def pause(database: Database, held: Held, text: str, resume_after_s: float) -> RunState:
+    """PAUSED; the message stays with whoever holds it. Raises ValidationError for a run that ended or is being cancelled."""
+    with database.transaction() as tx:
+        run = _ours(tx, held)
+        if run.status not in (QUEUED, RUNNING, PAUSED):
+            raise _not_in(run)
+        reason = msgspec.json.encode({"message": text, "resume_after": _plain(resume_after_s)})
+        return _moved(tx, held, run, PAUSED, error=reason)
+
+
+def due_again(database: Database, run_id: int) -> datetime | None:
+    """When it can go on: a step's retry is due, or its pause is over. None: now."""
+    with database.reading() as tx:
+        status, paused_at, error, retry_at = tx.run("due_again", id=run_id)[0]
+    if status == PAUSED.value and paused_at is not None:
+        told = msgspec.json.decode(error or b"null")
+        after_s = told.get("resume_after") if isinstance(told, dict) else None
+        if isinstance(after_s, int | float):
+            return as_moment(paused_at) + timedelta(seconds=after_s)
+    return None if retry_at is None else as_moment(retry_at)
+
+
+# Its steps
+
+
+def acquire_step(database: Database, held: Held, name: str, at: datetime | None = None) -> Acquired:
+    """The step's record, or the right to execute it. `at` None: now.
+
+    Raises StepNotReadyError before its retry is due, RetriesExhaustedError once it has failed for good, RunCancelledError
+    (the run is CANCELLED then) where that was asked for, ValidationError for a run that was cancelled.
+    """
+    cancelled = False
+    with database.transaction(at) as tx:
+        run = _ours(tx, held)
+        step = _step(tx, held.run_id, name)
+        if run.status is CANCELLING:
+            _moved(tx, held, run, CANCELLED)
+            cancelled = True
+        elif run.status is CANCELLED:
+            raise _not_in(run)
+        elif step is not None and step.status is SUCCESS:
+            return Acquired(True, step.output)
+        elif step is not None and step.status is ERROR and step.retry_at is None:
+            told = msgspec.json.encode(msgspec.json.decode(step.error or b"null"), order="sorted").decode()
+            raise errors.RetriesExhaustedError(f"Step failed after {step.retry_count} attempts: {told}")
+        elif step is not None and step.status is ERROR and not step.due:
+            raise errors.StepNotReadyError(
+                f"Step not ready for execution (retry scheduled for {step.retry_at})", retry_at=step.retry_at
+            )
+        else:
+            tx.run("open_step", run_id=held.run_id, name=name)
+    if cancelled:
+        raise errors.RunCancelledError(f"run {held.run_id} was cancelled before its step {name!r}")
+    return Acquired(False)
+
+
+def complete_step(database: Database, held: Held, name: str, output: bytes) -> None:
+    """SUCCESS. A step that is SUCCESS keeps its first output."""
+    with database.transaction() as tx:
+        _ours(tx, held)
+        step = _step(tx, held.run_id, name)
+        if step is None:
+            tx.run("open_step", run_id=held.run_id, name=name)
+        retries = step.retry_count if step else 0
+        _end_step(tx, held.run_id, name, SUCCESS, output=output, retry_count=retries)
+
+
+def fail_step(
+    database: Database,
+    held: Held,
+    name: str,
+    failure: Failure,
+    random: Callable[[], float],
+    at: datetime | None = None,
+    policy: StepRetryPolicy | None = None,
+) -> None:
+    """ERROR: for good, or where it is transient and the policy (by default three retries) has one left, until its next try
+    is due. A step that is SUCCESS stays so."""
+    with database.transaction(at) as tx:
+        _ours(tx, held)
+        step = _step(tx, held.run_id, name)
+        if step is None:
+            tx.run("open_step", run_id=held.run_id, name=name)
+        retries = step.retry_count if step else 0
+        policy = policy or StepRetryPolicy()
+        told: dict[str, Any] = {
+            "is_transient": failure.transient,
+            "code": failure.code,
+            "message": failure.message,
+        }
+        retry_in_s = None
+        if failure.transient and retries < policy.max_attempts:
+            retries += 1
+            retry_in_s = failure.retry_after_s
+            if retry_in_s is None:
+                retry_in_s = policy.delay(retries, random)
+        if failure.retry_after_s is not None:
+            told["retry_after"] = _as_rust_has_it(failure.retry_after_s)
+        error = msgspec.json.encode(told)
+        _end_step(tx, held.run_id, name, ERROR, error=error, retry_count=retries, retry_in_s=retry_in_s)
+
+
+# Inside
+
+
+class _Step(Struct, frozen=True):
+    status: WorkflowStatus
+    output: bytes | None
+    error: bytes | None
+    retry_at: str | None
+    retry_count: int
+    due: bool
+
+
+def _ours(tx: Transaction, held: Held) -> RunState:
+    """The run, its message locked and still held by the same right. Raises ClaimLostError."""
+    if not tx.run("lock_message", id=held.message_id):
+        raise errors.MessageNotFoundError(
+            f"message {held.message_id} of run {held.run_id} was deleted; nothing was written"
+        )
+    consumer_id, claim_no, archived_at, client = tx.run("holder", id=held.message_id)[0]
+    claim = held.claim
+    if claim is None:
+        lost = client == "supervisor" and archived_at is None
+    else:
+        lost = (consumer_id, claim_no) != (claim.consumer_id, claim.claim_no)
+    if lost:
+        now = f"consumer {consumer_id} holds" if consumer_id else "nobody holds"
+        raise errors.ClaimLostError(
+            f"run {held.run_id} belongs to somebody else by now ({now} its message {held.message_id}); nothing was "
+            "written. Dequeue it again, with a longer vt, or extend_vt() in time"
+        )
+    return _by_id(tx, held.run_id)
+
+
+def _by_id(tx: Transaction, run_id: int) -> RunState:
+    found = tx.run("run_by_id", id=run_id)
+    if not found:
+        raise errors.RunNotFoundError(f"no run has the id {run_id}")
+    return _state(found[0])
+
+
+def _moved(
+    tx: Transaction,
+    held: Held,
+    run: RunState,
+    status: WorkflowStatus,
+    output: bytes | None = None,
+    error: bytes | None = None,
+) -> RunState:
+    tx.run(
+        "move_run",
+        id=run.id,
+        status=status.value,
+        output=_text(output),
+        error=_text(error),
+        starts=run.status is QUEUED and status is not CANCELLED,
+        pauses=status is PAUSED,
+        ends=status.terminal,
+        worker_id=held.claim.consumer_id if held.claim else None,
+    )
+    return msgspec.structs.replace(run, status=status, output=output, error=error)
+
+
+def _step(tx: Transaction, run_id: int, name: str) -> _Step | None:
+    found = tx.run("step_by_name", run_id=run_id, name=name)
+    if not found:
+        return None
+    _, status, output, error, retry_at, retry_count, due = found[0]
+    return _Step(WorkflowStatus(status), _raw(output), _raw(error), iso(retry_at), retry_count, bool(due))
+
+
+def _end_step(
+    tx: Transaction,
+    run_id: int,
+    name: str,
+    status: WorkflowStatus,
+    output: bytes | None = None,
+    error: bytes | None = None,
+    retry_count: int = 0,
+    retry_in_s: float | None = None,
+) -> None:
+    tx.run(
+        "end_step",
+        run_id=run_id,
+        name=name,
+        status=status.value,
+        output=_text(output),
+        error=_text(error),
+        retry_count=retry_count,
+        retry_in_s=retry_in_s,
+    )
+
+
+def _not_in(run: RunState) -> errors.ValidationError:
+    kind = "terminal " if run.status.terminal else ""
+    ways = {
+        SUCCESS: "its result stands",
+        ERROR: f"give it another life with replay: pgqrs replay {run.message_id}",
+        CANCELLED: "trigger it anew",
+        CANCELLING: "it ends before its next step",
+    }
+    return errors.ValidationError(
+        f"Validation failed: Run {run.id} is in {kind}{run.status.value} state; {ways[run.status]}"
+    )
+
+
+def _state(row: tuple[Any, ...]) -> RunState:
+    return RunState(row[0], row[1], row[2], WorkflowStatus(row[3]), _raw(row[4]), _raw(row[5]), _raw(row[6]))
+
+
+def _raw(value: bytes | str | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _as_rust_has_it(seconds: float) -> dict[str, int]:
+    """A duration as 0.15 stores it, which reads these rows too."""
+    return {"secs": int(seconds), "nanos": round(seconds % 1 * 1e9)}
+
+
+def _plain(seconds: float) -> float | int:
+    return int(seconds) if float(seconds).is_integer() else seconds

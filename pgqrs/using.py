@@ -1,0 +1,62 @@
+"""A store's enqueue and trigger inside a transaction of the caller's own."""
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from pgqrs import durations, errors
+from pgqrs.durations import Duration
+from pgqrs.handle import RunHandle
+from pgqrs.store.store import enqueue
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgqrs.client import Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Using:
+    """A store's enqueue and trigger inside the caller's transaction. A queue that is new is made on the store's own
+    connection, and stays whatever becomes of the transaction."""
+
+    def __init__(self, store: "Store", connection: "psycopg.Connection[Any]") -> None:
+        if store.config.backend != "postgres":
+            raise errors.ValidationError(
+                "store.using(connection) takes a psycopg connection; this store is not on PostgreSQL"
+            )
+        from pgqrs.store.postgres import PostgresTransaction
+
+        self._store = store
+        self._connection = connection
+        self._tx = PostgresTransaction(connection)
+
+    def enqueue(self, queue: str, payload: Any, delay: Duration = 0) -> int:
+        return self.enqueue_many(queue, [payload], delay)[0]
+
+    def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
+        return self._enqueue(queue, [self._store._encoded(p) for p in payloads], durations.seconds(delay))
+
+    @overload
+    def trigger(
+        self, workflow: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> RunHandle[R]: ...
+    @overload
+    def trigger(self, workflow: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
+    @overload
+    def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> RunHandle[Any]: ...
+    def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> RunHandle[Any]:
+        name, queue, inputs, returns = self._store._calls(workflow, [(args, kwargs)])
+        self._store._workflow(name, queue)
+        return RunHandle(self._store, self._enqueue(queue, inputs, 0.0)[0], returns)
+
+    def _enqueue(self, queue: str, payloads: Sequence[bytes], delay_s: float) -> list[int]:
+        from pgqrs.store.postgres import in_schema, notify
+
+        queue_id = self._store._queue(queue)
+        with in_schema(self._connection, self._store.config):
+            ids = enqueue(self._tx, queue_id, payloads, delay_s)
+        if not delay_s:
+            notify(self._connection, queue)  # heard when the caller commits
+        return ids
