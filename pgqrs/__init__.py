@@ -92,6 +92,7 @@ from pgqrs.records import (
     WorkflowRecord,
 )
 from pgqrs.retry import BackoffStrategy, StepRetryPolicy
+from pgqrs.s3 import as_s3
 from pgqrs.shorthand import (
     admin,
     archive,
@@ -105,7 +106,7 @@ from pgqrs.shorthand import (
     produce,
     produce_batch,
 )
-from pgqrs.states import StepResultStatus, WorkerStatus, WorkflowStatus
+from pgqrs.states import StepResultStatus, SyncState, WorkerStatus, WorkflowStatus
 from pgqrs.validation import RateLimitStatus, ValidationConfig
 
 __version__ = "1.0.0.dev0"
@@ -161,6 +162,7 @@ __all__ = [
     "StepRetryPolicy",
     "Store",
     "SupervisorError",
+    "SyncState",
     "SystemStats",
     "TablesBuilder",
     "TargetError",
@@ -189,6 +191,7 @@ __all__ = [
     "admin",
     "archive",
     "archive_batch",
+    "as_s3",
     "connect",
     "connect_with",
     "consume",

@@ -16,6 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
 
@@ -41,6 +42,7 @@ def encode(value: object, *, what: str, limit: int | None = None) -> bytes:
         # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.
         if b"null" in raw or b"\\u0000" in raw:
             _refuse_what_jsonb_refuses(msgspec.to_builtins(value, enc_hook=_enc_hook))
+        raw = _keeping_floats(raw)
     except RecursionError as e:
         raise SerializationError(
             f"{what} cannot be stored as JSON: it contains itself, or is nested too deeply; break the cycle, "
@@ -107,7 +109,7 @@ def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> byt
         raise ValidationError(f"{what} cannot be stored: {e}") from None
     except msgspec.DecodeError as e:
         raise ValidationError(f"{what} is no valid JSON: {_why_malformed(raw, e)}") from None
-    compact: bytes = msgspec.json.format(raw, indent=-1)
+    compact: bytes = _keeping_floats(msgspec.json.format(raw, indent=-1))
     if limit is not None and len(compact) > limit:
         raise ValidationError(f"{what} is {len(compact):,} bytes of JSON, over the limit of {limit:,}")
     return compact
@@ -126,6 +128,24 @@ def unwrap_input(payload: bytes) -> bytes:
         raise SerializationError(
             f'the message\'s payload is not {{"input": …}}, which a trigger stores: {e}'
         ) from e
+
+
+def _keeping_floats(raw: bytes) -> bytes:
+    """jsonb writes 1e23 back as 100000000000000000000000, which reads as an integer, and not one that equals the float: so a
+    float of this size is written out, with its ".0"."""
+    # Nearly all JSON is let through by this look, which is quick.
+    if not any(mark in raw for mark in _MARKS_OF_EXPONENTS):
+        return raw
+    return _STRING_OR_EXPONENT.sub(lambda m: m[0] if m[1] is None else _written_out(m[1]), raw)
+
+
+_MARKS_OF_EXPONENTS = [mark + b"%d" % digit for mark in (b"e", b"E", b"+") for digit in range(10)]
+_STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+)?[eE]\+?\d+)')
+
+
+def _written_out(number: bytes) -> bytes:
+    exact = Decimal(number.decode())
+    return f"{exact:f}.0".encode() if exact == exact.to_integral_value() else number
 
 
 class _Triggered(msgspec.Struct):

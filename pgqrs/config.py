@@ -1,5 +1,6 @@
 """Where the database is and how it is used. A DSN holds a password, so what may be shown of one is decided here too."""
 
+import difflib
 import json
 import os
 import re
@@ -55,6 +56,7 @@ _VARIABLES = {
     "MAX_READ_CT": "max_read_ct",
     "HEARTBEAT_INTERVAL": "heartbeat_interval_seconds",
     "POLL_INTERVAL_MS": "poll_interval_ms",
+    "RECLAIM_AFTER": "reclaim_after_seconds",
     "SQLITE_USE_WAL": "sqlite_use_wal",
     "S3_MODE": "s3_mode",
 }
@@ -67,32 +69,52 @@ class Config:
     `backend` is asked for.
     """
 
+    dsn: str
+    max_connections: int
+    connection_timeout_seconds: float
+    default_max_batch_size: int
+    max_read_ct: int
+    heartbeat_interval_seconds: float
+    poll_interval_ms: int
+    max_payload_size_bytes: int
+    max_string_length: int
+    max_object_depth: int
+    forbidden_keys: list[str]
+    required_keys: list[str]
+    max_enqueue_per_second: int | None
+    max_enqueue_burst: int | None
+    reclaim_after_seconds: float | None
+    sqlite_use_wal: bool
+    s3_mode: DurabilityMode
+
     def __init__(self, dsn: str, schema: str | None = None, max_connections: int | None = None) -> None:
         self.dsn = dsn
         self.schema = "public" if schema is None else schema
         self.max_connections = 16 if max_connections is None else max_connections
-        self.connection_timeout_seconds: float = 30
+        self.connection_timeout_seconds = 30
         self.default_lock_time_seconds = None
         self.default_max_batch_size = 100
         self.max_read_ct = 5
-        self.heartbeat_interval_seconds: float = 5
+        self.heartbeat_interval_seconds = 5
         self.poll_interval_ms = 100
         self.max_payload_size_bytes = 1024 * 1024
         self.max_string_length = 1024
         self.max_object_depth = 5
         self.forbidden_keys = ["__proto__", "constructor"]
-        self.required_keys: list[str] = []
+        self.required_keys = []
         # None on either switches the limit off.
-        self.max_enqueue_per_second: int | None = 1000
-        self.max_enqueue_burst: int | None = 50
+        self.max_enqueue_per_second = 1000
+        self.max_enqueue_burst = 50
         # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
-        self.reclaim_after_seconds: float | None = None
+        self.reclaim_after_seconds = None
         self.sqlite_use_wal = True
         self.s3_mode = DurabilityMode.Durable
         self.s3_cache_dir = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         _refuse_misfit(name, value)
+        if name == "s3_mode":
+            value = DurabilityMode(value)
         super().__setattr__(name, value)
 
     @classmethod
@@ -189,6 +211,11 @@ class Config:
 
 
 def _refuse_misfit(name: str, value: object) -> None:
+    if not hasattr(Config, name) and name not in Config.__annotations__ and not name.startswith("_"):
+        near = difflib.get_close_matches(
+            name, [n for n in vars(Config) | Config.__annotations__ if n[0] != "_"], 1
+        )
+        raise AttributeError(f"Config has no setting {name!r}" + (f"; is it {near[0]}?" if near else ""))
     if value is None and name in _MAY_BE_NONE:
         return
     if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < _COUNTS[name]):
@@ -197,6 +224,8 @@ def _refuse_misfit(name: str, value: object) -> None:
         raise ConfigError(f"{name} is a number of seconds of at least 0, not {value!r}")
     if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
         raise ConfigError(f"{name} is a list of text, not {value!r}")
+    if name == "s3_mode" and value not in list(DurabilityMode):
+        raise ConfigError(f"s3_mode is DurabilityMode.Durable or DurabilityMode.Local, not {value!r}")
     if name == "dsn" and not isinstance(value, str):
         raise ConfigError(f"a dsn is text, not {type(value).__name__}")
 
@@ -258,10 +287,12 @@ def _parsed(path: Path) -> Any:
 
 def _read(name: str, text: str) -> object:
     """A setting as text. Raises ValueError."""
-    if name in _COUNTS:
-        return int(text)
-    if name in _SECONDS:
-        return float(text)
+    if name in _COUNTS or name in _SECONDS:
+        whole = name in _COUNTS
+        try:
+            return int(text) if whole else float(text)
+        except ValueError:
+            raise ValueError(f"say a {'whole number' if whole else 'number of seconds'}") from None
     if name == "sqlite_use_wal":
         wanted = {
             "1": True,

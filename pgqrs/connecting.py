@@ -22,7 +22,9 @@ def connect(dsn: str | None = None) -> "Connecting":
 
 
 def connect_with(config: Config) -> "Connecting":
-    """The same with settings."""
+    """The same with settings. Raises TypeError for anything but a Config."""
+    if not isinstance(config, Config):
+        raise TypeError(f"connect_with takes a Config, not {type(config).__name__}; for a DSN: connect(dsn)")
     return Connecting(lambda: config)
 
 

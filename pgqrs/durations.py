@@ -79,5 +79,7 @@ def _parse(written: str) -> float | None:
 
 
 def _shown(value: object) -> str:
-    shown = repr(value) if isinstance(value, str | float | bool | timedelta | None) else type(value).__name__
+    if isinstance(value, int):  # Python refuses to write out a very long one
+        return str(value) if abs(value) < 10**80 else "a very large integer"
+    shown = repr(value) if isinstance(value, str | float | timedelta | None) else type(value).__name__
     return shown if len(shown) <= 80 else shown[:80] + "…"

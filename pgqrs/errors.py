@@ -30,12 +30,12 @@ class PgqrsConnectionError(PgqrsError):
     """The database cannot be reached, or the connection to it was lost."""
 
 
+class SchemaError(PgqrsConnectionError):
+    """The database's tables are missing, incomplete, or newer than this code. In 0.15 it was a PgqrsConnectionError, and is one."""
+
+
 class DatabaseError(PgqrsError):
     """The database refused a statement or a value."""
-
-
-class SchemaError(PgqrsError):
-    """The database's tables are missing, incomplete, or newer than this code."""
 
 
 class QueueNotFoundError(PgqrsError):

@@ -94,6 +94,8 @@ class RunHandle(Generic[R]):
         while True:
             try:
                 return await ways.call(self._settled)
+            except errors.SchemaError:
+                raise
             except errors.PgqrsConnectionError:
                 now = time.monotonic()
                 away_since = now if away_since is None else away_since

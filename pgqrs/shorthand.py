@@ -38,7 +38,7 @@ def produce(store: client.Store, queue: str, payload: Any) -> int: ...
 def produce(store: AnyStore, queue: str, payload: Any) -> Any:
     """Puts a message on a queue, validated; its id. Raises QueueNotFoundError."""
     core, ways = apart(store)
-    return _one(store, ways.call(_sent, core, queue, [payload]))
+    return finish(store, ways.call(_sent, core, queue, payload))
 
 
 @overload
@@ -50,7 +50,7 @@ def produce_batch(store: client.Store, queue: str, payloads: Sequence[Any]) -> l
 def produce_batch(store: AnyStore, queue: str, payloads: Sequence[Any]) -> Any:
     """All or none of them; the ids are in the order of the payloads."""
     core, ways = apart(store)
-    return finish(store, ways.call(_sent, core, queue, payloads))
+    return finish(store, ways.call(_all_sent, core, queue, payloads))
 
 
 @overload
@@ -157,23 +157,20 @@ def finish(store: AnyStore, coroutine: Awaited) -> Any:
     return coroutine if isinstance(store, aio.Store) else drive(coroutine)
 
 
-def _one(store: AnyStore, coroutine: Awaited) -> Any:
-    async def first() -> Any:
-        return (await coroutine)[0]
-
-    return finish(store, first())
-
-
 def _store(store: object) -> client.Store:
     if not isinstance(store, client.Store):
         raise TypeError(f"a store is expected, as pgqrs.connect() gives it, not {type(store).__name__}")
     return store
 
 
-def _sent(core: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]:
+def _sent(core: client.Store, queue: str, payload: Any) -> int:
     found = administering.queue(core.messages.database, queue)
-    limits = ValidationConfig.of(core.config)
-    raw = [validation.encoded(p, limits) for p in payloads]
+    return send(core.messages, found, [validation.encoded(payload, ValidationConfig.of(core.config))])[0]
+
+
+def _all_sent(core: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]:
+    found = administering.queue(core.messages.database, queue)
+    raw = validation.all_encoded(payloads, ValidationConfig.of(core.config))
     return send(core.messages, found, raw) if raw else []
 
 

@@ -94,3 +94,15 @@ class StepResultStatus(Named):
 
     Execute = "EXECUTE"
     Skipped = "SKIPPED"
+
+
+class SyncState(Named):
+    """How the local copy of a store in S3 stands to its object there."""
+
+    LocalMissing = "local_missing"
+    RemoteMissingClean = "remote_missing_clean"
+    RemoteMissingDirty = "remote_missing_dirty"
+    InSync = "in_sync"
+    LocalChanges = "local_changes"
+    RemoteChanges = "remote_changes"
+    ConcurrentChanges = "concurrent_changes"

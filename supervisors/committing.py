@@ -87,6 +87,8 @@ class Turns:
                 turn = self._store.turn(job.writes, (), unsure=True)
                 held = self._store.held(self.consumers)
                 return Done(job, turn, self._clock() - began, held)
+            except errors.SchemaError:
+                raise  # no waiting mends that
             except errors.PgqrsConnectionError as e:
                 if not failures:
                     self._say(Away(str(e)))

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from pgqrs import errors, targets
 from pgqrs.config import Config
-from pgqrs.store import open_store
+from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore, Wanted
 from pgqrs.writes import Write
 from supervisors import core, events, state, wire
@@ -421,6 +421,14 @@ class Loop:
                 self._backlog = self._lease_store.backlog(self._consumers)
             if count := self._lease_store.recover(self._config.max_read_ct):
                 self._view.note(events.Note(f"took back {count} messages of a supervisor that died"))
+                self._handle(events.Hinted())
+            grace_s = self._config.reclaim_after_seconds
+            if grace_s is not None and (
+                count := administering.reclaim_overdue(self._lease_store.database, grace_s)
+            ):
+                self._view.note(
+                    events.Note(f"took back {count} messages that clients of pgqrs 0.15 held too long")
+                )
                 self._handle(events.Hinted())
 
     def _lost(self, now: float) -> None:

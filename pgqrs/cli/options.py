@@ -1,7 +1,6 @@
 """What every command shares: which database, the kinds of arguments, and how an error ends."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pgqrs import durations, errors
-from pgqrs.config import Config, default_dsn, sqlite_path
+from pgqrs.config import Config, sqlite_path
 
 if TYPE_CHECKING:
     from pgqrs.client import Store
@@ -51,10 +50,10 @@ class Database:
 
     def config(self) -> Config:
         # An empty --dsn is a script's unset variable: the default would be another database than the one that was meant.
-        dsn = default_dsn(os.environ) if self._dsn is None else self._dsn
-        if not _is_text(dsn):
+        config = Config.load(dsn=self._dsn, schema=self._schema)
+        if not _is_text(config.dsn):
             raise errors.ConfigError("the DSN is not UTF-8")
-        return Config(dsn, schema=self._schema)
+        return config
 
     @contextmanager
     def store(self) -> "Iterator[Store]":

@@ -47,6 +47,11 @@ from pgqrs.cli.options import Database, Duration, database_options
     type=click.IntRange(1),
     help="Deliveries of a plain message before it is dead [default: 5].",
 )
+@click.option(
+    "--reclaim-after",
+    type=Duration(),
+    help="Take over what clients of pgqrs 0.15 hold, so long after its time is over [default: never].",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Only what user code prints, and what goes wrong.")
 @database_options
 def supervise(
@@ -58,6 +63,7 @@ def supervise(
     drain_timeout: float,
     lease: float,
     max_read_ct: int | None,
+    reclaim_after: float | None,
     quiet: bool,
     database: Database,
 ) -> None:
@@ -75,6 +81,8 @@ def supervise(
     config = database.config()
     if max_read_ct is not None:
         config.max_read_ct = max_read_ct
+    if reclaim_after is not None:
+        config.reclaim_after_seconds = reclaim_after
     if config.dsn.endswith(":memory:"):
         raise errors.ConfigError(
             "an in-memory database is gone with its process; supervise a file or a server"

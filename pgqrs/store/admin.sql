@@ -116,6 +116,7 @@ from pgqrs_messages m
 join pgqrs_workers c on c.id = m.consumer_worker_id
 where m.archived_at is null
   and c.client is null
+  and c.supervisor_id is null
   and m.vt < {now - :grace_s}
 order by m.id
 limit 1000

@@ -146,6 +146,13 @@ def reclaim(database: Database, queue_id: int, older_than_s: float) -> int:
         return _given_back(tx, tx.run("abandoned", queue_id=queue_id, older_than_s=older_than_s))
 
 
+def reclaim_overdue(database: Database, grace_s: float) -> int:
+    """Makes visible what clients of pgqrs 0.15 have held for so long after its vt, at most 1,000 messages; returns how many.
+    They never give up a message by themselves, and would have it back from nobody."""
+    with database.transaction() as tx:
+        return _given_back(tx, tx.run("overdue", grace_s=grace_s))
+
+
 # Workers
 
 

@@ -39,7 +39,7 @@ where m.id = :id;
 -- name: put_run
 -- A run's row for a message that was not begun yet.
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, completed_at)
-select :workflow_id, m.id, cast(:status as {status}), m.payload -> 'input', {now}, {now}, case when :done then {now} end
+select :workflow_id, m.id, cast(:status as {status}), m.payload, {now}, {now}, case when :done then {now} end
 from pgqrs_messages m
 where m.id = :message_id;
 

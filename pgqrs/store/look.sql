@@ -11,7 +11,7 @@ left join pgqrs_workflows f on f.queue_id = m.queue_id
 where m.id = :id;
 
 -- name: run
-select w.id, f.id, m.id, w.status, coalesce(w.input, m.payload -> 'input'), w.output, w.error, w.created_at, w.updated_at,
+select w.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
        f.name, w.attempt, w.crash_count, w.crash, m.enqueued_at, w.started_at, w.completed_at,
        case when m.archived_at is null and m.consumer_worker_id is null then m.vt end
 from pgqrs_messages m
@@ -21,7 +21,7 @@ where m.id = :id;
 
 -- name: runs
 -- Newest first. A run that was not begun yet has no row: its message stands for it.
-select w.id, f.id, m.id, w.status, coalesce(w.input, m.payload -> 'input'), w.output, w.error, w.created_at, w.updated_at,
+select w.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
        f.name, w.attempt, w.crash_count, w.crash, m.enqueued_at, w.started_at, w.completed_at,
        case when m.archived_at is null and m.consumer_worker_id is null then m.vt end
 from pgqrs_messages m

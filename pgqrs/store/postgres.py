@@ -1,11 +1,12 @@
 """PostgreSQL 12 or newer, through psycopg 3 and its pool."""
 
 import os
-import threading
-import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 import psycopg
@@ -15,14 +16,14 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgqrs import errors
-from pgqrs.config import Config, conninfo, scrub
+from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row
+from pgqrs.store.pooling import MAX_IDLE_S, Connections, abandon, give_back, lend
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
-HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was woken polls again by itself
 
 # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that grow by the second the planner's
 # statistics are always old, and it then likes to read or hash a whole table: 16 ms for a fence instead of 3, measured.
@@ -40,28 +41,13 @@ class PostgresDatabase:
         self, config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
     ) -> None:
         self.dsn = config.dsn
-        self._config = config
         self._clock = clock
-        self._steady_plans = steady_plans
         self._pid = os.getpid()
-        self._hinted: dict[str, float] = {}
-        self._hint_connection: psycopg.Connection[Row] | None = None
-        self._hint_lock = threading.Lock()
-        self._pool = ConnectionPool(
-            conninfo(config.dsn),
-            min_size=0,
-            max_size=config.max_connections,
-            timeout=config.connection_timeout_seconds,
-            max_idle=30.0,
-            # Between its own attempts the pool waits ever longer. A supervisor asks again by itself, at a steady pace.
-            reconnect_timeout=1.0 if steady_plans else 300.0,
-            kwargs=connection_options(config),
-            configure=self._configure,
-            open=False,
-            name="pgqrs",
-        )
         connect(config).close()  # an unreachable server is said now, not by the first query
-        self._pool.open()
+        self._connections = lend(_key(config, steady_plans), partial(_make, copy(config), steady_plans))
+        self._pool = self._connections.pool
+        self._lent = weakref.finalize(self, abandon, self._connections)
+        self._lent.atexit = False
 
     @contextmanager
     def transaction(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
@@ -69,6 +55,8 @@ class PostgresDatabase:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
             )
+        if not self._lent.alive:
+            raise errors.PgqrsConnectionError(f"the store on {redact(self.dsn)} was closed")
         clock = self._clock if at is None else lambda: at
         with (
             self._translated(),
@@ -91,32 +79,45 @@ class PostgresDatabase:
             return cast(datetime, row[0]).astimezone(UTC)
 
     def hint(self, queues: Iterable[str]) -> None:
-        """On a connection of its own and outside any transaction: a commit that notifies takes a lock on the whole
-        database. An idle listener polls all the same, so what goes wrong here only costs it that time."""
-        with self._hint_lock, suppress(psycopg.Error):
-            due = [q for q in queues if time.monotonic() - self._hinted.get(q, -1.0) >= HINT_INTERVAL_S]
-            if not due:
-                return
-            if self._hint_connection is None or self._hint_connection.closed:
-                self._hint_connection = connect(self._config, autocommit=True)
-            for queue in due:
-                notify(self._hint_connection, queue)
-                self._hinted[queue] = time.monotonic()
+        self._connections.hint(queues)
 
     def close(self) -> None:
-        self._pool.close()
-        if self._hint_connection is not None:
-            self._hint_connection.close()
+        if self._lent.detach():
+            give_back(self._connections)
 
-    def _configure(self, connection: psycopg.Connection[Row]) -> None:
-        prepare_connection(connection, self._config)
-        if self._steady_plans:
+    def _translated(self) -> "_Translated":
+        return _Translated(self.dsn)
+
+
+def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
+    """Who connects alike. A supervisor keeps its connections to itself: its lease must not wait for another's pool."""
+    if steady_plans:
+        return None
+    return config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds
+
+
+def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
+    def configure(connection: psycopg.Connection[Row]) -> None:
+        prepare_connection(connection, config)
+        if steady_plans:
             connection.execute(STEADY_PLANS)
             connection.execute(IDLE_TRANSACTION)
             connection.commit()
 
-    def _translated(self) -> "_Translated":
-        return _Translated(self.dsn)
+    pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
+        conninfo(config.dsn),
+        min_size=0,
+        max_size=config.max_connections,
+        timeout=config.connection_timeout_seconds,
+        max_idle=MAX_IDLE_S,
+        # Between its own attempts the pool waits ever longer. A supervisor asks again by itself, at a steady pace.
+        reconnect_timeout=1.0 if steady_plans else 300.0,
+        kwargs=connection_options(config),
+        configure=configure,
+        open=False,
+        name="pgqrs",
+    )
+    return Connections(key, pool, lambda: connect(config, autocommit=True), notify)
 
 
 class PostgresTransaction:

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pgqrs.store.database import Row
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
+BUSY_POLL_S = 0.005
 
 
 class SqliteDatabase:
@@ -30,6 +32,7 @@ class SqliteDatabase:
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._use_wal = config.sqlite_use_wal
+        self._patience_s = config.connection_timeout_seconds
         self._connection = _connect(config)
 
     @contextmanager
@@ -62,9 +65,19 @@ class SqliteDatabase:
     def prepare(self) -> None:
         """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
         a file that is somebody else's."""
+        until = time.monotonic() + self._patience_s
         with self._lock, _translated(self.dsn):
-            if self._use_wal and self._connection.execute("pragma journal_mode").fetchone()[0] != "wal":
-                self._connection.execute("pragma journal_mode = wal")
+            if not self._use_wal or self._connection.execute("pragma journal_mode").fetchone()[0] == "wal":
+                return
+            while True:
+                try:
+                    self._connection.execute("pragma journal_mode = wal")
+                    return
+                except sqlite3.OperationalError:
+                    # This statement does not wait for others as the rest do: two that install at once meet here.
+                    if time.monotonic() >= until:
+                        raise
+                    time.sleep(BUSY_POLL_S)
 
     def now(self) -> datetime:
         return self._clock()

@@ -545,9 +545,14 @@ def _no_run(message_id: int) -> errors.RunNotFoundError:
 
 def _run_record(r: Row) -> RunRecord:
     return RunRecord(
-        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), json_value(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), _triggered_with(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
         r[9], r[10] or 0, r[11] or 0, json_value(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
+
+
+def _triggered_with(payload: bytes | str) -> Any:
+    value = json_value(payload)
+    return value["input"] if isinstance(value, dict) and "input" in value else value
 
 
 def step_record(r: Row) -> StepRecord:
@@ -593,4 +598,8 @@ def _raw(value: bytes | str | None) -> bytes | None:
 
 
 def json_value(value: bytes | str | None) -> Any:
-    return None if value is None else msgspec.json.decode(value)
+    """What SQLite holds need not be JSON: anything else reads as the text that it is."""
+    try:
+        return None if value is None else msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return value

@@ -22,7 +22,7 @@ where m.archived_at is not null;
 -- name: begin_runs
 insert into pgqrs_workflow_runs as w
     (workflow_id, message_id, status, input, created_at, updated_at, started_at, worker_id, attempt)
-select r.workflow_id, r.message_id, cast('RUNNING' as {status}), m.payload -> 'input', {now}, {now}, {now}, r.consumer_id, r.attempt
+select r.workflow_id, r.message_id, cast('RUNNING' as {status}), m.payload, {now}, {now}, {now}, r.consumer_id, r.attempt
 from {rows: workflow_id bigint, message_id bigint, consumer_id bigint, attempt int}
 join pgqrs_messages m on m.id = r.message_id
 where true
