@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.M | re.S)
+PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+PROGRAMS = PROGRAM.findall(README)
+OF_COMPATIBILITY = PROGRAM.findall((ROOT / "docs" / "compatibility.md").read_text())
 COMMANDS = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", README, flags=re.M)
 
 
@@ -22,7 +24,7 @@ def test_the_readme_opens_with_a_program() -> None:
     assert len([line for line in PROGRAMS[0].splitlines() if line.strip()]) <= 20
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["first", "more"])
+@pytest.mark.parametrize("program", PROGRAMS + OF_COMPATIBILITY, ids=["first", "more", "compatibility"])
 def test_a_program_of_the_readme_runs(program: str, tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text(program)
     done = run([sys.executable, "pipeline.py"], tmp_path)
@@ -54,6 +56,6 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_every_link_of_the_docs_leads_somewhere() -> None:
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for page in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
         for link in re.findall(r"\]\(([^)#]+?)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
