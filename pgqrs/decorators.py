@@ -86,7 +86,9 @@ async def _run_workflow(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...
         raise
     if not args and not kwargs and ctx.input:
         given = ctx.input
-        args = (given["input"],) if isinstance(given, dict) and "input" in given else (given,)
+        given = given["input"] if isinstance(given, dict) and "input" in given else given
+        if given is not None or _takes_input(func):
+            args = (given,)
     try:
         result = await _value(func(ctx, *args, **kwargs))
         await _value(ctx.success(result))
@@ -121,6 +123,12 @@ async def _run_step(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...], k
 async def _value(found: Any) -> Any:
     """What an async object's call is awaited for, and a blocking one's returns."""
     return await found if inspect.isawaitable(found) else found
+
+
+def _takes_input(func: Callable[..., Any]) -> bool:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = [p.kind for p in inspect.signature(func).parameters.values()]
+    return sum(k in positional for k in kinds) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _started(func: Callable[..., Any], coroutine: Coroutine[Any, Any, Any]) -> Any:

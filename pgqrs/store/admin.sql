@@ -42,7 +42,7 @@ limit :limit
 -- name: metrics
 -- Pending messages wait (their time may be to come), locked ones are held.
 select q.queue_name, count(m.id),
-       coalesce(sum(case when m.archived_at is null and m.consumer_worker_id is null then 1 else 0 end), 0),
+       coalesce(sum(case when m.id is not null and m.archived_at is null and m.consumer_worker_id is null then 1 else 0 end), 0),
        coalesce(sum(case when m.archived_at is null and m.consumer_worker_id is not null then 1 else 0 end), 0),
        coalesce(sum(case when m.archived_at is not null then 1 else 0 end), 0),
        min(case when m.archived_at is null and m.consumer_worker_id is null then m.enqueued_at end), max(m.enqueued_at)

@@ -40,27 +40,31 @@ class Call:
             _current.call = None
 
     @contextmanager
-    def interruptible(self, interrupt: Callable[[], object]) -> Iterator[None]:
-        self._arm(interrupt)
+    def interruptible(self, interrupt: Callable[[], object], committed: bool) -> Iterator[None]:
+        with self._lock:
+            self._interrupt = interrupt
+            self._go_on()
         try:
             yield
         finally:
             # Waits for an interruption under way: one that came late would hit the connection's next user.
-            self._arm(None)
+            with self._lock:
+                self._interrupt = None
+        if not committed:
+            self._go_on()
 
-    def _arm(self, interrupt: Callable[[], object] | None) -> None:
-        with self._lock:
-            self._interrupt = interrupt
-            if self._left:
-                raise Left
+    def _go_on(self) -> None:
+        if self._left:
+            raise Left
 
 
 @contextmanager
-def interruptible(interrupt: Callable[[], object]) -> Iterator[None]:
-    """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread."""
+def interruptible(interrupt: Callable[[], object], committed: bool = False) -> Iterator[None]:
+    """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread.
+    `committed`: the statement commits by itself, so what has ended in here has happened."""
     call: Call | None = getattr(_current, "call", None)
     if call is None:
         yield
         return
-    with call.interruptible(interrupt):
+    with call.interruptible(interrupt, committed):
         yield

@@ -31,28 +31,25 @@ update pgqrs_workers set heartbeat_at = {now} where id = :id returning id;
 select count(*) from pgqrs_messages where consumer_worker_id = :id and archived_at is null;
 
 -- name: dequeue
-with due as (
-    {use ready}
-)
-update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1,
-    dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
-from due
-where c.id = due.due_id
-returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer_worker_id, consumer_worker_id,
-          archived_at, dead_reason, claim_no;
-
--- name: dequeue_lapsed
-with due as (
+-- What lapsed first, then what is due, in one statement: most of its time is the way to the server and back. Only for a worker
+-- that may take messages; the caller looks why where nothing came.
+with late as (
     {use lapsed}
+),
+fresh as (
+    {use ready}
+),
+due as (
+    select due_id from (select due_id, 0 as place from late union all select due_id, 1 from fresh) as either order by place limit :limit
 )
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1,
     dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
 from due
 where c.id = due.due_id
+  and exists (select 1 from pgqrs_workers w where w.id = :consumer_id and w.status in ('ready', 'polling'))
 returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer_worker_id, consumer_worker_id,
-          archived_at, dead_reason, claim_no;
+          archived_at, dead_reason, claim_no, (select count(*) from pgqrs_workflows f where f.queue_id = :queue_id);
 
 -- name: own
 -- Those of these messages that the consumer owns, locked in the order of their ids.
@@ -62,6 +59,21 @@ join pgqrs_messages m on m.id = r.message_id
 where m.consumer_worker_id = :consumer_id and m.archived_at is null
 order by m.id
 {lock m};
+
+-- name: archive_own
+with mine as (
+    select m.id as own_id
+    from {rows: message_id bigint}
+    join pgqrs_messages m on m.id = r.message_id
+    where m.consumer_worker_id = :consumer_id and m.archived_at is null
+    order by m.id
+    {lock m}
+)
+update pgqrs_messages as c
+set archived_at = {now}, dead_reason = :dead_reason
+from mine
+where c.id = mine.own_id
+returning id;
 
 -- name: extend
 update pgqrs_messages as m

@@ -6,7 +6,6 @@ owner gets False, or is not counted; nothing is raised for that.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from pgqrs import errors
 from pgqrs.records import QueueMessage
@@ -30,7 +29,7 @@ _NEEDED = {
 
 def register(database: Database, name: str, queue_id: int | None) -> int:
     """Raises ValidationError where a worker has that name already."""
-    with database.transaction() as tx:
+    with database.single() as tx:
         made = tx.run("register_worker", name=name, queue_id=queue_id)
     if not made:
         raise errors.ValidationError(
@@ -54,7 +53,7 @@ def heard_of(database: Database, worker_id: int, max_age_s: float) -> bool:
 
 
 def beat(database: Database, worker_id: int) -> None:
-    with database.transaction() as tx:
+    with database.single() as tx:
         if not tx.run("beat_worker", id=worker_id):
             raise _no_worker(worker_id)
 
@@ -115,31 +114,25 @@ def dequeue(
     neither ready nor polling."""
     if limit < 1:
         return []
-    common: dict[str, Any] = {
-        "queue_id": queue_id,
-        "consumer_id": worker_id,
-        "lock_s": lock_s,
-        "read_ct_max": read_ct_max,
-    }
-    with database.transaction(at) as tx:
-        if _status(tx, worker_id) not in (WorkerStatus.Ready, WorkerStatus.Polling):
-            return []
-        rows = tx.run("dequeue_lapsed", **common, limit=limit)
-        if len(rows) < limit:
-            rows += tx.run(
-                "dequeue",
-                **common,
-                limit=limit - len(rows),
-                after_vt=DAWN[database.dialect],
-                after_id=0,
-            )
-        is_workflow = bool(rows) and bool(tx.run("workflow_of_queue", queue_id=queue_id))
+    with database.single(at) as tx:
+        rows = tx.run(
+            "dequeue",
+            queue_id=queue_id,
+            consumer_id=worker_id,
+            lock_s=lock_s,
+            read_ct_max=read_ct_max,
+            limit=limit,
+            after_vt=DAWN[database.dialect],
+            after_id=0,
+        )
+    if not rows:
+        status(database, worker_id)  # or there is no such worker
     # All have the same vt now; ids are in the order in which they were sent.
-    return sorted((message_record(r, is_workflow) for r in rows), key=lambda m: m.id)
+    return sorted((message_record(r, of_workflow=r[12] > 0) for r in rows), key=lambda m: m.id)
 
 
 def extend(database: Database, worker_id: int, message_id: int, seconds: float) -> bool:
-    with database.transaction() as tx:
+    with database.single() as tx:
         return bool(tx.run("extend", id=message_id, consumer_id=worker_id, seconds=seconds))
 
 
@@ -147,11 +140,11 @@ def archive(
     database: Database, worker_id: int, message_ids: Sequence[int], dead_reason: str | None = None
 ) -> set[int]:
     """Those that were the worker's to archive."""
-    with database.transaction() as tx:
-        own = _own(tx, worker_id, message_ids)
-        if own:
-            tx.run("archive", [(i, dead_reason) for i in own])
-        return set(own)
+    if not message_ids:
+        return set()
+    wanted = [(i,) for i in sorted(set(message_ids))]
+    with database.single() as tx:
+        return {i for (i,) in tx.run("archive_own", wanted, consumer_id=worker_id, dead_reason=dead_reason)}
 
 
 def delete(database: Database, worker_id: int, message_ids: Sequence[int]) -> set[int]:

@@ -33,6 +33,9 @@ class Database(Protocol):
         Within a `calls.Call` whose caller has left it raises `calls.Left` instead of committing.
         """
 
+    def single(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
+        """The same for one statement that is a transaction by itself: a server then answers once instead of three times."""
+
     def reading(self) -> AbstractContextManager[Transaction]:
         """The same for statements that only read: they never wait for a writer."""
 

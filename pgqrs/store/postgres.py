@@ -51,21 +51,34 @@ class PostgresDatabase:
 
     @contextmanager
     def transaction(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
+        with (
+            self._connection() as connection,
+            connection.transaction(),
+            interruptible(connection.cancel_safe),
+        ):
+            yield self._on(connection, at)
+
+    @contextmanager
+    def single(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
+        with self._connection() as connection, interruptible(connection.cancel_safe, committed=True):
+            yield self._on(connection, at)
+
+    reading = single
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+        """In autocommit: what is more than a statement says where it begins and ends."""
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
             )
         if not self._lent.alive:
             raise errors.PgqrsConnectionError(f"the store on {redact(self.dsn)} was closed")
-        clock = self._clock if at is None else lambda: at
-        with (
-            self._translated(),
-            self._pool.connection() as connection,
-            interruptible(connection.cancel_safe),
-        ):
-            yield PostgresTransaction(connection, clock)
+        with self._translated(), self._pool.connection() as connection:
+            yield connection
 
-    reading = transaction
+    def _on(self, connection: psycopg.Connection[Row], at: datetime | None) -> "PostgresTransaction":
+        return PostgresTransaction(connection, self._clock if at is None else lambda: at)
 
     def prepare(self) -> None:
         pass
@@ -102,7 +115,6 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         if steady_plans:
             connection.execute(STEADY_PLANS)
             connection.execute(IDLE_TRANSACTION)
-            connection.commit()
 
     pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
         conninfo(config.dsn),
@@ -112,7 +124,7 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         max_idle=MAX_IDLE_S,
         # Between its own attempts the pool waits ever longer. A supervisor asks again by itself, at a steady pace.
         reconnect_timeout=1.0 if steady_plans else 300.0,
-        kwargs=connection_options(config),
+        kwargs=connection_options(config) | {"autocommit": True},
         configure=configure,
         open=False,
         name="pgqrs",

@@ -40,6 +40,8 @@ class SqliteDatabase:
         with self._begun("begin immediate", at) as tx:
             yield tx
 
+    single = transaction
+
     @contextmanager
     def reading(self) -> Iterator["SqliteTransaction"]:
         with self._begun("begin") as tx:

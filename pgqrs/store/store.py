@@ -147,7 +147,7 @@ class MessageStore:
         at: datetime | None = None,
     ) -> list[int]:
         """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now."""
-        with self.database.transaction(at) as tx:
+        with self.database.single(at) as tx:
             return enqueue(tx, queue_id, payloads, delay_s, producer_id)
 
     # A supervisor's life
