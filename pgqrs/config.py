@@ -231,17 +231,23 @@ def _refuse_misfit(name: str, value: object) -> None:
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for variable, name in _VARIABLES.items():
-        text = environ.get("PGQRS_" + variable, "")
-        if text:
-            try:
-                found[name] = _read(name, text)
-            except ValueError as e:
-                raise ConfigError(
-                    f"PGQRS_{variable} is {text!r}, which is no setting for {name}: {e}"
-                ) from None
-    return found
+    return {
+        name: _checked(f"PGQRS_{variable}", name, text)
+        for variable, name in _VARIABLES.items()
+        if (text := environ.get("PGQRS_" + variable, ""))
+    }
+
+
+def _checked(source: str, name: str, value: object) -> object:
+    """A setting as it was written down somewhere. Raises ConfigError, naming the source."""
+    try:
+        read = _read(name, value) if isinstance(value, str) else value
+        setattr(Config(DSN_DEFAULT), name, read)
+    except ConfigError as e:
+        raise ConfigError(f"{source}: {e}") from None
+    except ValueError as e:
+        raise ConfigError(f"{source}: {name} cannot be {value!r}; {e}") from None
+    return read
 
 
 def _of_file(path: Path) -> dict[str, object]:
@@ -258,7 +264,7 @@ def _of_file(path: Path) -> dict[str, object]:
         raise ConfigError(
             f"the configuration file {path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
         )
-    return {k: _read(k, v) if isinstance(v, str) else v for k, v in settings.items()}
+    return {k: _checked(f"the configuration file {path}", k, v) for k, v in settings.items()}
 
 
 def _parsed(path: Path) -> Any:

@@ -6,12 +6,12 @@ database out on a thread, so it works on any event loop, and on several in turn.
 """
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
@@ -88,40 +88,39 @@ class Threads:
         await asyncio.sleep(seconds)
 
     async def _done(self, function: Callable[[], R], undo: Callable[[R], object] | None) -> R:
-        job = _Job(function)
-        ended = _signal_of(job.future)
+        loop = asyncio.get_running_loop()
+        job = _Job(function, loop)
         self._submit(job)
+        patience = loop.call_later(self._patience_s, self._give_up, job)
         try:
-            await asyncio.wait([ended], timeout=self._patience_s)
-            if not ended.done():
-                if job.future.cancel():
-                    raise errors.PgqrsConnectionError(
-                        f"no connection became free within {self._patience_s:g}s: all {self._count_max} are busy; "
-                        "raise max_connections or connection_timeout_seconds, or do less at once"
-                    )
-                await ended
+            await job.ended
         except asyncio.CancelledError:
-            if not job.future.cancel():  # it has begun
-                await self._leave(job, ended, undo)
+            if not self._withdraw(job):  # it has begun
+                await self._leave(job, undo)
             raise
-        return job.future.result()
+        finally:
+            patience.cancel()
+        return job.outcome()
 
-    async def _leave(
-        self, job: "_Job[R]", ended: "asyncio.Future[None]", undo: Callable[[R], object] | None
-    ) -> None:
+    def _give_up(self, job: "_Job[Any]") -> None:
+        if self._withdraw(job):
+            job.fail(
+                errors.PgqrsConnectionError(
+                    f"no connection became free within {self._patience_s:g}s: all {self._count_max} are busy; "
+                    "raise max_connections or connection_timeout_seconds, or do less at once"
+                )
+            )
+
+    async def _leave(self, job: "_Job[R]", undo: Callable[[R], object] | None) -> None:
         """Waits for the end of a call that nobody waits for any more, so that the task behind it finds things settled."""
-        if not ended.done():
+        if not job.over:
             threading.Thread(target=job.call.leave, name="pgqrs-leave", daemon=True).start()
-            await _patiently(ended)
-        if undo is None:
+            await job.wait_patiently()
+        if undo is None or job.hand_over(undo) or job.error is not None:
             return
-        if not job.future.done():
-            job.future.add_done_callback(lambda f: None if f.exception() else undo(f.result()))
-        elif job.future.exception() is None:
-            undoing = _Job(partial(undo, job.future.result()))
-            undone = _signal_of(undoing.future)
-            self._submit(undoing)
-            await _patiently(undone)
+        undoing: _Job[object] = _Job(partial(undo, job.outcome()), asyncio.get_running_loop())
+        self._submit(undoing)
+        await undoing.wait_patiently()
 
     def _submit(self, job: "_Job[Any]") -> None:
         if os.getpid() != self._pid:
@@ -135,6 +134,15 @@ class Threads:
             elif self._count < self._count_max:
                 self._count += 1
                 threading.Thread(target=self._work, name="pgqrs-call", daemon=True).start()
+
+    def _withdraw(self, job: "_Job[Any]") -> bool:
+        """False when a thread has taken it up."""
+        with self._changed:
+            try:
+                self._jobs.remove(job)
+            except ValueError:
+                return False
+            return True
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
@@ -154,48 +162,64 @@ class Threads:
 
 
 class _Job(Generic[R]):
-    def __init__(self, function: Callable[[], R]) -> None:
+    """A call and what became of it. `ended` belongs to the event loop and is done, and replaced, in its thread alone."""
+
+    def __init__(self, function: Callable[[], R], loop: asyncio.AbstractEventLoop) -> None:
         self._function: Callable[[], R] | None = function
-        self.future: Future[R] = Future()
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._late: Callable[[R], object] | None = None
+        self._results: list[R] = []
+        self.over = False
+        self.error: BaseException | None = None
         self.call = Call()
+        self.ended: asyncio.Future[None] = loop.create_future()
 
     def run(self) -> None:
         function, self._function = self._function, None
-        if function is None or not self.future.set_running_or_notify_cancel():
-            return
+        assert function is not None
         try:
             with self.call.made():
-                result = function()
+                self._results.append(function())
         except BaseException as e:
-            self.future.set_exception(e)
-        else:
-            self.future.set_result(result)
+            self.error = e
+        with self._lock:
+            self.over = True
+            late = self._late
+        if late is not None and self._results:
+            with contextlib.suppress(errors.PgqrsError):  # it comes back when its time is over
+                late(self._results[0])
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._tell)
 
+    def fail(self, error: BaseException) -> None:
+        """Instead of being run."""
+        self.error, self.over = error, True
+        self._tell()
 
-def _signal_of(future: "Future[Any]") -> "asyncio.Future[None]":
-    """Done when the other is, in this event loop; carries nothing, and cancelling it cancels nothing."""
-    loop = asyncio.get_running_loop()
-    signal: asyncio.Future[None] = loop.create_future()
+    def outcome(self) -> R:
+        if self.error is not None:
+            raise self.error
+        return self._results[0]
 
-    def done() -> None:
-        if not signal.done():
-            signal.set_result(None)
+    def hand_over(self, undo: Callable[[R], object]) -> bool:
+        """Leaves it to the call's thread to undo the result, as soon as there is one. False when there is already."""
+        with self._lock:
+            if not self.over:
+                self._late = undo
+            return not self.over
 
-    def tell(_: object) -> None:
-        try:
-            loop.call_soon_threadsafe(done)
-        except RuntimeError:  # the loop is closed: nobody waits
-            pass
+    async def wait_patiently(self) -> None:
+        """Until it is over, for LEAVE_S at most, whatever else cancels us meanwhile."""
+        until = time.monotonic() + LEAVE_S
+        while not self.over and (left_s := until - time.monotonic()) > 0:
+            if self.ended.done():
+                self.ended = self._loop.create_future()
+            try:
+                await asyncio.wait([self.ended], timeout=left_s)
+            except asyncio.CancelledError:
+                continue
 
-    future.add_done_callback(tell)
-    return signal
-
-
-async def _patiently(ended: "asyncio.Future[None]") -> None:
-    """Until it is done, for LEAVE_S at most, whatever else cancels us meanwhile."""
-    until = time.monotonic() + LEAVE_S
-    while not ended.done() and (left_s := until - time.monotonic()) > 0:
-        try:
-            await asyncio.wait([ended], timeout=left_s)
-        except asyncio.CancelledError:
-            continue
+    def _tell(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

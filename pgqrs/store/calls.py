@@ -43,7 +43,7 @@ class Call:
     def interruptible(self, interrupt: Callable[[], object], committed: bool) -> Iterator[None]:
         with self._lock:
             self._interrupt = interrupt
-            self._go_on()
+            self.go_on()
         try:
             yield
         finally:
@@ -51,18 +51,25 @@ class Call:
             with self._lock:
                 self._interrupt = None
         if not committed:
-            self._go_on()
+            self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Raises Left where nobody waits any more."""
         if self._left:
             raise Left
+
+
+def current() -> Call | None:
+    """The call that this thread is making, if it makes one for somebody who may leave."""
+    call: Call | None = getattr(_current, "call", None)
+    return call
 
 
 @contextmanager
 def interruptible(interrupt: Callable[[], object], committed: bool = False) -> Iterator[None]:
     """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread.
     `committed`: the statement commits by itself, so what has ended in here has happened."""
-    call: Call | None = getattr(_current, "call", None)
+    call = current()
     if call is None:
         yield
         return

@@ -15,12 +15,13 @@ import msgspec
 from pgqrs import errors
 from pgqrs.config import Config, sqlite_path
 from pgqrs.store import sql
-from pgqrs.store.calls import interruptible
+from pgqrs.store.calls import current, interruptible
 from pgqrs.store.database import Row
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
 BUSY_POLL_S = 0.005
+BUSY_SLICE_MS = 50
 
 
 class SqliteDatabase:
@@ -54,7 +55,7 @@ class SqliteDatabase:
                 "this store was opened before a fork; connect again in the child process"
             )
         with self._lock, _translated(self.dsn):
-            self._connection.execute(begin)
+            self._begin(begin)
             try:
                 with interruptible(self._connection.interrupt):
                     yield SqliteTransaction(self._connection, at or self._clock())
@@ -63,6 +64,26 @@ class SqliteDatabase:
                 if self._connection.in_transaction:
                     self._connection.execute("rollback")
                 raise
+
+    def _begin(self, begin: str) -> None:
+        call = current()
+        if call is None or begin == "begin":
+            self._connection.execute(begin)
+            return
+        # SQLite waits for the writer before us in one piece, which no interrupt ends: for somebody who may leave, in slices.
+        until = time.monotonic() + self._patience_s
+        self._connection.execute(f"pragma busy_timeout = {BUSY_SLICE_MS}")
+        try:
+            while True:
+                call.go_on()
+                try:
+                    self._connection.execute(begin)
+                    return
+                except sqlite3.OperationalError as e:
+                    if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                        raise
+        finally:
+            self._connection.execute(f"pragma busy_timeout = {int(self._patience_s * 1000)}")
 
     def prepare(self) -> None:
         """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
