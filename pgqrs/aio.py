@@ -366,7 +366,7 @@ class Store(Twin[client.Store]):
 
     async def close(self) -> None:
         """Gives its connections back. Closing twice is fine."""
-        await self.ways.call(self.core.close)
+        await self.ways.surely(self.core.close)
 
     async def __aenter__(self) -> Self:
         return self

@@ -279,7 +279,7 @@ def _parsed(path: Path) -> Any:
                 import yaml  # type: ignore[import-untyped,unused-ignore]
             except ImportError:
                 raise ConfigError(
-                    f"reading {path} takes PyYAML: pip install pyyaml, or write the settings to pgqrs.toml"
+                    f"reading {path} takes PyYAML: pip install 'pgqrs[yaml]', or write the settings to pgqrs.toml"
                 ) from None
             try:
                 return yaml.safe_load(text) or {}

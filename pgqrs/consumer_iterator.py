@@ -56,7 +56,7 @@ class Iteration:
         self.closed = True
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await ways.call(consumer.end)
+            await ways.surely(consumer.end)
 
     def _register(self) -> Consumer:
         messages = self._messages()

@@ -46,8 +46,8 @@ async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
     status = await ways.call(consumer.status)
     if status in (WorkerStatus.Suspended, WorkerStatus.Interrupted, WorkerStatus.Stopped):
         raise _suspended(status.value)
-    await ways.call(consumer.poll)
     try:
+        await ways.call(consumer.poll)
         with Holding(consumer) as holding:
             while True:
                 status = await ways.call(consumer.status)
@@ -62,7 +62,7 @@ async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
                     await ways.sleep(told.interval_s)
     finally:
         with contextlib.suppress(errors.PgqrsError):
-            await ways.call(_rest, consumer)
+            await ways.surely(_rest, consumer)
 
 
 async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handler: Handler) -> None:
@@ -96,7 +96,7 @@ async def ephemeral(ways: Ways, messages: MessageStore, config: Any, queue: str)
         with contextlib.suppress(
             errors.PgqrsConnectionError
         ):  # its messages come back when their time is over
-            await ways.call(consumer.end)
+            await ways.surely(consumer.end)
 
 
 # Inside
@@ -113,11 +113,11 @@ async def _handle(
                 await _run_workflow(ways, consumer, told, message)
         else:
             await _called(told.handler, messages[0] if told.kind == "message" else messages)
-            await ways.call(consumer.archive_many, ids)
+            await ways.surely(consumer.archive_many, ids)
     except BaseException:
         # Those that were handled and archived are no longer ours, and stay as they are.
         with contextlib.suppress(errors.PgqrsConnectionError):
-            await ways.call(consumer.release_messages, ids)
+            await ways.surely(consumer.release_messages, ids)
         raise
     finally:
         holding.ids = []
@@ -133,12 +133,12 @@ async def _run_workflow(ways: Ways, consumer: Consumer, told: Poll, message: Que
         pass  # it has ended as it should
     except PUT_OFF:
         until = await ways.call(run.next_retry)
-        await ways.call(consumer.put_off, message.id, until)
+        await ways.surely(consumer.put_off, message.id, until)
         raise
     if run.status is WorkflowStatus.Error:
-        await ways.call(consumer.bury, message.id, "its run is in ERROR; see its error")
+        await ways.surely(consumer.bury, message.id, "its run is in ERROR; see its error")
     else:
-        await ways.call(consumer.archive, message.id)
+        await ways.surely(consumer.archive, message.id)
 
 
 async def _called(handler: Handler, argument: Any) -> None:

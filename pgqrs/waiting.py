@@ -33,6 +33,9 @@ class Ways(Protocol):
     async def claim(self, claim: Callable[[], R], undo: Callable[[R], object]) -> R:
         """The same for a call whose result must not get lost: where its caller was cancelled, `undo` gets it."""
 
+    async def surely(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for a call that puts things in order: whoever is cancelled meanwhile hears of it when that is done."""
+
     async def sleep(self, seconds: float) -> None: ...
 
 
@@ -44,6 +47,8 @@ class Blocking:
 
     async def claim(self, claim: Callable[[], R], undo: Callable[[R], object]) -> R:
         return claim()
+
+    surely = call
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - driven straight through, in nobody's event loop
@@ -84,23 +89,35 @@ class Threads:
     async def claim(self, claim: Callable[[], R], undo: Callable[[R], object]) -> R:
         return await self._done(claim, undo)
 
+    async def surely(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        job = _Job(partial(function, *args, **kwargs), asyncio.get_running_loop())
+        try:
+            await self._wait_for(job)
+        except asyncio.CancelledError:
+            await job.wait_patiently()
+            raise
+        return job.outcome()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def _done(self, function: Callable[[], R], undo: Callable[[R], object] | None) -> R:
-        loop = asyncio.get_running_loop()
-        job = _Job(function, loop)
-        self._submit(job)
-        patience = loop.call_later(self._patience_s, self._give_up, job)
+        job = _Job(function, asyncio.get_running_loop())
         try:
-            await job.ended
+            await self._wait_for(job)
         except asyncio.CancelledError:
             if not self._withdraw(job):  # it has begun
                 await self._leave(job, undo)
             raise
+        return job.outcome()
+
+    async def _wait_for(self, job: "_Job[Any]") -> None:
+        self._submit(job)
+        patience = asyncio.get_running_loop().call_later(self._patience_s, self._give_up, job)
+        try:
+            await job.ended
         finally:
             patience.cancel()
-        return job.outcome()
 
     def _give_up(self, job: "_Job[Any]") -> None:
         if self._withdraw(job):
