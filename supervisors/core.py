@@ -127,8 +127,11 @@ class Core:
             if not worker.ready:
                 times.append(worker.launched_at + BOOT_DEADLINE_S)
         if not self.level and self.scheduling.demand():
+            # Of queues that have room: another, whose lanes are taken up, would be due at once and again and again.
             times += [
-                q.next_claim_at for q in self.queues.values() if not q.wanting and q.consumer_id is not None
+                q.next_claim_at
+                for q in self.queues.values()
+                if not q.wanting and q.consumer_id is not None and self.scheduling.room(q) > 0
             ]
         return min(times, default=None)
 

@@ -134,7 +134,7 @@ class Scheduling:
         ]
         for n, queue in enumerate(due):
             share = -(-free // (len(due) - n))
-            limit = min(share, self._room(queue), CLAIM_MAX)
+            limit = min(share, self.room(queue), CLAIM_MAX)
             if limit <= 0:
                 continue
             free -= limit
@@ -154,7 +154,8 @@ class Scheduling:
         short = any(len(w.runs) < LANES_MIN for kind in self._kinds for w in self._open(kind))
         return free if short or free * 4 >= free + at_hand else 0
 
-    def _room(self, queue: Queue) -> int:
+    def room(self, queue: Queue) -> int:
+        """How many more of this queue's messages the workers can have at hand."""
         kind: Kind = "async" if queue.function.is_async else "sync"
         lanes = self.lanes(queue.function)
         return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))

@@ -469,6 +469,20 @@ def test_a_worker_that_was_being_emptied_in_vain_goes_on():
     assert scene.saves().after(5).takes(message(4)).at(reserved)[-1] == 4
 
 
+def test_a_queue_whose_lanes_are_taken_up_wakes_nobody():
+    """It is due, and cannot be claimed from: a timer in the past would be a loop without a pause."""
+    scene = Scene(FLOW, PLAIN, lanes=None).up()
+    scene.takes(queue=2)
+    limit = scene.wants[1].limit
+    scene.core.queues[1].step_s = 1.0
+    scene.takes(*[message(n) for n in range(1, limit + 1)])
+    assert scene.core.scheduling.demand() > 0
+    assert 1 not in scene.wants
+    timer = scene.core.next_timer(scene.now)
+    assert timer is not None
+    assert timer > scene.now
+
+
 # Time limits
 
 
