@@ -56,34 +56,35 @@ class Consumer(Registered):
 
     def extend_vt(self, message_id: int, seconds: Seconds) -> bool:
         """Holds it so much longer than it would have been."""
-        return consuming.extend(self._database, self._worker_id, message_id, durations.seconds(seconds))
+        [checked] = _ids([message_id])
+        return consuming.extend(self._database, self._worker_id, checked, durations.seconds(seconds))
 
     def archive(self, message_id: int) -> bool:
         """Done with: it is kept, and comes back no more."""
-        return bool(consuming.archive(self._database, self._worker_id, [message_id]))
+        return bool(consuming.archive(self._database, self._worker_id, _ids([message_id])))
 
     def archive_many(self, message_ids: Sequence[int]) -> list[bool]:
         """In the order asked."""
-        archived = consuming.archive(self._database, self._worker_id, message_ids)
+        archived = consuming.archive(self._database, self._worker_id, _ids(message_ids))
         return [i in archived for i in message_ids]
 
     def delete(self, message_id: int) -> bool:
         """Done with, and gone. Raises ValidationError for a message with a run, whose history would be lost."""
-        return bool(consuming.delete(self._database, self._worker_id, [message_id]))
+        return bool(consuming.delete(self._database, self._worker_id, _ids([message_id])))
 
     def delete_many(self, message_ids: Sequence[int]) -> list[bool]:
         """In the order asked."""
-        deleted = consuming.delete(self._database, self._worker_id, message_ids)
+        deleted = consuming.delete(self._database, self._worker_id, _ids(message_ids))
         return [i in deleted for i in message_ids]
 
     def release_with_visibility(self, message_id: int, visible_at: str | datetime) -> bool:
         """Gives it back, to be due at that time."""
         at = times.moment(visible_at)
-        return consuming.give_back(self._database, self._worker_id, [message_id], at) == 1
+        return consuming.give_back(self._database, self._worker_id, _ids([message_id]), at) == 1
 
     def release_messages(self, message_ids: Sequence[int]) -> int:
         """Gives them back, due at once; returns how many."""
-        return consuming.give_back(self._database, self._worker_id, message_ids)
+        return consuming.give_back(self._database, self._worker_id, _ids(message_ids))
 
     # For those who take messages for somebody else: the loops in polling.py
 
@@ -129,3 +130,10 @@ class Consumer(Registered):
             self._config.max_read_ct,
             at,
         )
+
+
+def _ids(message_ids: Sequence[int]) -> Sequence[int]:
+    for i in message_ids:
+        if isinstance(i, bool) or not isinstance(i, int):
+            raise TypeError(f"a message's id is a whole number, not {type(i).__name__}")
+    return message_ids

@@ -167,7 +167,7 @@ class Run:
         return copy
 
     def _encoded(self, value: Any, what: str) -> bytes:
-        return codec.encode(value, what=what, limit=self._config.max_payload_size_bytes)
+        return codec.encode(codec.with_json_keys(value), what=what, limit=self._config.max_payload_size_bytes)
 
 
 class StepResult(msgspec.Struct, frozen=True):

@@ -110,18 +110,23 @@ def archive(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any
 @overload
 def archive(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def archive(consumer: AnyConsumer, message: QueueMessage) -> Any:
-    return consumer.archive(message.id)
+    return consumer.archive(_id(message))
 
 
 @overload
-def archive_batch(
-    consumer: aio.Consumer, messages: Sequence[QueueMessage]
-) -> Coroutine[Any, Any, list[bool]]: ...
+def archive_batch(consumer: aio.Consumer, messages: Sequence[QueueMessage]) -> Coroutine[Any, Any, bool]: ...
 @overload
-def archive_batch(consumer: blocking_consumer.Consumer, messages: Sequence[QueueMessage]) -> list[bool]: ...
+def archive_batch(consumer: blocking_consumer.Consumer, messages: Sequence[QueueMessage]) -> bool: ...
 def archive_batch(consumer: AnyConsumer, messages: Sequence[QueueMessage]) -> Any:
-    """In the order asked."""
-    return consumer.archive_many([m.id for m in messages])
+    """Whether all of them were the consumer's to archive; `consumer.archive_many` tells which."""
+    ids = [_id(m) for m in messages]
+    if isinstance(consumer, aio.Consumer):
+        return _all(consumer.archive_many(ids))
+    return all(consumer.archive_many(ids))
+
+
+async def _all(archived: Coroutine[Any, Any, list[bool]]) -> bool:
+    return all(await archived)
 
 
 @overload
@@ -129,7 +134,7 @@ def delete(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any,
 @overload
 def delete(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def delete(consumer: AnyConsumer, message: QueueMessage) -> Any:
-    return consumer.delete(message.id)
+    return consumer.delete(_id(message))
 
 
 @overload
@@ -139,7 +144,7 @@ def extend_vt(
 @overload
 def extend_vt(consumer: blocking_consumer.Consumer, message: QueueMessage, seconds: Duration) -> bool: ...
 def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -> Any:
-    return consumer.extend_vt(message.id, seconds)
+    return consumer.extend_vt(_id(message), seconds)
 
 
 # For the builders too
@@ -155,6 +160,12 @@ def apart(store: AnyStore) -> tuple[client.Store, Ways]:
 def finish(store: AnyStore, coroutine: Awaited) -> Any:
     """To be awaited where the store is async, else done."""
     return coroutine if isinstance(store, aio.Store) else drive(coroutine)
+
+
+def _id(message: QueueMessage) -> int:
+    if not isinstance(message, QueueMessage):
+        raise TypeError(f"a QueueMessage is expected, as dequeue() gives it, not {type(message).__name__}")
+    return message.id
 
 
 def _store(store: object) -> client.Store:

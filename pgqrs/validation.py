@@ -53,7 +53,7 @@ def encoded(payload: object, limits: ValidationConfig) -> bytes:
         for key in limits.required_keys:
             if key not in payload:
                 raise _refused(f"Required key {key!r} missing from payload")
-    raw = codec.encode(payload, what="the payload")
+    raw = codec.encode(codec.with_json_keys(payload), what="the payload")
     if len(raw) > limits.max_payload_size_bytes:
         raise errors.ValidationError(
             f"Payload size {len(raw)} exceeds limit {limits.max_payload_size_bytes}; "
@@ -108,7 +108,7 @@ def _look(value: Any, limits: ValidationConfig, depth: int) -> None:
 
 
 def _look_at_key(key: object, limits: ValidationConfig) -> None:
-    if isinstance(key, bool) or not isinstance(key, str | int):
+    if not (key is None or isinstance(key, str | bool | int)):
         raise errors.SerializationError(
             f"a key of type {type(key).__name__} is not JSON serializable; keys are text"
         )

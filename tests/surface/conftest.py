@@ -1,0 +1,105 @@
+"""Async tests, and the databases that they begin with.
+
+An `async def` test runs in an event loop of its own. Where it takes `store`, that is opened in this loop before it begins and
+closed when it ends. PostgreSQL's database is made once and emptied for each test.
+"""
+
+import asyncio
+import inspect
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import pgqrs
+from pgqrs.connecting import Connecting
+from tests.postgres_server import Postgres
+from tests.store.conftest import DELETE_ALL
+from tests.surface import given
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    given.the_test_begins()
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(with_stores_open(pyfuncitem.obj, arguments))
+    return True
+
+
+async def with_stores_open(test: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    async with AsyncExitStack() as stack:
+        for name, value in arguments.items():
+            if isinstance(value, Connecting):
+                arguments[name] = await stack.enter_async_context(value)
+        await test(**arguments)
+
+
+@pytest.fixture
+def store(dsn: str) -> Connecting:
+    """An async store, its schema installed and empty."""
+    return pgqrs.connect(dsn)
+
+
+@pytest.fixture
+def blocking(dsn: str) -> Iterator[pgqrs.BlockingStore]:
+    """A blocking store on the same database."""
+    with pgqrs.connect(dsn) as store:
+        yield store
+
+
+@pytest.fixture
+def dsn(request: pytest.FixtureRequest) -> str:
+    """A database of each backend in turn, its schema installed and empty."""
+    fixtures = {"sqlite": "installed_sqlite_dsn", "postgres": "installed_postgres_dsn"}
+    return str(request.getfixturevalue(fixtures[request.param]))
+
+
+@pytest.fixture
+def installed_sqlite_dsn(installed_sqlite_file: Path, tmp_path: Path) -> str:
+    shutil.copy(installed_sqlite_file, tmp_path / "pgqrs.db")
+    return f"sqlite://{tmp_path / 'pgqrs.db'}"
+
+
+@pytest.fixture
+def installed_postgres_dsn(installed_postgres_database: str) -> str:
+    with psycopg.connect(installed_postgres_database, autocommit=True) as pg:
+        pg.execute(DELETE_ALL)
+    return installed_postgres_database
+
+
+@pytest.fixture
+def empty_dsn(request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Iterator[str]:
+    """A database without our tables."""
+    if dsn.startswith("sqlite"):
+        yield f"sqlite://{tmp_path / 'empty.db'}"
+        return
+    server: Postgres = request.getfixturevalue("postgres_server")
+    name = f"pgqrs_surface_empty_{os.getpid()}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def installed_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("installed") / "pgqrs.db"
+    with pgqrs.connect(f"sqlite://{path}") as store:
+        store.install()
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed_postgres_database(postgres_server: Postgres) -> Iterator[str]:
+    name = f"pgqrs_surface_{os.getpid()}"
+    dsn = postgres_server.create_database(name)
+    with pgqrs.connect(dsn) as store:
+        store.install()
+    yield dsn
+    with suppress(psycopg.OperationalError):  # a private server has taken it along
+        postgres_server.drop_database(name)
