@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pgqrs import codec, durations, errors, validation
+from pgqrs import codec, durations, names, validation
 from pgqrs.client import Store
 from pgqrs.consumer import Consumer
 from pgqrs.durations import Duration
@@ -142,9 +142,7 @@ class Admin:
 
 def create_workflow(store: Store, name: str) -> WorkflowRecord:
     """Raises WorkflowAlreadyExistsError."""
-    if not isinstance(name, str) or not name or len(name) > 255 or "\0" in name:
-        raise errors.ValidationError(f"{name!r} cannot name a workflow: 1 to 255 characters, no NUL")
-    return administering.make_workflow(store.messages.database, name)
+    return administering.make_workflow(store.messages.database, names.checked(name, "workflow"))
 
 
 def trigger(store: Store, name: str, argument: Any) -> QueueMessage:

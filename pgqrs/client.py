@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from pgqrs import codec, durations, errors, table_handles
+from pgqrs import codec, durations, errors, names, table_handles
 from pgqrs.config import Config
 from pgqrs.consumer import Consumer
 from pgqrs.consumer_iterator import ConsumerIterator, Iteration
@@ -78,7 +78,7 @@ class Store:
 
     def queue(self, name: str) -> QueueInfo:
         """Makes a queue. Raises QueueAlreadyExistsError."""
-        return administering.make_queue(self._ready().database, _queue_name(name))
+        return administering.make_queue(self._ready().database, names.checked(name, "queue"))
 
     def producer(self, queue: str) -> Producer:
         """Registers a producer on a queue. Raises QueueNotFoundError."""
@@ -294,12 +294,6 @@ class Store:
     def _queue_of(self, workflow: str) -> str:
         """A workflow that is known keeps its queue; a new one is on a queue of its own name."""
         return self._ready().queue_of_workflow(workflow) or workflow
-
-
-def _queue_name(name: str) -> str:
-    if not isinstance(name, str) or not name or len(name) > 255 or "\0" in name:
-        raise errors.ValidationError(f"{name!r} cannot name a queue: 1 to 255 characters, no NUL")
-    return name
 
 
 def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:

@@ -10,6 +10,8 @@ from pgqrs.registered import Registered, count, register
 from pgqrs.store import consuming
 from pgqrs.store.store import MessageStore
 
+NO_MESSAGE = -1  # stands for an id that no database holds
+
 Seconds = float | timedelta | str
 
 
@@ -136,4 +138,4 @@ def _ids(message_ids: Sequence[int]) -> Sequence[int]:
     for i in message_ids:
         if isinstance(i, bool) or not isinstance(i, int):
             raise TypeError(f"a message's id is a whole number, not {type(i).__name__}")
-    return message_ids
+    return [i if -(2**63) <= i < 2**63 else NO_MESSAGE for i in message_ids]

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+TEXT_BYTES_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 4 * 1024  # enough to read; a step's error is shown in lists
 TRACEBACK_BYTES_MAX = 16 * 1024  # some 150 frames
 ARGS_BYTES_MAX = 8 * 1024  # two long messages
@@ -306,6 +307,11 @@ def _plain_delay(value: object) -> float | str | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     return None
+
+
+def storable(text: str) -> str:
+    """The text of a failure as every database takes it, and at most TEXT_BYTES_MAX of it."""
+    return _clean(text, TEXT_BYTES_MAX)
 
 
 def _clean(text: str, bytes_max: int) -> str:

@@ -4,7 +4,7 @@ import socket
 import uuid
 from datetime import timedelta
 
-from pgqrs import durations, errors
+from pgqrs import durations, errors, names
 from pgqrs.states import WorkerStatus
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
@@ -70,6 +70,8 @@ class Registered:
 
 def register(database: Database, queue_id: int, ephemeral: bool = False, name: str | None = None) -> int:
     """A new worker row's id. Raises ValidationError where a worker has that name already."""
+    if name is not None:
+        names.checked(name, "worker")
     prefix = EPHEMERAL if ephemeral else f"{socket.gethostname()}-"
     return consuming.register(database, name or f"{prefix}{uuid.uuid4()}", queue_id)
 

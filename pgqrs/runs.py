@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pgqrs import codec, durations, errors, times
+from pgqrs import codec, durations, errors, names, times
 from pgqrs.config import Config
 from pgqrs.durations import Duration
 from pgqrs.records import QueueMessage, iso
@@ -104,12 +104,14 @@ class Run:
         """ERROR. A run that is ERROR keeps its first error."""
         if not isinstance(error, str):
             raise TypeError(f"an error is text, not {type(error).__name__}")
-        self._state = running.fail(self._messages.database, self._held, self._encoded(error, "the error"))
+        self._state = running.fail(
+            self._messages.database, self._held, self._encoded(errors.storable(error), "the error")
+        )
 
     def pause(self, message: str, resume_after_seconds: Duration) -> None:
         """PAUSED, with this text as its error. The message stays with whoever holds it."""
         seconds = durations.seconds(resume_after_seconds)
-        self._state = running.pause(self._messages.database, self._held, message, seconds)
+        self._state = running.pause(self._messages.database, self._held, errors.storable(message), seconds)
 
     def cancel(self) -> WorkflowStatus:
         """CANCELLED at once when nobody holds the message, else CANCELLING until its next step begins. A run that ended
@@ -125,6 +127,7 @@ class Run:
         RunCancelledError where the run was to be cancelled: it is, then.
         """
         at = self._time(current_time)
+        names.checked(step_name, "step")
         found = running.acquire_step(self._messages.database, self._held, step_name, at)
         if found.done:
             return StepResult(StepResultStatus.Skipped, _decoded(found.output), None)
@@ -132,7 +135,7 @@ class Run:
 
     def complete_step(self, name: str, output: Any) -> None:
         """Records its result, whether it was acquired or not. A step that has one keeps it."""
-        raw = self._encoded(output, f"the result of step {name!r}")
+        raw = self._encoded(output, f"the result of step {names.checked(name, 'step')!r}")
         running.complete_step(self._messages.database, self._held, name, raw)
 
     def fail_step(self, name: str, error: Any, current_time: str | datetime | None = None) -> None:
@@ -156,6 +159,7 @@ class Run:
         return running.due_again(self._messages.database, self._state.id)
 
     def _fail_step(self, name: str, failure: Failure, at: datetime | None) -> None:
+        names.checked(name, "step")
         running.fail_step(self._messages.database, self._held, name, failure, random.random, at)
 
     def _time(self, given: str | datetime | None) -> datetime | None:

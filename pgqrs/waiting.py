@@ -131,7 +131,8 @@ class Threads:
     async def _leave(self, job: "_Job[R]", undo: Callable[[R], object] | None) -> None:
         """Waits for the end of a call that nobody waits for any more, so that the task behind it finds things settled."""
         if not job.over:
-            threading.Thread(target=job.call.leave, name="pgqrs-leave", daemon=True).start()
+            job.call.leave()
+            threading.Thread(target=job.call.interrupt, name="pgqrs-leave", daemon=True).start()
             await job.wait_patiently()
         if undo is None or job.hand_over(undo) or job.error is not None:
             return

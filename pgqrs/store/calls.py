@@ -23,9 +23,12 @@ class Call:
         self._left = False
 
     def leave(self) -> None:
-        """From any thread, once. Returns when the statement under way, if any, has been told."""
+        """From any thread: what has not begun to commit will not. Does not wait; `interrupt` ends the statement under way."""
+        self._left = True
+
+    def interrupt(self) -> None:
+        """Returns when the statement under way, if any, has been told."""
         with self._lock:
-            self._left = True
             if self._interrupt is not None:
                 with suppress(Exception):  # the statement then ends by itself, and is not committed either
                     self._interrupt()

@@ -79,11 +79,12 @@ def lend(key: Key | None, make: Callable[[Key | None], Connections]) -> Connecti
         connections = _known.get(key) if key is not None else None
         if connections is None:
             connections = make(key)
-            connections.pool.open()
             if key is not None:
                 _known[key] = connections
         connections._users += 1
-        return connections
+    # Not under the lock: this starts threads and waits for them, and a new thread may be where a finalizer comes to run.
+    connections.pool.open()
+    return connections
 
 
 def give_back(connections: Connections) -> None:

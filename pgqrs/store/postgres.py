@@ -141,6 +141,7 @@ class PostgresTransaction:
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         known = sql.statement(statement, "postgres", self._clock is not None)
+        params = sql.askable(params)
         if rows is not None:
             columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
             for (name, kind), values in zip(known.columns, columns, strict=True):

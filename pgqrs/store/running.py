@@ -219,8 +219,8 @@ def fail_step(
         policy = policy or StepRetryPolicy()
         told: dict[str, Any] = {
             "is_transient": failure.transient,
-            "code": failure.code,
-            "message": failure.message,
+            "code": errors.storable(failure.code),
+            "message": errors.storable(failure.message),
         }
         retry_in_s = None
         if failure.transient and retries < policy.max_attempts:

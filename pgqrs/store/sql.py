@@ -16,9 +16,12 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
+
+from pgqrs import names
+from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]
 
@@ -39,6 +42,21 @@ class Statement(Struct, frozen=True):
 def statement(name: str, dialect: Dialect, own_clock: bool = False) -> Statement:
     """The statement `name` in a dialect's words. With `own_clock`, {now} is the parameter `now` on PostgreSQL too."""
     return _rendered(name, _sources()[name], dialect, own_clock)
+
+
+def askable(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that every database takes: an id beyond 64 bits is no row's, and is asked for as -1, which is none's either.
+    Raises ValidationError for text that none can hold."""
+    for name, value in params.items():
+        if isinstance(value, str) and not names.storable(value):
+            raise ValidationError(f"{value[:80]!r} is no {name}: it holds a NUL or half of a surrogate pair")
+        if (
+            isinstance(value, int)
+            and (name == "id" or name.endswith("_id"))
+            and not -(2**63) <= value < 2**63
+        ):
+            params[name] = -1
+    return params
 
 
 @cache

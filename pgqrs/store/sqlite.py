@@ -125,6 +125,7 @@ class SqliteTransaction:
         self._now = text_time(now)
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
+        params = sql.askable(params)
         if rows is not None:
             params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
         params = {k: text_time(v) if isinstance(v, datetime) else v for k, v in params.items()}

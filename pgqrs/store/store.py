@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pgqrs import errors
+from pgqrs import errors, names
 from pgqrs.records import (
     QueueCounts,
     QueueMessage,
@@ -379,10 +379,8 @@ def enqueue(
 
 def _ensure_queue(tx: Transaction, name: str) -> int:
     """Looks first: an insert that conflicts would still use up an id."""
-    if not name or len(name) > 255 or "\0" in name:
-        raise errors.ValidationError(f"{name!r} cannot name a queue: 1 to 255 characters, no NUL")
     found = (
-        tx.run("queue_by_name", name=name)
+        tx.run("queue_by_name", name=names.checked(name, "queue"))
         or tx.run("add_queue", name=name)
         or tx.run("queue_by_name", name=name)
     )
