@@ -1,6 +1,7 @@
 """PostgreSQL 12 or newer, through psycopg 3 and its pool."""
 
 import os
+import select
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -126,10 +127,20 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         reconnect_timeout=1.0 if steady_plans else 300.0,
         kwargs=connection_options(config) | {"autocommit": True},
         configure=configure,
+        check=_check,
         open=False,
         name="pgqrs",
     )
     return Connections(key, pool, lambda: connect(config, autocommit=True), notify)
+
+
+def _check(connection: psycopg.Connection[Row]) -> None:
+    """Raises for a connection whose server went away while it was idle: its farewell is there to be read. Nothing is asked of a
+    silent one, which would take as long as a statement."""
+    readable = select.poll()
+    readable.register(connection.fileno(), select.POLLIN)
+    if readable.poll(0):
+        ConnectionPool.check_connection(connection)
 
 
 class PostgresTransaction:

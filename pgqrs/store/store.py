@@ -108,7 +108,8 @@ class MessageStore:
             found = tx.run("workflow_by_name", name=name)
         if not found:
             raise errors.WorkflowNotFoundError(
-                f"no workflow is named {name!r}; a workflow is known once it was supervised or triggered from Python"
+                f"no workflow is named {name!r}; one is known once it was supervised, or made: store.trigger(function, …) makes it, "
+                "and so does pgqrs.workflow().name(…).store(…).create()"
             )
         return WorkflowRecord(found[0][0], name, found[0][1])
 

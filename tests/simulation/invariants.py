@@ -1,0 +1,193 @@
+"""What must hold after every event, whatever fails. Judged from outside: by the tables, and by what step bodies wrote down."""
+
+import json
+from typing import Any
+
+from msgspec import Struct
+
+from pgqrs.writes import Outcome, Write
+from supervisors.core import CRASHES_MAX
+
+MESSAGES = """
+select m.id, m.consumer_worker_id, m.claim_no, m.read_ct, m.archived_at, f.id
+from pgqrs_messages m left join pgqrs_workflows f on f.queue_id = m.queue_id
+"""
+STEPS = """
+select w.message_id, s.step_name, s.status, s.output, s.error
+from pgqrs_workflow_steps s join pgqrs_workflow_runs w on w.id = s.run_id
+"""
+RUNS = "select message_id, status, output, crash_count from pgqrs_workflow_runs"
+
+
+class Violation(Exception):
+    """An invariant does not hold: its name, and how that shows."""
+
+
+class Body(Struct, frozen=True):
+    """A step's body started: by whom, under which claim, and whether that claim was live then."""
+
+    message: int
+    position: int
+    supervisor: str
+    live: bool
+
+
+class Watch:
+    """Reads the tables after each transaction and remembers what may never change."""
+
+    def __init__(self, connection: Any, read_ct_max: int) -> None:
+        self._connection = connection
+        self._read_ct_max = read_ct_max
+        self.bodies: list[Body] = []
+        self.deaths: dict[int, int] = {}  # of workers while a run was on the CPU
+        self.cancelled: set[int] = set()
+        self.clock_jumped = False
+        self._recorded: dict[tuple[int, str], tuple[str, Any, Any]] = {}
+        self._ended: dict[int, tuple[str, Any]] = {}
+        self._archived: dict[int, Any] = {}
+        self._claim: dict[int, tuple[int | None, int]] = {}
+        self._furthest: dict[int, int] = {}
+        self._changes = -1
+        self._seen: list[set[Any]] = [set(), set(), set()]
+
+    # What bodies wrote down
+
+    def body_started(
+        self, message: int, position: int, supervisor: str, live: bool, is_workflow: bool
+    ) -> None:
+        self.bodies.append(Body(message, position, supervisor, live))
+        if is_workflow and (live or not self.clock_jumped) and self._furthest.get(message, -1) > position:
+            raise Violation(
+                f"step-repeated: body {position} of run {message} starts on {supervisor} after body {self._furthest[message]} had"
+            )
+        if live:
+            self._furthest[message] = max(position, self._furthest.get(message, -1))
+
+    def died_on_cpu(self, message: int) -> None:
+        self.deaths[message] = self.deaths.get(message, 0) + 1
+
+    # What the tables say
+
+    def holder(self, message: int) -> tuple[int | None, int, bool]:
+        row = self._connection.execute(
+            "select consumer_worker_id, claim_no, archived_at is not null from pgqrs_messages where id = ?",
+            (message,),
+        ).fetchone()
+        return row[0], row[1], bool(row[2])
+
+    def claims(self) -> dict[int, tuple[int | None, int, bool]]:
+        rows = self._connection.execute(
+            "select id, consumer_worker_id, claim_no, archived_at is not null from pgqrs_messages"
+        )
+        return {i: (c, n, bool(a)) for i, c, n, a in rows}
+
+    def turned(
+        self, before: dict[int, tuple[int | None, int, bool]], outcomes: list[Outcome], unsure: bool
+    ) -> None:
+        for outcome in outcomes:
+            claim = outcome.write.claim
+            consumer, claim_no, archived = before[claim.message_id]
+            live = not archived and (consumer, claim_no) == (claim.consumer_id, claim.claim_no)
+            seen_before = unsure and archived and (consumer, claim_no) == (claim.consumer_id, claim.claim_no)
+            if outcome.applied and not (live or seen_before):
+                raise Violation(
+                    f"stale-write: {_shown(outcome.write)} was applied, but the message is held by {consumer} under {claim_no}"
+                )
+            if (live or seen_before) and not outcome.applied and outcome.failure is None:
+                raise Violation(
+                    f"lost-write: {_shown(outcome.write)} was not applied, though its claim is live, or ended it"
+                )
+        self.look()
+
+    def look(self) -> None:
+        if self._connection.total_changes == self._changes:
+            return
+        self._changes = self._connection.total_changes
+        for message, consumer, claim_no, read_ct, archived, workflow in self._new(0, MESSAGES):
+            holder, number = self._claim.get(message, (None, 0))
+            if consumer is not None:
+                if (claim_no <= number) if consumer != holder else (claim_no < number):
+                    raise Violation(
+                        f"claim-number: message {message} went from {holder} to {consumer}, its number from {number} to {claim_no}"
+                    )
+                self._claim[message] = (consumer, claim_no)
+            if read_ct > self._read_ct_max and workflow is None:
+                raise Violation(f"read-budget: message {message} was delivered {read_ct} times")
+            if message in self._archived and archived != self._archived[message]:
+                raise Violation(f"archived-changed: message {message} was archived, and is no more or anew")
+            if archived is not None:
+                self._archived[message] = archived
+        for message, name, status, output, error in self._new(1, STEPS):
+            key = (message, name)
+            if key in self._recorded and self._recorded[key] != (status, output, error):
+                raise Violation(
+                    f"checkpoint-changed: {name} of run {message} was {self._recorded[key]}, is {(status, output, error)}"
+                )
+            if status == "SUCCESS":
+                self._recorded[key] = (status, output, error)
+        for message, status, output, crash_count in self._new(2, RUNS):
+            if crash_count > min(CRASHES_MAX, self.deaths.get(message, 0)):
+                raise Violation(
+                    f"crash-budget: run {message} is charged {crash_count} crashes, of {self.deaths.get(message, 0)} "
+                    f"deaths while it had the CPU, and {CRASHES_MAX} at most"
+                )
+            if message in self._ended and self._ended[message] != (status, output):
+                raise Violation(
+                    f"end-changed: run {message} was {self._ended[message]}, is {(status, output)}"
+                )
+            if status in ("SUCCESS", "ERROR", "CANCELLED"):
+                self._ended[message] = (status, output)
+            if status == "SUCCESS" and json.loads(output) != (recorded := self._outputs(message)):
+                raise Violation(
+                    f"result-mismatch: run {message} returned {output}, its steps are recorded as {recorded}"
+                )
+
+    def _new(self, number: int, query: str) -> list[Any]:
+        """The rows that were not so at the last look."""
+        rows = set(self._connection.execute(query))
+        new, self._seen[number] = rows - self._seen[number], rows
+        return sorted(new, key=repr)
+
+    def _outputs(self, message: int) -> list[Any]:
+        found = sorted((name, output) for (m, name), (_, output, _) in self._recorded.items() if m == message)
+        return [json.loads(output) if output else None for _, output in found]
+
+    # At the end
+
+    def everything_ended(self) -> None:
+        rows = list(
+            self._connection.execute(
+                "select m.id, m.consumer_worker_id, m.vt, m.read_ct, w.status from pgqrs_messages m "
+                "left join pgqrs_workflow_runs w on w.message_id = m.id where m.archived_at is null"
+            )
+        )
+        if rows:
+            raise Violation(f"not-ended: (message, holder, vt, read_ct, run) {rows}")
+        rows = list(
+            self._connection.execute(
+                "select w.message_id, w.status, m.dead_reason from pgqrs_workflow_runs w join pgqrs_messages m "
+                "on m.id = w.message_id where w.status not in ('SUCCESS', 'ERROR', 'CANCELLED') "
+                "or (w.status = 'ERROR') <> (m.dead_reason is not null)"
+            )
+        )
+        if rows:
+            raise Violation(f"ended-oddly: (message, run, dead reason) {rows}")
+
+    def handled_once_at_least(self, plain: set[int]) -> None:
+        started = {b.message for b in self.bodies}
+        done = {
+            i
+            for (i,) in self._connection.execute(
+                "select id from pgqrs_messages where archived_at is not null and dead_reason is null"
+            )
+        }
+        if missing := (plain & done) - started - self.cancelled:
+            raise Violation(
+                f"never-handled: messages {sorted(missing)} are archived as done, and no body ever started"
+            )
+
+
+def _shown(write: Write) -> str:
+    parts = [k for k in ("begin", "step", "crash", "settle", "message") if getattr(write, k) is not None]
+    c = write.claim
+    return f"{'+'.join(parts)} for message {c.message_id} under ({c.consumer_id}, {c.claim_no})"

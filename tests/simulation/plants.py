@@ -1,0 +1,249 @@
+"""Bugs to plant, one for each thing that the simulation claims to see: a check that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from pgqrs.store import sql
+from pgqrs.store.store import MessageStore, Turn
+from pgqrs.writes import Outcome
+from supervisors import core, events, wire
+from tests.simulation import supervisor as sim
+
+Plant = Callable[[], Any]
+PLANTS: dict[str, tuple[Plant, str]] = {}
+
+
+def plant(violation: str) -> Callable[[Plant], Plant]:
+    """The name of the invariant that is to find it; several, where luck decides which comes first."""
+
+    def add(function: Plant) -> Plant:
+        PLANTS[function.__name__.replace("_", "-")] = contextmanager(function), violation
+        return function
+
+    return add
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    if name is None:
+        yield
+        return
+    with PLANTS[name][0]():
+        yield
+
+
+@contextmanager
+def _sql(statement: str, old: str, new: str) -> Iterator[None]:
+    sources = dict(sql._sources())
+    assert old in sources[statement], f"{statement} has no {old!r} any more"
+    sources[statement] = sources[statement].replace(old, new)
+    sql.statement.cache_clear()
+    with patch.object(sql, "_sources", lambda: sources):
+        yield
+    sql.statement.cache_clear()
+
+
+@plant("stale-write")
+def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
+    """Whoever knows the message may write."""
+    with _sql("fence", "and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no", ""):
+        yield
+
+
+@plant("checkpoint-changed")
+def a_checkpoint_that_overwrites() -> Iterator[None]:
+    """A body runs again though its result is recorded, and what it then says replaces that. The other checks look away."""
+    with (
+        _sql("save_steps", "where s.status <> 'SUCCESS'", "where true"),
+        _sql("history", "s.status in ('SUCCESS', 'ERROR')", "s.status in ('ERROR')"),
+        patch("tests.simulation.invariants.Watch.body_started", lambda self, *_: None),
+    ):
+        yield
+
+
+@plant("lost-write not-ended twice-at-once claim-number")
+def a_claim_of_what_is_held() -> Iterator[None]:
+    with _sql("ready", "and m.consumer_worker_id is null", ""):
+        yield
+
+
+@plant("step-repeated result-mismatch stale-write checkpoint-changed")
+def an_answer_before_the_commit() -> Iterator[None]:
+    """The worker hears that its checkpoint is durable when it has only been handed over."""
+    save = core.Core._save
+
+    def eager(self: core.Core, write: Any, urgent: bool = False) -> None:
+        save(self, write, urgent)
+        run = self.runs.get(write.claim.message_id)
+        if write.step is not None and write.message is None and run is not None and run.worker is not None:
+            self._out.append(
+                events.Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
+            )
+
+    with patch.object(core.Core, "_save", eager):
+        yield
+
+
+@plant("crash-budget not-ended too-many-events")
+def a_crash_budget_without_an_end() -> Iterator[None]:
+    with patch.object(core, "CRASHES_MAX", 10**9):
+        yield
+
+
+@plant("crash-budget")
+def a_crash_charged_to_everybody_in_the_worker() -> Iterator[None]:
+    exited = core.Core._exited
+
+    def charging(self: core.Core, event: events.Exited, now: float) -> None:
+        worker = self.workers[event.worker]
+        if worker.on_cpu is not None and worker.killing is None:
+            for run in worker.runs.values():
+                if run.id != worker.on_cpu.run and run.started and not run.ending:
+                    run.crashes += 1
+                    self._crashed(run, worker, event, worker.on_cpu, "was charged")
+        exited(self, event, now)
+
+    with patch.object(core.Core, "_exited", charging):
+        yield
+
+
+@plant("read-budget")
+def deliveries_without_a_limit() -> Iterator[None]:
+    settings = sim.state.Settings
+
+    def unlimited(**given: Any) -> Any:
+        return settings(**given | {"read_ct_max": 10**9})
+
+    with (
+        _sql("ready", "and m.read_ct < :read_ct_max", "and :read_ct_max > 0"),
+        _sql("bury_of_supervisor", "and m.read_ct >= :read_ct_max", "and :read_ct_max < 0"),
+        patch.object(sim.state, "Settings", unlimited),
+    ):
+        yield
+
+
+@plant("not-ended")
+def an_unsure_turn_that_forgets_what_it_claimed() -> Iterator[None]:
+    """A claim whose answer was lost leaves messages that nobody knows to be his."""
+    with patch.object(core.Core, "_held", lambda self, event: None):
+        yield
+
+
+@plant("lost-write")
+def an_unsure_turn_that_takes_its_own_end_for_a_loss() -> Iterator[None]:
+    turn = MessageStore.turn
+
+    def never_unsure(self: MessageStore, writes: Any, wanted: Any = (), unsure: bool = False) -> Turn:
+        return turn(self, writes, wanted, False)
+
+    with patch.object(MessageStore, "turn", never_unsure):
+        yield
+
+
+@plant("claim-number")
+def a_claim_that_counts_nothing() -> Iterator[None]:
+    with _sql("claim", "claim_no = c.claim_no + 1", "claim_no = c.claim_no"):
+        yield
+
+
+@plant("ended-oddly")
+def a_death_without_a_reason() -> Iterator[None]:
+    def silent(self: core.Core, run: Any, error: bytes) -> Any:
+        if run.function.workflow_id is None:
+            return core.Write(run.claim, message=core.Archive("failed"))
+        return core.Write(
+            run.claim, settle=core.Settle(core.WorkflowStatus.Error, error=error), message=core.Archive()
+        )
+
+    with patch.object(core.Core, "_failure", silent):
+        yield
+
+
+@plant("left-over")
+def an_outcome_that_nobody_hears_of() -> Iterator[None]:
+    saved = core.Core._saved
+
+    def half_deaf(self: core.Core, outcomes: Any, now: float) -> None:
+        saved(self, [o for o in outcomes if not (o.write.message and o.write.claim.message_id % 5 == 0)], now)
+
+    with patch.object(core.Core, "_saved", half_deaf):
+        yield
+
+
+@plant("not-ended")
+def nobody_recovers_what_the_dead_held() -> Iterator[None]:
+    with patch.object(MessageStore, "recover", lambda self, read_ct_max: 0):
+        yield
+
+
+@plant("lost-write step-repeated result-mismatch not-ended left-over")
+def a_lease_that_nobody_heeds() -> Iterator[None]:
+    """A supervisor that was cut off for longer than its lease goes on with what it had."""
+    with patch.object(sim.SimSupervisor, "_look_at_lease", lambda self: None):
+        yield
+
+
+@plant("end-changed archived-changed stale-write")
+def an_end_that_can_be_changed() -> Iterator[None]:
+    with (
+        _sql("settle_runs", "and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')", ""),
+        _sql("fence", "where m.archived_at is null", "where true"),
+    ):
+        yield
+
+
+@plant("twice-at-once step-repeated result-mismatch")
+def a_run_given_to_two_workers() -> Iterator[None]:
+    """A death whose pipe was not read to the end: the run is given to another worker while the first still has it."""
+    kill = core.Core._kill
+
+    def only_says_so(self: core.Core, worker: Any, why: str, force: bool) -> None:
+        for run in list(worker.runs.values()):
+            if not run.ending:
+                self._came_back_from_the_dead(run)
+        kill(self, worker, why, False)
+
+    stop = core.Core._of_run
+
+    def restless(self: core.Core, worker: Any, run: Any, frame: Any, now: float) -> None:
+        stop(self, worker, run, frame, now)
+        if isinstance(frame, wire.Started) and frame.position == 1 and not run.ending:
+            run.started = False
+            worker.leave(run.id)
+            self.waiting.append(run)
+
+    with patch.object(core.Core, "_kill", only_says_so), patch.object(core.Core, "_of_run", restless):
+        yield
+
+
+@plant("never-handled")
+def a_message_archived_instead_of_run() -> Iterator[None]:
+    admit = core.Core._admit
+
+    def lazy(self: core.Core, run: Any) -> None:
+        if run.function.workflow_id is None and run.claimed.read_ct == 1 and run.id % 7 == 0:
+            self._end(run, core.Write(run.claim, message=core.Archive()))
+        else:
+            admit(self, run)
+
+    with patch.object(core.Core, "_admit", lazy):
+        yield
+
+
+@plant("result-mismatch ended-oddly")
+def a_result_without_its_last_checkpoint() -> Iterator[None]:
+    """The run's end overtakes what it had recorded before."""
+    turn = MessageStore.turn
+
+    def forgetful(self: MessageStore, writes: Any, wanted: Any = (), unsure: bool = False) -> Turn:
+        kept = [w for w in writes if w.step is None or w.step.position != 2 or w.message is not None]
+        told = turn(self, kept, wanted, unsure)
+        by_write = {id(o.write): o for o in told.outcomes}
+        return Turn([by_write.get(id(w)) or Outcome(w, True) for w in writes], told.taken)
+
+    with patch.object(MessageStore, "turn", forgetful):
+        yield

@@ -1,0 +1,279 @@
+"""One seed: a database, supervisors, a stream of messages, and faults; then calm, in which everything must end."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+from pgqrs import errors
+from pgqrs.config import Config
+from pgqrs.states import WorkflowStatus
+from pgqrs.store.sqlite import SqliteDatabase
+from pgqrs.store.store import MessageStore, Turn, Wanted
+from pgqrs.writes import Write
+from supervisors import state
+from tests.simulation.invariants import Violation, Watch
+from tests.simulation.plan import RunPlan, make_plan
+from tests.simulation.supervisor import LEASE_S, SimSupervisor
+from tests.simulation.workers import Lane
+
+EVENTS_MIN, FAULTS_MIN = 200, 5
+TROUBLE_S = 8.0  # how long things go wrong
+CALM_S = 400.0  # how long the rest may take
+EVENTS_MAX = 60_000
+READ_CT_MAX = 5
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.events = 0
+        self.faults: Counter[str] = Counter()
+        self.trace: deque[str] = deque(maxlen=60)
+        self.read_ct_max = READ_CT_MAX
+        self.plans: dict[int, RunPlan] = {}
+        self._bodies: Counter[tuple[int, int]] = Counter()
+        self._troubled = True
+        self._skew_s = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._pids = itertools.count(100)
+        database = SqliteDatabase(
+            Config("sqlite::memory:"), lambda: EPOCH + timedelta(seconds=self.now + self._skew_s)
+        )
+        database._connection.deserialize(_installed())
+        self.store = MessageStore(database)
+        self.functions = self._functions()
+        self.watch = Watch(database._connection, READ_CT_MAX)
+        # How this seed's latencies and faults are: some are calm, some are storms.
+        self._storm = self.rng.choice([0.3, 1.0, 3.0])
+        self._slow = self.rng.choice([0.0, 0.02, 0.2])
+        self.supervisors: list[SimSupervisor] = []
+
+    def run(self) -> None:
+        """Raises Violation."""
+        for n in range(self.rng.choice([2, 2, 3])):
+            self._start_supervisor(host=f"host{n % 2}")
+        for _ in range(self.rng.randint(8, 16)):
+            self.after(self.rng.uniform(0, TROUBLE_S * 0.7), self._enqueue)
+        self.after(0.2, self._trouble)
+        self._run_until(TROUBLE_S)
+        while sum(self.faults.values()) < FAULTS_MIN or self.events < EVENTS_MIN:
+            self._enqueue()
+            self._strike()
+            self._run_until(self.now + 1.0)
+        self._calm()
+        self._run_until(self.now + CALM_S, until_ended=True)
+        self.watch.look()
+        self.watch.everything_ended()
+        self._run_until(self.now + 5.0)
+        for supervisor in self.supervisors:
+            if (
+                supervisor.alive
+                and supervisor.frozen_until < self.now
+                and (supervisor.core.runs or supervisor.core._saving)
+            ):
+                raise Violation(
+                    f"left-over: {supervisor.name} still has runs {sorted(supervisor.core.runs)} and {supervisor.core._saving} writes"
+                )
+        self.watch.handled_once_at_least({i for i, p in self.plans.items() if not p.is_workflow})
+
+    def _run_until(self, time: float, until_ended: bool = False) -> None:
+        while self._heap and self._heap[0][0] <= time:
+            self.now, _, do = heapq.heappop(self._heap)
+            self.events += 1
+            if self.events > EVENTS_MAX:
+                raise Violation(f"too-many-events: {EVENTS_MAX}")
+            do()
+            if until_ended and self.events % 50 == 0 and not self._unended():
+                return
+        self.now = time
+
+    # For the actors
+
+    def at(self, time: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (max(time, self.now), next(self._numbers), do))
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        self.at(self.now + seconds, do)
+
+    def note(self, text: str) -> None:
+        self.trace.append(f"{self.now:9.4f} {text}")
+
+    def fault(self, kind: str, chance: float) -> bool:
+        if self._troubled and self.rng.random() < chance * self._storm:
+            self.faults[kind] += 1
+            self.note(f"fault: {kind}")
+            return True
+        return False
+
+    def latency(self) -> float:
+        return self.rng.choice([0.00005, 0.0002, 0.001]) if self.rng.random() > 0.02 else 0.05
+
+    def commit_s(self) -> float:
+        slow = self._troubled and self.rng.random() < self._slow * 0.2
+        if slow:
+            self.faults["slow-commit"] += 1
+        return self.rng.uniform(0.05, 3.0) if slow else self.rng.uniform(0.001, 0.01)
+
+    def late_s(self) -> float:
+        """Until the loop hears of a turn."""
+        return self.rng.uniform(0.1, 1.0) if self.fault("late-outcome", 0.005) else self.latency()
+
+    def next_pid(self) -> int:
+        return next(self._pids)
+
+    def lives(self, pid: int) -> bool:
+        return any(s.pid == pid and s.alive for s in self.supervisors)
+
+    def body_started(self, lane: Lane, position: int) -> int:
+        """Which execution of this body it is, counted over all workers."""
+        message, claim_no = lane.ids
+        consumers = lane.worker.supervisor._consumers.values()
+        holder, number, archived = self.watch.holder(message)
+        live = holder in consumers and number == claim_no and not archived and lane.worker.supervisor.alive
+        self.note(
+            f"{lane.worker.supervisor.name} worker {lane.worker.id} body {message}.{position} live={live}"
+        )
+        for other in lane.worker.supervisor.workers.values():
+            if other is not lane.worker and other.alive and other.running == message and live:
+                raise Violation(
+                    f"twice-at-once: message {message} runs in two workers of {lane.worker.supervisor.name}"
+                )
+        self.watch.body_started(message, position, lane.worker.supervisor.name, live, lane.is_workflow)
+        self._bodies[message, position] += 1
+        return self._bodies[message, position]
+
+    def turn(self, who: str, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
+        before = self.watch.claims() if writes else {}
+        turn = self.store.turn(writes, wanted, unsure)
+        self.note(
+            f"{who} turn: {len(writes)} writes, {sum(len(t.messages) for t in turn.taken)} taken, unsure={unsure}"
+        )
+        self.watch.turned(before, turn.outcomes, unsure)
+        return turn
+
+    def recover(self, who: str) -> int:
+        count = self.store.recover(READ_CT_MAX)
+        if count:
+            self.note(f"{who} recovers {count}")
+            self.watch.look()
+        return count
+
+    # What happens
+
+    def _start_supervisor(self, host: str) -> None:
+        name = f"s{len(self.supervisors) + 1}"
+        self.note(f"{name} starts on {host}")
+        self.supervisors.append(SimSupervisor(self, name, host))
+
+    def _functions(self) -> list[state.Function]:
+        flow = self.store.ensure_workflow("flow", "flow")
+        plain = self.store.ensure_queue("plain")
+        return [
+            state.Function("flow", "workflow", False, "flow", flow.queue_id, flow.id),
+            state.Function("plain", "handler", False, "plain", plain, None),
+        ]
+
+    def _enqueue(self) -> None:
+        plan = make_plan(self.rng)
+        flow, plain = self.functions
+        payload = b'{"input": null}' if plan.is_workflow else b"null"
+        delay_s = self.rng.choice([0.0, 0.0, 0.5])
+        [message] = self.store.enqueue(
+            flow.queue_id if plan.is_workflow else plain.queue_id, [payload], delay_s
+        )
+        self.plans[message] = plan
+
+    def _trouble(self) -> None:
+        if self._troubled:
+            self._strike()
+            self.after(self.rng.expovariate(0.8 * self._storm), self._trouble)
+
+    def _strike(self) -> None:
+        living = [s for s in self.supervisors if s.alive]
+        if not living:
+            self._start_supervisor(self.rng.choice(["host0", "host1"]))
+            return
+        supervisor = self.rng.choice(living)
+        workers = [w for w in supervisor.workers.values() if w.alive]
+        kind = self.rng.choices(
+            [
+                "worker-kill",
+                "worker-freeze",
+                "supervisor-kill",
+                "supervisor-freeze",
+                "partition",
+                "clock-jump",
+                "cancel",
+            ],
+            [30, 8, 8, 5, 8, 4, 6],
+        )[0]
+        self.faults[kind] += 1
+        self.note(f"fault: {kind} {supervisor.name}")
+        if kind == "worker-kill" and workers:
+            self.rng.choice(workers).die("SIGKILL")
+        elif kind == "worker-freeze" and workers:
+            self.rng.choice(workers).frozen_until = self.now + self.rng.uniform(0.5, LEASE_S * 1.5)
+        elif kind == "supervisor-kill":
+            supervisor.die()
+            self.after(
+                self.rng.uniform(0.05, 2.0),
+                lambda: self._start_supervisor(self.rng.choice(["host0", "host1"])),
+            )
+        elif kind == "supervisor-freeze":
+            supervisor.frozen_until = self.now + self.rng.uniform(0.5, LEASE_S * 2)
+        elif kind == "partition":
+            supervisor.cut_until = self.now + self.rng.uniform(0.5, LEASE_S * 2)
+        elif kind == "clock-jump":
+            jump_s = self.rng.choice([-3.0, -1.0, 1.0, LEASE_S + 1.0])
+            self._skew_s += jump_s
+            self.watch.clock_jumped = self.watch.clock_jumped or jump_s > 0
+        elif kind == "cancel" and self.plans:
+            message = self.rng.choice(sorted(self.plans))
+            try:
+                status = self.store.cancel(message)
+            except errors.ValidationError:
+                return
+            if status is WorkflowStatus.Cancelled:
+                self.watch.cancelled.add(message)
+            self.watch.look()
+
+    def _calm(self) -> None:
+        self._troubled = False
+        self.note("calm")
+        for supervisor in self.supervisors:
+            supervisor.cut_until = min(supervisor.cut_until, self.now)
+        if not any(s.alive and s.frozen_until <= self.now for s in self.supervisors):
+            self._start_supervisor("host0")
+        self._resume()
+
+    def _resume(self) -> None:
+        """Somebody ends the pauses that have no end."""
+        unended = self._unended()
+        for message in unended:
+            if self.plans[message].is_workflow:
+                self.store.resume(message)
+        if unended:
+            self.after(5.0, self._resume)
+
+    def _unended(self) -> list[int]:
+        execute = self.watch._connection.execute
+        return [i for (i,) in execute("select id from pgqrs_messages where archived_at is null")]
+
+
+@cache
+def _installed() -> bytes:
+    database = SqliteDatabase(Config("sqlite::memory:"))
+    MessageStore(database).install()
+    connection: sqlite3.Connection = database._connection
+    return bytes(connection.serialize())
