@@ -24,7 +24,7 @@ from tests.simulation.supervisor import LEASE_S, SimSupervisor
 from tests.simulation.workers import Lane
 
 EVENTS_MIN, FAULTS_MIN = 200, 5
-TROUBLE_S = 8.0  # how long things go wrong
+TROUBLE_S = 4.0  # how long things go wrong
 CALM_S = 400.0  # how long the rest may take
 EVENTS_MAX = 60_000
 READ_CT_MAX = 5

@@ -89,7 +89,7 @@ async def looking_for_a_workflow_that_is_not_there(store):
     await (await store.get_workflows()).get_by_name("job")
 
 
-@raises(errors.WorkflowNotFoundError, "a workflow is known once it was")
+@raises(errors.WorkflowNotFoundError, "is known once it was supervised, or made")
 async def triggering_a_workflow_that_is_not_there(store):
     await pgqrs.workflow().name("job").store(store).trigger(1).execute()
 
