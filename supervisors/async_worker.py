@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import math
 import socket
+import time
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any
 
@@ -29,7 +31,7 @@ class AsyncLane(PipeJournal):
 
     async def begin(self, call: StepCall) -> None:
         wanted = self.sent
-        while not call.pure and self.durable < wanted and not self.leaving:
+        while ((not call.pure and self.durable < wanted) or self._worker.overdue) and not self.leaving:
             self._progress.clear()
             await self._progress.wait()
         if self.leaving:
@@ -143,6 +145,12 @@ class AsyncWorker:
         self._history: dict[int, list[RecordedStep]] = {}
         self._drained = False
         self._idle_due = False
+        self._until = math.inf
+
+    @property
+    def overdue(self) -> bool:
+        """Whether what is here may be another supervisor's by now."""
+        return time.monotonic() >= self._until
 
     def run(self, pid: int) -> None:
         asyncio.run(self._main(pid))
@@ -188,6 +196,10 @@ class AsyncWorker:
                 else:
                     steps = tuple(self._history.pop(frame.message_id, ()))
                     self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+            case wire.Lease():
+                self._until = frame.until
+                for each in self.lanes.values():
+                    each.woken()
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():

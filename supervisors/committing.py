@@ -102,8 +102,8 @@ class Turns:
 
 
 class Lease:
-    """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the renewal was
-    sent, so it ends here before it ends in the database."""
+    """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the lease or its renewal
+    was asked for (`began`), so it ends here before it ends in the database."""
 
     def __init__(
         self,
@@ -112,6 +112,7 @@ class Lease:
         lease_s: float,
         wake: Callable[[], None],
         clock: Callable[[], float],
+        began: float,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -119,7 +120,7 @@ class Lease:
         self._lease_s = lease_s
         self._wake = wake
         self._stop = threading.Event()
-        self.until = self._clock() + lease_s
+        self.until = began + lease_s
         self.lost = False
         self._thread = threading.Thread(target=self._run, name="pgqrs-lease", daemon=True)
         self._thread.start()

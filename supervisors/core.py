@@ -9,6 +9,7 @@ A run is in `runs` from its claim until the write that ends our claim on it is k
 says of a run that is not there under that claim is of the past, and is dropped.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -34,6 +35,7 @@ from supervisors.events import (
     Note,
     Received,
     Registered,
+    Renewed,
     Save,
     Saved,
     Send,
@@ -73,6 +75,7 @@ class Core:
         self._boot_failures: deque[float] = deque()
         self._deadline: float | None = None  # of draining
         self._saving = 0
+        self._until = -math.inf  # of our lease
         self._out: list[Command] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -113,6 +116,9 @@ class Core:
             case Registered():
                 for queue_id, consumer_id in event.consumers.items():
                     self.queues[queue_id].consumer_id = consumer_id
+                self._renewed(event.until)
+            case Renewed():
+                self._renewed(event.until)
             case Tick():
                 pass
 
@@ -143,6 +149,7 @@ class Core:
         match frame:
             case wire.Ready():
                 worker.ready = True
+                self._out.append(Send(worker.id, wire.Lease(self._until)))
                 if self.level:
                     self._out.append(Send(worker.id, wire.Drain(self.level > 1)))
             case wire.Idle():
@@ -339,7 +346,8 @@ class Core:
             self.waiting.remove(run)
         if run.worker is not None and (worker := self.workers.get(run.worker)):
             if worker.on_cpu and worker.on_cpu.run == run.id:
-                worker.leave(run.id)
+                if worker.leave(run.id):
+                    worker.leaving.add(run.id)
                 self._kill(worker, "it runs what is no longer ours", force=True)
             else:
                 self._stop_at(worker, run)
@@ -407,9 +415,16 @@ class Core:
             queue.consumer_id = None
             queue.after, queue.wanted = None, 0
         for worker in self.workers.values():
+            worker.leaving |= worker.runs.keys()
             worker.runs.clear()
             worker.on_cpu = None
             self._kill(worker, "the lease ran out", force=True)
+
+    def _renewed(self, until: float) -> None:
+        self._until = until
+        for worker in self.workers.values():
+            if worker.ready and worker.killing is None:
+                self._out.append(Send(worker.id, wire.Lease(until)))
 
     # Deaths
 

@@ -1,5 +1,6 @@
 """What the core is told, in the past tense, and what it orders, in the imperative. Data only."""
 
+import math
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -78,9 +79,16 @@ class LeaseLost(Struct, frozen=True):
 
 
 class Registered(Struct, frozen=True):
-    """We are a supervisor again, with these consumers (queue id to consumer id)."""
+    """We are a supervisor again, with these consumers (queue id to consumer id), until then."""
 
     consumers: dict[int, int]
+    until: float = math.inf
+
+
+class Renewed(Struct, frozen=True):
+    """The lease holds until then."""
+
+    until: float
 
 
 class Tick(Struct, frozen=True):
@@ -88,7 +96,7 @@ class Tick(Struct, frozen=True):
 
 
 Event = (
-    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Tick
+    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
 )  # fmt: skip
 
 

@@ -196,7 +196,7 @@ class Loop:
             )  # first: what a claim under way takes must be signed off too
             stack.callback(self._kill_all)
             self._report(loaded, functions)
-            self._handle(events.Registered(self._consumers))
+            self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
             if self._options.ready_fd is not None:
                 os.write(self._options.ready_fd, b"1")
@@ -241,14 +241,16 @@ class Loop:
                 self._store.expire_lease(supervisor_id)
         self._recovered = self._store.recover(self._config.max_read_ct)
         queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
+        began = time.monotonic()
         self._supervisor_id, consumers = self._store.register_supervisor(
             identity, queues, self._options.lease_s
         )
         self._consumers = {queues[name]: consumer_id for name, consumer_id in consumers.items()}
         self._turns.consumers = tuple(consumers.values())
         self._lease = Lease(
-            self._lease_store, self._supervisor_id, self._options.lease_s, self._wake, time.monotonic
+            self._lease_store, self._supervisor_id, self._options.lease_s, self._wake, time.monotonic, began
         )
+        self._told_until = self._lease.until
 
     def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
         self._view.started(
@@ -346,6 +348,9 @@ class Loop:
             self._next_look = now + (self._watch.interval_s or 0.0)
         if self._lease.lost or now > self._lease.until - SELF_FENCE_MARGIN_S:
             self._lost(now)
+        elif self._lease.until != self._told_until:
+            self._told_until = self._lease.until
+            self._handle(events.Renewed(self._told_until))
         timer = self._core.next_timer(now)
         if timer is not None and now >= timer:
             self._handle(events.Tick())
@@ -443,9 +448,10 @@ class Loop:
         if self._exit is None:
             with suppress(errors.PgqrsConnectionError):
                 self._register()
-                self._handle(events.Registered(self._consumers))
+                self._handle(events.Registered(self._consumers, self._lease.until))
                 return
             self._lease.lost, self._lease.until = False, now + 2.0  # try again then
+            self._told_until = self._lease.until
 
     def _look_for_hints(self) -> None:
         hinted = self._watch.look()

@@ -46,9 +46,11 @@ class Scheduling:
                 worker.reserved = False
             return
         put_back: list[Run] = []
+        # A message never runs in two workers: one that it is still to leave, or that is dying with it, comes first.
+        elsewhere = {i for w in self._workers.values() for i in w.leaving}
         while self.waiting:
             run = self.waiting.popleft()
-            host = self._host(run)
+            host = None if run.id in elsewhere else self._host(run)
             if host is None:
                 put_back.append(run)
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
@@ -62,11 +64,7 @@ class Scheduling:
         able = [
             w
             for w in self._workers.values()
-            if w.kind == kind
-            and w.ready
-            and w.killing is None
-            and not w.exclusive
-            and run.id not in w.leaving
+            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
         ]
         if run.isolated and kind == "sync":
             empty = [w for w in able if not w.runs]

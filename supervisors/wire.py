@@ -76,6 +76,13 @@ class Drain(Frame, frozen=True):
     at_boundary: bool
 
 
+class Lease(Frame, frozen=True):
+    """Until when, by the machine's monotonic clock, what the worker has is its supervisor's: no body starts after that before
+    it hears of more. A worker that was stopped with its supervisor may wake up first."""
+
+    until: float
+
+
 # Up: from the worker
 
 
@@ -159,7 +166,7 @@ class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
-Down = Execute | History | Committed | Revoke | Cancel | Drain
+Down = Execute | History | Committed | Revoke | Cancel | Drain | Lease
 Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,7 +7,9 @@ their own (async_worker.py), where an event loop takes the lanes' place.
 """
 
 import contextvars
+import math
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ class Lane(PipeJournal):
         self.greenlet.gr_context = contextvars.copy_context()
 
     def begin(self, call: StepCall) -> None:
-        while not call.pure and self.durable < self.sent and not self.leaving:
+        while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
             self._worker.hub.switch()
         if self.leaving:
             raise Suspended
@@ -71,12 +73,20 @@ class Worker:
         self._lanes: dict[int, Lane] = {}
         self._ready: deque[Lane] = deque()  # may go on
         self._drained = False
+        self._until = math.inf
+
+    @property
+    def overdue(self) -> bool:
+        """Whether what is here may be another supervisor's by now."""
+        return time.monotonic() >= self._until
 
     def run(self, pid: int) -> None:
         """Until the supervisor closes the pipe, or until it is drained and told so."""
         self.outbox.add(wire.Ready(pid))
         self.outbox.flush()
-        while self._read(block=False):
+        while self._read(block=self.overdue):
+            if self.overdue:
+                continue
             # Runs under way go before new ones: what is begun should end.
             if self._ready:
                 self._enter(self._ready.popleft())
@@ -115,6 +125,8 @@ class Worker:
                     self.outbox.add(wire.Returned((frame.message_id,)))
                 else:
                     self._fresh.append(frame)
+            case wire.Lease():
+                self._until = frame.until
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():

@@ -483,6 +483,29 @@ def test_a_queue_whose_lanes_are_taken_up_wakes_nobody():
     assert timer > scene.now
 
 
+# The lease
+
+
+def test_a_worker_hears_how_long_the_lease_holds_before_it_gets_anything():
+    scene = Scene(workers=1).tell(events.Tick()).tell(events.Registered({1: 101}, until=130.0))
+    scene.boot()
+    assert next(c for c in scene.everything if isinstance(c, events.Send)) == events.Send(
+        1, wire.Lease(130.0)
+    )
+    scene.tell(events.Renewed(160.0))
+    assert scene.ordered(events.Send) == [events.Send(1, wire.Lease(160.0))]
+
+
+def test_what_a_dying_worker_has_runs_nowhere_else_before_it_is_dead():
+    scene = in_step(n=1).tell(events.LeaseLost(0)).tell(events.Registered({1: 201}))
+    scene.boot().after(1.1)
+    new = max(scene.core.workers)
+    scene.takes(message(1, claim_no=2))
+    assert scene.sent(wire.Execute, new) == []
+    scene.dies(1, "SIGKILL")
+    assert [f.message_id for f in scene.sent(wire.Execute, new)] == [1]
+
+
 # Time limits
 
 

@@ -23,6 +23,7 @@ DOWN = [
     wire.Cancel(1, 2),
     wire.Drain(True),
     wire.Drain(False),
+    wire.Lease(12345.5),
 ]
 UP = [
     wire.Ready(4711),

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 
 import pytest
 
@@ -697,3 +698,74 @@ def test_an_async_handler_gets_its_payload():
         pipe.execute(handle, 1, payload=b"7")
         assert pipe.until(wire.Finished)[-1] == wire.Finished(1, 1, b"null")
     assert ran == [(1, 7)]
+
+
+# The lease
+
+
+@pgqrs.workflow
+def two_notes():
+    note_one()
+    note_two()
+
+
+@pgqrs.step
+def note_one():
+    ran.append("one")
+
+
+@pgqrs.step
+def note_two():
+    ran.append("two")
+
+
+@pgqrs.workflow
+async def two_notes_async():
+    await note_async("one")
+    await note_async("two")
+
+
+@pgqrs.step
+async def note_async(what):
+    ran.append(what)
+
+
+def test_nothing_starts_after_the_lease_until_it_is_renewed():
+    with Pipe(two_notes) as pipe:
+        pipe.send(wire.Lease(time.monotonic() - 1))
+        pipe.execute(two_notes, 1)
+        pipe.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            pipe.next()
+        assert ran == []
+        pipe.sock.settimeout(WAIT_S)
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        assert isinstance(pipe.commit_all()[-1], wire.Finished)
+        assert ran == ["one", "two"]
+
+
+@pytest.mark.parametrize(("flow", "kind"), [(two_notes, "sync"), (two_notes_async, "async")])
+def test_a_run_under_way_starts_no_further_step_after_it(flow, kind):
+    with Pipe(flow, kind=kind) as pipe:
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        pipe.execute(flow, 1)
+        first = pipe.until(wire.Checkpoint)[-1]
+        pipe.send(wire.Lease(time.monotonic() - 1))
+        pipe.commit(first)
+        threading.Event().wait(0.2)
+        assert ran == ["one"]
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        assert isinstance(pipe.commit_all()[-1], wire.Finished)
+        assert ran == ["one", "two"]
+
+
+def test_a_run_that_waits_for_the_lease_can_be_called_back():
+    with Pipe(two_notes) as pipe:
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        pipe.execute(two_notes, 1)
+        first = pipe.until(wire.Checkpoint)[-1]
+        pipe.send(wire.Lease(time.monotonic() - 1), wire.Cancel(1, 1))
+        pipe.commit(first)
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+        assert ran == ["one"]

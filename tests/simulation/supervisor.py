@@ -197,7 +197,7 @@ class SimSupervisor:
         self._consumers = {queues[name]: c for name, c in consumers.items()}
         self._until, self._lost_lease = world.now + LEASE_S, False
         self._later(LEASE_S / 3, lambda life=self._life: self._renew(life))
-        self.core.take(events.Registered(self._consumers), world.now)
+        self.core.take(events.Registered(self._consumers, self._until), world.now)
         self._settle()
 
     def _renew(self, life: int) -> None:
@@ -207,6 +207,7 @@ class SimSupervisor:
         if self.world.now >= self.cut_until and not self.world.fault("store-error", 0.02):
             if self.world.store.renew_lease(self._id, LEASE_S):
                 self._until = self.world.now + LEASE_S
+                self.core.take(events.Renewed(self._until), self.world.now)
             else:
                 self._lost_lease = True
 

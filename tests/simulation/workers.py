@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class SimWorker:
         self._fresh: deque[wire.Execute] = deque()
         self._history: dict[int, list[Any]] = {}
         self._drained = False
+        self._until = math.inf
         self._current: tuple[Lane, StepPlan | None] | None = None
         self.on_cpu: int | None = None
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
@@ -136,6 +138,8 @@ class SimWorker:
                     self.say(wire.Returned((frame.message_id,)))
                 else:
                     self._fresh.append(frame)
+            case wire.Lease():
+                self._until = frame.until
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():
@@ -175,7 +179,7 @@ class SimWorker:
     # What it does: one thing at a time
 
     def _go_on(self) -> None:
-        while self.alive and self._current is None:
+        while self.alive and self._current is None and self.world.now < self._until:
             if self._ready:
                 lane = self._ready.popleft()
             elif self._fresh:
