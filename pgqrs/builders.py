@@ -339,6 +339,8 @@ class DequeueBuilder:
             await polling.poll(ways, consumer, told)
 
     def _with(self, kind: polling.Kind, handler: Callable[[Any], Any]) -> Self:
+        if not callable(handler):
+            raise TypeError(f"a handler is a function, not {type(handler).__name__}")
         self._handlers.append((kind, handler))
         return self
 

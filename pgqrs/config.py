@@ -19,7 +19,7 @@ DSN_VARIABLE = "PGQRS_DSN"
 DSN_DEFAULT = "sqlite://pgqrs.db"
 FILE_VARIABLE = "PGQRS_CONFIG_FILE"
 FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
-SCHEMES = "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), turso://, s3://"
+SCHEMES = "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:)"
 MASK = "***"
 LOCK_TIME_SECONDS = 5  # the default of 0.15's setting, which its dequeue() never looked at
 DEQUEUE_LOCK_SECONDS = 30  # what it took instead, and what ours takes unless the setting is made
@@ -351,6 +351,8 @@ def sqlite_path(dsn: str) -> str:
     if dsn == "sqlite::memory:":
         return ":memory:"
     path, _, query = dsn.partition("://")[2].partition("?")
+    if "\0" in path:
+        raise ConfigError(f"{redact(dsn)!r} names no SQLite file: it holds a NUL")
     if backend_of(dsn) != "sqlite" or not path:
         raise ConfigError(
             f"{redact(dsn)!r} names no SQLite file; use sqlite:///absolute, sqlite://relative or sqlite::memory:"

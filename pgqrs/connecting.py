@@ -1,9 +1,10 @@
 """`connect`: one call for both stores, and the keyword chooses."""
 
 import os
+import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from pgqrs import aio, client
 from pgqrs.config import Config, default_dsn
@@ -33,11 +34,13 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
 
     def __init__(self, config: Callable[[], Config]) -> None:
         self._config = config
+        self._used = False
         self._awaited: Coroutine[Any, Any, aio.Store] | None = None
         self._opened: client.Store | aio.Store | None = None
 
     def open(self) -> client.Store:
         """A blocking store, to be closed by the caller."""
+        self._used = True
         return client.Store(self._config()).open()
 
     # As a coroutine
@@ -55,6 +58,7 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
         self._coroutine().close()
 
     def _coroutine(self) -> Coroutine[Any, Any, aio.Store]:
+        self._used = True
         if self._awaited is None:
             self._awaited = self._connect()
         return self._awaited
@@ -67,6 +71,21 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
             core.open, lambda opened: opened.close()
         )
         return store
+
+    # Whoever forgets
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"connect() has connected to nothing yet, so there is no {name!r}: `await` it, use `with` or `async with`, or .open() it"
+        )
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                "pgqrs.connect() was never awaited, entered or opened: it has connected to nothing",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     # As a context manager
 

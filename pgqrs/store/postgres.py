@@ -170,9 +170,12 @@ class PostgresTransaction:
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
     """A connection outside the pool: for the lease, for listening, for the first look at the server."""
     with _Translated(config.dsn):
-        connection: psycopg.Connection[Row] = psycopg.connect(
-            conninfo(config.dsn), autocommit=autocommit, **connection_options(config)
-        )
+        try:
+            connection: psycopg.Connection[Row] = psycopg.connect(
+                conninfo(config.dsn), autocommit=autocommit, **connection_options(config)
+            )
+        except psycopg.ProgrammingError as e:
+            raise errors.ConfigError(f"the DSN cannot be used: {scrub(str(e), config.dsn).strip()}") from e
         prepare_connection(connection, config)
         return connection
 

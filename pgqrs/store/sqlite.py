@@ -167,7 +167,12 @@ def _connect(config: Config) -> sqlite3.Connection:
     except sqlite3.DatabaseError as e:
         told = f"cannot open the SQLite database {path}: {e}"
         if isinstance(e, sqlite3.OperationalError):
-            told += f"; the folder {Path(path).absolute().parent} must exist and be writable"
+            folder = Path(path).absolute()
+            told += (
+                f"; {folder} is a folder: name a file in it"
+                if folder.is_dir()
+                else f"; the folder {folder.parent} must exist and be writable"
+            )
         raise errors.PgqrsConnectionError(told) from e
     return connection
 
