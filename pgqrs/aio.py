@@ -335,9 +335,9 @@ class RunHandle(Generic[R]):
         RunFailedError, RunCancelledError or TimeoutError."""
         return await self._core.wait(self._ways, timeout)
 
-    async def cancel(self) -> WorkflowStatus:
-        """What the run is afterwards: CANCELLED, or CANCELLING until its next step begins."""
-        return await self._ways.call(self._core.cancel)
+    async def cancel(self, now: bool = False) -> WorkflowStatus:
+        """What the run is afterwards: CANCELLED, or CANCELLING until its next step begins; with `now`, CANCELLED."""
+        return await self._ways.call(self._core.cancel, now)
 
     async def resume(self) -> bool:
         """Ends a pause. False when the run is not paused."""

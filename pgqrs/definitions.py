@@ -64,6 +64,7 @@ def step(
     name: str | None = None,
     retry: int | retries.StepRetryPolicy | None = None,
     timeout: Duration | None = None,
+    memory: int | str | None = None,
     pure: bool = False,
 ) -> Callable[[F], F]: ...
 def step(
@@ -73,13 +74,15 @@ def step(
     name: str | None = None,
     retry: int | retries.StepRetryPolicy | None = None,
     timeout: Duration | None = None,
+    memory: int | str | None = None,
     pure: bool = False,
 ) -> Any:
     """Makes a function a step: inside a run its result is recorded once and remembered by every replay.
 
     Outside a run, and inside another step, it is a plain call. `retry` is how many more tries an exception gets, with a
     back-off between them during which the run holds no worker. `timeout` (seconds, timedelta or text such as "10m")
-    ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. `pure`
+    ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. So does a
+    plain step whose process holds more than `memory` (bytes, or text such as "2 GiB"), looked at four times a second. `pure`
     declares that the step has no side effects: it may start before the step before it is durable.
     """
 
@@ -93,7 +96,13 @@ def step(
             retry=None if retry is None else retries.policy(retry),
             timeout_s=None if timeout is None else durations.seconds(timeout),
             pure=pure,
+            memory_bytes=None if memory is None else durations.size(memory),
         )
+        if definition.is_async and memory is not None:
+            raise errors.ValidationError(
+                f"step {definition.name!r} is async: such steps share one process, whose memory is nobody's alone; "
+                "a limit of memory takes a plain function"
+            )
         if definition.is_async:
 
             @functools.wraps(f)

@@ -36,6 +36,22 @@ def seconds(value: float | timedelta | str) -> float:
     return found
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.ASCII)
+
+
+def size(value: int | str) -> int:
+    """How many bytes this is, 1 or more: a whole number, or text such as "512 MB" (10**6) or "2 GiB" (2**30). Raises
+    ValidationError."""
+    found: float | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = value if abs(value) < 2**63 else None
+    elif isinstance(value, str) and (m := _SIZE.fullmatch(value.strip().lower())):
+        found = float(m[1]) * (1024 if m[3] else 1000) ** " kmgt".index(m[2] or " ")
+    if found is None or not 1 <= found < 2**63:
+        raise ValidationError(f'{_shown(value)} is no size: give bytes, or text such as "512 MB" or "2 GiB"')
+    return int(found)
+
+
 def text(seconds: float) -> str:
     """A duration for people, in its two largest units: "250ms", "1.5s", "1h 30m"."""
     if not math.isfinite(seconds) or seconds < 0:

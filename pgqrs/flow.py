@@ -36,7 +36,8 @@ STEPS_MAX = 100_000  # of one run: more than that is a loop that never ends
 
 
 class StepDefinition(Struct, frozen=True):
-    """What `@pgqrs.step` knows. `timeout_s` None: no limit. A pure step may start before the one before it is durable."""
+    """What `@pgqrs.step` knows. `timeout_s` and `memory_bytes` None: no limit. A pure step may start before the one before it
+    is durable."""
 
     name: str
     function: Callable[..., Any]
@@ -45,6 +46,7 @@ class StepDefinition(Struct, frozen=True):
     retry: StepRetryPolicy | None = None
     timeout_s: float | None = None
     pure: bool = False
+    memory_bytes: int | None = None
 
 
 class Definition(Struct, frozen=True):
@@ -71,6 +73,7 @@ class StepCall(Struct, frozen=True):
     timeout_s: float | None = None
     retry_count: int = 0
     retry_in_s: float | None = None
+    memory_bytes: int | None = None
 
 
 class Suspended(BaseException):
@@ -162,7 +165,9 @@ class Context:
         full = name if count == 1 else f"{name}#{count}"
         if definition is None:
             return StepCall(full, position)
-        return StepCall(full, position, definition.pure, definition.timeout_s)
+        return StepCall(
+            full, position, definition.pure, definition.timeout_s, memory_bytes=definition.memory_bytes
+        )
 
 
 _context: contextvars.ContextVar[Context | None] = contextvars.ContextVar("pgqrs_context", default=None)

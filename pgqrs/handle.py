@@ -66,10 +66,11 @@ class RunHandle(Generic[R]):
             raise errors.RunCancelledError(f"run {self.id} was cancelled")
         raise _failure(self.id, settled)
 
-    def cancel(self) -> WorkflowStatus:
-        """CANCELLED at once when nobody holds the run, else CANCELLING until its next step begins. A run that ended stays
-        as it ended. Returns what it is now."""
-        return self._store._ready().cancel(self.id)
+    def cancel(self, now: bool = False) -> WorkflowStatus:
+        """CANCELLED at once when nobody holds the run, else CANCELLING until its next step begins. With `now` it is CANCELLED
+        in any case, and the worker in whose step it is is killed within a second or so. A run that ended stays as it ended.
+        Returns what it is now."""
+        return self._store._ready().cancel(self.id, now)
 
     def resume(self) -> bool:
         """Ends a pause. False when the run is not paused."""

@@ -24,6 +24,7 @@ from supervisors.events import (
     Event,
     Exit,
     Exited,
+    Gone,
     Held,
     Hinted,
     Hurry,
@@ -32,6 +33,7 @@ from supervisors.events import (
     Launch,
     Launched,
     LeaseLost,
+    Measured,
     Note,
     Received,
     Registered,
@@ -44,7 +46,7 @@ from supervisors.events import (
     Tick,
 )
 from supervisors.scheduling import Scheduling
-from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
+from supervisors.state import POLL_MIN_S, Function, Limit, OnCpu, Queue, Run, Settings, Worker
 
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
@@ -111,6 +113,14 @@ class Core:
                 self._held(event)
             case Stop():
                 self._stop(event.level, now)
+            case Gone():
+                for claim in event.claims:
+                    run = self.runs.get(claim.message_id)
+                    if run is not None and run.claim == claim and not run.ending:
+                        self._out.append(Note("taken from us, or ended by somebody else", "warning", run.id))
+                        self._drop(run)
+            case Measured():
+                self._weighed(event)
             case LeaseLost():
                 self._lease_lost(event.in_flight)
             case Registered():
@@ -161,6 +171,7 @@ class Core:
                     if message_id in worker.leaving:
                         worker.leaving.discard(message_id)
                     elif run := worker.leave(message_id):
+                        worker.given -= 1
                         self._off_cpu(worker, message_id)
                         self._came_back(run)
             case _:
@@ -189,6 +200,7 @@ class Core:
                 else now + frame.timeout_s + (5.0 if worker.kind == "async" else 0.0),
                 frame.retry_count,
                 frame.retry_in_s,
+                frame.memory_bytes,
             )
             if not run.started:
                 run.started = True
@@ -426,26 +438,42 @@ class Core:
             if worker.ready and worker.killing is None:
                 self._out.append(Send(worker.id, wire.Lease(until)))
 
+    # Memory, and workers that have served
+
+    def _weighed(self, event: Measured) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.killing is not None:
+            return
+        cpu, most = worker.on_cpu, self.settings.max_rss_bytes
+        if cpu and cpu.memory_bytes is not None and event.rss_bytes > cpu.memory_bytes:
+            worker.over_limit = cpu, "memory"
+            self._kill(worker, "memory limit", force=True)
+        elif most is not None and event.rss_bytes > most:
+            self._retire(worker, f"holds {event.rss_bytes:,} bytes")
+
+    def _retire(self, worker: Worker, why: str) -> None:
+        """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
+        if not worker.retiring:
+            worker.retiring = True
+            self._out.append(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
+            self.scheduling.revoke(worker)
+
     # Deaths
 
     def _exited(self, event: Exited, now: float) -> None:
         worker = self.workers.pop(event.worker)
         how = _how(event)
         blamed = worker.on_cpu if worker.killing is None else None
-        if (
-            worker.timed_out
-            and worker.on_cpu
-            and worker.timed_out.run == worker.on_cpu.run
-            and worker.timed_out.position == worker.on_cpu.position
-        ):
+        over = worker.over_limit
+        if over and worker.on_cpu and _where(over[0]) == _where(worker.on_cpu):
             blamed = worker.on_cpu
         for run in worker.runs.values():
             if run.ending:
                 continue
             if blamed is None or blamed.run != run.id:
                 self._came_back_from_the_dead(run)
-            elif worker.timed_out:
-                self._timed_out(run, worker, event, blamed, now)
+            elif over:
+                self._over_limit(run, worker, event, blamed, over[1], now)
             else:
                 self._crashed(run, worker, event, blamed, how)
         if worker.killing is None and not worker.ready:
@@ -507,13 +535,17 @@ class Core:
         else:
             self._end(run, Write(run.claim, crash=crash, message=Release()), urgent=True)
 
-    def _timed_out(self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, now: float) -> None:
+    def _over_limit(
+        self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, limit: Limit, now: float
+    ) -> None:
         """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
-        text = f"step {blamed.step!r} was killed at its time limit"
+        text = f"step {blamed.step!r} was killed at its {limit} limit"
+        if limit == "memory":
+            text += f" of {blamed.memory_bytes or 0:,} bytes"
         error = {
-            "code": "TIMEOUT",
+            "code": "TIMEOUT" if limit == "time" else "MEMORY",
             "is_transient": blamed.retry_in_s is not None,
-            "type": "builtins.TimeoutError",
+            "type": "builtins.TimeoutError" if limit == "time" else "builtins.MemoryError",
             "message": text,
             "args": [text],
         }
@@ -605,10 +637,15 @@ class Core:
         """Deadlines: of steps, of dying, of booting, of draining."""
         for worker in self.workers.values():
             cpu = worker.on_cpu
+            most = self.settings.max_runs_per_worker
+            served = worker.retiring or (most is not None and worker.given >= most)
+            if served and not worker.runs and worker.killing is None:
+                self._kill(worker, "it has served", force=False)
+                worker.kill_at = now + KILL_GRACE_S
             if worker.kill_at is not None and now >= worker.kill_at:
                 self._kill(worker, "it did not stop", force=True)
             elif worker.killing is None and cpu and cpu.deadline is not None and now >= cpu.deadline:
-                worker.timed_out = cpu
+                worker.over_limit = cpu, "time"
                 self._kill(worker, "time limit", force=False)
                 worker.kill_at = now + KILL_GRACE_S
             elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
@@ -639,6 +676,10 @@ class Core:
 
 
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end
+
+
+def _where(cpu: OnCpu) -> tuple[int, int]:
+    return cpu.run, cpu.position
 
 
 def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:

@@ -54,6 +54,19 @@ class Held(Struct, frozen=True):
     claims: list[Claim]
 
 
+class Gone(Struct, frozen=True):
+    """These are ours no more, by the database's word: somebody has ended them, or given them to another."""
+
+    claims: list[Claim]
+
+
+class Measured(Struct, frozen=True):
+    """How much memory a worker's process holds just now."""
+
+    worker: int
+    rss_bytes: int
+
+
 class ClaimLost(Struct, frozen=True):
     """A Want came to nothing: the database was away."""
 
@@ -96,7 +109,7 @@ class Tick(Struct, frozen=True):
 
 
 Event = (
-    Launched | Received | Exited | Taken | Saved | Held | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
+    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
 )  # fmt: skip
 
 

@@ -42,3 +42,9 @@ def _link(path: str) -> str:
     with suppress(OSError):
         return os.readlink(path)
     return ""
+
+
+def resident_bytes(pid: int) -> int | None:
+    """The memory that a process holds, what it shares with others included; None where that cannot be told."""
+    fields = _read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else None

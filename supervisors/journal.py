@@ -88,6 +88,7 @@ class PipeJournal:
                     call.timeout_s,
                     call.retry_count,
                     call.retry_in_s,
+                    call.memory_bytes,
                 )
             )
         self.outbox.flush()

@@ -24,7 +24,7 @@ from pgqrs.store.store import MessageStore, Wanted
 from pgqrs.writes import Write
 from supervisors import core, events, state, wire
 from supervisors.committing import Away, Broken, Done, Job, Lease, Turns
-from supervisors.identity import own_identity, started
+from supervisors.identity import own_identity, resident_bytes, started
 from supervisors.launch import (
     Child,
     Described,
@@ -62,6 +62,8 @@ class Options(Struct, frozen=True):
     lease_s: float = LEASE_S
     subreaper: bool = True
     ready_fd: int | None = None  # a byte is written here once messages are being claimed
+    max_runs_per_worker: int | None = None
+    max_rss_bytes: int | None = None
     parent_fd: int | None = None  # when this ends, so does the supervisor
 
 
@@ -215,6 +217,8 @@ class Loop:
             read_ct_max=self._config.max_read_ct,
             drain_timeout_s=self._options.drain_timeout_s,
             burst=self._options.burst,
+            max_runs_per_worker=self._options.max_runs_per_worker,
+            max_rss_bytes=self._options.max_rss_bytes,
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:
@@ -359,6 +363,7 @@ class Loop:
             self._recover_others()
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
+            self._weigh()
             self._view.state(self._state())
 
     # The database
@@ -422,6 +427,7 @@ class Loop:
         if self._away is not None or self._signals:
             return
         with suppress(errors.PgqrsConnectionError):
+            self._look_at_claims()
             if self._view.wants_backlog:
                 self._backlog = self._lease_store.backlog(self._consumers)
             if count := self._lease_store.recover(self._config.max_read_ct):
@@ -435,6 +441,23 @@ class Loop:
                     events.Note(f"took back {count} messages that clients of pgqrs 0.15 held too long")
                 )
                 self._handle(events.Hinted())
+
+    def _weigh(self) -> None:
+        """What workers hold in memory, where there is a limit to that."""
+        for worker in list(self._core.workers.values()):
+            limited = worker.on_cpu is not None and worker.on_cpu.memory_bytes is not None
+            if worker.pid is not None and (limited or self._options.max_rss_bytes is not None):
+                rss_bytes = resident_bytes(worker.pid)
+                if rss_bytes is not None:
+                    self._handle(events.Measured(worker.id, rss_bytes))
+
+    def _look_at_claims(self) -> None:
+        """Whether what runs here is still ours: an operator may have ended it, or given it to somebody else."""
+        claims = [r.claim for r in self._core.runs.values() if not r.ending]
+        if claims:
+            held = set(self._lease_store.held(self._consumers.values()))
+            if gone := [c for c in claims if c not in held]:
+                self._handle(events.Gone(gone))
 
     def _lost(self, now: float) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""

@@ -64,7 +64,7 @@ class Scheduling:
         able = [
             w
             for w in self._workers.values()
-            if w.kind == kind and w.ready and w.killing is None and not w.exclusive
+            if w.kind == kind and w.ready and w.killing is None and not w.exclusive and not w.retiring
         ]
         if run.isolated and kind == "sync":
             empty = [w for w in able if not w.runs]
@@ -77,11 +77,12 @@ class Scheduling:
                 self._revoke(fewest, len(fewest.runs))
             return None
         lanes = self.lanes(run.function)
-        open_ = [w for w in able if not w.reserved and len(w.runs) < lanes and w.bytes < LANES_BYTES_MAX]
+        open_ = [w for w in able if not w.reserved and self._free(w, lanes) and w.bytes < LANES_BYTES_MAX]
         return min(open_, key=lambda w: len(w.runs), default=None)
 
     def _execute(self, worker: Worker, run: Run) -> None:
         worker.take(run)
+        worker.given += 1
         run.worker = worker.id
         steps = run.claimed.steps
         for chunk in _chunks(steps):
@@ -98,7 +99,7 @@ class Scheduling:
         if self.waiting:
             return
         for idle in self._workers.values():
-            if idle.runs or not idle.ready or idle.killing or idle.kind != "sync":
+            if idle.runs or not idle.ready or idle.killing or idle.retiring or idle.kind != "sync":
                 continue
             rich = [
                 (sum(not r.started for r in w.runs.values()), w)
@@ -112,6 +113,11 @@ class Scheduling:
             if worker is not None and count:
                 self._revoke(worker, (count + 1) // 2)
                 worker.revoked_at = now
+
+    def revoke(self, worker: Worker) -> None:
+        """All that it has not begun."""
+        if worker.runs and worker.killing is None:
+            self._revoke(worker, len(worker.runs))
 
     def _revoke(self, worker: Worker, count: int) -> None:
         worker.revoking = True
@@ -156,7 +162,7 @@ class Scheduling:
         """How many more of this queue's messages the workers can have at hand."""
         kind: Kind = "async" if queue.function.is_async else "sync"
         lanes = self.lanes(queue.function)
-        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+        return sum(self._free(w, lanes) for w in self._open(kind))
 
     def _room_of(self, kind: Kind) -> int:
         lanes = max(
@@ -167,7 +173,7 @@ class Scheduling:
             ),
             default=0,
         )
-        return sum(max(0, lanes - len(w.runs)) for w in self._open(kind))
+        return sum(self._free(w, lanes) for w in self._open(kind))
 
     def _open(self, kind: Kind) -> Iterator[Worker]:
         for w in self._workers.values():
@@ -177,9 +183,16 @@ class Scheduling:
                 and w.killing is None
                 and not w.exclusive
                 and not w.reserved
+                and not w.retiring
                 and w.bytes < LANES_BYTES_MAX
             ):
                 yield w
+
+    def _free(self, worker: Worker, lanes: int) -> int:
+        """How many more runs it may be given."""
+        free = max(0, lanes - len(worker.runs))
+        most = self._settings.max_runs_per_worker
+        return free if most is None else max(0, min(free, most - worker.given))
 
     def lanes(self, function: Function) -> int:
         """Runs that a worker should have at hand: few for long steps, many for tiny ones."""

@@ -1,6 +1,6 @@
 """What the core knows: its functions and settings, the runs it holds, its workers, its queues. Data only."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +11,8 @@ from supervisors import wire
 from supervisors.events import Kind
 
 POLL_MIN_S = 0.005
+
+Limit = Literal["time", "memory"]
 
 
 class Function(Struct, frozen=True):
@@ -31,6 +33,8 @@ class Settings(Struct, frozen=True):
     poll_max_s: float = 0.25
     drain_timeout_s: float = 30.0
     burst: bool = False
+    max_runs_per_worker: int | None = None
+    max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
 
 
@@ -70,6 +74,7 @@ class OnCpu(Struct, frozen=True):
     deadline: float | None
     retry_count: int
     retry_in_s: float | None
+    memory_bytes: int | None = None
 
 
 class Worker(Struct, eq=False):
@@ -83,7 +88,9 @@ class Worker(Struct, eq=False):
     last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
     exclusive: bool = False  # carries one isolated run and nothing beside it
     reserved: bool = False  # being emptied for one
-    timed_out: OnCpu | None = None
+    over_limit: tuple[OnCpu, Limit] | None = None  # what we are killing it for
+    given: int = 0  # runs, those that it gave back apart
+    retiring: bool = False  # it ends when it has nothing left
     killing: str | None = None  # why we are killing it
     kill_at: float | None = None  # when to stop asking nicely
     revoking: bool = False

@@ -103,6 +103,7 @@ class Started(Frame, frozen=True):
     timeout_s: float | None = None
     retry_count: int = 0
     retry_in_s: float | None = None
+    memory_bytes: int | None = None  # of the worker's whole process, at most
 
 
 class Checkpoint(Frame, frozen=True):

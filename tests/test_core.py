@@ -590,6 +590,57 @@ def test_workers_that_were_ready_may_die_as_often_as_they_like():
     assert scene.core.exit is None
 
 
+# Memory, and workers that have served
+
+
+def test_a_step_over_its_memory_is_killed_and_has_failed():
+    scene = in_step(memory_bytes=1000)
+    assert scene.tell(events.Measured(1, 1000)).ordered(events.Kill) == []
+    assert scene.tell(events.Measured(1, 1001)).ordered(events.Kill) == [events.Kill(1, True)]
+    scene.dies(1, "SIGKILL")
+    [write] = scene.take_unsaved()
+    assert write.step.status is ERROR
+    assert msgspec.json.decode(write.step.error)["type"] == "builtins.MemoryError"
+    assert write.crash is None
+
+
+def test_memory_counts_for_the_step_that_has_the_limit_only():
+    scene = in_step(memory_bytes=None)
+    assert scene.tell(events.Measured(1, 10**12)).ordered(events.Kill) == []
+
+
+def test_a_worker_is_replaced_after_so_many_runs():
+    scene = Scene(workers=1, lanes=1, max_runs_per_worker=2).up()
+    for n in (1, 2):
+        scene.takes(message(n)).says(1, started(n)).saves()
+        scene.says(1, wire.Finished(n, 1, b"1"))
+    assert scene.ordered(events.Kill) == [events.Kill(1, False)]
+    assert [c.worker for c in scene.ordered(events.Launch)] == [2]
+    scene.saves()
+    assert scene.dies(1, "SIGTERM").core.crashes == 0
+
+
+def test_a_worker_that_grew_too_large_finishes_what_it_has_begun_and_gives_back_the_rest():
+    scene = Scene(workers=1, lanes=2, max_rss_bytes=1000).up()
+    scene.takes(message(1), message(2)).says(1, started(1)).saves()
+    scene.tell(events.Measured(1, 1001))
+    assert scene.ordered(events.Kill) == []
+    assert scene.sent(wire.Revoke, 1) == [wire.Revoke(2)]
+    scene.says(1, wire.Returned((2,)), wire.Finished(1, 1, b"1"))
+    assert scene.ordered(events.Kill) == [events.Kill(1, False)]
+    scene.boot()
+    assert [f.message_id for f in scene.all_sent(wire.Execute, 2)] == [2]
+
+
+def test_what_is_taken_from_us_is_stopped():
+    scene = in_step(n=1)
+    claim = scene.core.runs[1].claim
+    scene.tell(events.Gone([claim]))
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+    assert scene.core.runs == {}
+    assert scene.dies(1, "SIGKILL").take_unsaved() == []
+
+
 # Stopping
 
 

@@ -116,6 +116,16 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the new
             self.fail(str(e), param, ctx)
 
 
+class Size(click.ParamType):  # type: ignore[type-arg]
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return durations.size(value)
+        except errors.ValidationError as e:
+            self.fail(str(e), param, ctx)
+
+
 class Name(click.ParamType):  # type: ignore[type-arg]
     """Of a queue or a workflow, as the database can hold it."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pgqrs import errors, targets
-from pgqrs.cli.options import Database, Duration, database_options
+from pgqrs.cli.options import Database, Duration, Size, database_options
 
 
 @click.command()
@@ -43,6 +43,17 @@ from pgqrs.cli.options import Database, Duration, database_options
     help="After how long another may take over from a dead one (2s or more).",
 )
 @click.option(
+    "--max-runs-per-worker",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Replace a worker after so many runs [default: never].",
+)
+@click.option(
+    "--max-rss",
+    type=Size(),
+    help="Replace a worker that holds more memory than this, such as 2GiB, between runs [default: never].",
+)
+@click.option(
     "--max-read-ct",
     type=click.IntRange(1),
     help="Deliveries of a plain message before it is dead [default: 5].",
@@ -62,6 +73,8 @@ def supervise(
     start_method: Any,
     drain_timeout: float,
     lease: float,
+    max_runs_per_worker: int | None,
+    max_rss: int | None,
     max_read_ct: int | None,
     reclaim_after: float | None,
     quiet: bool,
@@ -94,5 +107,7 @@ def supervise(
         start_method=start_method,
         drain_timeout_s=drain_timeout,
         lease_s=lease,
+        max_runs_per_worker=max_runs_per_worker,
+        max_rss_bytes=max_rss,
     )
     sys.exit(Loop(parsed, config, options, make_view(quiet)).run())

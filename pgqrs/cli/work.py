@@ -108,21 +108,24 @@ def enqueue(queue: str, payload: str, delay: float, database: Database, as_json:
 
 @click.command()
 @click.argument("run", metavar="ID", type=Id())
+@click.option("--now", is_flag=True, help="Do not wait for its next step: kill the worker that it is in.")
 @database_options
 @json_option
-def cancel(run: int, database: Database, as_json: bool) -> None:
+def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
     """Cancel the run ID.
 
-    A run that nobody holds is CANCELLED at once; one that is at work is CANCELLING until its next step would begin. What
-    its steps have done stays done. A run that ended stays as it ended: exit code 1.
+    A run that nobody holds is CANCELLED at once; one that is at work is CANCELLING until its next step would begin. With --now
+    it is CANCELLED in any case, and whatever it is in the middle of is killed within a second or so. What its steps have done
+    stays done. A run that ended stays as it ended: exit code 1.
 
     \b
-    Example:
+    Examples:
       pgqrs cancel 12
+      pgqrs cancel 12 --now
     """
     with database.store() as store:
         try:
-            status = store.run(run).cancel()
+            status = store.run(run).cancel(now)
         except errors.ValidationError as e:
             fail(str(e), EXIT_FAILED)
     if status not in (WorkflowStatus.Cancelled, WorkflowStatus.Cancelling):

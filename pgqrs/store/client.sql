@@ -48,8 +48,9 @@ update pgqrs_workflow_runs
 set status = cast(:status as {status}), error = null, updated_at = {now}, completed_at = case when :done then {now} else completed_at end
 where id = :run_id;
 
--- name: archive_message
-update pgqrs_messages set archived_at = {now}, dead_reason = :dead_reason where id = :id;
+-- name: end_message
+-- Whoever holds it holds it no more: his claim's number is of the past.
+update pgqrs_messages set archived_at = {now}, claim_no = claim_no + 1 where id = :id;
 
 -- name: make_due
 update pgqrs_messages set vt = {now} where id = :id and vt > {now};

@@ -250,8 +250,12 @@ class MessageStore:
 
     # What a caller does to a run or message, by the message's id
 
-    def cancel(self, message_id: int) -> WorkflowStatus:
-        """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step."""
+    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
+        """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step.
+
+        With `now` it is CANCELLED in any case, and taken from whoever holds it: what he writes from here on is refused, and a
+        supervisor kills the worker in which it runs once it has noticed. A plain message is archived likewise.
+        """
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
             if m.run_status is not None and m.run_status.terminal:
@@ -260,23 +264,25 @@ class MessageStore:
                 raise errors.ValidationError(
                     f"message {message_id} was handled or given up already; nothing to cancel"
                 )
-            status = WorkflowStatus.Cancelling if m.held else WorkflowStatus.Cancelled
-            if m.workflow_id is None and m.held:
+            held = m.held and not now
+            status = WorkflowStatus.Cancelling if held else WorkflowStatus.Cancelled
+            if m.workflow_id is None and held:
                 raise errors.ValidationError(
-                    f"message {message_id} is being handled; a plain handler has no step to stop at"
+                    f"message {message_id} is being handled; a plain handler has no step to stop at: end it where it is, with "
+                    "cancel --now, or cancel(now=True)"
                 )
             if m.run_id is not None:
-                tx.run("set_run_status", run_id=m.run_id, status=status.value, done=not m.held)
+                tx.run("set_run_status", run_id=m.run_id, status=status.value, done=not held)
             elif m.workflow_id is not None:
                 tx.run(
                     "put_run",
                     workflow_id=m.workflow_id,
                     message_id=message_id,
                     status=status.value,
-                    done=not m.held,
+                    done=not held,
                 )
-            if not m.held:
-                tx.run("archive_message", id=message_id, dead_reason=None)
+            if not held:
+                tx.run("end_message", id=message_id)
             return status
 
     def resume(self, message_id: int) -> bool:

@@ -62,6 +62,25 @@ def long_run(evidence: str, seconds: float) -> str:
     return last(evidence)
 
 
+@pgqrs.step(memory="200 MB")
+def hungry(evidence: str, megabytes: int) -> int:
+    note(evidence)
+    held = bytearray(megabytes * 10**6)
+    held[::4096] = b"x" * len(held[::4096])
+    time.sleep(3)
+    return len(held)
+
+
+@pgqrs.workflow
+def hungry_run(evidence: str, megabytes: int) -> str:
+    first(evidence)
+    try:
+        hungry(evidence, megabytes)
+    except MemoryError as e:
+        return str(e)
+    return "enough"
+
+
 @pgqrs.step
 def die(evidence: str, how: str, times: int) -> str:
     if note(evidence) <= times:

@@ -193,6 +193,22 @@ def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> Non
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
 
 
+def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 60.0)
+        with Supervised(dsn, tmp_path / "log", "--workers", "1"):
+            [_, slow] = eventually(lambda: (s := starts(tmp_path / "e"))[1:] and s)
+            assert handle.cancel(now=True) == pgqrs.WorkflowStatus.Cancelled
+            with pytest.raises(pgqrs.RunCancelledError):
+                handle.result(1)
+            eventually(lambda: not alive(slow.pid), timeout=3)
+            after = store.trigger(pipeline.three_steps, str(tmp_path / "after"), 0.0)
+            assert after.result(10) == ["first", "slow", "last"]
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
+        assert handle.record().crash_count == 0
+
+
 def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
     sqlite_dsn: str, tmp_path: Path
 ) -> None:

@@ -155,3 +155,32 @@ def test_async_runs_survive_the_death_of_their_worker(sqlite_dsn: str, tmp_path:
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+
+
+def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        with Supervised(dsn, tmp_path / "log", "--workers", "1"):
+            large = store.trigger(pipeline.hungry_run, str(tmp_path / "large"), 400)
+            assert "memory limit of 200,000,000 bytes" in large.result(20)
+            small = store.trigger(pipeline.hungry_run, str(tmp_path / "small"), 20)
+            assert small.result(20) == "enough"
+        assert large.steps()[1].error["type"] == "builtins.MemoryError"
+        assert large.steps()[1].peak_rss_bytes > 200_000_000
+
+
+def test_workers_are_replaced_after_so_many_runs_and_nothing_is_charged(
+    sqlite_dsn: str, tmp_path: Path
+) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        runs = [store.trigger(pipeline.three_steps, str(tmp_path / "e"), 0.0) for _ in range(40)]
+        with Supervised(
+            sqlite_dsn, tmp_path / "log", "--workers", "2", "--max-runs-per-worker", "5"
+        ) as supervisor:
+            for run in runs:
+                assert run.result(20) == ["first", "slow", "last"]
+        assert len({s.pid for s in starts(tmp_path / "e")}) >= 6
+        assert "0 crashes" in supervisor.said() or "crash" not in supervisor.said()
+        assert all(r.record().crash_count == 0 and r.record().attempt == 1 for r in runs)
+        assert len(starts(tmp_path / "e")) == 120

@@ -234,7 +234,13 @@ class SimSupervisor:
 
     def _recover(self) -> None:
         self._later(RECOVER_EVERY_S, self._recover)
-        if self.world.now >= self.cut_until and self.world.recover(self.name):
+        if self.world.now < self.cut_until:
+            return
+        claims = [r.claim for r in self.core.runs.values() if not r.ending]
+        held = set(self.world.store.held(tuple(self._consumers.values())))
+        if gone := [c for c in claims if c not in held]:
+            self.core.take(events.Gone(gone), self.world.now)
+        if self.world.recover(self.name):
             self.core.take(events.Hinted(), self.world.now)
 
     # Faults

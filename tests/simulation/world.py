@@ -241,7 +241,7 @@ class World:
         elif kind == "cancel" and self.plans:
             message = self.rng.choice(sorted(self.plans))
             try:
-                status = self.store.cancel(message)
+                status = self.store.cancel(message, now=self.rng.random() < 0.5)
             except errors.ValidationError:
                 return
             if status is WorkflowStatus.Cancelled:

@@ -231,3 +231,37 @@ def test_a_running_run_is_still_running_after_a_refused_replay(flow):
     with pytest.raises(errors.ValidationError):
         flow.store.replay(claim.message_id)
     assert wrote(flow.store, step(claim)).status == RUNNING
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_is_held_can_be_ended_at_once(flow, begun):
+    claim = flow.begun() if begun else _claimed(flow)
+    assert flow.store.cancel(claim.message_id, now=True) == CANCELLED
+    run = flow.store.run(claim.message_id)
+    assert (run.status, run.completed_at is not None) == (CANCELLED, True)
+    assert flow.store.message(claim.message_id).archived_at is not None
+    assert flow.store.held([claim.consumer_id]) == []
+
+
+@pytest.mark.parametrize("unsure", [False, True])
+def test_and_its_holder_writes_nothing_more(flow, unsure):
+    claim = flow.begun()
+    flow.store.cancel(claim.message_id, now=True)
+    [outcome] = flow.store.turn([step(claim)], unsure=unsure).outcomes
+    assert not outcome.applied
+    assert flow.store.steps(claim.message_id) == []
+
+
+def test_a_plain_message_that_is_held_can_be_ended_at_once(store, queue, consumer):
+    [number] = store.enqueue(queue, [b"1"])
+    claimed = consumer.claim_one()
+    with pytest.raises(errors.ValidationError, match="--now"):
+        store.cancel(number)
+    assert store.cancel(number, now=True) == CANCELLED
+    assert store.message(number).archived_at is not None
+    assert not wrote(store, Write(claimed, message=Archive())).applied
+
+
+def _claimed(flow):
+    flow.trigger()
+    return flow.consumer.claim_one()
