@@ -30,6 +30,7 @@ class SimSupervisor:
         self.frozen_until = 0.0
         self.cut_until = 0.0  # from the database
         self.workers: dict[int, SimWorker] = {}
+        self._waiting: deque[object] = deque()
         self._writes: deque[Write] = deque()
         self._wants: list[events.Want] = []
         self._oldest: float | None = None
@@ -54,11 +55,16 @@ class SimSupervisor:
         self.world.after(seconds, lambda: self._when_awake(do))
 
     def _when_awake(self, do: object) -> None:
-        if not self.alive:
-            return
+        """While it is stopped, what happens to it waits, in its order."""
+        self._waiting.append(do)
+        self._wake()
+
+    def _wake(self) -> None:
         if self.world.now < self.frozen_until:
-            self.world.at(self.frozen_until, lambda: self._when_awake(do))
-        else:
+            self.world.at(self.frozen_until, self._wake)
+            return
+        while self._waiting and self.alive:
+            do = self._waiting.popleft()
             self._look_at_lease()
             do()  # type: ignore[operator]
             self._settle()

@@ -67,6 +67,7 @@ class SimWorker:
         self._heard_at = 0.0
         self._lanes: dict[int, Lane] = {}
         self._ready: deque[Lane] = deque()
+        self._waiting: deque[Any] = deque()
         self._fresh: deque[wire.Execute] = deque()
         self._history: dict[int, list[Any]] = {}
         self._drained = False
@@ -95,12 +96,16 @@ class SimWorker:
         self.world.at(self._said_at, lambda: self.supervisor.told(self, event))
 
     def _when_awake(self, do: Any) -> None:
-        if not self.alive:
-            return
+        """While it is stopped, what happens to it waits, in its order."""
+        self._waiting.append(do)
+        self._wake()
+
+    def _wake(self) -> None:
         if self.world.now < self.frozen_until:
-            self.world.at(self.frozen_until, lambda: self._when_awake(do))
-        else:
-            do()
+            self.world.at(self.frozen_until, self._wake)
+            return
+        while self._waiting and self.alive:
+            self._waiting.popleft()()
 
     # Life and death
 
@@ -179,7 +184,8 @@ class SimWorker:
     # What it does: one thing at a time
 
     def _go_on(self) -> None:
-        while self.alive and self._current is None and self.world.now < self._until:
+        # It looks at its pipe before it begins anything: there it sees the end of its supervisor too.
+        while self.alive and self.supervisor.alive and self._current is None and self.world.now < self._until:
             if self._ready:
                 lane = self._ready.popleft()
             elif self._fresh:
