@@ -31,7 +31,7 @@ STAMP = VENV / "pgqrs-dev.json"
 LOCK = PROJECT / ".venv.lock"
 
 # `dev.py run NAME` for the programs that live in the test suite.
-MODULES = {"simulate": "tests.simulation"}
+MODULES = {"simulate": "tests.simulation", "chaos": "tests.crashes.chaos"}
 
 
 class CannotSetUp(Exception):

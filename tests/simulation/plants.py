@@ -65,7 +65,7 @@ def a_checkpoint_that_overwrites() -> Iterator[None]:
         yield
 
 
-@plant("lost-write not-ended twice-at-once claim-number")
+@plant("lost-write not-ended twice-at-once claim-number step-repeated")
 def a_claim_of_what_is_held() -> Iterator[None]:
     with _sql("ready", "and m.consumer_worker_id is null", ""):
         yield

@@ -1,0 +1,233 @@
+"""python3 dev.py run chaos: two supervisors on PostgreSQL, whose workers and selves are killed all the while.
+
+First some time without kills, then as long with them: a worker ten times a second, a supervisor every twenty seconds. What must
+hold at the end: every run SUCCESS; no step's body started again once a later one of its run had (by the bodies' own log); nothing
+that the supervisors hold grows. Prints what it saw, and exits with 1 where one of these does not hold.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from msgspec import Struct
+
+import pgqrs
+from tests.crashes import chaos_flow
+from tests.crashes.supervised import Supervised
+from tests.postgres_server import PostgresServer
+
+BACKLOG = 400
+KILLS_A_SECOND = 10.0
+SUPERVISOR_EVERY_S = 20.0
+LEASE = "5s"
+SETTLE_S = 60.0
+
+
+class Sample(Struct):
+    descriptors: int
+    threads: int
+    rss_mb: float
+    zombies: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="dev.py run chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each half (default 60)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    arguments = parser.parse_args()
+    with PostgresServer.start(durable=True) as server, tempfile.TemporaryDirectory() as folder:
+        result = Chaos(server.create_database("chaos"), Path(folder), arguments.seed).run(arguments.seconds)
+    print(json.dumps(result, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if result["holds"] else 1
+
+
+class Chaos:
+    def __init__(self, dsn: str, folder: Path, seed: int) -> None:
+        self.dsn = dsn
+        self.folder = folder
+        self.rng = random.Random(seed)
+        self.evidence = str(folder / "evidence")
+        self.sent = 0
+        self.kills: Counter[str] = Counter()
+        self.samples: list[Sample] = []
+        self._started = 0
+
+    def run(self, seconds: float) -> dict[str, Any]:
+        with pgqrs.connect(self.dsn) as store:
+            store.install()
+            self.store = store
+            self.supervisors = [self.start(), self.start()]
+            try:
+                self.phase(2.0, kill=False)  # to warm up
+                calm = self.phase(seconds, kill=False)
+                self.samples.clear()
+                stormy = self.phase(seconds, kill=True)
+                left = self.settle()
+                log = "".join(p.read_text() for p in self.folder.glob("*.log"))
+            finally:
+                for supervisor in self.supervisors:
+                    supervisor.__exit__()
+        return self.judged(seconds, calm, stormy, left, log)
+
+    def start(self) -> Supervised:
+        self._started += 1
+        log = self.folder / f"{self._started}.log"
+        return Supervised(
+            self.dsn, log, "--workers", "2", "--lease", LEASE, "--quiet", target=chaos_flow.__file__
+        )
+
+    def phase(self, seconds: float, kill: bool) -> int:
+        """How many runs ended meanwhile."""
+        began = time.monotonic()
+        before = self.done()
+        next_kill, next_supervisor, next_sample = began, began + SUPERVISOR_EVERY_S / 2, began + 5.0
+        while (now := time.monotonic()) < began + seconds:
+            self.feed()
+            if kill and now >= next_kill:
+                next_kill += 1.0 / KILLS_A_SECOND
+                self.kill_a_worker()
+            if kill and now >= next_supervisor:
+                next_supervisor += SUPERVISOR_EVERY_S
+                self.kill_a_supervisor()
+            if now >= next_sample:
+                next_sample += 5.0
+                self.samples.append(self.sample())
+            time.sleep(0.02)
+        return self.done() - before
+
+    def feed(self) -> None:
+        missing = BACKLOG - (self.sent - self.done())
+        if missing > BACKLOG // 4:
+            self.store.trigger_many(chaos_flow.three_steps, [((self.evidence,), {})] * missing)
+            self.sent += missing
+
+    def done(self) -> int:
+        with self.store.messages.database.reading() as tx:
+            return int(tx.run("counts")[0][5])
+
+    def kill_a_worker(self) -> None:
+        workers = [pid for s in self.supervisors for pid in s.workers()]
+        if workers:
+            self.signal(self.rng.choice(workers), "worker")
+
+    def kill_a_supervisor(self) -> None:
+        n = self.rng.randrange(len(self.supervisors))
+        self.signal(self.supervisors[n].pid, "supervisor")
+        self.supervisors[n].process.wait()
+        self.supervisors[n] = self.start()
+
+    def signal(self, pid: int, kind: str) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            self.kills[kind] += 1
+        except ProcessLookupError:
+            pass
+
+    def sample(self) -> Sample:
+        found = Sample(0, 0, 0.0, 0)
+        for supervisor in self.supervisors:
+            proc = Path(f"/proc/{supervisor.pid}")
+            try:
+                status = dict(
+                    line.split(":\t", 1)
+                    for line in (proc / "status").read_text().splitlines()
+                    if ":\t" in line
+                )
+                found.descriptors = max(found.descriptors, len(list((proc / "fd").iterdir())))
+            except OSError:
+                continue
+            found.threads = max(found.threads, int(status["Threads"]))
+            found.rss_mb = max(found.rss_mb, int(status["VmRSS"].split()[0]) / 1024)
+            found.zombies += zombies(supervisor.pid)
+        return found
+
+    def settle(self) -> int:
+        """What has not ended after a while without kills."""
+        deadline = time.monotonic() + SETTLE_S
+        while (left := self.sent - self.done()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    def judged(self, seconds: float, calm: int, stormy: int, left: int, log: str) -> dict[str, Any]:
+        with psycopg.connect(self.dsn) as connection:
+            statuses = dict(
+                connection.execute(
+                    "select cast(status as text), count(*) from pgqrs_workflow_runs group by 1"
+                ).fetchall()
+            )
+        repeated, starts = repeats(Path(self.evidence))
+        first, last = self.samples[0], self.samples[-1]
+        grown = {
+            "descriptors": [first.descriptors, last.descriptors],
+            "threads": [first.threads, last.threads],
+            "rss_mb": [round(first.rss_mb, 1), round(last.rss_mb, 1)],
+            "zombies": [first.zombies, last.zombies],
+        }
+        flat = (
+            last.descriptors <= first.descriptors + 5
+            and last.threads <= first.threads + 1
+            and last.rss_mb <= first.rss_mb * 1.2 + 5
+            and last.zombies <= 2
+        )
+        holds = (
+            not left
+            and statuses == {"SUCCESS": self.sent}
+            and not repeated
+            and flat
+            and "Traceback" not in log
+        )
+        return {
+            "holds": holds,
+            "seconds": seconds,
+            "runs": self.sent,
+            "statuses": statuses,
+            "bodies": starts,
+            "kills": dict(self.kills),
+            "steps repeated after a later one": repeated,
+            "runs a second without kills": round(calm / seconds, 1),
+            "runs a second with kills": round(stormy / seconds, 1),
+            "ratio": round(stormy / max(1, calm), 3),
+            "first and last sample": grown,
+            "flat": flat,
+        }
+
+
+def repeats(evidence: Path) -> tuple[int, int]:
+    """How often a body started after a later one of its run had, and how many started at all."""
+    furthest: dict[int, int] = {}
+    repeated = starts = 0
+    for line in evidence.read_text().splitlines():
+        run, step, _, _ = line.split()
+        starts += 1
+        repeated += int(step) < furthest.get(int(run), 0)
+        furthest[int(run)] = max(furthest.get(int(run), 0), int(step))
+    return repeated, starts
+
+
+def zombies(parent: int) -> int:
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, of = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        count += int(of) == parent and state == "Z"
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())
