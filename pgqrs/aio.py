@@ -57,8 +57,8 @@ class awaited(Generic[P, R]):  # named as it reads where it is used
         return await twin.ways.call(call)
 
 
-class claimed(awaited[P, R]):
-    """One that claims messages: they are given back where its caller was cancelled."""
+class undone(awaited[P, R]):
+    """One that takes or sends messages: they are given or taken back where its caller was cancelled."""
 
     async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
         return await twin.ways.claim(call, twin.core.undo)
@@ -105,11 +105,11 @@ class Registered(Twin[B]):
 class Producer(Registered[producer.Producer]):
     """Puts messages on one queue. Made by `await store.producer(queue)`."""
 
-    enqueue = awaited(producer.Producer.enqueue)
-    enqueue_delayed = awaited(producer.Producer.enqueue_delayed)
-    enqueue_batch = awaited(producer.Producer.enqueue_batch)
-    enqueue_batch_delayed = awaited(producer.Producer.enqueue_batch_delayed)
-    enqueue_at = awaited(producer.Producer.enqueue_at)
+    enqueue = undone(producer.Producer.enqueue)
+    enqueue_delayed = undone(producer.Producer.enqueue_delayed)
+    enqueue_batch = undone(producer.Producer.enqueue_batch)
+    enqueue_batch_delayed = undone(producer.Producer.enqueue_batch_delayed)
+    enqueue_at = undone(producer.Producer.enqueue_at)
     rate_limit_status = awaited(producer.Producer.rate_limit_status)
 
     @staticmethod
@@ -122,9 +122,9 @@ class Producer(Registered[producer.Producer]):
 class Consumer(Registered[consumer.Consumer]):
     """Takes the messages of one queue. Made by `await store.consumer(queue)`."""
 
-    dequeue = claimed(consumer.Consumer.dequeue)
-    dequeue_many_with_delay = claimed(consumer.Consumer.dequeue_many_with_delay)
-    dequeue_at = claimed(consumer.Consumer.dequeue_at)
+    dequeue = undone(consumer.Consumer.dequeue)
+    dequeue_many_with_delay = undone(consumer.Consumer.dequeue_many_with_delay)
+    dequeue_at = undone(consumer.Consumer.dequeue_at)
     extend_vt = awaited(consumer.Consumer.extend_vt)
     archive = awaited(consumer.Consumer.archive)
     archive_many = awaited(consumer.Consumer.archive_many)
@@ -392,8 +392,8 @@ class Store(Twin[client.Store]):
         """The queue's messages, one by one as they come: an async iterator, and an async context manager that closes it."""
         return ConsumerIterator(self.core.iteration(queue, poll_interval_ms), self.ways)
 
-    enqueue = awaited(client.Store.enqueue)
-    enqueue_many = awaited(client.Store.enqueue_many)
+    enqueue = undone(client.Store.enqueue)
+    enqueue_many = undone(client.Store.enqueue_many)
 
     @overload
     def trigger(
@@ -410,7 +410,10 @@ class Store(Twin[client.Store]):
         return self._trigger(workflow, args, kwargs)
 
     async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
-        [made] = await self.ways.call(self.core.trigger_many, workflow, [(args, kwargs)])
+        [made] = await self.ways.claim(
+            lambda: self.core.trigger_many(workflow, [(args, kwargs)]),
+            lambda made: self.core.undo([handle.id for handle in made]),
+        )
         return RunHandle(made, self.ways)
 
     run = awaited_as(client.Store.run, RunHandle)

@@ -7,6 +7,7 @@ a function.
 
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Self, TypeVar, overload
 
 from pgqrs import administration, aio, client, definitions, errors, polling, retry, runs, times
@@ -68,7 +69,8 @@ class WorkflowTriggerBuilder:
         """The QueueMessage that starts the run; its payload shows the input. Raises WorkflowNotFoundError."""
         name, store = _given(self._name, "name"), _given(self._store, "store")
         core, ways = apart(store)
-        return finish(store, ways.call(administration.trigger, core, name, self._input))
+        sent = ways.claim(lambda: administration.trigger(core, name, self._input), lambda m: core.undo(m.id))
+        return finish(store, sent)
 
 
 class RunBuilder:
@@ -230,10 +232,12 @@ class EnqueueBuilder:
 
         async def sent() -> Any:
             producer = await self._sender(core, ways)
-            if self._at is None:
-                ids = await ways.call(producer.enqueue_batch_delayed, self._payloads, self._delay_s)
+            at = self._at
+            if at is None:
+                send = partial(producer.enqueue_batch_delayed, self._payloads, self._delay_s)
             else:
-                ids = await ways.call(producer.enqueue_at, self._payloads, self._at, self._delay_s)
+                send = partial(producer.enqueue_at, self._payloads, at, self._delay_s)
+            ids = await ways.claim(send, producer.undo)
             return ids[0] if self._single else ids
 
         return finish(store, sent())
@@ -339,8 +343,7 @@ class DequeueBuilder:
             await polling.poll(ways, consumer, told)
 
     def _with(self, kind: polling.Kind, handler: Callable[[Any], Any]) -> Self:
-        if not callable(handler):
-            raise TypeError(f"a handler is a function, not {type(handler).__name__}")
+        polling.refuse_no_handler(handler)
         self._handlers.append((kind, handler))
         return self
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from pgqrs import codec, durations, errors, names, table_handles
-from pgqrs.config import Config
+from pgqrs.config import Config, redact
 from pgqrs.consumer import Consumer
 from pgqrs.consumer_iterator import ConsumerIterator, Iteration
 from pgqrs.definitions import definition_of
@@ -15,7 +15,7 @@ from pgqrs.handle import RunHandle
 from pgqrs.producer import Producer
 from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
 from pgqrs.states import WorkflowStatus
-from pgqrs.store import MessageStore, administering, open_store
+from pgqrs.store import MessageStore, administering, consuming, open_store
 from pgqrs.using import Using
 from pgqrs.waiting import Blocking
 
@@ -44,12 +44,14 @@ class Store:
         return f"{type(self).__name__}({self.config!r})"
 
     def open(self) -> Self:
+        self._closed = False
         if self._messages is None:
             self._messages = open_store(self.config)
         return self
 
     def close(self) -> None:
         """Gives its connections back. Closing twice is fine."""
+        self._closed = True
         messages, self._messages = self._messages, None
         if messages is not None:
             messages.close()
@@ -234,10 +236,18 @@ class Store:
         """The operations below, the schema checked."""
         return self._ready()
 
+    def undo(self, sent: int | Sequence[int]) -> None:
+        """As if it had never been sent, where nobody has had it yet."""
+        consuming.withdraw(self._ready().database, [sent] if isinstance(sent, int) else sent)
+
     def _queue_info(self, name: str) -> QueueInfo:
         return administering.queue(self._ready().database, name)
 
     def _opened(self) -> MessageStore:
+        if self._messages is None and self._closed:
+            raise errors.PgqrsConnectionError(
+                f"the store on {redact(self.config.dsn)} was closed; connect again"
+            )
         if self._messages is None:
             raise errors.PgqrsConnectionError(
                 "this store is not open: use `with pgqrs.connect(…) as store:` or .open()"

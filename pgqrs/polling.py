@@ -67,6 +67,7 @@ async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
 
 async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handler: Handler) -> None:
     """One pass: takes what is there, up to the limit, and has it handled."""
+    refuse_no_handler(handler)
     messages = await ways.claim(consumer.claim(limit, None), consumer.undo)
     if messages:
         told = Poll(kind, handler, limit, 0.0, None, lambda run: run)
@@ -97,6 +98,14 @@ async def ephemeral(ways: Ways, messages: MessageStore, config: Any, queue: str)
             errors.PgqrsConnectionError
         ):  # its messages come back when their time is over
             await ways.surely(consumer.end)
+
+
+def refuse_no_handler(handler: object) -> None:
+    """Raises TypeError."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a function, not {type(handler).__name__}")
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise TypeError(f"{handler!r} is a generator, whose body would never run; a handler returns")
 
 
 # Inside

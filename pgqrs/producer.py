@@ -9,6 +9,7 @@ from pgqrs import durations, errors, times, validation
 from pgqrs.config import Config
 from pgqrs.records import QueueInfo
 from pgqrs.registered import Registered, register
+from pgqrs.store import consuming
 from pgqrs.store.database import Database
 from pgqrs.store.store import MessageStore
 from pgqrs.validation import RateLimitStatus, ValidationConfig
@@ -63,6 +64,10 @@ class Producer(Registered):
     def rate_limit_status(self) -> RateLimitStatus | None:
         """None where the rate is not limited."""
         return self._rate.status() if self._rate else None
+
+    def undo(self, sent: int | Sequence[int]) -> None:
+        """As if it had never been sent, where nobody has had it yet."""
+        consuming.withdraw(self._database, [sent] if isinstance(sent, int) else sent)
 
     def _send(self, payloads: Sequence[Any], delay_s: float, at: datetime | None) -> list[int]:
         if isinstance(payloads, str | bytes | dict):

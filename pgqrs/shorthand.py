@@ -38,7 +38,7 @@ def produce(store: client.Store, queue: str, payload: Any) -> int: ...
 def produce(store: AnyStore, queue: str, payload: Any) -> Any:
     """Puts a message on a queue, validated; its id. Raises QueueNotFoundError."""
     core, ways = apart(store)
-    return finish(store, ways.call(_sent, core, queue, payload))
+    return finish(store, ways.claim(lambda: _sent(core, queue, payload), core.undo))
 
 
 @overload
@@ -50,7 +50,7 @@ def produce_batch(store: client.Store, queue: str, payloads: Sequence[Any]) -> l
 def produce_batch(store: AnyStore, queue: str, payloads: Sequence[Any]) -> Any:
     """All or none of them; the ids are in the order of the payloads."""
     core, ways = apart(store)
-    return finish(store, ways.call(_all_sent, core, queue, payloads))
+    return finish(store, ways.claim(lambda: _all_sent(core, queue, payloads), core.undo))
 
 
 @overload

@@ -172,7 +172,7 @@ def test_a_server_without_the_schema_says_what_to_run(postgres_dsn: str) -> None
 def test_a_closed_store_says_so(sqlite_dsn: str) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         pass
-    with pytest.raises(pgqrs.PgqrsConnectionError, match="not open"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="was closed"):
         store.queues()
     store.close()
 

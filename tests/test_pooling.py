@@ -10,6 +10,7 @@ import pytest
 
 import pgqrs
 from pgqrs.store import pooling
+from pgqrs.store.calls import Call, Left, interruptible
 
 
 def connections(dsn: str) -> int:
@@ -109,3 +110,13 @@ class _Pool:
         thread.start()
         thread.join(5)
         assert not thread.is_alive()
+
+
+def test_whoever_left_before_he_began_interrupts_nobody_afterwards() -> None:
+    """The connection is another call's by then."""
+    call, interrupted = Call(), []
+    call.leave()
+    with pytest.raises(Left), call.made(), interruptible(lambda: interrupted.append(1)):
+        pytest.fail("it has left")
+    call.interrupt()
+    assert interrupted == []

@@ -45,8 +45,8 @@ class Call:
     @contextmanager
     def interruptible(self, interrupt: Callable[[], object], committed: bool) -> Iterator[None]:
         with self._lock:
-            self._interrupt = interrupt
             self.go_on()
+            self._interrupt = interrupt
         try:
             yield
         finally:

@@ -89,6 +89,12 @@ where m.id in (select r.message_id from {rows: message_id bigint}) and m.vt < {n
 -- name: delete_messages
 delete from pgqrs_messages where id in (select r.message_id from {rows: message_id bigint});
 
+-- name: withdraw
+-- What was sent and is not wanted after all: where nobody has had it yet.
+delete from pgqrs_messages
+where id in (select r.message_id from {rows: message_id bigint})
+  and consumer_worker_id is null and archived_at is null and claim_no = 0 and read_ct = 0;
+
 -- name: runs_of_messages
 select w.id, w.message_id from {rows: message_id bigint} join pgqrs_workflow_runs w on w.message_id = r.message_id;
 

@@ -101,6 +101,12 @@ def _no_worker(worker_id: int) -> errors.WorkerNotFoundError:
 # Messages
 
 
+def withdraw(database: Database, message_ids: Sequence[int]) -> None:
+    """Takes back what was sent, where nobody has had it yet."""
+    with database.single() as tx:
+        tx.run("withdraw", [(i,) for i in message_ids])
+
+
 def dequeue(
     database: Database,
     worker_id: int,

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL. The stores of a process that connect alike share them: a hundred stores, abandoned ones among
 them, then take no more of a server than one does."""
 
+import logging
 import os
 import threading
 import time
@@ -15,6 +16,9 @@ from pgqrs import errors
 
 Row = tuple[Any, ...]
 Key = tuple[object, ...]
+
+# What it has to say of connections it gives up comes as errors where it matters.
+logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 MAX_IDLE_S = 30.0
 HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was woken polls again by itself

@@ -473,3 +473,20 @@ async def done(coroutine):
     """True, of what gives nothing."""
     await coroutine
     return True
+
+
+async def test_what_a_cancelled_call_had_sent_already_is_taken_back(store):
+    """Committed or not: who was told that it was cancelled may send it again."""
+    producer, _ = await a_pair(store)
+    sent = 0
+    for n in range(60):
+        for call in (producer.enqueue(n), store.enqueue(QUEUE, n), pgqrs.produce(store, QUEUE, n)):
+            task = asyncio.create_task(call)
+            await asyncio.sleep(0.0005 * (n % 4))
+            task.cancel()
+            try:
+                await task
+                sent += 1
+            except asyncio.CancelledError:
+                pass
+    assert (await pgqrs.admin(store).queue_metrics(QUEUE)).pending_messages == sent

@@ -81,7 +81,7 @@ async def test_async_with_gives_one_and_closes_it(dsn):
     async with pgqrs.connect(dsn) as store:
         assert isinstance(store, pgqrs.Store)
         await store.queue("tasks")
-    with pytest.raises(pgqrs.PgqrsConnectionError, match="not open"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="was closed"):
         await store.queue("more")
 
 
@@ -89,7 +89,7 @@ def test_with_gives_a_blocking_one_and_closes_it(dsn):
     with pgqrs.connect(dsn) as store:
         assert isinstance(store, pgqrs.BlockingStore)
         store.queue("tasks")
-    with pytest.raises(pgqrs.PgqrsConnectionError, match="not open"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="was closed"):
         store.queue("more")
 
 

@@ -28,7 +28,7 @@ async def connecting_to_a_folder_that_is_not_there(store):
     await pgqrs.connect("sqlite:///no/such/folder/x.db")
 
 
-@raises(errors.PgqrsConnectionError, r"use `with pgqrs.connect\(…\) as store:` or .open\(\)")
+@raises(errors.PgqrsConnectionError, "was closed; connect again")
 async def using_a_closed_store(store):
     await store.close()
     await store.queue("tasks")
