@@ -190,7 +190,7 @@ def _enc_hook(value: Any) -> Any:
         return value.model_dump(mode="json", round_trip=True, by_alias=False)
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value)
-    raise TypeError(f"a {_type_name(type(value))} is no JSON value; use {PLAIN_DATA}")
+    raise TypeError(f"a value of type {_type_name(type(value))} is no JSON value; use {PLAIN_DATA}")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)

@@ -1,5 +1,6 @@
 """A run as whoever triggered it holds it."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -10,7 +11,7 @@ from pgqrs.durations import Duration
 from pgqrs.records import RunRecord, StepRecord
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.store import Settled
-from pgqrs.waiting import Blocking, Ways, drive
+from pgqrs.waiting import Blocking, Ways, drive, patiently
 
 if TYPE_CHECKING:
     from pgqrs.client import Store
@@ -47,7 +48,14 @@ class RunHandle(Generic[R]):
         """`result`, in either way of waiting."""
         deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
         wait_s = POLL_MIN_S
-        while not (settled := await self._settled_patiently(ways, deadline)).status.terminal:
+
+        async def look() -> Settled:
+            """A database that is away for a while does not end a wait: the run goes on without us, too."""
+            left_s = max(0.0, deadline - time.monotonic()) if deadline is not None else math.inf
+            patience_s = min(self._store.config.connection_timeout_seconds, left_s)
+            return await patiently(ways, patience_s, lambda: ways.call(self._settled))
+
+        while not (settled := await look()).status.terminal:
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
@@ -88,22 +96,6 @@ class RunHandle(Generic[R]):
 
     def _settled(self) -> Settled:
         return self._store._ready().settled(self.id)
-
-    async def _settled_patiently(self, ways: Ways, deadline: float | None) -> Settled:
-        """A database that is away for a while does not end a wait: the run goes on without us, too."""
-        away_since: float | None = None
-        while True:
-            try:
-                return await ways.call(self._settled)
-            except errors.SchemaError:
-                raise
-            except errors.PgqrsConnectionError:
-                now = time.monotonic()
-                away_since = now if away_since is None else away_since
-                patience_s = self._store.config.connection_timeout_seconds
-                if now - away_since >= patience_s or (deadline is not None and now >= deadline):
-                    raise
-                await ways.sleep(POLL_MAX_S)
 
 
 def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:

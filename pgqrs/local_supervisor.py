@@ -13,6 +13,10 @@ import msgspec
 from pgqrs import errors, targets
 from pgqrs.config import Config
 
+# How a supervisor is to stop, as its parent tells it.
+DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"
+BOUNDARY_S = 5.0  # for its steps to end, where the block was left by an exception
+
 
 @contextlib.contextmanager
 def local_supervisor(
@@ -22,7 +26,11 @@ def local_supervisor(
     processes: int | None,
     lanes: int | None,
 ) -> Iterator[None]:
-    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts."""
+    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts.
+
+    Left by an exception (Ctrl-C is one), it stops at the next step of every run, or after BOUNDARY_S; a second Ctrl-C stops it
+    now. Nothing is lost either way: what was begun is given back.
+    """
     targets.refuse_while_loading()
     if config.dsn.endswith(":memory:"):
         raise errors.ValidationError(
@@ -47,6 +55,7 @@ def local_supervisor(
     os.close(parent_read)
     os.close(ready_write)
     ready = False
+    level = STOP_AT_NEXT_STEP  # unless the block is left as it should be
     try:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -58,9 +67,26 @@ def local_supervisor(
             reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
             raise errors.SupervisorError(f"the supervisor could not start: {reason}")
         yield
+        level = DRAIN
     finally:
         os.close(ready_read)
-        os.close(parent_write)  # the supervisor drains when this end is gone, however we end
         if not ready:
             process.terminate()  # it may still be importing, and look at nothing
-        process.wait()
+        try:
+            _stop(process, parent_write, level)
+        finally:
+            os.close(parent_write)  # where we die before, the supervisor finds that it has no parent any more
+
+
+def _stop(process: "subprocess.Popen[bytes]", parent_write: int, level: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(parent_write, level)
+        try:
+            process.wait(None if level == DRAIN else BOUNDARY_S)
+        except subprocess.TimeoutExpired:
+            os.write(parent_write, STOP_NOW)
+        except KeyboardInterrupt:
+            os.write(parent_write, STOP_NOW)
+            process.wait()
+            raise
+    process.wait()

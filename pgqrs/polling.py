@@ -20,7 +20,7 @@ from pgqrs.runs import Run
 from pgqrs.states import WorkerStatus, WorkflowStatus
 from pgqrs.store import administering
 from pgqrs.store.store import MessageStore
-from pgqrs.waiting import Ways
+from pgqrs.waiting import Ways, patiently
 
 Kind = Literal["message", "batch", "workflow"]
 Handler = Callable[[Any], Any]
@@ -42,20 +42,27 @@ class Poll(Struct, frozen=True):
 
 async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
     """Until the worker is interrupted: it is Suspended then, and WorkerSuspendedError raised. A handler's exception ends it
-    too, with the worker Ready."""
-    status = await ways.call(consumer.status)
+    too, with the worker Ready. A database that is away is waited for, for `connection_timeout_seconds` each time."""
+    patience_s = consumer.config.connection_timeout_seconds
+
+    async def look() -> WorkerStatus:
+        return await patiently(ways, patience_s, lambda: ways.call(consumer.status))
+
+    status = await look()
     if status in (WorkerStatus.Suspended, WorkerStatus.Interrupted, WorkerStatus.Stopped):
         raise _suspended(status.value)
     try:
         await ways.call(consumer.poll)
         with Holding(consumer) as holding:
             while True:
-                status = await ways.call(consumer.status)
+                status = await look()
                 if status is WorkerStatus.Interrupted:
                     await ways.call(consumer.suspend)
                 if status is not WorkerStatus.Polling:
                     raise _suspended(status.value)
-                messages = await ways.claim(consumer.claim(told.batch, told.at), consumer.undo)
+                messages = await patiently(
+                    ways, patience_s, lambda: ways.claim(consumer.claim(told.batch, told.at), consumer.undo)
+                )
                 if messages:
                     await _handle(ways, consumer, told, messages, holding)
                 else:
@@ -76,9 +83,12 @@ async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handle
 
 
 async def next_message(ways: Ways, consumer: Consumer, interval_s: float) -> QueueMessage:
-    """Waits for it."""
+    """Waits for it, and for a database that is away: `connection_timeout_seconds` each time."""
+    patience_s = consumer.config.connection_timeout_seconds
     while True:
-        messages = await ways.claim(consumer.claim(1, None), consumer.undo)
+        messages = await patiently(
+            ways, patience_s, lambda: ways.claim(consumer.claim(1, None), consumer.undo)
+        )
         if messages:
             return messages[0]
         await ways.sleep(interval_s)
@@ -122,7 +132,9 @@ async def _handle(
                 await _run_workflow(ways, consumer, told, message)
         else:
             await _called(told.handler, messages[0] if told.kind == "message" else messages)
-            await ways.surely(consumer.archive_many, ids)
+            # What was handled is not to be handled again because of a moment without a database.
+            patience_s = consumer.config.connection_timeout_seconds
+            await patiently(ways, patience_s, lambda: ways.surely(consumer.archive_many, ids))
     except BaseException:
         # Those that were handled and archived are no longer ours, and stay as they are.
         with contextlib.suppress(errors.PgqrsConnectionError):

@@ -74,6 +74,7 @@ class Producer(Registered):
             raise errors.ValidationError(
                 f"payloads are a list, not {type(payloads).__name__}; put a single one in a list"
             )
+        payloads = list(payloads)
         raw = validation.all_encoded(payloads, self._limits) if len(payloads) != 1 else [
             validation.encoded(payloads[0], self._limits)
         ]  # fmt: skip

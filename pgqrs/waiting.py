@@ -22,6 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 IDLE_S = 2.0  # a thread with nothing to do ends after this long
+AWAY_S = 0.25  # between looks whether the database is back
 LEAVE_S = 5.0  # how long a cancelled task waits to see what became of its call
 
 
@@ -52,6 +53,22 @@ class Blocking:
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - driven straight through, in nobody's event loop
+
+
+async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    """The call, again and again while the database is away, for so long at most: then it raises what the last one did."""
+    until: float | None = None
+    while True:
+        try:
+            return await call()
+        except errors.SchemaError:
+            raise
+        except errors.PgqrsConnectionError:
+            now = time.monotonic()
+            until = now + patience_s if until is None else until
+            if now >= until:
+                raise
+        await ways.sleep(AWAY_S)
 
 
 def drive(coroutine: Coroutine[Any, Any, R]) -> R:

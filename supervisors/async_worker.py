@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import math
 import socket
-import time
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
-from supervisors.journal import READ_BYTES, Outbox, PipeJournal
+from supervisors.journal import CLOCKS, READ_BYTES, Outbox, PipeJournal
 
 
 class AsyncLane(PipeJournal):
@@ -150,7 +149,7 @@ class AsyncWorker:
     @property
     def overdue(self) -> bool:
         """Whether what is here may be another supervisor's by now."""
-        return time.monotonic() >= self._until
+        return CLOCKS.now_s() >= self._until
 
     def run(self, pid: int) -> None:
         asyncio.run(self._main(pid))

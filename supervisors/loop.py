@@ -49,6 +49,7 @@ RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 REFRESH_S = 0.25
 GOODBYE_S = 1.0
+ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
 class Options(Struct, frozen=True):
@@ -64,7 +65,7 @@ class Options(Struct, frozen=True):
     ready_fd: int | None = None  # a byte is written here once messages are being claimed
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
-    parent_fd: int | None = None  # when this ends, so does the supervisor
+    parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
 
 
 class Report(Struct, frozen=True):
@@ -157,6 +158,7 @@ class Loop:
         self._next_look = 0.0
         self._next_refresh = 0.0
         self._next_recover = 0.0
+        self._stop_now_at: float | None = None
 
     def run(self) -> int:
         """Until told to stop or, with `burst`, until there is nothing left. The exit code. Raises PgqrsError for what
@@ -188,7 +190,7 @@ class Loop:
             self._register_fd(wake_read, lambda: _drain(wake_read))
             self._register_fd(self._launcher.fileno(), self._read_launcher)
             if self._options.parent_fd is not None:
-                self._register_fd(self._options.parent_fd, self._parent_gone)
+                self._register_fd(self._options.parent_fd, self._hear_parent)
             self._turns = Turns(self._store, self._wake, time.monotonic)
             self._core = core.Core(functions, self._settings())
             self._register()
@@ -358,6 +360,8 @@ class Loop:
         timer = self._core.next_timer(now)
         if timer is not None and now >= timer:
             self._handle(events.Tick())
+        if self._stop_now_at is not None and now >= self._stop_now_at:
+            self._signals = max(self._signals, 3)
         if now >= self._next_recover:
             self._next_recover = now + RECOVER_EVERY_S
             self._recover_others()
@@ -618,11 +622,15 @@ class Loop:
 
     # Ending
 
-    def _parent_gone(self) -> None:
+    def _hear_parent(self) -> None:
+        """The level of stopping that it wants; its end without a word is its death."""
         assert self._options.parent_fd is not None
-        if not os.read(self._options.parent_fd, 64):
+        told = os.read(self._options.parent_fd, 64)
+        if not told:
             self._selector_forget(self._options.parent_fd)
-        self._signals = max(self._signals, 1)
+        if not told and not self._signals:
+            self._stop_now_at = time.monotonic() + ORPHAN_GRACE_S
+        self._signals = max(self._signals, max(told) - ord("0") if told else 2)
 
     def _kill_all(self) -> None:
         """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""

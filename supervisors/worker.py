@@ -9,7 +9,6 @@ their own (async_worker.py), where an event loop takes the lanes' place.
 import contextvars
 import math
 import socket
-import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep
 from supervisors import wire
-from supervisors.journal import READ_BYTES, Outbox, PipeJournal
+from supervisors.journal import CLOCKS, READ_BYTES, Outbox, PipeJournal
 
 if TYPE_CHECKING:
     from supervisors.async_worker import AsyncWorker
@@ -78,7 +77,7 @@ class Worker:
     @property
     def overdue(self) -> bool:
         """Whether what is here may be another supervisor's by now."""
-        return time.monotonic() >= self._until
+        return CLOCKS.now_s() >= self._until
 
     def run(self, pid: int) -> None:
         """Until the supervisor closes the pipe, or until it is drained and told so."""

@@ -327,8 +327,8 @@ def test_what_only_looks_like_it_is_not_refused(value):
 @pytest.mark.parametrize(
     "value,where",
     [
-        (Custom(), r"a .*Custom is no JSON value; use numbers"),
-        ([1, {"a": Custom()}], r"at \$\[1\]\.a: a .*Custom is no JSON value"),
+        (Custom(), r"a value of type .*Custom is no JSON value; use numbers"),
+        ([1, {"a": Custom()}], r"at \$\[1\]\.a: a value of type .*Custom is no JSON value"),
         (Point(1, Custom()), r"at \$\.y: a .*Custom"),
         (Item("a", Custom()), r"at \$\.tags: a .*Custom"),
         (Gear(Custom()), r"at \$\.teeth: a .*Custom"),
@@ -336,11 +336,11 @@ def test_what_only_looks_like_it_is_not_refused(value):
         ({"a": "\ud800"}, r"at \$\.a: text with half of a surrogate pair"),
         ([Path("\udcff")], r"at \$\[0\]: text with half of a surrogate pair"),
         ([10**5000], r"at \$\[0\]: Exceeds the limit"),
-        (1j, "a complex is no JSON value"),
-        ((i for i in ()), "a generator is no JSON value"),
-        (types.MappingProxyType({1: 2}), "a mappingproxy is no JSON value"),
-        (collections.deque(), r"a collections\.deque is no JSON value"),
-        (int, "a type is no JSON value"),
+        (1j, "a value of type complex is no JSON value"),
+        ((i for i in ()), "a value of type generator is no JSON value"),
+        (types.MappingProxyType({1: 2}), "a value of type mappingproxy is no JSON value"),
+        (collections.deque(), r"a value of type collections\.deque is no JSON value"),
+        (int, "a value of type type is no JSON value"),
     ],
     ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )

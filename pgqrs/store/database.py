@@ -24,6 +24,7 @@ class Database(Protocol):
 
     dialect: Dialect
     dsn: str
+    options: str  # that name it on the command line, the DSN left out
 
     def transaction(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
         """Commits on leaving, rolls back on an exception. `at` is the time that its statements take for now.

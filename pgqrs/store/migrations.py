@@ -44,7 +44,7 @@ def verify(database: Database) -> int:
     _refuse_newer(version)
     if version < VERSION:
         raise errors.SchemaError(
-            f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install --dsn …"
+            f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install {database.options}"
         )
     for table, columns in _expected_columns().items():
         if missing := sorted(columns - there.get(table, frozenset())):
@@ -55,7 +55,7 @@ def verify(database: Database) -> int:
             )
             raise errors.SchemaError(
                 f"the schema is said to be at version {version}, but {lost}; restore the database from a backup, or name an "
-                "empty one and run: pgqrs install --dsn …"
+                f"empty one and run: pgqrs install {database.options}"
             )
     return version
 

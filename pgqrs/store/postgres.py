@@ -42,6 +42,8 @@ class PostgresDatabase:
         self, config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
     ) -> None:
         self.dsn = config.dsn
+        self._schema = config.schema
+        self.options = "--dsn …" + ("" if config.schema == "public" else f" --schema {config.schema}")
         self._clock = clock
         self._pid = os.getpid()
         connect(config).close()  # an unreachable server is said now, not by the first query
@@ -100,7 +102,7 @@ class PostgresDatabase:
             give_back(self._connections)
 
     def _translated(self) -> "_Translated":
-        return _Translated(self.dsn)
+        return _Translated(self.dsn, self._schema)
 
 
 def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
@@ -169,7 +171,7 @@ class PostgresTransaction:
 
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
     """A connection outside the pool: for the lease, for listening, for the first look at the server."""
-    with _Translated(config.dsn):
+    with _Translated(config.dsn, config.schema):
         try:
             connection: psycopg.Connection[Row] = psycopg.connect(
                 conninfo(config.dsn), autocommit=autocommit, **connection_options(config)
@@ -234,8 +236,9 @@ def _text(value: Any) -> Any:
 class _Translated:
     """The driver's errors as ours, without the password."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, schema: str) -> None:
         self._dsn = dsn
+        self._schema = schema
 
     def __enter__(self) -> None:
         pass
@@ -249,13 +252,16 @@ class _Translated:
                 f"no connection became free: {text}; the server may be down, or raise max_connections"
             ) from error
         if isinstance(error, psycopg.errors.InvalidSchemaName):
-            raise errors.SchemaError("the schema does not exist; make it first: create schema …") from error
+            raise errors.SchemaError(
+                f"the schema {self._schema!r} does not exist; make it first: create schema {self._schema}"
+            ) from error
         if isinstance(
             error,
             psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,
         ):
             raise errors.SchemaError(
                 f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …"
+                + ("" if self._schema == "public" else f" --schema {self._schema}")
             ) from error
         # Class 54, a limit of the server's (JSON nested too deeply), is the value's fault though psycopg calls it operational.
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not (

@@ -29,6 +29,7 @@ class SqliteDatabase:
 
     def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
         self.dsn = config.dsn
+        self.options = "--dsn …"
         self._clock = clock or _utc_now
         self._lock = threading.RLock()
         self._pid = os.getpid()

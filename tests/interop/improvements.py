@@ -15,7 +15,7 @@ TOLD = {
     "A value of a wrong type or range is refused by an error of ours that says what would do.": """
         configuration.made of number | configuration.made of text for a number | configuration.made of negative |
         configuration.set a wrong type | configuration.set a negative | configuration.set a list of numbers |
-        policies.backoff negative repr | policies.backoff text repr | policies.policy negative repr | queues.named a number
+        builder.a number for a handler | policies.backoff negative repr | policies.backoff text repr | policies.policy negative repr | queues.named a number
         | producing.negative delay | producing.text for a delay | producing.text for a batch | times.number |
         iterating.negative interval | builder.negative batch | builder.negative interval | results.pause for a past time
     """,

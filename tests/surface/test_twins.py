@@ -53,6 +53,7 @@ ONLY_BLOCKING = {
         "open": "connecting is what `await pgqrs.connect(…)` does",
         "using": "a psycopg connection of the caller's is blocking",
         "anonymous_producer": INSIDE,
+        "undo": INSIDE,
         "iteration": INSIDE,
         "enqueue_raw": "for the command line, which has JSON already",
         "trigger_raw": "for the command line, which has JSON already",
@@ -63,7 +64,7 @@ ONLY_BLOCKING = {
         "new_producer": "Producer.new_producer(admin, queue, name)",
         "new_consumer": "Consumer.new_consumer(admin, queue, name)",
     },
-    producer.Producer: {"registered": INSIDE},
+    producer.Producer: {"registered": INSIDE, "undo": INSIDE},
     consumer.Consumer: dict.fromkeys(
         ("registered", "config", "messages", "undo", "put_off", "bury", "keep", "end", "claim"), INSIDE
     ),
