@@ -37,6 +37,7 @@ from supervisors.launch import (
     make_launcher,
 )
 from supervisors.output import LineReader
+from supervisors.serving import Health, listeners
 from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
@@ -65,6 +66,7 @@ class Options(Struct, frozen=True):
     ready_fd: int | None = None  # a byte is written here once messages are being claimed
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
+    http: tuple[str, int] | None = None  # where to answer /healthz and /readyz
     parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
 
 
@@ -170,6 +172,9 @@ class Loop:
                 stack.callback(s.close)
             self._wake = lambda: _poke(wake_write)
             self._handle_signals(wake_write, stack)
+            self._listeners = listeners(self._options.http, time.monotonic)
+            for listener in self._listeners:
+                stack.callback(listener.close)
             if self._options.subreaper:
                 become_subreaper()
             self._launcher = make_launcher(
@@ -202,6 +207,7 @@ class Loop:
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
+            self._say_health(time.monotonic())
             if self._options.ready_fd is not None:
                 os.write(self._options.ready_fd, b"1")
                 os.close(self._options.ready_fd)
@@ -294,6 +300,9 @@ class Loop:
         while self._exit is None:
             now = time.monotonic()
             if self._signals > stopping:
+                if not stopping:
+                    for listener in self._listeners:
+                        listener.stopping()
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
@@ -369,6 +378,19 @@ class Loop:
             self._next_refresh = now + REFRESH_S
             self._weigh()
             self._view.state(self._state())
+            self._say_health(now)
+
+    def _say_health(self, now: float) -> None:
+        why_not = "it is stopping" if self._signals else self._away and f"the database is away: {self._away}"
+        counts = {
+            "finished": self._core.finished,
+            "failed": self._core.failed,
+            "crashes": self._core.crashes,
+            "held": len(self._core.runs),
+            "workers": sum(w.ready for w in self._core.workers.values()),
+        }
+        for listener in self._listeners:
+            listener.tell(Health(now, why_not is None, why_not, counts))
 
     # The database
 

@@ -116,6 +116,18 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the new
             self.fail(str(e), param, ctx)
 
 
+class Address(click.ParamType):  # type: ignore[type-arg]
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        host, _, port = value.rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            self.fail(f"{value!r} is no address: give host and port, such as 127.0.0.1:8080", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
 class Size(click.ParamType):  # type: ignore[type-arg]
     name = "SIZE"
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pgqrs import errors, targets
-from pgqrs.cli.options import Database, Duration, Size, database_options
+from pgqrs.cli.options import Address, Database, Duration, Size, database_options
 
 
 @click.command()
@@ -63,6 +63,11 @@ from pgqrs.cli.options import Database, Duration, Size, database_options
     type=Duration(),
     help="Take over what clients of pgqrs 0.15 hold, so long after its time is over [default: never].",
 )
+@click.option(
+    "--http",
+    type=Address(),
+    help="Answer /healthz and /readyz on this address, such as 127.0.0.1:8080 [default: no].",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Only what user code prints, and what goes wrong.")
 @database_options
 def supervise(
@@ -77,6 +82,7 @@ def supervise(
     max_rss: int | None,
     max_read_ct: int | None,
     reclaim_after: float | None,
+    http: tuple[str, int] | None,
     quiet: bool,
     database: Database,
 ) -> None:
@@ -109,5 +115,6 @@ def supervise(
         lease_s=lease,
         max_runs_per_worker=max_runs_per_worker,
         max_rss_bytes=max_rss,
+        http=http,
     )
     sys.exit(Loop(parsed, config, options, make_view(quiet)).run())

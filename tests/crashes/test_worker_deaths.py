@@ -4,6 +4,7 @@ import os
 import signal
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.crashes import pipeline
 from tests.crashes.supervised import PIPELINE, Supervised, alive, children, eventually, kill, starts
 
 pytestmark = pytest.mark.slow
+
+RECYCLES = int(os.environ.get("PGQRS_TEST_RECYCLES", "300"))
 
 
 def test_a_killed_step_starts_again_on_another_worker_within_100_ms(dsn: str, tmp_path: Path) -> None:
@@ -184,3 +187,49 @@ def test_workers_are_replaced_after_so_many_runs_and_nothing_is_charged(
         assert "0 crashes" in supervisor.said() or "crash" not in supervisor.said()
         assert all(r.record().crash_count == 0 and r.record().attempt == 1 for r in runs)
         assert len(starts(tmp_path / "e")) == 120
+
+
+def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        with Supervised(
+            sqlite_dsn, tmp_path / "log", "--workers", "2", "--max-runs-per-worker", "1"
+        ) as supervisor:
+            nothing = str(tmp_path / "e")
+            store.trigger(pipeline.three_steps, nothing, 0.0).result(20)
+            workers = len(supervisor.workers())
+            before = held_by(supervisor.pid)
+            last = store.trigger_many(pipeline.three_steps, [((nothing, 0.0), {})] * RECYCLES)[-1]
+            last.result(110)
+            eventually(lambda: len(supervisor.workers()) == workers)
+            after = held_by(supervisor.pid)
+        assert len({s.pid for s in starts(tmp_path / "e")}) == RECYCLES + 1
+        assert after.descriptors <= before.descriptors + 3
+        assert after.threads == before.threads
+        assert after.rss_bytes <= before.rss_bytes + 10_000_000
+        assert after.children <= before.children + 1
+
+
+class Held(NamedTuple):
+    descriptors: int
+    threads: int
+    rss_bytes: int
+    children: int  # zombies included
+
+
+def held_by(pid: int) -> Held:
+    proc = Path(f"/proc/{pid}")
+    status = dict(
+        line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line
+    )
+    parents = [
+        stat.read_text().rpartition(")")[2].split()[1]
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if stat.exists()
+    ]
+    return Held(
+        len(list((proc / "fd").iterdir())),
+        int(status["Threads"]),
+        int(status["VmRSS"].split()[0]) * 1024,
+        parents.count(str(pid)),
+    )
