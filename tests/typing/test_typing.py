@@ -35,7 +35,7 @@ def mypy(file: Path) -> set[int]:
 
 def pyright(file: Path) -> set[int]:
     # basedpyright is pyright as a wheel that needs no Node.js; its own additional rules are off in the mode "strict".
-    settings = ROOT / ".pytest_cache" / "pyright" / "pyrightconfig.json"
+    settings = ROOT / ".pytest_cache" / "pyright" / file.stem / "pyrightconfig.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     wanted = {"include": [str(file)], "typeCheckingMode": "strict", "extraPaths": [str(ROOT)]}
     settings.write_text(json.dumps(wanted))
