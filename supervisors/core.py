@@ -21,6 +21,7 @@ from supervisors import wire
 from supervisors.events import (
     ClaimLost,
     Command,
+    Dump,
     Event,
     Exit,
     Exited,
@@ -51,6 +52,7 @@ from supervisors.state import POLL_MIN_S, Function, Limit, OnCpu, Queue, Run, Se
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 KILL_GRACE_S = 1.0
+DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
 
@@ -139,7 +141,8 @@ class Core:
             if worker.kill_at is not None:
                 times.append(worker.kill_at)
             if worker.on_cpu and worker.on_cpu.deadline is not None and worker.killing is None:
-                times.append(worker.on_cpu.deadline)
+                dumped = worker.dumped is worker.on_cpu
+                times.append(worker.on_cpu.deadline if dumped else _soft_limit(worker.on_cpu))
             if not worker.ready:
                 times.append(worker.launched_at + BOOT_DEADLINE_S)
         if not self.level and self.scheduling.demand():
@@ -549,6 +552,8 @@ class Core:
             "message": text,
             "args": [text],
         }
+        if event.stacks:
+            error["traceback"] = event.stacks
         step = Step(
             blamed.position,
             blamed.step or "",
@@ -648,6 +653,9 @@ class Core:
                 worker.over_limit = cpu, "time"
                 self._kill(worker, "time limit", force=False)
                 worker.kill_at = now + KILL_GRACE_S
+            elif worker.killing is None and cpu and worker.dumped is not cpu and now >= _soft_limit(cpu):
+                worker.dumped = cpu
+                self._out.append(Dump(worker.id))
             elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
                 self._kill(worker, "it never became ready", force=True)
                 self._boot_failed("was not ready in time", now)
@@ -676,6 +684,13 @@ class Core:
 
 
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end
+
+
+def _soft_limit(cpu: OnCpu) -> float:
+    """When to ask where it is, if it has a time limit: there is time for the answer then, before it is killed."""
+    if cpu.deadline is None:
+        return math.inf
+    return cpu.deadline - min(DUMP_BEFORE_S, (cpu.deadline - cpu.since) / 2)
 
 
 def _where(cpu: OnCpu) -> tuple[int, int]:

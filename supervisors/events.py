@@ -33,6 +33,7 @@ class Exited(Struct, frozen=True):
     cpu_seconds: float | None = None
     peak_rss_bytes: int | None = None
     failure: str | None = None  # why we ended it ourselves, or why it could not be started
+    stacks: str | None = None  # where its threads were when a Dump asked for that
 
 
 class Taken(Struct, frozen=True):
@@ -126,6 +127,12 @@ class Send(Struct, frozen=True):
     frame: wire.Down
 
 
+class Dump(Struct, frozen=True):
+    """It is to say where its threads are: what it says comes with its Exited."""
+
+    worker: int
+
+
 class Kill(Struct, frozen=True):
     worker: int
     force: bool
@@ -162,4 +169,4 @@ class Exit(Struct, frozen=True):
     reason: str
 
 
-Command = Launch | Send | Kill | Save | Hurry | Want | Note | Exit
+Command = Launch | Send | Dump | Kill | Save | Hurry | Want | Note | Exit

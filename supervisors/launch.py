@@ -37,6 +37,7 @@ from supervisors.worker import make_worker
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 REPARENT_DEADLINE_S, REPARENT_LOOK_S = 5.0, 0.0005
+STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
 
@@ -96,6 +97,10 @@ class Child(Struct, eq=False):
             os.killpg(self.pid, number)
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def dump(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, STACKS_SIGNAL)
 
     def reap(self) -> tuple[str | None, int | None, float, int]:
         """(signal, exit code, CPU seconds, peak memory in bytes) of a dead worker, after its group was killed with it."""
@@ -438,6 +443,7 @@ def _become_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     faulthandler.enable(file=2)
+    faulthandler.register(STACKS_SIGNAL, file=2)  # in C, so it works in the middle of a C call too
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(WORKER_OOM_SCORE))
     random.seed()

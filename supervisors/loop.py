@@ -36,7 +36,7 @@ from supervisors.launch import (
     become_subreaper,
     make_launcher,
 )
-from supervisors.output import LineReader
+from supervisors.output import LineReader, Stacks
 from supervisors.serving import Health, listeners
 from supervisors.watching import watch
 
@@ -50,6 +50,7 @@ RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 REFRESH_S = 0.25
 GOODBYE_S = 1.0
+STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -145,6 +146,7 @@ class Loop:
         self._outboxes: dict[int, bytearray] = {}
         self._output: dict[int, LineReader] = {}
         self._exit_causes: dict[int, str] = {}
+        self._stacks: dict[int, Stacks] = {}  # what workers that were asked say of their threads
         self._writes: deque[Write] = deque()
         self._oldest: float | None = None  # when the first of `_writes` came
         self._hurry = False
@@ -349,6 +351,10 @@ class Loop:
                 self._wants.append(command)
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
+            case events.Dump():
+                if child := self._children.get(command.worker):
+                    self._stacks[command.worker] = Stacks(time.monotonic() + STACKS_WITHIN_S)
+                    child.dump()
             case events.Kill():
                 if child := self._children.get(command.worker):
                     child.kill(command.force)
@@ -619,7 +625,10 @@ class Loop:
         self._show(n, data)
 
     def _show(self, n: int, data: bytes) -> None:
+        stacks = self._stacks.get(n)
         for run, text in self._output[n].feed(data):
+            if run is None and stacks is not None and stacks.take(text, time.monotonic()):
+                continue
             if run is None and (worker := self._core.workers.get(n)):
                 run = worker.last_run
             self._view.line(run, text)
@@ -640,7 +649,8 @@ class Loop:
             self._selector_forget(fd)
         child.close()
         del self._children[n], self._parsers[n], self._outboxes[n], self._output[n]
-        self._handle(events.Exited(n, name, code, cpu_s, rss, self._exit_causes.pop(n, None)))
+        cause, stacks = self._exit_causes.pop(n, None), self._stacks.pop(n, None)
+        self._handle(events.Exited(n, name, code, cpu_s, rss, cause, stacks.text if stacks else None))
 
     # Ending
 

@@ -6,11 +6,13 @@ descriptor carries no tag, and is the supervisor's to guess (the run that has th
 
 import io
 import os
+import re
 from collections.abc import Iterator
 
 from pgqrs import flow
 
 _TAG, _END = b"\x1e", b"\x1f"
+STACK_LINES_MAX = 400
 LINE_BYTES_MAX = 8192  # a longer line is cut into several
 
 
@@ -73,6 +75,28 @@ class LineReader:
         if self._buffer:
             line, self._buffer = self._buffer, b""
             yield _parsed(line)
+
+
+class Stacks:
+    """Where a worker's threads were: the lines that faulthandler wrote among the others, until some time."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self._lines: list[str] = []
+
+    def take(self, line: str, now: float) -> bool:
+        """Whether it is one of them."""
+        if now > self._until or not _STACK_LINE.match(line) or len(self._lines) >= STACK_LINES_MAX:
+            return False
+        self._lines.append(line)
+        return True
+
+    @property
+    def text(self) -> str | None:
+        return "\n".join(self._lines).strip("\n") or None
+
+
+_STACK_LINE = re.compile(r'(Current thread|Thread) 0x|  File "|  \.\.\.|$')
 
 
 def _parsed(line: bytes) -> tuple[int | None, str]:

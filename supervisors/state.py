@@ -92,6 +92,7 @@ class Worker(Struct, eq=False):
     given: int = 0  # runs, those that it gave back apart
     retiring: bool = False  # it ends when it has nothing left
     killing: str | None = None  # why we are killing it
+    dumped: OnCpu | None = None  # was asked where it was in this, shortly before its time was over
     kill_at: float | None = None  # when to stop asking nicely
     revoking: bool = False
     revoked_at: float = -1.0

@@ -64,7 +64,7 @@ def test_help_lists_every_command_and_loads_neither_driver_nor_rich():
     assert not re.search(r"\| +(psycopg|rich|sqlite3|greenlet)\b", ended.stderr)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"supervise", "demo"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"supervise", "demo", "stacks"}))
 def test_help_of_a_command_shows_an_example(command):
     text = CliRunner().invoke(cli, [command, "-h"]).stdout
     assert "--dsn" in text

@@ -517,6 +517,24 @@ def test_a_step_over_its_limit_is_asked_and_then_made_to_stop():
     assert scene.after(0.6).ordered(events.Kill) == [events.Kill(1, True)]
 
 
+def test_shortly_before_its_limit_it_is_asked_where_it_is_and_that_is_recorded():
+    scene = in_step(timeout_s=10.0)
+    assert scene.after(9.8).ordered(events.Dump) == []
+    assert scene.core.next_timer(scene.now) == pytest.approx(scene.now + 0.1)
+    assert scene.after(0.11).ordered(events.Dump) == [events.Dump(1)]
+    assert scene.after(0.01).ordered(events.Dump) == []
+    scene.after(0.1)
+    scene.dies(1, "SIGTERM", stacks='  File "x.py", line 3 in spin')
+    [write] = scene.take_unsaved()
+    assert msgspec.json.decode(write.step.error)["traceback"] == '  File "x.py", line 3 in spin'
+
+
+def test_what_ends_in_time_after_all_is_not_killed():
+    scene = in_step(timeout_s=10.0).after(9.95)
+    scene.says(1, checkpoint(1))
+    assert scene.after(1).ordered(events.Kill) == []
+
+
 def test_it_wakes_in_time_for_a_limit():
     scene = in_step(timeout_s=0.2)
     assert scene.core.next_timer(scene.now) <= scene.now + 0.2

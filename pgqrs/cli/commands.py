@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": "work",
     "cancel": "work",
     "resume": "work",
+    "stacks": "stacks",
     "install": "schema",
     "verify": "schema",
     "demo": "demo",

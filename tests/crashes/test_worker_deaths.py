@@ -3,6 +3,8 @@
 import os
 import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,6 +129,35 @@ def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(dsn:
         assert len(starts(tmp_path / "retried")) == 2
         assert retried.steps()[0].retry_count == 1
         assert caught.record().crash_count == 0, "a time limit is not a crash"
+        assert "in hang_once" in caught.steps()[0].error["traceback"], "it was asked where it was"
+        assert "File " not in supervisor.said(), "that is no part of what user code prints"
+
+
+def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        handle = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 2.0)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
+            slow = eventually(lambda: [s for s in starts(tmp_path / "e") if s.step == "slow"])[0]
+            asked = subprocess.run(
+                [sys.executable, "-m", "pgqrs", "stacks", str(slow.pid)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (asked.returncode, asked.stderr) == (0, "")
+            eventually(lambda: "in slow" in supervisor.said())
+            assert handle.result(10) == ["first", "slow", "last"]
+            for pid in (os.getpid(), supervisor.pid, 2**22 + 1):
+                refused = subprocess.run(
+                    [sys.executable, "-m", "pgqrs", "stacks", str(pid)],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert refused.returncode == 2
+                assert str(pid) in refused.stderr
+            assert supervisor.process.poll() is None
 
 
 def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, tmp_path: Path) -> None:

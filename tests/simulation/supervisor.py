@@ -111,6 +111,8 @@ class SimSupervisor:
                 self._wants.append(command)
             case events.Launch():
                 self.workers[command.worker] = SimWorker(self, command.worker)
+            case events.Dump():
+                pass  # nobody reads it here
             case events.Kill():
                 if worker := self.workers.get(command.worker):
                     worker.killed(command.force)
