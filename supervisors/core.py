@@ -181,6 +181,9 @@ class Core:
                 run = worker.runs.get(frame.message_id)
                 if run is not None and run.claim.claim_no == frame.claim_no and not run.ending:
                     self._of_run(worker, run, frame, now)
+                elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving:
+                    # It began before it heard that this is not ours: no limit of time would end it any more.
+                    self._kill(worker, "it runs what is no longer ours", force=True)
                 elif not isinstance(frame, wire.Started | wire.Checkpoint):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
 

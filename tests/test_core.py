@@ -650,6 +650,18 @@ def test_a_worker_that_grew_too_large_finishes_what_it_has_begun_and_gives_back_
     assert [f.message_id for f in scene.all_sent(wire.Execute, 2)] == [2]
 
 
+def test_a_worker_that_begins_what_was_taken_from_us_is_killed():
+    """Else a step without an end would keep it, and what it has at hand, for ever."""
+    scene = Scene(workers=1, lanes=2).up()
+    scene.takes(message(1), message(2))
+    scene.tell(events.Gone([scene.core.runs[1].claim]))
+    assert scene.sent(wire.Cancel, 1) == [wire.Cancel(1, 1)]
+    scene.says(1, started(1))
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+    scene.dies(1, "SIGKILL").boot()
+    assert [f.message_id for f in scene.all_sent(wire.Execute, 2)] == [2]
+
+
 def test_what_is_taken_from_us_is_stopped():
     scene = in_step(n=1)
     claim = scene.core.runs[1].claim
