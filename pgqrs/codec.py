@@ -66,7 +66,7 @@ def with_json_keys(value: object) -> object:
     writes true as 1, and refuses null. Part of the 0.15 surface alone: it takes a walk through the value."""
     if isinstance(value, dict):
         return {
-            _JSON_KEYS.get(k, k) if k is None or isinstance(k, bool) else k: with_json_keys(v)
+            _JSON_KEYS[k] if k is None or isinstance(k, bool) else k: with_json_keys(v)
             for k, v in value.items()
         }
     if type(value) in (list, tuple):

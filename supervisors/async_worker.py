@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import math
 import socket
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
-from supervisors.journal import CLOCKS, READ_BYTES, Outbox, PipeJournal
+from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 
 
 class AsyncLane(PipeJournal):
@@ -129,7 +128,7 @@ class Driven:
         return answer
 
 
-class AsyncWorker:
+class AsyncWorker(Leased):
     """Runs `async def` functions, all of them at once on one event loop."""
 
     def __init__(
@@ -144,12 +143,6 @@ class AsyncWorker:
         self._history: dict[int, list[RecordedStep]] = {}
         self._drained = False
         self._idle_due = False
-        self._until = math.inf
-
-    @property
-    def overdue(self) -> bool:
-        """Whether what is here may be another supervisor's by now."""
-        return CLOCKS.now_s() >= self._until
 
     def run(self, pid: int) -> None:
         asyncio.run(self._main(pid))
@@ -196,7 +189,7 @@ class AsyncWorker:
                     steps = tuple(self._history.pop(frame.message_id, ()))
                     self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
             case wire.Lease():
-                self._until = frame.until
+                self.lease_until = frame.until
                 for each in self.lanes.values():
                     each.woken()
             case wire.History():

@@ -454,7 +454,8 @@ class Core:
         if cpu and cpu.memory_bytes is not None and event.rss_bytes > cpu.memory_bytes:
             worker.over_limit = cpu, "memory"
             self._kill(worker, "memory limit", force=True)
-        elif most is not None and event.rss_bytes > most:
+        elif most is not None and worker.given and event.rss_bytes > most:
+            # One that has had no run holds what every fresh one would: to replace it would go on for ever.
             self._retire(worker, f"holds {event.rss_bytes:,} bytes")
 
     def _retire(self, worker: Worker, why: str) -> None:

@@ -1,5 +1,6 @@
 """What a run says to the supervisor, and what it waits for: the part that lanes and `async def` runs share."""
 
+import math
 import os
 import random
 import socket
@@ -35,6 +36,17 @@ class Outbox:
         if self._frames:
             data, self._frames = b"".join(self._frames), []
             self._sock.sendall(data)
+
+
+class Leased:
+    """A worker, by what it was told of its supervisor's lease."""
+
+    lease_until = math.inf  # monotonic seconds
+
+    @property
+    def overdue(self) -> bool:
+        """Whether what is here may be another supervisor's by now."""
+        return CLOCKS.now_s() >= self.lease_until
 
 
 class Owner(Protocol):

@@ -7,7 +7,6 @@ their own (async_worker.py), where an event loop takes the lanes' place.
 """
 
 import contextvars
-import math
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep
 from supervisors import wire
-from supervisors.journal import CLOCKS, READ_BYTES, Outbox, PipeJournal
+from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 
 if TYPE_CHECKING:
     from supervisors.async_worker import AsyncWorker
@@ -55,7 +54,7 @@ class Lane(PipeJournal):
         self.outbox.add(end)
 
 
-class Worker:
+class Worker(Leased):
     """Runs plain functions, one lane at a time."""
 
     def __init__(
@@ -72,12 +71,6 @@ class Worker:
         self._lanes: dict[int, Lane] = {}
         self._ready: deque[Lane] = deque()  # may go on
         self._drained = False
-        self._until = math.inf
-
-    @property
-    def overdue(self) -> bool:
-        """Whether what is here may be another supervisor's by now."""
-        return CLOCKS.now_s() >= self._until
 
     def run(self, pid: int) -> None:
         """Until the supervisor closes the pipe, or until it is drained and told so."""
@@ -125,7 +118,7 @@ class Worker:
                 else:
                     self._fresh.append(frame)
             case wire.Lease():
-                self._until = frame.until
+                self.lease_until = frame.until
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():

@@ -662,6 +662,12 @@ def test_a_worker_that_begins_what_was_taken_from_us_is_killed():
     assert [f.message_id for f in scene.all_sent(wire.Execute, 2)] == [2]
 
 
+def test_a_fresh_worker_is_not_replaced_for_what_every_fresh_one_holds():
+    scene = Scene(workers=1, max_rss_bytes=1000).up()
+    assert scene.tell(events.Measured(1, 5000)).ordered(events.Kill) == []
+    assert not scene.core.workers[1].retiring
+
+
 def test_what_is_taken_from_us_is_stopped():
     scene = in_step(n=1)
     claim = scene.core.runs[1].claim

@@ -11,6 +11,7 @@ import click
 
 from pgqrs import durations, errors
 from pgqrs.config import Config, sqlite_path
+from pgqrs.names import NAME_CHARS_MAX
 
 if TYPE_CHECKING:
     from pgqrs.client import Store
@@ -20,7 +21,6 @@ EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
 EXIT_INTERRUPTED = 130  # as shells say it
 
 ID_MAX = 2**63 - 1
-NAME_LENGTH_MAX = 255
 
 # Asked for what is not there or does not fit: a mistake in the call, not a failure of the work.
 _USAGE = (
@@ -144,9 +144,9 @@ class Name(click.ParamType):  # type: ignore[type-arg]
     name = "NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not value or len(value) > NAME_LENGTH_MAX or not _is_text(value):
+        if not value or len(value) > NAME_CHARS_MAX or not _is_text(value):
             self.fail(
-                f"no queue or workflow has such a name: it is 1 to {NAME_LENGTH_MAX} characters of UTF-8",
+                f"no queue or workflow has such a name: it is 1 to {NAME_CHARS_MAX} characters of UTF-8",
                 param,
                 ctx,
             )

@@ -1,6 +1,5 @@
 """Settings from the environment and a file: explicit beats environment beats file beats default."""
 
-import importlib.util
 import json
 import sys
 
@@ -36,7 +35,6 @@ FILES = {
     ),
     "pgqrs.yaml": "dsn: sqlite://file.db\nmax_connections: 3\nmax_read_ct: 8\nforbidden_keys: [secret]\ns3_mode: local\n",
 }
-NEEDS_YAML = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +92,7 @@ def test_yes_and_no_can_be_said_in_several_ways(monkeypatch, text, value):
 # A file
 
 
-@pytest.mark.parametrize("name", ["pgqrs.toml", "pgqrs.json", pytest.param("pgqrs.yaml", marks=NEEDS_YAML)])
+@pytest.mark.parametrize("name", ["pgqrs.toml", "pgqrs.json", "pgqrs.yaml"])
 def test_a_file_s_settings_are_named_as_the_attributes_are(tmp_path, name):
     (tmp_path / name).write_text(FILES[name])
     for config in (Config.from_file(tmp_path / name), Config.from_file(name), Config.load()):
