@@ -135,14 +135,15 @@ class Config:
     @classmethod
     def load(cls, dsn: str | None = None, schema: str | None = None, **explicit: Any) -> "Config":
         """What is given here beats the environment, which beats the file, which beats the defaults. The file is the one that
-        PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if any."""
+        PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if any. None is
+        nothing given, but for the settings that it switches off, such as the rate."""
         named = os.environ.get(FILE_VARIABLE)
         file = Path(named) if named else next((p for p in map(Path, FILES) if p.is_file()), None)
         given = {"dsn": dsn, "schema": schema} | explicit
         return cls._of(
             (_of_file(file) if file else {})
             | _of_environment(os.environ)
-            | {name: value for name, value in given.items() if value is not None}
+            | {name: value for name, value in given.items() if value is not None or name in _MAY_BE_NONE}
         )
 
     @classmethod

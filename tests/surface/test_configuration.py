@@ -205,3 +205,8 @@ def test_a_loaded_config_connects(tmp_path, monkeypatch):
     monkeypatch.setenv("PGQRS_DSN", f"sqlite://{tmp_path}/x.db")
     with pgqrs.connect_with(Config.load()) as store:
         assert store.queue("tasks").id == 1
+
+
+def test_what_none_switches_off_is_switched_off_by_none():
+    config = pgqrs.Config.load(max_connections=None, max_enqueue_per_second=None)
+    assert (config.max_connections, config.max_enqueue_per_second) == (16, None)
