@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def last(evidence: str) -> str:
 @pgqrs.workflow
 def three_steps(evidence: str, seconds: float) -> list[str]:
     return [first(evidence), slow(evidence, seconds), last(evidence)]
+
+
+@pgqrs.step
+def big(evidence: str, characters: int) -> str:
+    note(evidence)
+    return random.randbytes(characters // 2).hex()  # which no database can press together
+
+
+@pgqrs.workflow
+def three_big_steps(evidence: str, characters: int) -> int:
+    return len([big(evidence, characters) for _ in range(3)])
 
 
 @pgqrs.step

@@ -99,11 +99,12 @@ def starts(evidence: Path) -> list[Start]:
     return [Start(int(run), step, int(pid), float(at)) for run, step, pid, at in lines]
 
 
-def eventually(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
-    """What `look` returns once it is true."""
+def eventually(look: Callable[[], T], timeout: float = 20, what: str | Callable[[], str] = "") -> T:
+    """What `look` returns once it is true. `what` is said where it never is; a function is asked then."""
     deadline = time.monotonic() + timeout
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what or look}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what or look}")
         time.sleep(0.002)
     return seen
 

@@ -41,7 +41,7 @@ def all_succeed(dsn: str, runs: Sequence[tuple[int, Path]], supervisor: Supervis
     """And no step was taken back. What it means that one *may* be repeated is said where it may."""
     with pgqrs.connect(dsn) as store:
         for run, _ in runs:
-            eventually(lambda r=run: store.run(r).status.terminal, timeout=30, what=supervisor.said())  # type: ignore[misc]
+            eventually(lambda r=run: store.run(r).status.terminal, timeout=30, what=supervisor.said)  # type: ignore[misc]
             assert store.run(run).status == pgqrs.WorkflowStatus.Success
     assert "Traceback" not in supervisor.said(), supervisor.said()
 
@@ -53,7 +53,7 @@ def test_connections_that_are_reset_cost_nothing(
     with Supervised(proxy.dsn, tmp_path / "log", "--workers", "2", target=THREE_STEPS) as supervisor:
         eventually(lambda: starts(runs[0][1]))
         for n in range(10):
-            eventually(lambda n=n: starts(runs[5 * n][1]), what=supervisor.said())  # type: ignore[misc]
+            eventually(lambda n=n: starts(runs[5 * n][1]), what=supervisor.said)  # type: ignore[misc]
             proxy.reset_all()
         all_succeed(postgres_dsn, runs, supervisor)
     assert all([s.step for s in starts(evidence)] == ONCE for _, evidence in runs)
@@ -134,7 +134,7 @@ def test_a_supervisor_cut_off_for_longer_than_its_lease_kills_what_it_runs_and_j
         body = eventually(lambda: starts(evidence)[1:])[0]
         began = time.monotonic()
         proxy.become(mode)
-        eventually(lambda: not alive(body.pid), timeout=lease_s + 1, what=cut_off.said())
+        eventually(lambda: not alive(body.pid), timeout=lease_s + 1, what=cut_off.said)
         fenced_s = time.monotonic() - began
         with Supervised(postgres_dsn, tmp_path / "log2", *options, target=THREE_STEPS) as other:
             assert run.result(20) == ONCE, other.said()
