@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -143,6 +143,10 @@ class Launcher(Protocol):
 
     def read(self) -> list[News]: ...
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        """Reaps dead children of this process that are neither known nor about to be: what workers started, and left to their
+        reaper when they died."""
+
     def close(self) -> None: ...
 
 
@@ -229,6 +233,10 @@ class Nursery:
         os.set_blocking(fds[1], False)
         return [Child(said.worker, said.pid, sock, fds[1], os.pidfd_open(said.pid))]
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        if not self._wanted:
+            _reap_all_but(lambda pid: pid in known or pid == self._process.pid)
+
     def _ask(self, worker: int) -> None:
         with suppress(OSError):  # dead: `read` will see it, and ask again
             self._sock.send(msgspec.msgpack.encode(Fork(worker, self._wanted[worker])))
@@ -304,9 +312,27 @@ class SpawnLauncher:
         born, self._born = self._born, []
         return born
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        if not self._born:
+            _reap_all_but(known.__contains__)
+
     def close(self) -> None:
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+def _reap_all_but(known: Callable[[int], bool]) -> None:
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or known(
+            ended.si_pid
+        ):  # which will be reaped in its turn, and shows the others then
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(ended.si_pid, 0)
 
 
 class _importable_main:

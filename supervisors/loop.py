@@ -400,6 +400,8 @@ class Loop:
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
             self._weigh()
+            if self._options.subreaper:
+                self._launcher.reap_strangers({child.pid for child in self._children.values()})
             self._view.state(self._state())
             self._say_health(now)
 
