@@ -84,6 +84,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def zombies(parent: int) -> int:
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, of = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        count += int(of) == parent and state == "Z"
+    return count
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

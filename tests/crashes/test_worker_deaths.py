@@ -47,7 +47,9 @@ def test_a_killed_step_starts_again_on_another_worker_within_100_ms(dsn: str, tm
             print(f"{KILLS} kills to the repeated body's start: {told}")
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGABRT", "_exit(0)", "_exit(3)"])
+@pytest.mark.parametrize(
+    "how", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "_exit(0)", "_exit(3)", "_exit(7) by a thread"]
+)
 def test_a_death_of_any_kind_costs_one_step_and_is_named(sqlite_dsn: str, tmp_path: Path, how: str) -> None:
     evidence = tmp_path / "evidence"
     with pgqrs.connect(sqlite_dsn) as store:
