@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -24,11 +24,15 @@ class Start(NamedTuple):
 
 
 class Supervised:
-    def __init__(self, dsn: str, log: Path, *options: str, target: str = str(PIPELINE)) -> None:
+    """`within` goes before the command: how to run it on another host."""
+
+    def __init__(
+        self, dsn: str, log: Path, *options: str, target: str = str(PIPELINE), within: Sequence[str] = ()
+    ) -> None:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
+                [*within, sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

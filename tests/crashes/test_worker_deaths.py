@@ -5,6 +5,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 
 import pgqrs
 from tests.crashes import pipeline
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import PIPELINE, Supervised, alive, children, eventually, kill, starts
 
 pytestmark = pytest.mark.slow
@@ -271,4 +273,40 @@ def held_by(pid: int) -> Held:
         int(status["Threads"]),
         int(status["VmRSS"].split()[0]) * 1024,
         parents.count(str(pid)),
+    )
+
+
+def test_a_module_that_can_no_longer_be_imported_ends_the_supervisor_and_says_so(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    target = tmp_path / "changed.py"
+    target.write_text(PIPELINE.read_text())
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        options = ("--workers", "1")
+        with Supervised(sqlite_dsn, tmp_path / "log", *options, target=f"{target}:three_steps") as supervisor:
+            run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
+            body = eventually(lambda: starts(tmp_path / "e")[1:])[0]
+            target.write_text("raise ImportError('half a deployment')")
+            began = time.monotonic()
+            [nursery] = [p for p in children(supervisor.pid) if p != body.pid and "spawn_main" in _command(p)]
+            os.kill(nursery, signal.SIGKILL)
+            assert supervisor.wait(10) == 1
+            ended_s = time.monotonic() - began
+        assert "can no longer be imported" in supervisor.said()
+        assert "half a deployment" in supervisor.said()
+        assert not alive(body.pid)
+        assert (run.record().crash_count, all(c.held == 0 for c in store.consumers())) == (0, True)
+        target.write_text(PIPELINE.read_text())
+        with Supervised(
+            sqlite_dsn, tmp_path / "log2", *options, "--burst", target=f"{target}:three_steps"
+        ) as second:
+            assert second.wait() == 0
+        assert run.result(0) == ["first", "slow", "last"]
+    proves(
+        "the nursery dies, and the module cannot be imported any more",
+        "the supervisor says so and ends with exit code 1; what ran is given back",
+        charged="nobody",
+        seconds=ended_s,
+        within=10.0,
     )
