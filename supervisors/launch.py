@@ -36,7 +36,7 @@ from supervisors.worker import make_worker
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-REPARENT_DEADLINE_S, REPARENT_LOOK_S = 5.0, 0.0005
+DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
 STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
@@ -251,8 +251,11 @@ class Nursery:
 
     def _reap(self) -> None:
         self._sock.close()
-        self._process.join(5)
-        code = self._process.exitcode
+        # Not `join`: it waits for the end of a pipe, which every worker that the nursery forked has inherited.
+        for _ in range(int(DEADLINE_S / LOOK_S)):
+            if (code := self._process.exitcode) is not None:
+                break
+            time.sleep(LOOK_S)
         self._ended = (
             f"killed by {signal.Signals(-code).name}"
             if code is not None and code < 0
@@ -494,10 +497,10 @@ def _die_with(supervisor: int) -> None:
     child: the signal is tied to the parent of that moment. The check afterwards closes the gap before."""
     if sys.platform != "linux":
         return
-    for _ in range(int(REPARENT_DEADLINE_S / REPARENT_LOOK_S)):
+    for _ in range(int(DEADLINE_S / LOOK_S)):
         if os.getppid() == supervisor:
             break
-        time.sleep(REPARENT_LOOK_S)
+        time.sleep(LOOK_S)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(71)
