@@ -164,7 +164,9 @@ def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path) 
             assert supervisor.process.poll() is None
 
 
-def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     evidence = tmp_path / "evidence"
     with pgqrs.connect(sqlite_dsn) as store:
         target = f"{PIPELINE}:three_steps"
@@ -174,14 +176,23 @@ def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, t
                 p for p in children(supervisor.pid) if p not in workers and "spawn_main" in _command(p)
             ]
             assert len(nursery) == 1
+            began = time.monotonic()
             os.kill(nursery[0], signal.SIGKILL)
             eventually(lambda: "the nursery died" in supervisor.said())
+            noticed_s = time.monotonic() - began
             assert supervisor.workers() == workers
             handle = store.trigger(pipeline.three_steps, str(evidence), 30.0)
             begun = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
             kill(begun.pid)
             assert handle.result(10) == ["first", "slow", "last"]
             assert not alive(begun.pid)
+    proves(
+        "the nursery dies",
+        "a new one is started; workers go on",
+        charged="nobody",
+        seconds=noticed_s,
+        within=2.0,
+    )
 
 
 def test_async_runs_survive_the_death_of_their_worker(sqlite_dsn: str, tmp_path: Path) -> None:
