@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from supervisors.identity import own_identity
 from tests.crashes import pipeline
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import PIPELINE, Supervised, alive, eventually, starts
 
 pytestmark = pytest.mark.slow
@@ -243,7 +245,10 @@ def test_the_demo_survives_chaos(dsn: str) -> None:
     assert "proven: every run finished" in done.stdout
 
 
-def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", ["the supervisor", "its worker too"])
+def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
+    dsn: str, tmp_path: Path, stopped: str, proves: Proves
+) -> None:
     evidence = tmp_path / "e"
     with pgqrs.connect(dsn) as store:
         store.install()
@@ -251,14 +256,18 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_p
         options = ("--workers", "1", "--lease", "2s")
         target = f"{PIPELINE}:three_steps"
         with Supervised(dsn, tmp_path / "log1", *options, target=target) as late:
-            eventually(lambda: any(s.step == "slow" for s in starts(evidence)))
-            os.kill(late.pid, signal.SIGSTOP)  # its worker works on, and reports to nobody
+            body = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
+            frozen = [late.pid, *([body.pid] if stopped == "its worker too" else [])]
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)  # else the worker works on, and reports to nobody
             with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
                 assert handle.result(20) == ["first", "slow", "last"]
                 assert "took back 1 messages" in other.said()
                 before = (handle.record(), handle.steps())
-                os.kill(late.pid, signal.SIGCONT)
+                for pid in reversed(frozen):
+                    os.kill(pid, signal.SIGCONT)
                 eventually(lambda: "the lease ran out" in late.said())
+                eventually(lambda: not alive(body.pid))
                 again = store.trigger(pipeline.three_steps, str(tmp_path / "e2"), 0.0)
                 assert again.result(10) == ["first", "slow", "last"]
                 assert (handle.record(), handle.steps()) == before
@@ -267,3 +276,42 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_p
                 )
         assert [s.step for s in starts(evidence)] == ["first", "slow", "slow", "last"]
         assert handle.record().attempt == 2
+    proves(
+        "a supervisor is stopped (SIGSTOP, a frozen host) beyond its lease and goes on, with its workers or without",
+        "another has taken over; no body starts before the worker hears that the lease was renewed, what was under way is "
+        "killed, and nothing of it is written",
+        charged="nobody",
+    )
+
+
+def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    """As where the clock by which a supervisor reckons its lease goes wrong: it knows nothing of its loss when it writes."""
+    evidence, gate = tmp_path / "e", tmp_path / "gate"
+    target = f"{PIPELINE}:gated"
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.gated, str(evidence), str(gate))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=target) as late:
+            eventually(lambda: starts(evidence)[1:])
+            before = run.steps()
+            [(supervisor_id, _, _)] = store.messages.neighbours(own_identity())
+            store.messages.expire_lease(supervisor_id)
+            assert store.messages.recover(5) == 1
+            [queue] = [q for q in store.queues() if q.queue_name == "gated"]
+            consumer = store.consumer("gated")
+            [taken] = consumer.dequeue(1)
+            assert (queue.held, taken.id) == (0, run.id)
+            gate.touch()
+            eventually(lambda: "nothing was written" in late.said() or "taken from us" in late.said())
+            assert run.steps() == before
+            consumer.release_messages([run.id])
+            assert run.result(20) == ["first", "waited", "last"], late.said()
+            assert (run.record().attempt, run.record().crash_count) == (2, 0)
+    assert [s.step for s in starts(evidence)] == ["first", "wait_for", "wait_for", "last"]
+    proves(
+        "a result comes in for a run that is another's by now",
+        "it is refused by the fence, and said; nothing of it is written",
+        charged="nobody",
+    )
