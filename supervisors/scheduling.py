@@ -56,7 +56,7 @@ class Scheduling:
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
                     break
             else:
-                self._execute(host, run)
+                self._execute(host, run, now)
         self.waiting.extendleft(reversed(put_back))
 
     def _host(self, run: Run) -> Worker | None:
@@ -80,7 +80,7 @@ class Scheduling:
         open_ = [w for w in able if not w.reserved and self._free(w, lanes) and w.bytes < LANES_BYTES_MAX]
         return min(open_, key=lambda w: len(w.runs), default=None)
 
-    def _execute(self, worker: Worker, run: Run) -> None:
+    def _execute(self, worker: Worker, run: Run, now: float) -> None:
         worker.take(run)
         worker.given += 1
         run.worker = worker.id
@@ -89,8 +89,9 @@ class Scheduling:
             self._order(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
+        left = run.function.timeout_s if run.deadline is None else max(0.0, run.deadline - now)
         frame = wire.Execute(
-            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ()
+            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, (), left
         )
         self._order(Send(worker.id, frame))
 
