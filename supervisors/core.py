@@ -72,6 +72,7 @@ class Core:
         self._next_worker = 1
         self._deadline: float | None = None  # of draining
         self._saving = 0
+        self._timer: float | None = None
         self._until = -math.inf  # of our lease
         self._out: list[Command] = []
 
@@ -83,6 +84,7 @@ class Core:
     def settle(self, now: float) -> list[Command]:
         """What follows from all that was taken since: orders given, and then what is wanted against what is."""
         self._reconcile(now)
+        self._timer = self._next_timer()
         out, self._out = self._out, []
         return out
 
@@ -127,17 +129,15 @@ class Core:
             case Tick():
                 pass
 
-    def next_timer(self, now: float) -> float | None:
-        """When `handle(Tick())` is wanted at the latest, in monotonic seconds."""
+    def next_timer(self) -> float | None:
+        """When `handle(Tick())` is wanted at the latest, in monotonic seconds, by what `settle` found."""
+        return self._timer
+
+    def _next_timer(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else []
         times += self.limits.next_timers()
-        if not self.level and self.scheduling.demand():
-            # Of queues that have room: another, whose lanes are taken up, would be due at once and again and again.
-            times += [
-                q.next_claim_at
-                for q in self.queues.values()
-                if not q.wanting and q.consumer_id is not None and self.scheduling.room(q) > 0
-            ]
+        if not self.level and (due := self.scheduling.next_claim()) is not None:
+            times.append(due)
         return min(times, default=None)
 
     # What workers say

@@ -231,7 +231,7 @@ class Loop:
 
     def _timeout(self, now: float) -> float:
         times = [self._next_refresh, self._next_recover]
-        if (timer := self._core.next_timer(now)) is not None:
+        if (timer := self._core.next_timer()) is not None:
             times.append(timer)
         if self._watch.interval_s is not None:
             times.append(self._next_look)
@@ -278,7 +278,7 @@ class Loop:
         elif self._lease.until != self._told_until:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
-        timer = self._core.next_timer(now)
+        timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
         if self._stop_now_at is not None and now >= self._stop_now_at:

@@ -476,9 +476,9 @@ def test_a_queue_whose_lanes_are_taken_up_wakes_nobody():
     limit = scene.wants[1].limit
     scene.core.queues[1].step_s = 1.0
     scene.takes(*[message(n) for n in range(1, limit + 1)])
-    assert scene.core.scheduling.demand() > 0
+    assert scene.core.scheduling._demand() > 0
     assert 1 not in scene.wants
-    timer = scene.core.next_timer(scene.now)
+    timer = scene.core.next_timer()
     assert timer is not None
     assert timer > scene.now
 
@@ -520,7 +520,7 @@ def test_a_step_over_its_limit_is_asked_and_then_made_to_stop():
 def test_shortly_before_its_limit_it_is_asked_where_it_is_and_that_is_recorded():
     scene = in_step(timeout_s=10.0)
     assert scene.after(9.8).ordered(events.Dump) == []
-    assert scene.core.next_timer(scene.now) == pytest.approx(scene.now + 0.1)
+    assert scene.core.next_timer() == pytest.approx(scene.now + 0.1)
     assert scene.after(0.11).ordered(events.Dump) == [events.Dump(1)]
     assert scene.after(0.01).ordered(events.Dump) == []
     scene.after(0.1)
@@ -537,7 +537,7 @@ def test_what_ends_in_time_after_all_is_not_killed():
 
 def test_it_wakes_in_time_for_a_limit():
     scene = in_step(timeout_s=0.2)
-    assert scene.core.next_timer(scene.now) <= scene.now + 0.2
+    assert scene.core.next_timer() <= scene.now + 0.2
 
 
 @pytest.mark.parametrize(("retry", "count"), [(None, 0), (8.0, 1)])
@@ -639,7 +639,7 @@ def test_a_run_over_its_time_between_two_turns_on_the_cpu_is_stopped_and_nobody_
     assert scene.sent(wire.Cancel) == [wire.Cancel(1, 1)]
     assert scene.ordered(events.Kill) == []
     assert [w.claim.message_id for w in scene.unsaved if w.settle] == [1]
-    assert scene.core.next_timer(scene.now) <= scene.now + 4
+    assert scene.core.next_timer() <= scene.now + 4
 
 
 def test_a_pause_or_a_back_off_beyond_the_runs_time_ends_with_it():
