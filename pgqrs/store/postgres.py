@@ -97,6 +97,11 @@ class PostgresDatabase:
     def hint(self, queues: Iterable[str]) -> None:
         self._connections.hint(queues)
 
+    def sever(self) -> None:
+        """Breaks every connection off, from any thread: for a link that says nothing any more. What is under way raises
+        PgqrsConnectionError; what comes next connects anew."""
+        self._connections.sever()
+
     def close(self) -> None:
         if self._lent.detach():
             give_back(self._connections)
@@ -114,6 +119,7 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
 
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
     def configure(connection: psycopg.Connection[Row]) -> None:
+        connections.opened.add(connection)
         prepare_connection(connection, config)
         if steady_plans:
             connection.execute(STEADY_PLANS)
@@ -133,7 +139,8 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         open=False,
         name="pgqrs",
     )
-    return Connections(key, pool, lambda: connect(config, autocommit=True), notify)
+    connections = Connections(key, pool, lambda: connect(config, autocommit=True), notify)
+    return connections
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
