@@ -258,7 +258,7 @@ class Store:
         """The store, its schema checked once. On SQLite a missing schema is installed."""
         messages = self._opened()
         if not self._verified:
-            if self.config.backend == "sqlite":
+            if self.config.embedded:
                 messages.install()
             messages.verify()
             self._verified = True

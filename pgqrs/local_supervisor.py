@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pgqrs import errors, targets
-from pgqrs.config import Config
+from pgqrs.config import TURSO_SHARED, Config, turso_file
 
 # How a supervisor is to stop, as its parent tells it.
 DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"
@@ -35,6 +35,11 @@ def local_supervisor(
     if config.dsn.endswith(":memory:"):
         raise errors.ValidationError(
             "store.workers() needs a database that another process can open, not sqlite::memory:"
+        )
+    if config.backend == "turso" and not turso_file(config.dsn)[1]:
+        raise errors.ValidationError(
+            "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one process, here the one "
+            f"that has this store: use `pgqrs supervise`, a DSN with ?{TURSO_SHARED} (an experiment of the driver's), or sqlite://"
         )
     target = targets.of_functions(functions)
     prepare()

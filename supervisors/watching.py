@@ -28,7 +28,7 @@ def watch(config: Config) -> Watch:
 
 
 class DataVersion:
-    """SQLite: a pragma that reads one number of shared memory says whether anybody has committed."""
+    """SQLite and what is kept like it: a number that costs no transaction says whether anybody has committed."""
 
     def __init__(self, config: Config) -> None:
         from pgqrs.store.sqlite import SqliteDatabase

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pgqrs import durations, errors
-from pgqrs.config import Config, sqlite_path
+from pgqrs.config import Config, database_file, sqlite_path
 from pgqrs.names import NAME_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -84,9 +84,10 @@ class Database:
 
     def _existing(self) -> Config:
         config = self.lasting()
-        if config.backend == "sqlite" and not Path(path := sqlite_path(config.dsn)).exists():
+        if (path := database_file(config.dsn)) is not None and not Path(path).exists():
+            kind = {"sqlite": "SQLite", "turso": "Turso"}[config.backend]
             raise errors.PgqrsConnectionError(
-                f"there is no SQLite database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
+                f"there is no {kind} database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
                 f"pgqrs install --dsn {config.dsn}"
             )
         return config

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from pgqrs import errors
 from pgqrs.config import Config
 from pgqrs.store.database import Database
 from pgqrs.store.store import MessageStore
@@ -31,6 +30,10 @@ def open_database(
         from pgqrs.store.postgres import PostgresDatabase
 
         return PostgresDatabase(config, clock, steady_plans)
-    raise errors.ConfigError(
-        f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://"
-    )
+    if backend == "turso":
+        from pgqrs.store.turso import TursoDatabase
+
+        return TursoDatabase(config, clock)
+    from pgqrs.store.s3 import S3Database
+
+    return S3Database(config, clock)

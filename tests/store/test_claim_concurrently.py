@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 from tests.store.given import Consumer, columns, ids, release
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,7 @@ def test_threads_that_share_a_store_take_each_message_once(store, queue, consume
     assert sorted(chain(*taken)) == list(range(1, 301))
 
 
+@pytest.mark.processes
 def test_processes_take_each_message_once(dsn, store, queue):
     store.enqueue(queue, [b"1"] * MESSAGES)  # at a time that has long passed
     processes = [
