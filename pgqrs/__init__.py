@@ -48,6 +48,7 @@ from pgqrs.definitions import handler
 from pgqrs.errors import (
     ClaimLostError,
     ConfigError,
+    ConflictError,
     InternalError,
     MessageNotFoundError,
     PausedError,
@@ -92,7 +93,7 @@ from pgqrs.records import (
     WorkflowRecord,
 )
 from pgqrs.retry import BackoffStrategy, StepRetryPolicy
-from pgqrs.s3 import as_s3
+from pgqrs.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
 from pgqrs.shorthand import (
     admin,
     archive,
@@ -118,6 +119,7 @@ __all__ = [
     "ClaimLostError",
     "Config",
     "ConfigError",
+    "ConflictError",
     "Consumer",
     "ConsumerIterator",
     "Context",
@@ -162,6 +164,8 @@ __all__ = [
     "StepRetryPolicy",
     "Store",
     "SupervisorError",
+    "S3StoreHandle",
+    "BlockingS3StoreHandle",
     "SyncState",
     "SystemStats",
     "TablesBuilder",

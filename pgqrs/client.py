@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from pgqrs import codec, durations, errors, names, table_handles
 from pgqrs.config import Config, redact
@@ -16,6 +16,7 @@ from pgqrs.producer import Producer
 from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
 from pgqrs.states import WorkflowStatus
 from pgqrs.store import MessageStore, administering, consuming, open_store
+from pgqrs.store.database import Kept
 from pgqrs.using import Using
 from pgqrs.waiting import Blocking
 
@@ -235,6 +236,16 @@ class Store:
     def messages(self) -> MessageStore:
         """The operations below, the schema checked."""
         return self._ready()
+
+    def kept(self) -> Kept:
+        """The database of a store on S3, seen as the copy that it is."""
+        return cast(Kept, self._opened().database)
+
+    def forget(self) -> None:
+        """What it knows of queues and workflows: the database is another than before."""
+        self._verified = False
+        self._queues.clear()
+        self._workflows.clear()
 
     def undo(self, sent: int | Sequence[int]) -> None:
         """As if it had never been sent, where nobody has had it yet."""

@@ -390,6 +390,14 @@ def turso_file(dsn: str) -> tuple[str, bool]:
     return path, query == TURSO_SHARED
 
 
+def s3_object(dsn: str) -> tuple[str, str]:
+    """The bucket and the key that an s3 DSN names. Raises ConfigError."""
+    bucket, _, key = dsn.partition("://")[2].partition("/")
+    if backend_of(dsn) != "s3" or not bucket or not key or key.endswith("/") or set("\0?#@") & set(dsn):
+        raise ConfigError(f"{redact(dsn)!r} names no object of S3; use s3://bucket/key")
+    return bucket, key
+
+
 def database_file(dsn: str) -> str | None:
     """The file on this machine that a DSN names; None for memory, a server and S3."""
     if backend_of(dsn) == "turso":

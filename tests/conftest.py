@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
+from tests.s3_server import S3Server
 
 BACKENDS = ("sqlite", "turso", "s3", "postgres", "postgres-newest")
 STORE_TESTS = Path(__file__).parent / "store"
@@ -78,6 +79,21 @@ def turso_dsn(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def turso_dsn_on(path: Path, request: pytest.FixtureRequest) -> str:
     shared = request.node.get_closest_marker("processes")
     return f"turso://{path}" + ("?experimental=multiprocess_wal" if shared else "")
+
+
+@pytest.fixture
+def s3_dsn(s3_server: S3Server) -> str:
+    return s3_server.new_dsn()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One for each pytest process, named by the AWS_ variables of its environment."""
+    with S3Server.start() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("s3-cache")))
+        yield server
 
 
 @pytest.fixture

@@ -13,14 +13,22 @@ __all__ = ["MessageStore", "open_database", "open_store"]
 def open_store(
     config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
 ) -> MessageStore:
-    return MessageStore(open_database(config, clock, steady_plans))
+    database = open_database(config, clock, steady_plans)
+    if config.backend == "s3":
+        from pgqrs.store.conflicts import CopiedStore, SupervisedStore
+        from pgqrs.store.s3 import S3Database
+
+        assert isinstance(database, S3Database)
+        return SupervisedStore(database) if steady_plans else CopiedStore(database)
+    return MessageStore(database)
 
 
 def open_database(
     config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
 ) -> Database:
-    """Raises PgqrsConnectionError when it cannot be reached. `clock` replaces the database's own, in tests;
-    `steady_plans` is for a supervisor, whose statements must not depend on the planner's statistics."""
+    """Raises PgqrsConnectionError when it cannot be reached, ConfigError for one whose extra is not installed. `clock` replaces
+    the database's own, in tests; `steady_plans` is for a supervisor, whose statements must not depend on the planner's
+    statistics, and which watches S3 for news by itself."""
     backend = config.backend
     if backend == "sqlite":
         from pgqrs.store.sqlite import SqliteDatabase
@@ -36,4 +44,4 @@ def open_database(
         return TursoDatabase(config, clock)
     from pgqrs.store.s3 import S3Database
 
-    return S3Database(config, clock)
+    return S3Database(config, clock, following=steady_plans)

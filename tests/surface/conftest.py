@@ -20,6 +20,7 @@ import pgqrs
 from pgqrs.connecting import Connecting
 from tests.conftest import turso_dsn_on
 from tests.postgres_server import Postgres
+from tests.s3_server import S3Server
 from tests.store.conftest import DELETE_ALL
 from tests.surface import given
 
@@ -74,6 +75,13 @@ def installed_turso_dsn(request: pytest.FixtureRequest, installed_sqlite_file: P
 
 
 @pytest.fixture
+def installed_s3_dsn(installed_sqlite_file: Path, s3_server: S3Server) -> str:
+    dsn = s3_server.new_dsn()
+    s3_server.put(dsn, installed_sqlite_file.read_bytes())
+    return dsn
+
+
+@pytest.fixture
 def installed_postgres_dsn(installed_postgres_database: str) -> str:
     with psycopg.connect(installed_postgres_database, autocommit=True) as pg:
         pg.execute(DELETE_ALL)
@@ -85,6 +93,9 @@ def empty_dsn(request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Itera
     """A database without our tables."""
     if dsn.startswith(("sqlite", "turso")):
         yield f"{dsn.partition(':')[0]}://{tmp_path / 'empty.db'}"
+        return
+    if dsn.startswith("s3"):
+        yield request.getfixturevalue("s3_server").new_dsn()
         return
     server: Postgres = request.getfixturevalue("postgres_server")
     name = f"pgqrs_surface_empty_{os.getpid()}"
