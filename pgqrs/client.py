@@ -32,8 +32,9 @@ ENQUEUE_MAX = 10_000  # payloads in one statement; more are sent in several, in 
 class Store:
     """A database of queues and workflows. Thread-safe; not for use across a fork."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, insist: bool = False) -> None:
         self.config = config
+        self._insist = insist
         self._messages: MessageStore | None = None
         self._verified = False
         self._queues: dict[str, int] = {}
@@ -47,7 +48,7 @@ class Store:
     def open(self) -> Self:
         self._closed = False
         if self._messages is None:
-            self._messages = open_store(self.config)
+            self._messages = open_store(self.config, insist=self._insist)
         return self
 
     def close(self) -> None:

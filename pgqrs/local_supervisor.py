@@ -36,12 +36,12 @@ def local_supervisor(
         raise errors.ValidationError(
             "store.workers() needs a database that another process can open, not sqlite::memory:"
         )
+    target = targets.of_functions(functions)
     if config.backend == "turso" and not turso_file(config.dsn)[1]:
         raise errors.ValidationError(
             "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one process, here the one "
             f"that has this store: use `pgqrs supervise`, a DSN with ?{TURSO_SHARED} (an experiment of the driver's), or sqlite://"
         )
-    target = targets.of_functions(functions)
     prepare()
     parent_read, parent_write = os.pipe()
     ready_read, ready_write = os.pipe()

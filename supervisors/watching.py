@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from typing import Protocol
 
 import psycopg
@@ -11,6 +12,7 @@ from pgqrs.config import Config
 from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
+S3_HINT_LOOK_S = 0.01  # at a file's time
 S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
 
@@ -56,7 +58,8 @@ class DataVersion:
 
 
 class Followed(DataVersion):
-    """S3: a thread asks it for news, which then show as those of the local copy do."""
+    """S3: a thread asks it for news, which then show as those of the local copy do. It asks at once when a process of this machine
+    says that there are some."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -67,10 +70,15 @@ class Followed(DataVersion):
     def _follow(self) -> None:
         from pgqrs.store.s3 import S3Database
 
-        assert isinstance(self._database, S3Database)
-        while not self._stop.wait(S3_LOOK_S):
-            with contextlib.suppress(errors.PgqrsError):  # who writes will hear of it
-                self._database.follow()
+        database = self._database
+        assert isinstance(database, S3Database)
+        seen, next_look = database.last_hint(), 0.0
+        while not self._stop.wait(S3_HINT_LOOK_S):
+            now, hint = time.monotonic(), database.last_hint()
+            if hint != seen or now >= next_look:
+                seen, next_look = hint, now + S3_LOOK_S
+                with contextlib.suppress(errors.PgqrsError):  # who writes will hear of it
+                    database.follow()
 
     def close(self) -> None:
         self._stop.set()

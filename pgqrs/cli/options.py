@@ -60,7 +60,7 @@ class Database:
         """A client's store on a database that is there and complete: no command but `install` makes one."""
         from pgqrs.client import Store
 
-        with Store(self._existing()) as store:
+        with Store(self._existing(), insist=True) as store:
             store.verify()
             yield store
 
@@ -78,7 +78,7 @@ class Database:
         """The same a floor below, where nothing is ever made on the way."""
         from pgqrs.store import open_store
 
-        with closing(open_store(self._existing())) as messages:
+        with closing(open_store(self._existing(), insist=True)) as messages:
             messages.verify()
             yield messages
 

@@ -11,15 +11,19 @@ __all__ = ["MessageStore", "open_database", "open_store"]
 
 
 def open_store(
-    config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
+    config: Config,
+    clock: Callable[[], datetime] | None = None,
+    steady_plans: bool = False,
+    insist: bool = False,
 ) -> MessageStore:
+    """As `open_database`. With `insist`, and for a supervisor, calls that meet a conflict on S3 are made again."""
     database = open_database(config, clock, steady_plans)
     if config.backend == "s3":
-        from pgqrs.store.conflicts import CopiedStore, SupervisedStore
+        from pgqrs.store.conflicts import CopiedStore, InsistentStore
         from pgqrs.store.s3 import S3Database
 
         assert isinstance(database, S3Database)
-        return SupervisedStore(database) if steady_plans else CopiedStore(database)
+        return InsistentStore(database) if steady_plans or insist else CopiedStore(database)
     return MessageStore(database)
 
 

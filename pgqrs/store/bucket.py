@@ -25,7 +25,9 @@ T = TypeVar("T")
 BACKOFF_S = (0.05, 0.15, 0.4, 1.0)
 CONNECT_S = 5.0
 REQUEST_S = 60.0  # for the whole of a request: 512 MiB in that time are 9 MiB/s
-OBJECT_BYTES_MAX = 512 * 1024 * 1024  # the whole file goes up with each commit: long before, that is the wrong place for it
+OBJECT_BYTES_MAX = (
+    512 * 1024 * 1024
+)  # the whole file goes up with each commit: long before, that is the wrong place for it
 MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
 
 

@@ -1,16 +1,19 @@
 """Stores on S3, where a commit may find that somebody else has written: nothing was, then, and it can be done again.
 
 A caller of the library is told, since only he knows whether he still wants it; what makes sure of something (`install`, a queue) is
-repeated. So is all that a supervisor does: each of its writes is checked against its claim, on whatever is there by then.
+repeated. So is all that the command line does, whose user would repeat it himself, and a supervisor, each of whose writes is checked
+against its claim, on whatever is there by then.
 """
 
 import random
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from pgqrs.errors import ConflictError
 from pgqrs.records import WorkflowRecord
+from pgqrs.states import WorkflowStatus
 from pgqrs.store.s3 import S3Database
 from pgqrs.store.store import Identity, MessageStore, Turn, Wanted, renew
 from pgqrs.writes import Write
@@ -41,8 +44,27 @@ class CopiedStore(MessageStore):
         return _again(super().ensure_workflow, name, queue)
 
 
-class SupervisedStore(CopiedStore):
-    """Its lease's renewals go up with other writes."""
+class InsistentStore(CopiedStore):
+    """Does again what met a conflict. A lease's renewals go up with other writes."""
+
+    def enqueue(
+        self,
+        queue_id: int,
+        payloads: Sequence[bytes],
+        delay_s: float = 0.0,
+        producer_id: int | None = None,
+        at: datetime | None = None,
+    ) -> list[int]:
+        return _again(super().enqueue, queue_id, payloads, delay_s, producer_id, at)
+
+    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
+        return _again(super().cancel, message_id, now)
+
+    def resume(self, message_id: int) -> bool:
+        return _again(super().resume, message_id)
+
+    def replay(self, message_id: int) -> str:
+        return _again(super().replay, message_id)
 
     def register_supervisor(
         self, identity: Identity, queues: dict[str, int], lease_s: float

@@ -33,7 +33,9 @@ class Replica:
     def __init__(self, key: tuple[object, ...], config: Config) -> None:
         self.key = key
         self.object = S3Object(config.dsn)
-        self.folder, self._locked = _claimed_folder(self.object, config)
+        name = _folder_name(self.object)
+        self.folder, self._locked = _claimed_folder(name, self.object, config)
+        self.hinted = _default_cache() / name / "hint"
         self.path = str(self.folder / "pgqrs.db")
         self.lock = threading.RLock()
         self.writing = False
@@ -125,6 +127,21 @@ class Replica:
         self.etag, self.dirty = version.etag, False
         self.note()
 
+    # Between the processes of one machine and user
+
+    def hint(self) -> None:
+        """Says that the object has something new. Never fails."""
+        with suppress(OSError):
+            self.hinted.parent.mkdir(parents=True, exist_ok=True)
+            self.hinted.write_text(str(time.time_ns()))
+
+    def last_hint(self) -> int | None:
+        """Changes with each hint."""
+        try:
+            return self.hinted.stat().st_mtime_ns
+        except OSError:
+            return None
+
     def close(self) -> None:
         os.close(self._locked)
 
@@ -161,12 +178,15 @@ def give_back(replica: Replica) -> None:
 # The folder
 
 
-def _claimed_folder(of: S3Object, config: Config) -> tuple[Path, int]:
+def _folder_name(of: S3Object) -> str:
+    digest = hashlib.sha256(f"{of.endpoint} {of.bucket}/{of.key}".encode()).hexdigest()[:16]
+    return re.sub(r"[^\w.-]+", "_", f"{of.bucket}-{of.key}")[-60:] + f"-{digest}"
+
+
+def _claimed_folder(name: str, of: S3Object, config: Config) -> tuple[Path, int]:
     """A folder that is this process's alone, and the descriptor that says so. With a cache folder of the user's choice it is one
     in there. In the default cache, Durable mode takes the first that is free: it only saves a download. Local mode takes the one
     that holds what was not synced."""
-    digest = hashlib.sha256(f"{of.endpoint} {of.bucket}/{of.key}".encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "_", f"{of.bucket}-{of.key}")[-60:] + f"-{digest}"
     if config.s3_cache_dir is not None:
         folders = [Path(config.s3_cache_dir) / name]
     elif config.s3_mode is DurabilityMode.Local:
@@ -203,7 +223,7 @@ def _default_cache() -> Path:
 
 
 def _boot_id() -> str:
-    """"" where nobody can tell one boot from the next."""
+    """ "" where nobody can tell one boot from the next."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
@@ -227,9 +247,7 @@ class _opened:
 
     def __init__(self, dsn: str, body: bytes) -> None:
         if not body.startswith(HEADER):
-            raise errors.DatabaseError(
-                f"{dsn} is no SQLite database: name another key, or remove the object"
-            )
+            raise errors.DatabaseError(f"{dsn} is no SQLite database: name another key, or remove the object")
         image = bytearray(body)
         image[18] = image[19] = 1
         self._connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -256,5 +274,3 @@ def _keep(connection: sqlite3.Connection, leases: list[tuple[Any, ...]]) -> None
                 sql.statement("keep_lease", "sqlite").sql,
                 dict(zip(("id", "name", "until"), row, strict=True)),
             )
-
-

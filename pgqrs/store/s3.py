@@ -8,7 +8,7 @@ object. In Local mode only `sync` PUTs.
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -20,8 +20,9 @@ from pgqrs.store.bucket import Fetched
 from pgqrs.store.replica import give_back, lend
 from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
 
-
-FRESH_S = 1.0  # what S3 said is taken for true so long: who looks in a loop asks it once a second
+# What S3 said is taken for true so long. Whoever polls asks it twenty times a second at most, and whoever works off a queue alone
+# never: his last PUT is younger than that.
+FRESH_S = 0.05
 
 
 class S3Database(SqliteDatabase):
@@ -58,9 +59,7 @@ class S3Database(SqliteDatabase):
     # Transactions
 
     @contextmanager
-    def _within(
-        self, connection: Connection, begin: str, at: datetime | None
-    ) -> Iterator[SqliteTransaction]:
+    def _within(self, connection: Connection, begin: str, at: datetime | None) -> Iterator[SqliteTransaction]:
         if connection is not self._writer:
             with super()._within(connection, begin, at) as tx:
                 yield tx
@@ -141,12 +140,19 @@ class S3Database(SqliteDatabase):
         if replica.stale or old:
             replica.catch_up(self._writer)
 
+    def hint(self, queues: Iterable[str]) -> None:
+        self._replica.hint()
+
+    def last_hint(self) -> object:
+        """Changes when a process of this machine has put something new on a queue."""
+        return self._replica.last_hint()
+
     def follow(self) -> None:
         """Fetches what others have written, unless a write of ours is under way, which finds out by itself."""
         if self._lock.acquire(blocking=False):
             try:
                 replica = self._replica
-                if not replica.writing and time.monotonic() - replica.contact > FRESH_S / 2:
+                if not replica.writing and time.monotonic() - replica.contact > FRESH_S:
                     replica.catch_up(self._writer)
             finally:
                 self._lock.release()
@@ -177,7 +183,9 @@ class S3Database(SqliteDatabase):
                 )
             found = replica.object.fetch(unless=replica.etag if self._based else None)
             if found is None:
-                raise errors.PgqrsError(f"there is no object {self.dsn} to take a snapshot of: sync() makes it")
+                raise errors.PgqrsError(
+                    f"there is no object {self.dsn} to take a snapshot of: sync() makes it"
+                )
             if isinstance(found, Fetched):
                 replica.take_over(self._writer, found)
             replica.contact, replica.stale = time.monotonic(), False
@@ -223,5 +231,3 @@ class S3Database(SqliteDatabase):
             if replica.dirty:
                 return SyncState.LocalChanges if same else SyncState.ConcurrentChanges
             return SyncState.InSync if same else SyncState.RemoteChanges
-
-

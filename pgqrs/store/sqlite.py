@@ -260,7 +260,9 @@ def lacks_schema(said: str) -> bool:
 
 
 def no_schema(dsn: str, said: str) -> errors.SchemaError:
-    return errors.SchemaError(f"{dsn} holds no complete pgqrs schema ({said}); run: pgqrs install --dsn {dsn}")
+    return errors.SchemaError(
+        f"{dsn} holds no complete pgqrs schema ({said}); run: pgqrs install --dsn {dsn}"
+    )
 
 
 def _statements(script: str) -> Iterator[str]:
