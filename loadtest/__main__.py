@@ -24,7 +24,8 @@ from loadtest import cpu_steps
 from pgqrs import targets
 from pgqrs.cli.views import PlainView
 from pgqrs.config import Config
-from supervisors.loop import Loop, Options, cores
+from supervisors.loop import Loop
+from supervisors.view import Options, cores
 from tests.postgres_server import PostgresServer
 
 

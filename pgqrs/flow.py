@@ -58,6 +58,7 @@ class Definition(Struct, frozen=True):
     function: Callable[..., Any]
     signature: Signature
     is_async: bool
+    timeout_s: float | None = None  # of a whole run, or of one delivery
 
 
 class StepCall(Struct, frozen=True):
@@ -419,8 +420,8 @@ def _inside(call: StepCall) -> Iterator[None]:
 class Refused(Exception):
     """A run that ends in ERROR; `error` is what is to be recorded, raw JSON."""
 
-    def __init__(self, error: BaseException) -> None:
-        told = errors.describe(error)
+    def __init__(self, error: BaseException, code: str | None = None) -> None:
+        told = errors.describe(error, code)
         super().__init__(told["message"])
         self.error = msgspec.json.encode(told)
 

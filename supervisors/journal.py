@@ -68,6 +68,7 @@ class PipeJournal:
         self.outbox = owner.outbox
         self.definition = owner.functions[order.function]
         self.payload = order.payload
+        self.seconds_left = order.seconds_left
         self.context = Context(
             self.definition,
             order.message_id,

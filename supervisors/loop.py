@@ -5,7 +5,6 @@ arrives meanwhile is the next one. Nothing here waits for anything but the selec
 """
 
 import os
-import select
 import selectors
 import signal
 import socket
@@ -13,16 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, Literal, Protocol
-
-from msgspec import Struct
+from typing import Any
 
 from pgqrs import errors, targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore, Wanted
 from pgqrs.writes import Write
-from supervisors import core, events, state, wire
+from supervisors import core, events, state
 from supervisors.committing import Away, Broken, Done, Job, Lease, Turns
 from supervisors.identity import own_identity, resident_bytes, started
 from supervisors.launch import (
@@ -32,105 +29,21 @@ from supervisors.launch import (
     Loaded,
     LoadFailed,
     Restarted,
-    StartMethod,
     become_subreaper,
     make_launcher,
 )
-from supervisors.output import LineReader, Stacks
+from supervisors.pipes import Pipes
 from supervisors.serving import Health, listeners
+from supervisors.view import Options, Report, State, View, cores, worker_states
 from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
 COMMIT_EVERY_S = 0.04  # what nobody waits for may wait this long for company: half of what lanes have at hand
 TURN_WRITES_MAX = 1000
-OUTBOX_BYTES_MAX = 64 * 1024 * 1024  # unread by a worker: it is stuck, and its pipe with it
-READ_BYTES = 1024 * 1024
-LEASE_S = 15.0
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 REFRESH_S = 0.25
-GOODBYE_S = 1.0
-STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
-
-
-class Options(Struct, frozen=True):
-    """What `pgqrs supervise` can be told. `workers` None: the cores that this process may use."""
-
-    workers: int | None = None
-    lanes: int | None = None
-    burst: bool = False
-    start_method: StartMethod | None = None
-    drain_timeout_s: float = 30.0
-    lease_s: float = LEASE_S
-    subreaper: bool = True
-    ready_fd: int | None = None  # a byte is written here once messages are being claimed
-    max_runs_per_worker: int | None = None
-    max_rss_bytes: int | None = None
-    http: tuple[str, int] | None = None  # where to answer /healthz and /readyz
-    parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
-
-
-class Report(Struct, frozen=True):
-    """What it will do, said at the start."""
-
-    target: str
-    start_method: StartMethod
-    workers: int
-    async_workers: int
-    functions: tuple[Described, ...]
-    threads: int
-    thread_makers: tuple[str, ...]
-    import_s: float
-    lease_s: float
-    payload_bytes_max: int
-    dsn: str
-    recovered: int
-
-
-class WorkerState(Struct, frozen=True):
-    id: int
-    pid: int | None
-    state: Literal["starting", "idle", "busy", "stopping"]
-    runs: int
-    run: int | None = None
-    function: str | None = None
-    step: str | None = None
-    seconds: float = 0.0
-
-
-class State(Struct, frozen=True):
-    """A look at everything, for a panel."""
-
-    workers: tuple[WorkerState, ...]
-    finished: int
-    failed: int
-    crashes: int
-    held: int
-    stopping: int
-    away: str | None
-    backlog: int | None  # waiting messages, counted up to a bound; only where the view wants it
-
-
-class View(Protocol):
-    """Who shows it. Called from the loop: must not block."""
-
-    wants_backlog: bool
-
-    def started(self, report: Report) -> None: ...
-
-    def line(self, run: int | None, text: str) -> None: ...
-
-    def note(self, note: events.Note) -> None: ...
-
-    def state(self, state: State) -> None: ...
-
-    def ended(self, code: int, reason: str, state: State) -> None: ...
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 class Loop:
@@ -141,18 +54,12 @@ class Loop:
         self._options = options
         self._view = view
         self._selector = selectors.DefaultSelector()
-        self._children: dict[int, Child] = {}
-        self._parsers: dict[int, wire.Parser] = {}
-        self._outboxes: dict[int, bytearray] = {}
-        self._output: dict[int, LineReader] = {}
-        self._exit_causes: dict[int, str] = {}
-        self._stacks: dict[int, Stacks] = {}  # what workers that were asked say of their threads
+        self._pipes = Pipes(self._selector, self._handle, self._show)
         self._writes: deque[Write] = deque()
         self._oldest: float | None = None  # when the first of `_writes` came
         self._hurry = False
         self._wants: list[events.Want] = []
         self._exit: events.Exit | None = None
-        self._unsent: set[int] = set()  # workers whose outbox has something new
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
         self._importing = False
@@ -205,7 +112,7 @@ class Loop:
             stack.callback(
                 lambda: self._turns.close(5.0 if self._away is None else 0.1)
             )  # first: what a claim under way takes must be signed off too
-            stack.callback(self._kill_all)
+            stack.callback(self._pipes.close)
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
@@ -244,7 +151,9 @@ class Loop:
                 queue_id, workflow_id = workflow.queue_id, workflow.id
             else:
                 queue_id = self._store.ensure_queue(d.queue)
-            functions.append(state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id))
+            functions.append(
+                state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id, d.timeout_s)
+            )
         return functions
 
     def _register(self) -> None:
@@ -312,7 +221,7 @@ class Loop:
                     self._exit = events.Exit(
                         3, "stopped while the database was away; what ran is given back by its lease"
                     )
-            self._flush_all()
+            self._pipes.flush()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
             self._read_database()
@@ -322,7 +231,7 @@ class Loop:
 
     def _timeout(self, now: float) -> float:
         times = [self._next_refresh, self._next_recover]
-        if (timer := self._core.next_timer(now)) is not None:
+        if (timer := self._core.next_timer()) is not None:
             times.append(timer)
         if self._watch.interval_s is not None:
             times.append(self._next_look)
@@ -340,7 +249,7 @@ class Loop:
     def _do(self, command: events.Command) -> None:
         match command:
             case events.Send():
-                self._send(command.worker, command.frame)
+                self._pipes.send(command.worker, command.frame)
             case events.Save():
                 self._writes.append(command.write)
                 self._oldest = self._oldest or time.monotonic()
@@ -352,12 +261,9 @@ class Loop:
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
             case events.Dump():
-                if child := self._children.get(command.worker):
-                    self._stacks[command.worker] = Stacks(time.monotonic() + STACKS_WITHIN_S)
-                    child.dump()
+                self._pipes.dump(command.worker)
             case events.Kill():
-                if child := self._children.get(command.worker):
-                    child.kill(command.force)
+                self._pipes.kill(command.worker, command.force)
             case events.Note():
                 self._view.note(command)
             case events.Exit():
@@ -372,7 +278,7 @@ class Loop:
         elif self._lease.until != self._told_until:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
-        timer = self._core.next_timer(now)
+        timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
         if self._stop_now_at is not None and now >= self._stop_now_at:
@@ -456,10 +362,13 @@ class Loop:
     def _recover_others(self) -> None:
         """Takes back what dead supervisors held: a read that finds nothing, nearly always. Not while the database is
         away, when it would block the loop."""
-        if self._away is not None or self._signals:
+        self._pipes.look_around()
+        if self._away is not None:
             return
         with suppress(errors.PgqrsConnectionError):
             self._look_at_claims()
+            if self._signals:
+                return
             if self._view.wants_backlog:
                 self._backlog = self._lease_store.backlog(self._consumers)
             if count := self._lease_store.recover(self._config.max_read_ct):
@@ -519,14 +428,14 @@ class Loop:
                 self._register_fd(fd, self._look_for_hints)
             self._watched = fd
 
-    # Pipes
+    # What the nursery says
 
     def _read_launcher(self) -> None:
         before = self._launcher.fileno()
         for news in self._launcher.read():
             match news:
                 case Child():
-                    self._adopt(news)
+                    self._pipes.adopt(news)
                 case LoadFailed():
                     self._exit = events.Exit(1, f"the target can no longer be imported: {news.error}")
                 case ForkFailed():
@@ -542,115 +451,10 @@ class Loop:
                 case Loaded():
                     pass
 
-    def _adopt(self, child: Child) -> None:
-        n = child.worker
-        self._children[n] = child
-        self._parsers[n] = wire.Parser("supervisor")
-        self._outboxes[n] = bytearray()
-        self._output[n] = LineReader()
-        self._register_fd(child.sock, lambda: self._read_worker(n))
-        self._register_fd(child.output_fd, lambda: self._read_output(n))
-        self._register_fd(child.pidfd, lambda: self._bury(n))
-        self._handle(events.Launched(n, child.pid))
-
-    def _read_worker(self, n: int) -> None:
-        child = self._children.get(n)
-        if child is None:
-            return
-        try:
-            data = child.sock.recv(READ_BYTES)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
-        if data == b"":
-            # Its end is closed, but only the pidfd says that it is dead.
-            self._selector_forget(child.sock.fileno())
-        elif data:
-            self._parse(n, data)
-        if self._outboxes.get(n):
-            self._flush(n)
-
-    def _parse(self, n: int, data: bytes) -> None:
-        try:
-            for frame in self._parsers[n].feed(data):
-                self._handle(events.Received(n, frame))  # type: ignore[arg-type]
-        except wire.WireError as e:
-            self._exit_causes[n] = f"was killed for what it sent: {e}"
-            self._children[n].kill(force=True)
-            self._selector_forget(self._children[n].sock.fileno())
-
-    def _send(self, n: int, frame: wire.Down) -> None:
-        if n not in self._outboxes:
-            return
-        outbox = self._outboxes[n]
-        outbox += wire.encode(frame)
-        if len(outbox) > OUTBOX_BYTES_MAX:
-            self._exit_causes[n] = f"was killed because it left {len(outbox):,} bytes unread"
-            self._children[n].kill(force=True)
-            return
-        self._unsent.add(n)
-
-    def _flush_all(self) -> None:
-        unsent, self._unsent = self._unsent, set()
-        for n in unsent:
-            if n in self._children:
-                self._flush(n)
-
-    def _flush(self, n: int) -> None:
-        child, outbox = self._children[n], self._outboxes[n]
-        try:
-            sent = child.sock.send(outbox)
-            del outbox[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            outbox.clear()  # it is dying: the pidfd will say so
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0)
-        with suppress(KeyError, ValueError):
-            key = self._selector.get_key(child.sock)
-            if key.events != events:
-                self._selector.modify(child.sock, events, key.data)
-
-    def _read_output(self, n: int) -> None:
-        child = self._children.get(n)
-        if child is None:
-            return
-        try:
-            data = os.read(child.output_fd, READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._selector_forget(child.output_fd)
-        self._show(n, data)
-
-    def _show(self, n: int, data: bytes) -> None:
-        stacks = self._stacks.get(n)
-        for run, text in self._output[n].feed(data):
-            if run is None and stacks is not None and stacks.take(text, time.monotonic()):
-                continue
-            if run is None and (worker := self._core.workers.get(n)):
-                run = worker.last_run
-            self._view.line(run, text)
-
-    def _bury(self, n: int) -> None:
-        """A worker is dead. First everything that it sent, then how it ended."""
-        child = self._children[n]
-        name, code, cpu_s, rss = child.reap()
-        with suppress(OSError):
-            while data := child.sock.recv(READ_BYTES):
-                self._parse(n, data)
-        with suppress(OSError):
-            while data := os.read(child.output_fd, READ_BYTES):
-                self._show(n, data)
-        for run, text in self._output[n].rest():
-            self._view.line(run, text)
-        for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
-            self._selector_forget(fd)
-        child.close()
-        del self._children[n], self._parsers[n], self._outboxes[n], self._output[n]
-        cause, stacks = self._exit_causes.pop(n, None), self._stacks.pop(n, None)
-        self._handle(events.Exited(n, name, code, cpu_s, rss, cause, stacks.text if stacks else None))
+    def _show(self, n: int, run: int | None, text: str) -> None:
+        if run is None and (worker := self._core.workers.get(n)):
+            run = worker.last_run
+        self._view.line(run, text)
 
     # Ending
 
@@ -664,23 +468,6 @@ class Loop:
             self._stop_now_at = time.monotonic() + ORPHAN_GRACE_S
         self._signals = max(self._signals, max(told) - ord("0") if told else 2)
 
-    def _kill_all(self) -> None:
-        """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""
-        deadline = time.monotonic() + GOODBYE_S
-        for child in self._children.values():
-            with suppress(OSError):
-                child.sock.shutdown(socket.SHUT_WR)
-        for n, child in self._children.items():
-            while time.monotonic() < deadline and not select.select([child.pidfd], [], [], 0.01)[0]:
-                self._read_output(n)
-            child.kill(force=True)
-            with suppress(OSError):
-                while data := os.read(child.output_fd, READ_BYTES):
-                    self._show(n, data)
-        for child in self._children.values():
-            child.reap()
-            child.close()
-
     def _sign_off(self) -> None:
         self._lease.close()
         if self._away is not None:
@@ -691,7 +478,7 @@ class Loop:
     def _state(self) -> State:
         now = time.monotonic()
         return State(
-            workers=tuple(_worker_state(w, self._core.runs, now) for w in self._core.workers.values()),
+            workers=worker_states(self._core, now),
             finished=self._core.finished,
             failed=self._core.failed,
             crashes=self._core.crashes,
@@ -709,18 +496,6 @@ class Loop:
     def _selector_forget(self, fd: int) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(fd)
-
-
-def _worker_state(w: state.Worker, runs: dict[int, state.Run], now: float) -> WorkerState:
-    state: Literal["starting", "idle", "busy", "stopping"] = "busy" if w.runs else "idle"
-    if w.killing is not None:
-        state = "stopping"
-    elif not w.ready:
-        state = "starting"
-    cpu = w.on_cpu
-    if cpu is None or (run := runs.get(cpu.run)) is None:
-        return WorkerState(w.id, w.pid, state, len(w.runs))
-    return WorkerState(w.id, w.pid, state, len(w.runs), cpu.run, run.function.name, cpu.step, now - cpu.since)
 
 
 class _closing:

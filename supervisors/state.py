@@ -12,7 +12,7 @@ from supervisors.events import Kind
 
 POLL_MIN_S = 0.005
 
-Limit = Literal["time", "memory"]
+Limit = Literal["time", "memory", "run"]  # of a step, of its process, of the whole run
 
 
 class Function(Struct, frozen=True):
@@ -24,6 +24,7 @@ class Function(Struct, frozen=True):
     queue: str
     queue_id: int
     workflow_id: int | None
+    timeout_s: float | None = None  # of a whole run, or of one delivery of a message
 
 
 class Settings(Struct, frozen=True):
@@ -48,6 +49,7 @@ class Run(Struct, eq=False):
     worker: int | None = None
     started: bool = False
     cancelling: bool = False
+    deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
     refused: bool = False  # the database refused what it wrote: its last write says so
 
@@ -72,6 +74,7 @@ class OnCpu(Struct, frozen=True):
     position: int
     since: float
     deadline: float | None
+    limit: Limit  # which it would be over then
     retry_count: int
     retry_in_s: float | None
     memory_bytes: int | None = None
@@ -88,7 +91,7 @@ class Worker(Struct, eq=False):
     last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
     exclusive: bool = False  # carries one isolated run and nothing beside it
     reserved: bool = False  # being emptied for one
-    over_limit: tuple[OnCpu, Limit] | None = None  # what we are killing it for
+    over_limit: OnCpu | None = None  # what we are killing it for
     given: int = 0  # runs, those that it gave back apart
     retiring: bool = False  # it ends when it has nothing left
     killing: str | None = None  # why we are killing it

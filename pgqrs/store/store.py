@@ -499,24 +499,24 @@ def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
     messages = []
     for message_id, claim_no, read_ct, payload, _ in rows:
         claim = Claim(message_id, wanted.consumer_id, claim_no)
-        status, attempt, crash_count, steps = history.get(message_id, (None, 0, 0, ()))
+        status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
         messages.append(
-            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps))
+            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
         )
     return Taken(wanted, messages, watermark)
 
 
-def _history(
-    tx: Transaction, ids: Sequence[Row]
-) -> dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]]:
-    found: dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]] = {}
-    for message_id, status, attempt, crashes, name, position, step_status, output, error, retries in tx.run(
-        "history", ids
-    ):
-        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, []))
+_Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
+
+
+def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, _Begun]:
+    found: dict[int, _Begun] = {}
+    for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids):
+        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
+        name, position, step_status, output, error, retries = step
         if name is not None:
-            at = position if position is not None else len(run[3])  # 0.15 numbers no steps
-            run[3].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
+            at = position if position is not None else len(run[4])  # 0.15 numbers no steps
+            run[4].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
     return found
 
 
