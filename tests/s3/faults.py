@@ -149,9 +149,7 @@ class Proxy:
         upstream = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=30)
         try:
             # The Host header goes along as it is: the signature covers it.
-            upstream.putrequest(
-                request.command, request.path, skip_host=True, skip_accept_encoding=True
-            )
+            upstream.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():
                 upstream.putheader(name, value)
             upstream.endheaders(body)
