@@ -141,7 +141,7 @@ class Loop:
             burst=self._options.burst,
             max_runs_per_worker=self._options.max_runs_per_worker,
             max_rss_bytes=self._options.max_rss_bytes,
-            **({"commit_hide_s": S3_COMMIT_HIDE_S} if self._config.backend == "s3" else {}),
+            commit_hide_s=S3_COMMIT_HIDE_S if self._config.backend == "s3" else state.COMMIT_HIDE_S,
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:

@@ -27,6 +27,9 @@ class Function(Struct, frozen=True):
     timeout_s: float | None = None  # of a whole run, or of one delivery of a message
 
 
+COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+
+
 class Settings(Struct, frozen=True):
     workers: int
     lanes: int | None = None  # of each worker; None follows the measured step time

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from typing import Protocol
 
 import psycopg
@@ -72,11 +71,11 @@ class Followed(DataVersion):
 
         database = self._database
         assert isinstance(database, S3Database)
-        seen, next_look = database.last_hint(), 0.0
+        seen, waited_s = database.last_hint(), 0.0
         while not self._stop.wait(S3_HINT_LOOK_S):
-            now, hint = time.monotonic(), database.last_hint()
-            if hint != seen or now >= next_look:
-                seen, next_look = hint, now + S3_LOOK_S
+            hint, waited_s = database.last_hint(), waited_s + S3_HINT_LOOK_S
+            if hint != seen or waited_s >= S3_LOOK_S:
+                seen, waited_s = hint, 0.0
                 with contextlib.suppress(errors.PgqrsError):  # who writes will hear of it
                     database.follow()
 

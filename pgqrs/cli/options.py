@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pgqrs import durations, errors
-from pgqrs.config import Config, database_file, sqlite_path
+from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
 from pgqrs.names import NAME_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Database:
         config = Config.load(dsn=self._dsn, schema=self._schema)
         if not _is_text(config.dsn):
             raise errors.ConfigError("the DSN is not UTF-8")
+        if config.backend == "s3" and config.s3_mode is DurabilityMode.Local:
+            raise errors.ConfigError(
+                "in s3_mode local, writes stay on this machine until sync(), which only a program can call; use durable"
+            )
         return config
 
     @contextmanager

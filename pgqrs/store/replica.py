@@ -103,12 +103,18 @@ class Replica:
                 "written the object since. To keep theirs, remove that folder; to keep yours, remove the object and sync()"
             )
         leases = _leases(writer)
-        with _opened(self.object.dsn, found.body) as image:
+        fetched = self.folder / "fetched.db"
+        fetched.write_bytes(_without_wal(self.object.dsn, found.body))
+        image = open_file(str(fetched), 0.0)
+        try:
             [(wanted,)] = writer.execute("pragma page_size")
             if image.execute("pragma page_size").fetchone()[0] != wanted:
                 image.execute(f"pragma page_size = {wanted}")
                 image.execute("vacuum")
             image.backup(writer)
+        finally:
+            image.close()
+            fetched.unlink()
         _keep(writer, leases)
         self.settled(found.version)
 
@@ -237,27 +243,16 @@ def _image(connection: sqlite3.Connection) -> bytes:
     """The database as a file, the connection's own open transaction included: SQLite copies the pages as that connection sees
     them. Marked as one without a WAL, so that whoever fetches it needs no second file."""
     image = bytearray(connection.serialize())
-    if image:
-        image[18] = image[19] = 1
+    image[18:20] = b"\1\1"
     return bytes(image)
 
 
-class _opened:
-    """An object's bytes as a database in memory."""
-
-    def __init__(self, dsn: str, body: bytes) -> None:
-        if not body.startswith(HEADER):
-            raise errors.DatabaseError(f"{dsn} is no SQLite database: name another key, or remove the object")
-        image = bytearray(body)
-        image[18] = image[19] = 1
-        self._connection = sqlite3.connect(":memory:", isolation_level=None)
-        self._connection.deserialize(bytes(image))
-
-    def __enter__(self) -> sqlite3.Connection:
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
+def _without_wal(dsn: str, body: bytes) -> bytes:
+    if not body.startswith(HEADER):
+        raise errors.DatabaseError(f"{dsn} is no SQLite database: name another key, or remove the object")
+    image = bytearray(body)
+    image[18:20] = b"\1\1"
+    return bytes(image)
 
 
 def _leases(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:

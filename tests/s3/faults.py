@@ -173,7 +173,7 @@ class Proxy:
         sent: bytes | None = None,
     ) -> None:
         request.send_response_only(status)
-        length = dict((n.lower(), v) for n, v in headers).get("content-length", str(len(body)))
+        length = {n.lower(): v for n, v in headers}.get("content-length", str(len(body)))
         for name, value in headers:
             if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
                 request.send_header(name, value)
