@@ -175,4 +175,4 @@ def test_the_last_store_of_a_process_leaves_the_folder(opened, tmp_path):
     assert len(replica._open) >= 1
     assert b.install() == 3
     b.close()
-    assert str(cache) not in repr([k for k in replica._open])
+    assert str(cache) not in repr(list(replica._open))
