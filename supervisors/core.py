@@ -73,6 +73,7 @@ class Core:
         self._deadline: float | None = None  # of draining
         self._saving = 0
         self._timer: float | None = None
+        self._claim_from = 0.0
         self._until = -math.inf  # of our lease
         self._out: list[Command] = []
 
@@ -81,8 +82,10 @@ class Core:
         self.take(event, now)
         return self.settle(now)
 
-    def settle(self, now: float) -> list[Command]:
-        """What follows from all that was taken since: orders given, and then what is wanted against what is."""
+    def settle(self, now: float, claim_from: float = 0.0) -> list[Command]:
+        """What follows from all that was taken since: orders given, and then what is wanted against what is. Nothing is claimed
+        before `claim_from`: where a turn waits for company, its claim is to be what there is room for by then."""
+        self._claim_from = claim_from
         self._reconcile(now)
         self._timer = self._next_timer()
         out, self._out = self._out, []
@@ -137,7 +140,7 @@ class Core:
         times = [self._deadline] if self._deadline is not None else []
         times += self.limits.next_timers()
         if not self.level and (due := self.scheduling.next_claim()) is not None:
-            times.append(due)
+            times.append(max(due, self._claim_from))
         return min(times, default=None)
 
     # What workers say
@@ -192,6 +195,7 @@ class Core:
                         Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1))
                     )
             return
+        began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
         match frame:
             case wire.Checkpoint():
@@ -223,6 +227,8 @@ class Core:
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
                 self.finished += 1
+                if run.function.workflow_id is None and began is not None:
+                    self._measured(run, now - began)  # a plain handler is one step
                 settle_ok = (
                     Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
                 )
@@ -507,7 +513,8 @@ class Core:
         self._staff(now)
         self.scheduling.dispatch(now)
         self.scheduling.balance(now)
-        self.scheduling.claim(now)
+        if now >= self._claim_from:
+            self.scheduling.claim(now)
         if self.settings.burst and not self.runs and not self._saving and self._all_empty():
             self._finish(Exit(0, "nothing left to do"))
 

@@ -4,6 +4,7 @@ Every turn reads what is ready, lets the core say what follows, and hands one tr
 arrives meanwhile is the next one. Nothing here waits for anything but the selector.
 """
 
+import math
 import os
 import selectors
 import signal
@@ -41,6 +42,8 @@ from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
 COMMIT_EVERY_S = 0.04  # what nobody waits for may wait this long for company: half of what lanes have at hand
+S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
+S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
 TURN_WRITES_MAX = 1000
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
@@ -56,6 +59,8 @@ class Loop:
         # A database that is away is asked again and again here, so one attempt need not be patient.
         self._config = Config.from_dict(config.to_dict() | {"connection_timeout_seconds": ATTEMPT_S})
         self._options = options
+        self._last_turn_at = 0.0
+        self._gather_s = S3_GATHER_S if config.backend == "s3" else 0.0
         self._view = view
         self._selector = selectors.DefaultSelector()
         self._pipes = Pipes(self._selector, self._handle, self._show)
@@ -143,6 +148,7 @@ class Loop:
             burst=self._options.burst,
             max_runs_per_worker=self._options.max_runs_per_worker,
             max_rss_bytes=self._options.max_rss_bytes,
+            commit_hide_s=S3_COMMIT_HIDE_S if self._config.backend == "s3" else state.COMMIT_HIDE_S,
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:
@@ -251,14 +257,15 @@ class Loop:
         if self._watch.interval_s is not None:
             times.append(self._next_look)
         if self._oldest is not None and not self._turns.busy:
-            times.append(self._oldest + COMMIT_EVERY_S)
+            every = self._oldest + COMMIT_EVERY_S
+            times.append(self._gathered_at() if self._hurry or self._wants else every)
         return max(0.0, min(times) - now)
 
     def _handle(self, event: events.Event) -> None:
         self._core.take(event, time.monotonic())
 
     def _settle(self) -> None:
-        for command in self._core.settle(time.monotonic()):
+        for command in self._core.settle(time.monotonic(), self._claim_from()):
             self._do(command)
 
     def _do(self, command: events.Command) -> None:
@@ -330,6 +337,8 @@ class Loop:
     def _commit(self, now: float) -> None:
         if self._turns.busy or not (self._writes or self._wants):
             return
+        if self._oldest is not None and now < self._gathered_at():
+            return
         due = (
             self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
         )
@@ -348,12 +357,23 @@ class Loop:
             self._in_flight = len(writes)
             self._turns.submit(Job(writes, wanted))
 
+    def _gathered_at(self) -> float:
+        """When the next turn has waited long enough for company: what the last one has claimed should be part of it."""
+        return max(self._oldest or 0.0, self._last_turn_at) + self._gather_s
+
+    def _claim_from(self) -> float:
+        """When there may be a claim in the next turn, which is to be the same as its writes'."""
+        if not self._gather_s:
+            return 0.0
+        return math.inf if self._turns.busy else self._gathered_at()
+
     def _read_database(self) -> None:
         while not self._turns.news.empty():
             news = self._turns.news.get()
             match news:
                 case Done():
                     self._turns.busy = False
+                    self._last_turn_at = time.monotonic()
                     self._in_flight = 0
                     self._took_place(news)
                 case Away():

@@ -11,7 +11,6 @@ from supervisors.state import Function, Queue, Run, Settings, Worker
 CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
 LANES_MIN, LANES_MAX = 2, 256
 LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
-COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
@@ -194,7 +193,7 @@ class Scheduling:
         if function.is_async:
             return ASYNC_LANES
         step_s = self._queues[function.queue_id].step_s
-        return max(LANES_MIN, min(LANES_MAX, round(COMMIT_HIDE_S / max(step_s, 1e-6))))
+        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
 
 
 def _open(w: Worker) -> bool:

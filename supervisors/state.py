@@ -27,6 +27,9 @@ class Function(Struct, frozen=True):
     timeout_s: float | None = None  # of a whole run, or of one delivery of a message
 
 
+COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+
+
 class Settings(Struct, frozen=True):
     workers: int
     lanes: int | None = None  # of each worker; None follows the measured step time
@@ -37,6 +40,9 @@ class Settings(Struct, frozen=True):
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
+    commit_hide_s: float = (
+        0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+    )
 
 
 class Run(Struct, eq=False):

@@ -176,10 +176,7 @@ class MessageStore:
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
         """False when the lease had run out: everything held under it may be another's."""
         with self.database.transaction() as tx:
-            renewed = bool(tx.run("renew_lease", id=supervisor_id, lease_s=lease_s))
-            if renewed:
-                tx.run("beat_consumers", id=supervisor_id)
-            return renewed
+            return renew(tx, supervisor_id, lease_s)
 
     def neighbours(self, identity: Identity) -> list[tuple[int, int, int]]:
         """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace."""
@@ -382,6 +379,14 @@ def enqueue(
         "enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s, producer_id=producer_id
     )
     return sorted(int(r[0]) for r in rows)
+
+
+def renew(tx: Transaction, supervisor_id: int, lease_s: float) -> bool:
+    """In the caller's transaction."""
+    renewed = bool(tx.run("renew_lease", id=supervisor_id, lease_s=lease_s))
+    if renewed:
+        tx.run("beat_consumers", id=supervisor_id)
+    return renewed
 
 
 def _ensure_queue(tx: Transaction, name: str) -> int:
