@@ -87,9 +87,8 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_file(turso_dsn):
                 call()
             except Exception as e:
                 kept.append(e)
-        with pytest.raises(pgqrs.PgqrsError):
-            with store.messages.database.transaction() as tx:
-                tx.script("select * from no_such_table")
+        with pytest.raises(pgqrs.PgqrsError), store.messages.database.transaction() as tx:
+            tx.script("select * from no_such_table")
     assert elsewhere(turso_dsn).returncode == 0
 
 
@@ -122,9 +121,9 @@ def test_workers_of_a_block_need_a_file_that_two_can_have(turso_dsn):
     with (
         pgqrs.connect(turso_dsn) as store,
         pytest.raises(pgqrs.ValidationError, match="belongs to one process"),
+        store.workers(double),
     ):
-        with store.workers(double):
-            pass
+        pass
 
 
 def test_threads_wait_for_each_other_and_not_for_ever(turso_dsn):
