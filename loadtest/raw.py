@@ -28,7 +28,8 @@ def claim_and_archive(dsn: str, consumer: int) -> float:
 CLAIM = """
 with due as (
     select id as due_id from pgqrs_messages
-    where archived_at is null and consumer_worker_id is null and vt <= now() and (vt, id) > (%s::timestamptz, %s)
+    where queue_id = (select min(id) from pgqrs_queues) and archived_at is null and consumer_worker_id is null and vt <= now()
+      and (vt, id) > (%s::timestamptz, %s)
     order by vt, id limit %s for no key update skip locked
 )
 update pgqrs_messages c set consumer_worker_id = %s, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = now()
@@ -83,7 +84,8 @@ def sqlite_claim_and_archive(path: str, consumer: int) -> float:
         file.execute("begin immediate")
         ids = file.execute(
             "update pgqrs_messages set consumer_worker_id = ?, claim_no = claim_no + 1, read_ct = read_ct + 1, "
-            "dequeued_at = strftime('%Y-%m-%d %H:%M:%f') where id in (select id from pgqrs_messages where archived_at is null "
+            "dequeued_at = strftime('%Y-%m-%d %H:%M:%f') where id in (select id from pgqrs_messages "
+            "where queue_id = (select min(id) from pgqrs_queues) and archived_at is null "
             "and consumer_worker_id is null order by vt, id limit ?) returning id",
             (consumer, BATCH),
         ).fetchall()

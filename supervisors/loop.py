@@ -237,7 +237,7 @@ class Loop:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
-            if stopping > 2 and (self._away is not None or not self._joined):
+            if self._core.level > 2 and (self._away is not None or not self._joined):
                 self._exit = events.Exit(
                     3, "stopped while the database was away; what ran is given back by its lease"
                 )
