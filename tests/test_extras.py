@@ -25,16 +25,6 @@ def test_neither_is_imported_before_it_is_needed():
     assert told.stdout == "[]\n", told.stderr
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("dsn,extra", [("turso://x.db", "pgqrs[turso]"), ("s3://bucket/key", "pgqrs[s3]")])
-def test_a_dsn_that_takes_an_extra_says_which(dsn, extra):
-    told = python(WITHOUT + f"import pgqrs; pgqrs.connect({dsn!r}).open()")
-    assert f"ConfigError: an {dsn[:5]}" in told.stderr or f"ConfigError: a {dsn[:5]}" in told.stderr
-    assert f"pip install '{extra}'" in told.stderr
-    told = python(
-        WITHOUT + f"from pgqrs.cli import main; sys.argv = ['pgqrs', 'install', '--dsn', {dsn!r}]; main()"
-    )
-=======
 @pytest.mark.parametrize(
     "address,extra", [("turso://x.db", "pgqrs[turso]"), ("s3://bucket/key", "pgqrs[s3]")]
 )
@@ -42,8 +32,9 @@ def test_a_dsn_that_takes_an_extra_says_which(address, extra):
     told = python(WITHOUT + f"import pgqrs; pgqrs.connect({address!r}).open()")
     assert f"ConfigError: an {address[:5]}" in told.stderr or f"ConfigError: a {address[:5]}" in told.stderr
     assert f"pip install '{extra}'" in told.stderr
-    told = python(WITHOUT + f"from pgqrs.cli import main; sys.argv = ['pgqrs', 'install', '--dsn', {address!r}]; main()")
->>>>>>> backends
+    told = python(
+        WITHOUT + f"from pgqrs.cli import main; sys.argv = ['pgqrs', 'install', '--dsn', {address!r}]; main()"
+    )
     assert (told.returncode, told.stdout) == (2, "")
     assert extra in told.stderr
     assert "Traceback" not in told.stderr
