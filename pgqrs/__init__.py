@@ -48,6 +48,7 @@ from pgqrs.definitions import handler
 from pgqrs.errors import (
     ClaimLostError,
     ConfigError,
+    ConflictError,
     InternalError,
     MessageNotFoundError,
     PausedError,
@@ -92,7 +93,7 @@ from pgqrs.records import (
     WorkflowRecord,
 )
 from pgqrs.retry import BackoffStrategy, StepRetryPolicy
-from pgqrs.s3 import as_s3
+from pgqrs.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
 from pgqrs.shorthand import (
     admin,
     archive,
@@ -114,10 +115,12 @@ __version__ = "1.0.0.dev0"
 __all__ = [
     "Admin",
     "BackoffStrategy",
+    "BlockingS3StoreHandle",
     "BlockingStore",
     "ClaimLostError",
     "Config",
     "ConfigError",
+    "ConflictError",
     "Consumer",
     "ConsumerIterator",
     "Context",
@@ -149,6 +152,7 @@ __all__ = [
     "RunHandle",
     "RunNotFoundError",
     "RunRecord",
+    "S3StoreHandle",
     "SchemaError",
     "SerializationError",
     "StateTransitionError",

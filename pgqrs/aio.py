@@ -357,7 +357,7 @@ class Store(Twin[client.Store]):
     def __init__(self, core: client.Store) -> None:
         config = core.config
         # On SQLite there is one connection, and so one call at a time.
-        count = 1 if config.backend == "sqlite" else config.max_connections
+        count = 1 if config.embedded else config.max_connections
         super().__init__(core, Threads(count, config.connection_timeout_seconds))
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from pgqrs import codec, durations, errors, names, table_handles
 from pgqrs.config import Config, redact
@@ -16,6 +16,7 @@ from pgqrs.producer import Producer
 from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
 from pgqrs.states import WorkflowStatus
 from pgqrs.store import MessageStore, administering, consuming, open_store
+from pgqrs.store.database import Kept
 from pgqrs.using import Using
 from pgqrs.waiting import Blocking
 
@@ -31,8 +32,9 @@ ENQUEUE_MAX = 10_000  # payloads in one statement; more are sent in several, in 
 class Store:
     """A database of queues and workflows. Thread-safe; not for use across a fork."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, insist: bool = False) -> None:
         self.config = config
+        self._insist = insist
         self._messages: MessageStore | None = None
         self._verified = False
         self._queues: dict[str, int] = {}
@@ -46,7 +48,7 @@ class Store:
     def open(self) -> Self:
         self._closed = False
         if self._messages is None:
-            self._messages = open_store(self.config)
+            self._messages = open_store(self.config, insist=self._insist)
         return self
 
     def close(self) -> None:
@@ -236,6 +238,16 @@ class Store:
         """The operations below, the schema checked."""
         return self._ready()
 
+    def kept(self) -> Kept:
+        """The database of a store on S3, seen as the copy that it is."""
+        return cast(Kept, self._opened().database)
+
+    def forget(self) -> None:
+        """What it knows of queues and workflows: the database is another than before."""
+        self._verified = False
+        self._queues.clear()
+        self._workflows.clear()
+
     def undo(self, sent: int | Sequence[int]) -> None:
         """As if it had never been sent, where nobody has had it yet."""
         consuming.withdraw(self._ready().database, [sent] if isinstance(sent, int) else sent)
@@ -258,7 +270,7 @@ class Store:
         """The store, its schema checked once. On SQLite a missing schema is installed."""
         messages = self._opened()
         if not self._verified:
-            if self.config.backend == "sqlite":
+            if self.config.embedded:
                 messages.install()
             messages.verify()
             self._verified = True

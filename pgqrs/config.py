@@ -19,7 +19,11 @@ DSN_VARIABLE = "PGQRS_DSN"
 DSN_DEFAULT = "sqlite://pgqrs.db"
 FILE_VARIABLE = "PGQRS_CONFIG_FILE"
 FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
-SCHEMES = "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:)"
+SCHEMES = (
+    "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), turso:// (as sqlite://), "
+    "s3://bucket/key"
+)
+TURSO_SHARED = "experimental=multiprocess_wal"
 MASK = "***"
 LOCK_TIME_SECONDS = 5  # the default of 0.15's setting, which its dequeue() never looked at
 DEQUEUE_LOCK_SECONDS = 30  # what it took instead, and what ours takes unless the setting is made
@@ -171,6 +175,12 @@ class Config:
     def backend(self) -> Backend:
         """Which database the DSN names. Raises ConfigError for an unknown scheme."""
         return backend_of(self.dsn)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is SQLite's in some form, in this process, and not a server: its schema then comes with the first
+        write. Raises ConfigError for an unknown scheme."""
+        return self.backend != "postgres"
 
     @property
     def schema(self) -> str:
@@ -365,6 +375,35 @@ def sqlite_path(dsn: str) -> str:
             f"{redact(dsn)!r} asks SQLite for {query!r}; only ?mode=rwc, ?mode=rw and ?mode=memory are known"
         )
     return path
+
+
+def turso_file(dsn: str) -> tuple[str, bool]:
+    """The file that a turso DSN names, and whether several processes may open it (the driver's experiment). Raises
+    ConfigError."""
+    path, _, query = dsn.partition("://")[2].partition("?")
+    if backend_of(dsn) != "turso" or not path or "\0" in path or path == ":memory:":
+        raise ConfigError(
+            f"{redact(dsn)!r} names no Turso file; use turso:///absolute or turso://relative (in memory: sqlite::memory:)"
+        )
+    if query not in ("", TURSO_SHARED):
+        raise ConfigError(f"{redact(dsn)!r} asks Turso for {query!r}; only ?{TURSO_SHARED} is known")
+    return path, query == TURSO_SHARED
+
+
+def s3_object(dsn: str) -> tuple[str, str]:
+    """The bucket and the key that an s3 DSN names. Raises ConfigError."""
+    bucket, _, key = dsn.partition("://")[2].partition("/")
+    if backend_of(dsn) != "s3" or not bucket or not key or key.endswith("/") or set("\0?#@") & set(dsn):
+        raise ConfigError(f"{redact(dsn)!r} names no object of S3; use s3://bucket/key")
+    return bucket, key
+
+
+def database_file(dsn: str) -> str | None:
+    """The file on this machine that a DSN names; None for memory, a server and S3."""
+    if backend_of(dsn) == "turso":
+        return turso_file(dsn)[0]
+    path = sqlite_path(dsn) if backend_of(dsn) == "sqlite" else ":memory:"
+    return None if path == ":memory:" else path
 
 
 def conninfo(dsn: str) -> str:

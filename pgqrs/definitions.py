@@ -24,29 +24,41 @@ NAME_CHARS_MAX = 200  # the database holds 255, and a repeated step adds its num
 @overload
 def workflow(function: F, /) -> F: ...
 @overload
-def workflow(*, name: str | None = None, queue: str | None = None) -> Callable[[F], F]: ...
-def workflow(function: Any = None, /, *, name: str | None = None, queue: str | None = None) -> Any:
+def workflow(
+    *, name: str | None = None, queue: str | None = None, timeout: Duration | None = None
+) -> Callable[[F], F]: ...
+def workflow(
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    timeout: Duration | None = None,
+) -> Any:
     """Makes a function a workflow: `store.trigger(function, …)` starts a run of it, a supervisor executes it.
 
     The function stays what it was; called directly it just runs. `name` is by default its `__name__`, and its `queue`
-    is by default its name. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
+    is by default its name. `timeout` (seconds, timedelta or text such as "2h") is the time of the whole run from its first start,
+    pauses, retries and restarts included: over it the run is ERROR with a TimeoutError that it cannot catch, and a plain one
+    that is running is killed with its worker. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
     annotation that JSON cannot carry).
     """
 
     def decorate(f: F) -> F:
-        f.__pgqrs__ = _definition("workflow", f, name, queue)  # type: ignore[attr-defined]
+        f.__pgqrs__ = _definition("workflow", f, name, queue, timeout)  # type: ignore[attr-defined]
         return f
 
     return decorate if function is None else decorate(function)
 
 
-def handler(*, queue: str, name: str | None = None) -> Callable[[F], F]:
+def handler(*, queue: str, name: str | None = None, timeout: Duration | None = None) -> Callable[[F], F]:
     """Makes a function the handler of a queue's plain messages: it is called with each payload, converted by its
     annotation. When it returns the message is archived; when it raises, the message is delivered again after a back-off,
-    up to the supervisor's `max_read_ct`, and is then dead."""
+    up to the supervisor's `max_read_ct`, and is then dead. So it is when one delivery takes longer than `timeout` (seconds, timedelta
+    or text): a plain handler is then killed with its worker, an `async` one cancelled."""
 
     def decorate(f: F) -> F:
-        f.__pgqrs__ = _definition("handler", f, name, queue)  # type: ignore[attr-defined]
+        f.__pgqrs__ = _definition("handler", f, name, queue, timeout)  # type: ignore[attr-defined]
         if len(f.__pgqrs__.signature.parameters) != 1:  # type: ignore[attr-defined]
             raise errors.ValidationError(
                 f"handler {f.__name__!r} must take one argument, the message's payload"
@@ -152,7 +164,9 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
     return list(by_name.values())
 
 
-def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str | None) -> Definition:
+def _definition(
+    kind: Any, f: Callable[..., Any], name: str | None, queue: str | None, timeout: Duration | None
+) -> Definition:
     _refuse_generator(f, kind)
     name = _checked_name(kind, name or getattr(f, "__name__", ""))
     return Definition(
@@ -162,6 +176,7 @@ def _definition(kind: Any, f: Callable[..., Any], name: str | None, queue: str |
         function=f,
         signature=_signature(f, kind),
         is_async=inspect.iscoroutinefunction(f),
+        timeout_s=None if timeout is None else durations.seconds(timeout),
     )
 
 

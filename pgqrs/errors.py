@@ -35,6 +35,11 @@ class SchemaError(PgqrsConnectionError):
     """The database's tables are missing, incomplete, or newer than this code. In 0.15 it was a PgqrsConnectionError, and is one."""
 
 
+class ConflictError(PgqrsConnectionError):
+    """Somebody else has written the S3 object meanwhile. Nothing was written, so what was called can be called again, and works on
+    what they wrote."""
+
+
 class DatabaseError(PgqrsError):
     """The database refused a statement or a value."""
 

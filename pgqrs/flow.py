@@ -58,6 +58,7 @@ class Definition(Struct, frozen=True):
     function: Callable[..., Any]
     signature: Signature
     is_async: bool
+    timeout_s: float | None = None  # of a whole run, or of one delivery
 
 
 class StepCall(Struct, frozen=True):
@@ -245,12 +246,17 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     if begun is not None:
         context.journal.wait(begun)  # type: ignore[union-attr]
     attempt = _Attempt(context, definition, call)
+    token = _step.set(call)
     try:
-        with _inside(call):
-            value = definition.function(*args, **kwargs)
+        value = definition.function(*args, **kwargs)
     except FAILURES as e:
+        _step.reset(token)
         step = attempt.failed(e)
+    except BaseException:
+        _step.reset(token)
+        raise
     else:
+        _step.reset(token)
         step = attempt.succeeded(value)
     context.journal.record(step)
     return _settled(definition, step.status, step.output, step.error)
@@ -385,7 +391,7 @@ class _Attempt:
             output,
             error,
             seconds=self._context.clocks.now_s() - self._began_s,
-            cpu_seconds=self._context.clocks.cpu_s() - self._began_cpu_s,
+            cpu_seconds=max(0.0, self._context.clocks.cpu_s() - self._began_cpu_s),
             retry_count=self._call.retry_count if retry_count is None else retry_count,
             retry_in_s=retry_in_s,
         )
@@ -419,8 +425,8 @@ def _inside(call: StepCall) -> Iterator[None]:
 class Refused(Exception):
     """A run that ends in ERROR; `error` is what is to be recorded, raw JSON."""
 
-    def __init__(self, error: BaseException) -> None:
-        told = errors.describe(error)
+    def __init__(self, error: BaseException, code: str | None = None) -> None:
+        told = errors.describe(error, code)
         super().__init__(told["message"])
         self.error = msgspec.json.encode(told)
 

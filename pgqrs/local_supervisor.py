@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pgqrs import errors, targets
-from pgqrs.config import Config
+from pgqrs.config import TURSO_SHARED, Config, DurabilityMode, turso_file
 
 # How a supervisor is to stop, as its parent tells it.
 DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"
@@ -37,6 +37,16 @@ def local_supervisor(
             "store.workers() needs a database that another process can open, not sqlite::memory:"
         )
     target = targets.of_functions(functions)
+    if config.backend == "turso" and not turso_file(config.dsn)[1]:
+        raise errors.ValidationError(
+            "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one process, here the one "
+            f"that has this store: use `pgqrs supervise`, a DSN with ?{TURSO_SHARED} (an experiment of the driver's), or sqlite://"
+        )
+    if config.backend == "s3" and config.s3_mode is DurabilityMode.Local:
+        raise errors.ValidationError(
+            "in s3_mode Local, this program's writes stay in its own copy, which the supervisor of store.workers() would not see; use "
+            "DurabilityMode.Durable"
+        )
     prepare()
     parent_read, parent_write = os.pipe()
     ready_read, ready_write = os.pipe()

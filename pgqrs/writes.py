@@ -30,7 +30,8 @@ class RecordedStep(Struct, frozen=True, array_like=True):
 
 
 class Claimed(Struct, frozen=True):
-    """A message that a claim took. `status` is its run's, None where no run was begun or the queue has no workflow."""
+    """A message that a claim took. `status` is its run's, None where no run was begun or the queue has no workflow. `age_s` is how
+    long ago, by the database's clock, the run was first started."""
 
     claim: Claim
     payload: bytes
@@ -39,6 +40,7 @@ class Claimed(Struct, frozen=True):
     attempt: int = 0
     crash_count: int = 0
     steps: tuple[RecordedStep, ...] = ()
+    age_s: float | None = None
 
 
 class Begin(Struct, frozen=True):
@@ -59,7 +61,7 @@ class Settle(Struct, frozen=True):
 class Crash(Struct, frozen=True):
     """A worker died (or was killed) with this run on the CPU."""
 
-    cause: str  # "signal", "exit", "timeout"
+    cause: str  # "signal", "exit", "oom", "timeout"
     text: str
     step: str | None
     position: int

@@ -10,7 +10,8 @@ from pgqrs import errors
 from pgqrs.cli.views import PlainView
 from pgqrs.config import Config
 from pgqrs.targets import Target
-from supervisors.loop import Loop, Options
+from supervisors.loop import Loop
+from supervisors.view import Options
 
 
 class Order(msgspec.Struct):

@@ -12,6 +12,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
+from supervisors.endings import over_time
 from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 
 
@@ -50,20 +51,25 @@ class AsyncLane(PipeJournal):
 
     async def _main(self) -> None:
         ids = (self.message_id, self.claim_no)
+        limit = asyncio.timeout(self.seconds_left)
         try:
             self.announce(None)
-            end: wire.Up = wire.Finished(
-                *ids, await Driven(flow.execute_async(self.definition, self.context, self.payload))
-            )
+            async with limit:
+                output = await Driven(flow.execute_async(self.definition, self.context, self.payload))
+            end: wire.Up = wire.Finished(*ids, output)
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
             end = wire.Idle() if self.left else wire.Returned((self.message_id,))
+        except TimeoutError:
+            pass  # the limit's: whatever the function raises is Refused
         finally:
             if self._worker.lanes.get(self.message_id) is self:
                 del self._worker.lanes[self.message_id]
             for task in self.tasks - {self.task}:
                 task.cancel()  # what the run left behind would go on beside its next attempt
+        if limit.expired() and not self.left:
+            end = wire.Failed(*ids, flow.Refused(TimeoutError(over_time(self.definition)), "TIMEOUT").error)
         self.outbox.add(end)
         self._worker.idle()
 

@@ -10,18 +10,16 @@ says of a run that is not there under that claim is of the past, and is dropped.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Crash, Outcome, Release, Settle, Step, Write
-from supervisors import wire
+from pgqrs.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
+from supervisors import endings, wire
 from supervisors.events import (
     ClaimLost,
     Command,
-    Dump,
     Event,
     Exit,
     Exited,
@@ -29,7 +27,6 @@ from supervisors.events import (
     Held,
     Hinted,
     Hurry,
-    Kill,
     Kind,
     Launch,
     Launched,
@@ -46,15 +43,11 @@ from supervisors.events import (
     Taken,
     Tick,
 )
+from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
 from supervisors.scheduling import Scheduling
-from supervisors.state import POLL_MIN_S, Function, Limit, OnCpu, Queue, Run, Settings, Worker
+from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 
-CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
-KILL_GRACE_S = 1.0
-DUMP_BEFORE_S = 0.1
-BOOT_DEADLINE_S = 60.0
-RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
 
 
 class Core:
@@ -75,10 +68,12 @@ class Core:
             self._kinds["async"] = 1
         self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._order)
         self.waiting = self.scheduling.waiting
+        self.limits = Limits(settings, self.workers, self.runs, self.scheduling, self._order, self._finish)
         self._next_worker = 1
-        self._boot_failures: deque[float] = deque()
         self._deadline: float | None = None  # of draining
         self._saving = 0
+        self._timer: float | None = None
+        self._claim_from = 0.0
         self._until = -math.inf  # of our lease
         self._out: list[Command] = []
 
@@ -87,9 +82,12 @@ class Core:
         self.take(event, now)
         return self.settle(now)
 
-    def settle(self, now: float) -> list[Command]:
-        """What follows from all that was taken since: orders given, and then what is wanted against what is."""
+    def settle(self, now: float, claim_from: float = 0.0) -> list[Command]:
+        """What follows from all that was taken since: orders given, and then what is wanted against what is. Nothing is claimed
+        before `claim_from`: where a turn waits for company, its claim is to be what there is room for by then."""
+        self._claim_from = claim_from
         self._reconcile(now)
+        self._timer = self._next_timer()
         out, self._out = self._out, []
         return out
 
@@ -122,7 +120,7 @@ class Core:
                         self._out.append(Note("taken from us, or ended by somebody else", "warning", run.id))
                         self._drop(run)
             case Measured():
-                self._weighed(event)
+                self.limits.weigh(event)
             case LeaseLost():
                 self._lease_lost(event.in_flight)
             case Registered():
@@ -134,24 +132,15 @@ class Core:
             case Tick():
                 pass
 
-    def next_timer(self, now: float) -> float | None:
-        """When `handle(Tick())` is wanted at the latest, in monotonic seconds."""
+    def next_timer(self) -> float | None:
+        """When `handle(Tick())` is wanted at the latest, in monotonic seconds, by what `settle` found."""
+        return self._timer
+
+    def _next_timer(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else []
-        for worker in self.workers.values():
-            if worker.kill_at is not None:
-                times.append(worker.kill_at)
-            if worker.on_cpu and worker.on_cpu.deadline is not None and worker.killing is None:
-                dumped = worker.dumped is worker.on_cpu
-                times.append(worker.on_cpu.deadline if dumped else _soft_limit(worker.on_cpu))
-            if not worker.ready:
-                times.append(worker.launched_at + BOOT_DEADLINE_S)
-        if not self.level and self.scheduling.demand():
-            # Of queues that have room: another, whose lanes are taken up, would be due at once and again and again.
-            times += [
-                q.next_claim_at
-                for q in self.queues.values()
-                if not q.wanting and q.consumer_id is not None and self.scheduling.room(q) > 0
-            ]
+        times += self.limits.next_timers()
+        if not self.level and (due := self.scheduling.next_claim()) is not None:
+            times.append(max(due, self._claim_from))
         return min(times, default=None)
 
     # What workers say
@@ -183,7 +172,7 @@ class Core:
                     self._of_run(worker, run, frame, now)
                 elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving:
                     # It began before it heard that this is not ours: no limit of time would end it any more.
-                    self._kill(worker, "it runs what is no longer ours", force=True)
+                    self.limits.kill(worker, "it runs what is no longer ours", force=True)
                 elif not isinstance(frame, wire.Started | wire.Checkpoint):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
 
@@ -196,18 +185,9 @@ class Core:
     ) -> None:
         if isinstance(frame, wire.Started):
             worker.last_run = run.id
-            worker.on_cpu = OnCpu(
-                run.id,
-                frame.step,
-                frame.position,
-                now,
-                None
-                if frame.timeout_s is None
-                else now + frame.timeout_s + (5.0 if worker.kind == "async" else 0.0),
-                frame.retry_count,
-                frame.retry_in_s,
-                frame.memory_bytes,
-            )
+            if run.deadline is None and run.function.timeout_s is not None:
+                run.deadline = now + run.function.timeout_s
+            worker.on_cpu = _on_cpu(worker, run, frame, now)
             if not run.started:
                 run.started = True
                 if run.function.workflow_id is not None:
@@ -215,11 +195,14 @@ class Core:
                         Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1))
                     )
             return
+        began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
         match frame:
             case wire.Checkpoint():
                 # The function's own code goes on from here, until another run starts or the worker says it is idle.
-                worker.on_cpu = OnCpu(run.id, None, frame.position + 1, now, None, 0, None)
+                worker.on_cpu = _on_cpu(
+                    worker, run, wire.Started(run.id, 0, position=frame.position + 1), now
+                )
                 run.crashes = 0  # it is committed before a crash is: the budget starts anew
                 self._measured(run, frame.seconds)
                 self._save(Write(run.claim, step=_step_of(frame, worker)), urgent=len(worker.runs) == 1)
@@ -233,44 +216,26 @@ class Core:
                         run.claim,
                         step=step,
                         settle=Settle(WorkflowStatus.Running),
-                        message=Release(frame.retry_in_s),
+                        message=Release(_within(run, frame.retry_in_s, now)),
                     ),
                 )
             case wire.Paused():
                 step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
                 settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
                 delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
-                self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=Release(delay)))
+                back = Release(_within(run, delay, now))
+                self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
                 self.finished += 1
+                if run.function.workflow_id is None and began is not None:
+                    self._measured(run, now - began)  # a plain handler is one step
                 settle_ok = (
                     Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
                 )
                 self._leave(worker, run, Write(run.claim, settle=settle_ok, message=Archive()))
             case wire.Failed():
-                self.failed += 1
-                self._leave(worker, run, self._failure(run, frame.error))
-
-    def _failure(self, run: Run, error: bytes) -> Write:
-        """A workflow that raised is over; a plain message is delivered again while it has deliveries left."""
-        reason = _reason(error)
-        if run.function.workflow_id is not None:
-            self._out.append(Note(f"failed: {reason}", "error", run.id))
-            return Write(run.claim, settle=Settle(WorkflowStatus.Error, error=error), message=Archive(reason))
-        tries = run.claimed.read_ct
-        if tries >= self.settings.read_ct_max:
-            self._out.append(Note(f"dead after {tries} deliveries: {reason}", "error", run.id))
-            return Write(run.claim, message=Archive(reason))
-        # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
-        delay = self.settings.handler_backoff.delay(tries, lambda: 0.5)
-        self._out.append(
-            Note(
-                f"delivery {tries} of {self.settings.read_ct_max} failed, again in {delay:g} s: {reason}",
-                "warning",
-                run.id,
-            )
-        )
-        return Write(run.claim, message=Release(delay, refund=False))
+                worker.leave(run.id)
+                self._end_as(run, endings.raised(run, frame.error, self.settings))
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """The run is off its worker, and this write ends our claim."""
@@ -285,6 +250,12 @@ class Core:
             queue = self.queues[run.function.queue_id]
             queue.after, queue.next_claim_at = None, 0.0
         self._save(write, urgent)
+
+    def _end_as(self, run: Run, ending: endings.Ending, urgent: bool = False) -> None:
+        self.failed += ending.failed
+        if ending.note:
+            self._out.append(ending.note)
+        self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
         """A worker returned it: cancelled, never started, or left at a boundary for a shutdown."""
@@ -338,24 +309,13 @@ class Core:
             )
             self._drop(run)
             return
-        self._out.append(Note(f"the database refused its values: {outcome.failure}", "error", run.id))
-        error = msgspec.json.encode(
-            {
-                "code": "NON_RETRYABLE",
-                "is_transient": False,
-                "type": "pgqrs.errors.DatabaseError",
-                "message": outcome.failure,
-            }
-        )
-        self.failed += 1
         if run.worker is not None and (worker := self.workers.get(run.worker)):
             self._stop_at(worker, run)
         if run.refused:
             self._drop(run)  # even that was refused: leave it to the lease
             return
         run.refused = True
-        settle = Settle(WorkflowStatus.Error, error=error) if run.function.workflow_id is not None else None
-        self._end(run, Write(run.claim, settle=settle, message=Archive(outcome.failure[:500])), urgent=True)
+        self._end_as(run, endings.refused(run, outcome.failure), urgent=True)
 
     def _drop(self, run: Run) -> None:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
@@ -366,7 +326,7 @@ class Core:
             if worker.on_cpu and worker.on_cpu.run == run.id:
                 if worker.leave(run.id):
                     worker.leaving.add(run.id)
-                self._kill(worker, "it runs what is no longer ours", force=True)
+                self.limits.kill(worker, "it runs what is no longer ours", force=True)
             else:
                 self._stop_at(worker, run)
 
@@ -398,10 +358,12 @@ class Core:
             if known is not None:
                 self._drop(known)  # we lost it and took it again
             self.runs[run.id] = run
-            self._admit(run)
+            self._admit(run, now)
 
-    def _admit(self, run: Run) -> None:
+    def _admit(self, run: Run, now: float) -> None:
         status = run.claimed.status
+        if run.function.timeout_s is not None and run.claimed.age_s is not None:
+            run.deadline = now + run.function.timeout_s - run.claimed.age_s
         if status is WorkflowStatus.Cancelling:
             self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()))
         elif status is not None and status.terminal:
@@ -436,7 +398,7 @@ class Core:
             worker.leaving |= worker.runs.keys()
             worker.runs.clear()
             worker.on_cpu = None
-            self._kill(worker, "the lease ran out", force=True)
+            self.limits.kill(worker, "the lease ran out", force=True)
 
     def _renewed(self, until: float) -> None:
         self._until = until
@@ -444,47 +406,28 @@ class Core:
             if worker.ready and worker.killing is None:
                 self._out.append(Send(worker.id, wire.Lease(until)))
 
-    # Memory, and workers that have served
-
-    def _weighed(self, event: Measured) -> None:
-        worker = self.workers.get(event.worker)
-        if worker is None or worker.killing is not None:
-            return
-        cpu, most = worker.on_cpu, self.settings.max_rss_bytes
-        if cpu and cpu.memory_bytes is not None and event.rss_bytes > cpu.memory_bytes:
-            worker.over_limit = cpu, "memory"
-            self._kill(worker, "memory limit", force=True)
-        elif most is not None and worker.given and event.rss_bytes > most:
-            # One that has had no run holds what every fresh one would: to replace it would go on for ever.
-            self._retire(worker, f"holds {event.rss_bytes:,} bytes")
-
-    def _retire(self, worker: Worker, why: str) -> None:
-        """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
-        if not worker.retiring:
-            worker.retiring = True
-            self._out.append(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
-            self.scheduling.revoke(worker)
-
     # Deaths
 
     def _exited(self, event: Exited, now: float) -> None:
         worker = self.workers.pop(event.worker)
-        how = _how(event)
-        blamed = worker.on_cpu if worker.killing is None else None
-        over = worker.over_limit
-        if over and worker.on_cpu and _where(over[0]) == _where(worker.on_cpu):
-            blamed = worker.on_cpu
+        how = endings.how(event)
+        over = exceeded(worker)
+        blamed = over or (worker.on_cpu if worker.killing is None else None)
         for run in worker.runs.values():
             if run.ending:
                 continue
             if blamed is None or blamed.run != run.id:
                 self._came_back_from_the_dead(run)
-            elif over:
-                self._over_limit(run, worker, event, blamed, over[1], now)
+            elif over is None:
+                self._end_as(run, endings.crashed(run, worker, event, blamed, self.settings), urgent=True)
+            elif over.limit == "run":
+                ending = endings.run_killed_at_limit(run, worker, event, blamed, now, self.settings)
+                self._end_as(run, ending, urgent=True)
             else:
-                self._crashed(run, worker, event, blamed, how)
+                ending = endings.step_over_limit(run, worker, event, over, now)
+                self._end_as(run, ending, urgent=True)
         if worker.killing is None and not worker.ready:
-            self._boot_failed(how, now)
+            self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
             note = f"worker {worker.id} (pid {worker.pid}) {how}"
@@ -495,6 +438,13 @@ class Core:
                     blamed.run if blamed else None,
                 )
             )
+
+    def _out_of_time(self, run: Run) -> None:
+        if run in self.waiting:
+            self.waiting.remove(run)
+        if run.worker is not None and (worker := self.workers.get(run.worker)):
+            self._stop_at(worker, run)
+        self._end_as(run, endings.run_over_limit(run, self.settings), urgent=True)
 
     def _came_back_from_the_dead(self, run: Run) -> None:
         """Not what killed the worker: back in the queue at its old place, uncharged, and claimed in the same turn."""
@@ -507,86 +457,6 @@ class Core:
             self.waiting.appendleft(run)
         else:
             self._end(run, Write(run.claim, message=Release()), urgent=True)
-
-    def _crashed(self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, how: str) -> None:
-        crash = Crash(
-            cause="signal" if event.signal else "exit",
-            text=f"worker (pid {worker.pid}) {how}" + (f" in step {blamed.step!r}" if blamed.step else ""),
-            step=blamed.step,
-            position=blamed.position,
-            crash_count=run.crashes + 1,
-            pid=worker.pid or 0,
-            signal=event.signal,
-            exit_code=event.exit_code,
-            cpu_seconds=event.cpu_seconds,
-            peak_rss_bytes=event.peak_rss_bytes,
-        )
-        if run.function.workflow_id is None:
-            spent = run.claimed.read_ct >= self.settings.read_ct_max
-            message = (
-                Archive(f"{crash.text}, delivery {run.claimed.read_ct}") if spent else Release(refund=False)
-            )
-            self._end(run, Write(run.claim, message=message), urgent=True)
-        elif crash.crash_count >= CRASHES_MAX:
-            self.failed += 1
-            reason = f"its worker died {crash.crash_count} times without a checkpoint between: {crash.text}"
-            error = {
-                "code": "CRASHED",
-                "is_transient": False,
-                "type": "pgqrs.errors.WorkerCrashed",
-                "message": reason,
-            }
-            self._out.append(Note(f"given up: {reason}", "error", run.id))
-            settle = Settle(WorkflowStatus.Error, error=msgspec.json.encode(error))
-            self._end(run, Write(run.claim, crash=crash, settle=settle, message=Archive(reason)), urgent=True)
-        else:
-            self._end(run, Write(run.claim, crash=crash, message=Release()), urgent=True)
-
-    def _over_limit(
-        self, run: Run, worker: Worker, event: Exited, blamed: OnCpu, limit: Limit, now: float
-    ) -> None:
-        """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
-        text = f"step {blamed.step!r} was killed at its {limit} limit"
-        if limit == "memory":
-            text += f" of {blamed.memory_bytes or 0:,} bytes"
-        error = {
-            "code": "TIMEOUT" if limit == "time" else "MEMORY",
-            "is_transient": blamed.retry_in_s is not None,
-            "type": "builtins.TimeoutError" if limit == "time" else "builtins.MemoryError",
-            "message": text,
-            "args": [text],
-        }
-        if event.stacks:
-            error["traceback"] = event.stacks
-        step = Step(
-            blamed.position,
-            blamed.step or "",
-            WorkflowStatus.Error,
-            error=msgspec.json.encode(error),
-            seconds=now - blamed.since,
-            cpu_seconds=event.cpu_seconds,
-            peak_rss_bytes=event.peak_rss_bytes,
-            pid=worker.pid,
-            retry_count=blamed.retry_count + (1 if blamed.retry_in_s is not None else 0),
-            retry_in_s=blamed.retry_in_s,
-        )
-        self._out.append(Note(text, "warning", run.id))
-        self._end(run, Write(run.claim, step=step, message=Release(blamed.retry_in_s)), urgent=True)
-
-    def _boot_failed(self, how: str, now: float) -> None:
-        self._out.append(Note(f"a worker {how} before it was ready", "error"))
-        self._boot_failures.append(now)
-        while self._boot_failures and now - self._boot_failures[0] > RESTARTS_WINDOW_S:
-            self._boot_failures.popleft()
-        if len(self._boot_failures) >= RESTARTS_MAX:
-            reason = f"{RESTARTS_MAX} workers died while starting within {RESTARTS_WINDOW_S:g} s; the last one {how}"
-            self._finish(Exit(1, reason))
-
-    def _kill(self, worker: Worker, why: str, force: bool) -> None:
-        if worker.killing is None or force:
-            worker.killing = worker.killing or why
-            worker.kill_at = None
-            self._out.append(Kill(worker.id, force))
 
     # Stopping
 
@@ -610,7 +480,7 @@ class Core:
             self._end_released(self.waiting.popleft())
         for worker in self.workers.values():
             if level > 2 or not worker.ready:
-                self._kill(worker, "stopping", force=True)
+                self.limits.kill(worker, "stopping", force=True)
             else:
                 self._out.append(Send(worker.id, wire.Drain(level > 1)))
 
@@ -630,7 +500,12 @@ class Core:
     def _reconcile(self, now: float) -> None:
         if self.exit:
             return
-        self._watch(now)
+        self.limits.watch(now)
+        for run in self.limits.overdue(now):
+            self._out_of_time(run)
+        if self._deadline is not None and now >= self._deadline:
+            self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
+            self._stop(3, now)
         if self.level:
             if not self.runs and not self._saving and not any(q.wanting for q in self.queues.values()):
                 self._finish(Exit(0, "drained"))
@@ -638,34 +513,10 @@ class Core:
         self._staff(now)
         self.scheduling.dispatch(now)
         self.scheduling.balance(now)
-        self.scheduling.claim(now)
+        if now >= self._claim_from:
+            self.scheduling.claim(now)
         if self.settings.burst and not self.runs and not self._saving and self._all_empty():
             self._finish(Exit(0, "nothing left to do"))
-
-    def _watch(self, now: float) -> None:
-        """Deadlines: of steps, of dying, of booting, of draining."""
-        for worker in self.workers.values():
-            cpu = worker.on_cpu
-            most = self.settings.max_runs_per_worker
-            served = worker.retiring or (most is not None and worker.given >= most)
-            if served and not worker.runs and worker.killing is None:
-                self._kill(worker, "it has served", force=False)
-                worker.kill_at = now + KILL_GRACE_S
-            if worker.kill_at is not None and now >= worker.kill_at:
-                self._kill(worker, "it did not stop", force=True)
-            elif worker.killing is None and cpu and cpu.deadline is not None and now >= cpu.deadline:
-                worker.over_limit = cpu, "time"
-                self._kill(worker, "time limit", force=False)
-                worker.kill_at = now + KILL_GRACE_S
-            elif worker.killing is None and cpu and worker.dumped is not cpu and now >= _soft_limit(cpu):
-                worker.dumped = cpu
-                self._out.append(Dump(worker.id))
-            elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
-                self._kill(worker, "it never became ready", force=True)
-                self._boot_failed("was not ready in time", now)
-        if self._deadline is not None and now >= self._deadline:
-            self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
-            self._stop(3, now)
 
     def _staff(self, now: float) -> None:
         for kind, wanted in self._kinds.items():
@@ -690,15 +541,28 @@ class Core:
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end
 
 
-def _soft_limit(cpu: OnCpu) -> float:
-    """When to ask where it is, if it has a time limit: there is time for the answer then, before it is killed."""
-    if cpu.deadline is None:
-        return math.inf
-    return cpu.deadline - min(DUMP_BEFORE_S, (cpu.deadline - cpu.since) / 2)
+def _on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
+    """Under the nearer of two limits: the step's and the run's."""
+    grace = ASYNC_GRACE_S if worker.kind == "async" else 0.0
+    of_step = math.inf if frame.timeout_s is None else now + frame.timeout_s
+    of_run = math.inf if run.deadline is None else run.deadline
+    deadline = min(of_step, of_run)
+    return OnCpu(
+        run.id,
+        frame.step,
+        frame.position,
+        now,
+        None if deadline == math.inf else deadline + grace,
+        "run" if of_run < of_step else "time",
+        frame.retry_count,
+        frame.retry_in_s,
+        frame.memory_bytes,
+    )
 
 
-def _where(cpu: OnCpu) -> tuple[int, int]:
-    return cpu.run, cpu.position
+def _within(run: Run, delay_s: float, now: float) -> float:
+    """A wait that outlasts the run's own time ends with that: then it is claimed, and over."""
+    return delay_s if run.deadline is None else max(0.0, min(delay_s, run.deadline - now + 0.01))
 
 
 def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
@@ -714,20 +578,3 @@ def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
         retry_count=frame.retry_count,
         retry_in_s=frame.retry_in_s if isinstance(frame, wire.StepFailed) else None,
     )
-
-
-def _reason(error: bytes) -> str:
-    """One line of an error that a worker described."""
-    told = msgspec.json.decode(error)
-    if not isinstance(told, dict):
-        return str(told)[:500]
-    kind = str(told.get("type", "")).rpartition(".")[2]
-    return f"{kind}: {told.get('message', '')}"[:500]
-
-
-def _how(event: Exited) -> str:
-    if event.failure:
-        return event.failure
-    if event.signal:
-        return f"was killed by {event.signal}"
-    return f"exited with code {event.exit_code}"

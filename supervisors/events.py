@@ -32,6 +32,7 @@ class Exited(Struct, frozen=True):
     exit_code: int | None
     cpu_seconds: float | None = None
     peak_rss_bytes: int | None = None
+    oom: bool = False
     failure: str | None = None  # why we ended it ourselves, or why it could not be started
     stacks: str | None = None  # where its threads were when a Dump asked for that
 

@@ -49,6 +49,7 @@ class Described(Struct, frozen=True, array_like=True):
     kind: Literal["workflow", "handler"]
     queue: str
     is_async: bool
+    timeout_s: float | None = None
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -370,7 +371,9 @@ def nursery_main(carrier: Any, target: targets.Target, supervisor: int, payload_
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    described = tuple(Described(d.name, d.kind, d.queue, d.is_async) for d in definitions.values())
+    described = tuple(
+        Described(d.name, d.kind, d.queue, d.is_async, d.timeout_s) for d in definitions.values()
+    )
     loaded = Loaded(described, makers.extra(), makers.blame(), CLOCKS.now_s() - began)
     _configure_logging()
     gc.collect()

@@ -4,8 +4,8 @@ Every turn reads what is ready, lets the core say what follows, and hands one tr
 arrives meanwhile is the next one. Nothing here waits for anything but the selector.
 """
 
+import math
 import os
-import select
 import selectors
 import signal
 import socket
@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -22,7 +22,7 @@ from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore, Wanted
 from pgqrs.writes import Claim, Write
-from supervisors import core, events, state, wire
+from supervisors import core, events, state
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
 from supervisors.identity import own_identity, resident_bytes, started
 from supervisors.launch import (
@@ -32,27 +32,24 @@ from supervisors.launch import (
     Loaded,
     LoadFailed,
     Restarted,
-    StartMethod,
     become_subreaper,
     make_launcher,
 )
-from supervisors.output import LineReader, Stacks
+from supervisors.pipes import Pipes
 from supervisors.serving import Health, listeners
+from supervisors.view import Options, Report, State, View, cores, worker_states
 from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
 COMMIT_EVERY_S = 0.04  # what nobody waits for may wait this long for company: half of what lanes have at hand
+S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
+S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
 TURN_WRITES_MAX = 1000
-OUTBOX_BYTES_MAX = 64 * 1024 * 1024  # unread by a worker: it is stuck, and its pipe with it
-READ_BYTES = 1024 * 1024
-LEASE_S = 15.0
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 JOIN_EVERY_S = 1.0  # while the database does not let us
 REFRESH_S = 0.25
-GOODBYE_S = 1.0
 SIGN_OFF_S = 5.0  # for the database to hear it
-STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -61,105 +58,22 @@ STOPPED_WHILE_AWAY = events.Exit(
 )
 
 
-class Options(Struct, frozen=True):
-    """What `pgqrs supervise` can be told. `workers` None: the cores that this process may use."""
-
-    workers: int | None = None
-    lanes: int | None = None
-    burst: bool = False
-    start_method: StartMethod | None = None
-    drain_timeout_s: float = 30.0
-    lease_s: float = LEASE_S
-    subreaper: bool = True
-    ready_fd: int | None = None  # a byte is written here once messages are being claimed
-    max_runs_per_worker: int | None = None
-    max_rss_bytes: int | None = None
-    http: tuple[str, int] | None = None  # where to answer /healthz and /readyz
-    parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
-
-
-class Report(Struct, frozen=True):
-    """What it will do, said at the start."""
-
-    target: str
-    start_method: StartMethod
-    workers: int
-    async_workers: int
-    functions: tuple[Described, ...]
-    threads: int
-    thread_makers: tuple[str, ...]
-    import_s: float
-    lease_s: float
-    payload_bytes_max: int
-    dsn: str
-    recovered: int
-
-
-class WorkerState(Struct, frozen=True):
-    id: int
-    pid: int | None
-    state: Literal["starting", "idle", "busy", "stopping"]
-    runs: int
-    run: int | None = None
-    function: str | None = None
-    step: str | None = None
-    seconds: float = 0.0
-
-
-class State(Struct, frozen=True):
-    """A look at everything, for a panel."""
-
-    workers: tuple[WorkerState, ...]
-    finished: int
-    failed: int
-    crashes: int
-    held: int
-    stopping: int
-    away: str | None
-    backlog: int | None  # waiting messages, counted up to a bound; only where the view wants it
-
-
-class View(Protocol):
-    """Who shows it. Called from the loop: must not block."""
-
-    wants_backlog: bool
-
-    def started(self, report: Report) -> None: ...
-
-    def line(self, run: int | None, text: str) -> None: ...
-
-    def note(self, note: events.Note) -> None: ...
-
-    def state(self, state: State) -> None: ...
-
-    def ended(self, code: int, reason: str, state: State) -> None: ...
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 class Loop:
     def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
         self._target = target
         # A database that is away is asked again and again here, so one attempt need not be patient.
         self._config = Config.from_dict(config.to_dict() | {"connection_timeout_seconds": ATTEMPT_S})
         self._options = options
+        self._last_turn_at = 0.0
+        self._gather_s = S3_GATHER_S if config.backend == "s3" else 0.0
         self._view = view
         self._selector = selectors.DefaultSelector()
-        self._children: dict[int, Child] = {}
-        self._parsers: dict[int, wire.Parser] = {}
-        self._outboxes: dict[int, bytearray] = {}
-        self._output: dict[int, LineReader] = {}
-        self._exit_causes: dict[int, str] = {}
-        self._stacks: dict[int, Stacks] = {}  # what workers that were asked say of their threads
+        self._pipes = Pipes(self._selector, self._handle, self._show)
         self._writes: deque[Write] = deque()
         self._oldest: float | None = None  # when the first of `_writes` came
         self._hurry = False
         self._wants: list[events.Want] = []
         self._exit: events.Exit | None = None
-        self._unsent: set[int] = set()  # workers whose outbox has something new
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
         self._importing = False
@@ -215,7 +129,7 @@ class Loop:
             stack.callback(
                 lambda: self._turns.close(5.0 if self._away is None else 0.1)
             )  # first: what a claim under way takes must be signed off too
-            stack.callback(self._kill_all)
+            stack.callback(self._pipes.close)
             self._report(loaded, functions)
             self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
@@ -239,6 +153,7 @@ class Loop:
             burst=self._options.burst,
             max_runs_per_worker=self._options.max_runs_per_worker,
             max_rss_bytes=self._options.max_rss_bytes,
+            commit_hide_s=S3_COMMIT_HIDE_S if self._config.backend == "s3" else state.COMMIT_HIDE_S,
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:
@@ -254,7 +169,9 @@ class Loop:
                 queue_id, workflow_id = workflow.queue_id, workflow.id
             else:
                 queue_id = self._store.ensure_queue(d.queue)
-            functions.append(state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id))
+            functions.append(
+                state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id, d.timeout_s)
+            )
         return functions
 
     def _join(self) -> "Joined":
@@ -325,10 +242,10 @@ class Loop:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
-            if stopping > 2 and (self._away is not None or not self._joined):
+            if self._core.level > 2 and (self._away is not None or not self._joined):
                 self._exit = STOPPED_WHILE_AWAY
                 break
-            self._flush_all()
+            self._pipes.flush()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
             self._read_database()
@@ -338,25 +255,26 @@ class Loop:
 
     def _timeout(self, now: float) -> float:
         times = [self._next_refresh, self._next_recover]
-        if (timer := self._core.next_timer(now)) is not None:
+        if (timer := self._core.next_timer()) is not None:
             times.append(timer)
         if self._watch.interval_s is not None:
             times.append(self._next_look)
         if self._oldest is not None and not self._turns.busy:
-            times.append(self._oldest + COMMIT_EVERY_S)
+            every = self._oldest + COMMIT_EVERY_S
+            times.append(self._gathered_at() if self._hurry or self._wants else every)
         return max(0.0, min(times) - now)
 
     def _handle(self, event: events.Event) -> None:
         self._core.take(event, time.monotonic())
 
     def _settle(self) -> None:
-        for command in self._core.settle(time.monotonic()):
+        for command in self._core.settle(time.monotonic(), self._claim_from()):
             self._do(command)
 
     def _do(self, command: events.Command) -> None:
         match command:
             case events.Send():
-                self._send(command.worker, command.frame)
+                self._pipes.send(command.worker, command.frame)
             case events.Save():
                 self._writes.append(command.write)
                 self._oldest = self._oldest or time.monotonic()
@@ -368,12 +286,9 @@ class Loop:
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
             case events.Dump():
-                if child := self._children.get(command.worker):
-                    self._stacks[command.worker] = Stacks(time.monotonic() + STACKS_WITHIN_S)
-                    child.dump()
+                self._pipes.dump(command.worker)
             case events.Kill():
-                if child := self._children.get(command.worker):
-                    child.kill(command.force)
+                self._pipes.kill(command.worker, command.force)
             case events.Note():
                 self._view.note(command)
             case events.Exit():
@@ -392,7 +307,7 @@ class Loop:
         elif self._lease.until != self._told_until:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
-        timer = self._core.next_timer(now)
+        timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
         if self._stop_now_at is not None and now >= self._stop_now_at:
@@ -404,7 +319,7 @@ class Loop:
             self._next_refresh = now + REFRESH_S
             self._weigh()
             if self._options.subreaper:
-                self._launcher.reap_strangers({child.pid for child in self._children.values()})
+                self._launcher.reap_strangers(self._pipes.pids())
             self._view.state(self._state())
             self._say_health(now)
 
@@ -425,6 +340,8 @@ class Loop:
     def _commit(self, now: float) -> None:
         if self._turns.busy or not (self._writes or self._wants):
             return
+        if self._oldest is not None and now < self._gathered_at():
+            return
         due = (
             self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
         )
@@ -443,12 +360,23 @@ class Loop:
             self._in_flight = len(writes)
             self._turns.submit(Job(writes, wanted))
 
+    def _gathered_at(self) -> float:
+        """When the next turn has waited long enough for company: what the last one has claimed should be part of it."""
+        return max(self._oldest or 0.0, self._last_turn_at) + self._gather_s
+
+    def _claim_from(self) -> float:
+        """When there may be a claim in the next turn, which is to be the same as its writes'."""
+        if not self._gather_s:
+            return 0.0
+        return math.inf if self._turns.busy else self._gathered_at()
+
     def _read_database(self) -> None:
         while not self._turns.news.empty():
             news = self._turns.news.get()
             match news:
                 case Done():
                     self._turns.busy = False
+                    self._last_turn_at = time.monotonic()
                     self._in_flight = 0
                     self._took_place(news)
                 case Away():
@@ -486,7 +414,8 @@ class Loop:
     def _recover_others(self) -> None:
         """Takes back what dead supervisors held, and asks whether what runs here is still ours: an operator may have ended it, or
         given it to somebody else. Reads that find nothing, nearly always."""
-        if self._aside.busy or not self._joined or self._signals:
+        self._pipes.look_around()
+        if self._aside.busy or not self._joined:
             return
         claims = [r.claim for r in self._core.runs.values() if not r.ending]
         consumers = tuple(self._consumers.values())
@@ -540,7 +469,7 @@ class Loop:
         self._settle()  # kills, before anything that may wait
         self._oldest = None
         self._joined = False
-        if self._signals > 2:
+        if self._core.level > 2:
             self._exit = STOPPED_WHILE_AWAY  # not drained, though nothing is left here
         # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
         sever(self._store, self._lease_store)
@@ -562,14 +491,14 @@ class Loop:
                 self._register_fd(fd, self._look_for_hints)
             self._watched = fd
 
-    # Pipes
+    # What the nursery says
 
     def _read_launcher(self) -> None:
         before = self._launcher.fileno()
         for news in self._launcher.read():
             match news:
                 case Child():
-                    self._adopt(news)
+                    self._pipes.adopt(news)
                 case LoadFailed():
                     self._exit = events.Exit(1, f"the target can no longer be imported: {news.error}")
                 case ForkFailed():
@@ -585,115 +514,10 @@ class Loop:
                 case Loaded():
                     pass
 
-    def _adopt(self, child: Child) -> None:
-        n = child.worker
-        self._children[n] = child
-        self._parsers[n] = wire.Parser("supervisor")
-        self._outboxes[n] = bytearray()
-        self._output[n] = LineReader()
-        self._register_fd(child.sock, lambda: self._read_worker(n))
-        self._register_fd(child.output_fd, lambda: self._read_output(n))
-        self._register_fd(child.pidfd, lambda: self._bury(n))
-        self._handle(events.Launched(n, child.pid))
-
-    def _read_worker(self, n: int) -> None:
-        child = self._children.get(n)
-        if child is None:
-            return
-        try:
-            data = child.sock.recv(READ_BYTES)
-        except BlockingIOError:
-            data = None
-        except OSError:
-            data = b""
-        if data == b"":
-            # Its end is closed, but only the pidfd says that it is dead.
-            self._selector_forget(child.sock.fileno())
-        elif data:
-            self._parse(n, data)
-        if self._outboxes.get(n):
-            self._flush(n)
-
-    def _parse(self, n: int, data: bytes) -> None:
-        try:
-            for frame in self._parsers[n].feed(data):
-                self._handle(events.Received(n, frame))  # type: ignore[arg-type]
-        except wire.WireError as e:
-            self._exit_causes[n] = f"was killed for what it sent: {e}"
-            self._children[n].kill(force=True)
-            self._selector_forget(self._children[n].sock.fileno())
-
-    def _send(self, n: int, frame: wire.Down) -> None:
-        if n not in self._outboxes:
-            return
-        outbox = self._outboxes[n]
-        outbox += wire.encode(frame)
-        if len(outbox) > OUTBOX_BYTES_MAX:
-            self._exit_causes[n] = f"was killed because it left {len(outbox):,} bytes unread"
-            self._children[n].kill(force=True)
-            return
-        self._unsent.add(n)
-
-    def _flush_all(self) -> None:
-        unsent, self._unsent = self._unsent, set()
-        for n in unsent:
-            if n in self._children:
-                self._flush(n)
-
-    def _flush(self, n: int) -> None:
-        child, outbox = self._children[n], self._outboxes[n]
-        try:
-            sent = child.sock.send(outbox)
-            del outbox[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            outbox.clear()  # it is dying: the pidfd will say so
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if outbox else 0)
-        with suppress(KeyError, ValueError):
-            key = self._selector.get_key(child.sock)
-            if key.events != events:
-                self._selector.modify(child.sock, events, key.data)
-
-    def _read_output(self, n: int) -> None:
-        child = self._children.get(n)
-        if child is None:
-            return
-        try:
-            data = os.read(child.output_fd, READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._selector_forget(child.output_fd)
-        self._show(n, data)
-
-    def _show(self, n: int, data: bytes) -> None:
-        stacks = self._stacks.get(n)
-        for run, text in self._output[n].feed(data):
-            if run is None and stacks is not None and stacks.take(text, time.monotonic()):
-                continue
-            if run is None and (worker := self._core.workers.get(n)):
-                run = worker.last_run
-            self._view.line(run, text)
-
-    def _bury(self, n: int) -> None:
-        """A worker is dead. First everything that it sent, then how it ended."""
-        child = self._children[n]
-        name, code, cpu_s, rss = child.reap()
-        with suppress(OSError):
-            while data := child.sock.recv(READ_BYTES):
-                self._parse(n, data)
-        with suppress(OSError):
-            while data := os.read(child.output_fd, READ_BYTES):
-                self._show(n, data)
-        for run, text in self._output[n].rest():
-            self._view.line(run, text)
-        for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
-            self._selector_forget(fd)
-        child.close()
-        del self._children[n], self._parsers[n], self._outboxes[n], self._output[n]
-        cause, stacks = self._exit_causes.pop(n, None), self._stacks.pop(n, None)
-        self._handle(events.Exited(n, name, code, cpu_s, rss, cause, stacks.text if stacks else None))
+    def _show(self, n: int, run: int | None, text: str) -> None:
+        if run is None and (worker := self._core.workers.get(n)):
+            run = worker.last_run
+        self._view.line(run, text)
 
     # Ending
 
@@ -707,23 +531,6 @@ class Loop:
             self._stop_now_at = time.monotonic() + ORPHAN_GRACE_S
         self._signals = max(self._signals, max(told) - ord("0") if told else 2)
 
-    def _kill_all(self) -> None:
-        """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""
-        deadline = time.monotonic() + GOODBYE_S
-        for child in self._children.values():
-            with suppress(OSError):
-                child.sock.shutdown(socket.SHUT_WR)
-        for n, child in self._children.items():
-            while time.monotonic() < deadline and not select.select([child.pidfd], [], [], 0.01)[0]:
-                self._read_output(n)
-            child.kill(force=True)
-            with suppress(OSError):
-                while data := os.read(child.output_fd, READ_BYTES):
-                    self._show(n, data)
-        for child in self._children.values():
-            child.reap()
-            child.close()
-
     def _sign_off(self) -> None:
         self._lease.close()
         if self._away is None and self._joined:  # else the lease will say it
@@ -736,7 +543,7 @@ class Loop:
     def _state(self) -> State:
         now = time.monotonic()
         return State(
-            workers=tuple(_worker_state(w, self._core.runs, now) for w in self._core.workers.values()),
+            workers=worker_states(self._core, now),
             finished=self._core.finished,
             failed=self._core.failed,
             crashes=self._core.crashes,
@@ -772,18 +579,6 @@ class Seen(Struct, frozen=True):
     backlog: int | None
     recovered: int
     reclaimed: int
-
-
-def _worker_state(w: state.Worker, runs: dict[int, state.Run], now: float) -> WorkerState:
-    state: Literal["starting", "idle", "busy", "stopping"] = "busy" if w.runs else "idle"
-    if w.killing is not None:
-        state = "stopping"
-    elif not w.ready:
-        state = "starting"
-    cpu = w.on_cpu
-    if cpu is None or (run := runs.get(cpu.run)) is None:
-        return WorkerState(w.id, w.pid, state, len(w.runs))
-    return WorkerState(w.id, w.pid, state, len(w.runs), cpu.run, run.function.name, cpu.step, now - cpu.since)
 
 
 class _closing:

@@ -11,7 +11,6 @@ from supervisors.state import Function, Queue, Run, Settings, Worker
 CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
 LANES_MIN, LANES_MAX = 2, 256
 LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
-COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
@@ -56,7 +55,7 @@ class Scheduling:
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
                     break
             else:
-                self._execute(host, run)
+                self._execute(host, run, now)
         self.waiting.extendleft(reversed(put_back))
 
     def _host(self, run: Run) -> Worker | None:
@@ -80,7 +79,7 @@ class Scheduling:
         open_ = [w for w in able if not w.reserved and self._free(w, lanes) and w.bytes < LANES_BYTES_MAX]
         return min(open_, key=lambda w: len(w.runs), default=None)
 
-    def _execute(self, worker: Worker, run: Run) -> None:
+    def _execute(self, worker: Worker, run: Run, now: float) -> None:
         worker.take(run)
         worker.given += 1
         run.worker = worker.id
@@ -89,8 +88,9 @@ class Scheduling:
             self._order(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
+        left = run.function.timeout_s if run.deadline is None else max(0.0, run.deadline - now)
         frame = wire.Execute(
-            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, ()
+            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, (), left
         )
         self._order(Send(worker.id, frame))
 
@@ -124,7 +124,7 @@ class Scheduling:
         self._order(Send(worker.id, wire.Revoke(count)))
 
     def claim(self, now: float) -> None:
-        free = self.demand()
+        free = self._demand()
         if free == 0:
             return
         # Round robin: whoever stands first in one turn stands last in the next.
@@ -138,7 +138,7 @@ class Scheduling:
         ]
         for n, queue in enumerate(due):
             share = -(-free // (len(due) - n))
-            limit = min(share, self.room(queue), CLAIM_MAX)
+            limit = min(share, self._room(queue), CLAIM_MAX)
             if limit <= 0:
                 continue
             free -= limit
@@ -147,46 +147,38 @@ class Scheduling:
             assert queue.consumer_id is not None
             self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))
 
-    def demand(self) -> int:
+    def next_claim(self) -> float | None:
+        """When the next claim is due: of queues that have room, for another would be due at once and again and again."""
+        asleep = [q for q in self._queues.values() if not q.wanting and q.consumer_id is not None]
+        if not asleep or not self._demand():
+            return None
+        return min((q.next_claim_at for q in asleep if self._room(q) > 0), default=None)
+
+    def _demand(self) -> int:
         """How many messages to ask for; 0 where it is not worth a claim yet. Each claim is a transaction, which takes CPU
         from the steps: while no worker runs short, a quarter of what they can have at hand is gathered first."""
-        free = sum(self._room_of(kind) for kind in self._kinds)
-        free -= len(self.waiting) + sum(q.wanted for q in self._queues.values())
+        lanes = dict.fromkeys(self._kinds, 0)
+        wanted = 0
+        for q in self._queues.values():
+            kind: Kind = "async" if q.function.is_async else "sync"
+            lanes[kind] = max(lanes[kind], self.lanes(q.function))
+            wanted += q.wanted
+        free, at_hand, short = -len(self.waiting) - wanted, 0, False
+        for w in self._workers.values():
+            count = len(w.runs)
+            at_hand += count
+            if _open(w):
+                free += self._free(w, lanes[w.kind])
+                short = short or count < LANES_MIN
         if free <= 0:
             return 0
-        at_hand = sum(len(w.runs) for w in self._workers.values())
-        short = any(len(w.runs) < LANES_MIN for kind in self._kinds for w in self._open(kind))
         return free if short or free * 4 >= free + at_hand else 0
 
-    def room(self, queue: Queue) -> int:
+    def _room(self, queue: Queue) -> int:
         """How many more of this queue's messages the workers can have at hand."""
         kind: Kind = "async" if queue.function.is_async else "sync"
         lanes = self.lanes(queue.function)
-        return sum(self._free(w, lanes) for w in self._open(kind))
-
-    def _room_of(self, kind: Kind) -> int:
-        lanes = max(
-            (
-                self.lanes(q.function)
-                for q in self._queues.values()
-                if q.function.is_async == (kind == "async")
-            ),
-            default=0,
-        )
-        return sum(self._free(w, lanes) for w in self._open(kind))
-
-    def _open(self, kind: Kind) -> Iterator[Worker]:
-        for w in self._workers.values():
-            if (
-                w.kind == kind
-                and w.ready
-                and w.killing is None
-                and not w.exclusive
-                and not w.reserved
-                and not w.retiring
-                and w.bytes < LANES_BYTES_MAX
-            ):
-                yield w
+        return sum(self._free(w, lanes) for w in self._workers.values() if w.kind == kind and _open(w))
 
     def _free(self, worker: Worker, lanes: int) -> int:
         """How many more runs it may be given."""
@@ -201,7 +193,17 @@ class Scheduling:
         if function.is_async:
             return ASYNC_LANES
         step_s = self._queues[function.queue_id].step_s
-        return max(LANES_MIN, min(LANES_MAX, round(COMMIT_HIDE_S / max(step_s, 1e-6))))
+        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
+
+
+def _open(w: Worker) -> bool:
+    """Whether it may be given more at all."""
+    return (
+        w.ready
+        and w.killing is None
+        and not (w.exclusive or w.reserved or w.retiring)
+        and w.bytes < LANES_BYTES_MAX
+    )
 
 
 def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

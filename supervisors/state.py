@@ -12,7 +12,7 @@ from supervisors.events import Kind
 
 POLL_MIN_S = 0.005
 
-Limit = Literal["time", "memory"]
+Limit = Literal["time", "memory", "run"]  # of a step, of its process, of the whole run
 
 
 class Function(Struct, frozen=True):
@@ -24,6 +24,10 @@ class Function(Struct, frozen=True):
     queue: str
     queue_id: int
     workflow_id: int | None
+    timeout_s: float | None = None  # of a whole run, or of one delivery of a message
+
+
+COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
 
 
 class Settings(Struct, frozen=True):
@@ -36,6 +40,7 @@ class Settings(Struct, frozen=True):
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
+    commit_hide_s: float = COMMIT_HIDE_S
 
 
 class Run(Struct, eq=False):
@@ -48,6 +53,7 @@ class Run(Struct, eq=False):
     worker: int | None = None
     started: bool = False
     cancelling: bool = False
+    deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
     refused: bool = False  # the database refused what it wrote: its last write says so
 
@@ -72,6 +78,7 @@ class OnCpu(Struct, frozen=True):
     position: int
     since: float
     deadline: float | None
+    limit: Limit  # which it would be over then
     retry_count: int
     retry_in_s: float | None
     memory_bytes: int | None = None
@@ -88,7 +95,7 @@ class Worker(Struct, eq=False):
     last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
     exclusive: bool = False  # carries one isolated run and nothing beside it
     reserved: bool = False  # being emptied for one
-    over_limit: tuple[OnCpu, Limit] | None = None  # what we are killing it for
+    over_limit: OnCpu | None = None  # what we are killing it for
     given: int = 0  # runs, those that it gave back apart
     retiring: bool = False  # it ends when it has nothing left
     killing: str | None = None  # why we are killing it

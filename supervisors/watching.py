@@ -1,6 +1,7 @@
 """How a supervisor hears that there may be something new. Only a hint: it polls all the same, ever more slowly."""
 
 import contextlib
+import threading
 from typing import Protocol
 
 import psycopg
@@ -11,6 +12,8 @@ from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
 POLL_S = 2.0  # while nobody tells
+S3_HINT_LOOK_S = 0.01  # at a file's time
+S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
 
 class Watch(Protocol):
@@ -28,11 +31,13 @@ class Watch(Protocol):
 
 
 def watch(config: Config) -> Watch:
-    return Listener(config) if config.backend == "postgres" else DataVersion(config)
+    if config.backend == "postgres":
+        return Listener(config)
+    return Followed(config) if config.backend == "s3" else DataVersion(config)
 
 
 class DataVersion:
-    """SQLite: a pragma that reads one number of shared memory says whether anybody has committed."""
+    """SQLite and what is kept like it: a number that costs no transaction says whether anybody has committed."""
 
     def __init__(self, config: Config) -> None:
         from pgqrs.store.sqlite import SqliteDatabase
@@ -56,6 +61,35 @@ class DataVersion:
 
     def close(self) -> None:
         self._database.close()
+
+
+class Followed(DataVersion):
+    """S3: a thread asks it for news, which then show as those of the local copy do. It asks at once when a process of this machine
+    says that there are some."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="pgqrs-follow", daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        from pgqrs.store.s3 import S3Database
+
+        database = self._database
+        assert isinstance(database, S3Database)
+        seen, waited_s = database.last_hint(), 0.0
+        while not self._stop.wait(S3_HINT_LOOK_S):
+            hint, waited_s = database.last_hint(), waited_s + S3_HINT_LOOK_S
+            if hint != seen or waited_s >= S3_LOOK_S:
+                seen, waited_s = hint, 0.0
+                with contextlib.suppress(errors.PgqrsError):  # who writes will hear of it
+                    database.follow()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2)
+        super().close()
 
 
 class Listener:

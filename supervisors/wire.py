@@ -31,7 +31,8 @@ class Frame(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Execute(Frame, frozen=True):
-    """Run this. `payload` is the message's, raw. A long history goes ahead in History frames."""
+    """Run this. `payload` is the message's, raw. A long history goes ahead in History frames. `seconds_left` is what is left of
+    the time of the whole run: `async def` code ends itself then."""
 
     message_id: int
     claim_no: int
@@ -40,6 +41,7 @@ class Execute(Frame, frozen=True):
     payload: bytes
     attempt: int
     steps: tuple[RecordedStep, ...]
+    seconds_left: float | None = None
 
 
 class History(Frame, frozen=True):

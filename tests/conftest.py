@@ -1,7 +1,7 @@
 """Databases for the tests, and a check that no test leaves a process behind.
 
-A test that takes `dsn` runs once for each backend, with the ids sqlite and postgres (`-k sqlite`); PGQRS_TEST_BACKENDS=sqlite
-narrows that. Tests in tests/store run on the newest PostgreSQL of this machine as well, as postgres-newest, where that is
+A test that takes `dsn` runs once for each backend, with the ids sqlite, turso, s3 and postgres (`-k sqlite`);
+PGQRS_TEST_BACKENDS=sqlite narrows that. Tests in tests/store run on the newest PostgreSQL of this machine as well, as postgres-newest, where that is
 not the default one.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
+from tests.s3_server import S3Server
 
-BACKENDS = ("sqlite", "postgres", "postgres-newest")
+BACKENDS = ("sqlite", "turso", "s3", "postgres", "postgres-newest")
 STORE_TESTS = Path(__file__).parent / "store"
 
 # In the environment of every process that descends from this session, however it was orphaned.
@@ -62,13 +63,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def dsn(request: pytest.FixtureRequest) -> str:
     """A fresh empty database, of each backend in turn."""
-    fixtures = {"sqlite": "sqlite_dsn", "postgres": "postgres_dsn", "postgres-newest": "postgres_newest_dsn"}
-    return request.getfixturevalue(fixtures[request.param])
+    return str(request.getfixturevalue(f"{request.param.replace('-', '_')}_dsn"))
 
 
 @pytest.fixture
 def sqlite_dsn(tmp_path: Path) -> str:
     return f"sqlite://{tmp_path / 'pgqrs.db'}"
+
+
+@pytest.fixture
+def turso_dsn(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return turso_dsn_on(tmp_path / "pgqrs.db", request)
+
+
+def turso_dsn_on(path: Path, request: pytest.FixtureRequest) -> str:
+    shared = request.node.get_closest_marker("processes")
+    return f"turso://{path}" + ("?experimental=multiprocess_wal" if shared else "")
+
+
+@pytest.fixture
+def s3_dsn(s3_server: S3Server) -> str:
+    return s3_server.new_dsn()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One for each pytest process, named by the AWS_ variables of its environment."""
+    with S3Server.start() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("s3-cache")))
+        yield server
 
 
 @pytest.fixture

@@ -18,6 +18,10 @@ from pgqrs.store.migrations import VERSION
 from tests import cli_flows
 from tests.cli_flows import failing, fourfold, pausing
 from tests.cli_runner import COMMAND, FLOWS, Pgqrs
+from tests.crashes.supervised import connected
+from tests.store.given import execute
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def installed(pgqrs):
 @pytest.fixture
 def known(installed):
     """Every workflow and queue of tests/cli_flows.py is known, as once a supervisor was there."""
-    with library.connect(installed.dsn) as store:
+    with connected(installed.dsn) as store:
         for definition in definitions_in(cli_flows):
             if definition.kind == "workflow":
                 store._ready().ensure_workflow(definition.name, definition.queue)
@@ -45,7 +49,7 @@ def known(installed):
 
 @pytest.fixture
 def store(installed):
-    with library.connect(installed.dsn) as store:
+    with connected(installed.dsn) as store:
         yield store
 
 
@@ -369,7 +373,7 @@ def test_workers_are_consumers_with_their_supervisor_and_its_lease(known):
             "unspeakable",
         }
         assert {row[4] for row in rows} == {str(supervisor.pid)}
-        assert all(re.search(r"ends in 1\ds$", " ".join(row)) for row in rows)
+        assert all(re.search(r"ends in [12]\ds$", " ".join(row)) for row in rows)
         [document] = [w for w in known("workers", "--json").json if w["queue_name"] == "mails"]
         assert document["pid"] == supervisor.pid
         assert document["host"]
@@ -428,18 +432,3 @@ def the_run_when_there(store):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return runs[0].message_id
-
-
-def execute(dsn, sql):
-    if dsn.startswith("sqlite://"):
-        import sqlite3
-
-        connection = sqlite3.connect(dsn.removeprefix("sqlite://"))
-        connection.execute(sql)
-        connection.commit()
-        connection.close()
-        return
-    import psycopg
-
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql)

@@ -12,10 +12,13 @@ import pytest
 
 import pgqrs
 from tests import sample_workflows as sample
+from tests.crashes.supervised import connected
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_workflow_runs_on_worker_processes_and_its_result_comes_back_typed(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         order = sample.Order("tea", 3, Decimal("4.20"), datetime(2026, 1, 2, tzinfo=UTC), Path("/tmp/x"))
         handle = store.trigger(sample.bill, order)
@@ -32,7 +35,7 @@ def test_a_workflow_runs_on_worker_processes_and_its_result_comes_back_typed(dsn
 
 
 def test_an_exception_comes_back_with_its_type_message_and_traceback(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(sample.broken, "boom")
         with (
@@ -48,7 +51,7 @@ def test_an_exception_comes_back_with_its_type_message_and_traceback(dsn: str) -
 
 
 def test_messages_keep_their_order_and_wait_out_their_delay(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         ids = store.enqueue_many("tasks", [{"n": n} for n in range(25)])
         assert ids == sorted(ids)
@@ -59,7 +62,7 @@ def test_messages_keep_their_order_and_wait_out_their_delay(dsn: str) -> None:
 
 
 def test_cancelling_what_nobody_holds_ends_it_at_once(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(sample.double, 4)
         assert handle.cancel() == pgqrs.WorkflowStatus.Cancelled
@@ -253,7 +256,7 @@ def test_a_function_that_is_no_workflow_is_refused(sqlite_dsn: str) -> None:
 
 
 def test_a_queue_carries_one_workflow(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         store.trigger(sample.double, 1)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
 from supervisors import core as cores
-from supervisors import events, scheduling, wire
+from supervisors import events, limits, scheduling, wire
 from supervisors.core import Core
 from supervisors.state import Function, Settings
 
@@ -476,9 +476,9 @@ def test_a_queue_whose_lanes_are_taken_up_wakes_nobody():
     limit = scene.wants[1].limit
     scene.core.queues[1].step_s = 1.0
     scene.takes(*[message(n) for n in range(1, limit + 1)])
-    assert scene.core.scheduling.demand() > 0
+    assert scene.core.scheduling._demand() > 0
     assert 1 not in scene.wants
-    timer = scene.core.next_timer(scene.now)
+    timer = scene.core.next_timer()
     assert timer is not None
     assert timer > scene.now
 
@@ -520,7 +520,7 @@ def test_a_step_over_its_limit_is_asked_and_then_made_to_stop():
 def test_shortly_before_its_limit_it_is_asked_where_it_is_and_that_is_recorded():
     scene = in_step(timeout_s=10.0)
     assert scene.after(9.8).ordered(events.Dump) == []
-    assert scene.core.next_timer(scene.now) == pytest.approx(scene.now + 0.1)
+    assert scene.core.next_timer() == pytest.approx(scene.now + 0.1)
     assert scene.after(0.11).ordered(events.Dump) == [events.Dump(1)]
     assert scene.after(0.01).ordered(events.Dump) == []
     scene.after(0.1)
@@ -537,7 +537,7 @@ def test_what_ends_in_time_after_all_is_not_killed():
 
 def test_it_wakes_in_time_for_a_limit():
     scene = in_step(timeout_s=0.2)
-    assert scene.core.next_timer(scene.now) <= scene.now + 0.2
+    assert scene.core.next_timer() <= scene.now + 0.2
 
 
 @pytest.mark.parametrize(("retry", "count"), [(None, 0), (8.0, 1)])
@@ -572,12 +572,120 @@ def test_a_step_without_a_limit_may_take_for_ever():
     assert in_step().after(1e6).ordered(events.Kill) == []
 
 
+# The time of a whole run
+
+LIMITED = Function("flow", "workflow", False, "flow", 1, 11, 10.0)
+LIMITED_PLAIN = Function("plain", "handler", False, "plain", 2, None, 10.0)
+
+
+def over_time(write: Write) -> bool:
+    told = msgspec.json.decode(write.settle.error)
+    return (
+        write.settle.status is ERROR
+        and told["code"] == "TIMEOUT"
+        and write.message == Archive(told["message"])
+    )
+
+
+def test_a_run_over_its_time_in_a_step_is_killed_and_over_whatever_the_steps_policy_says():
+    scene = in_step(function=LIMITED, timeout_s=60.0, retry_in_s=1.0).after(9.95)
+    assert scene.ordered(events.Dump) == [events.Dump(1)]
+    assert scene.after(0.1).ordered(events.Kill) == [events.Kill(1, False)]
+    [write] = scene.dies(1, "SIGTERM", stacks="where").unsaved
+    assert over_time(write)
+    assert (write.step, write.crash.cause, write.crash.step) == (None, "timeout", "a")
+    assert msgspec.json.decode(write.settle.error)["traceback"] == "where"
+
+
+def test_the_nearer_limit_ends_it():
+    scene = in_step(function=LIMITED, timeout_s=3.0, retry_in_s=1.0).after(3.0)
+    [write] = scene.dies(1, "SIGTERM").unsaved
+    assert write.settle is None
+    assert write.step.status is ERROR
+
+
+def test_a_run_over_its_time_in_its_own_code_is_killed():
+    scene = in_step(function=LIMITED).says(1, checkpoint(1)).saves().after(10.0)
+    assert scene.ordered(events.Kill) == [events.Kill(1, False)]
+    assert over_time(scene.dies(1, "SIGTERM").unsaved[0])
+
+
+def test_a_step_that_ends_in_the_grace_does_not_save_its_run():
+    scene = in_step(function=LIMITED).after(10.0).says(1, checkpoint(1)).dies(1, "SIGTERM")
+    assert over_time(scene.unsaved[-1])
+
+
+def test_a_run_that_ends_in_the_grace_has_ended():
+    scene = in_step(function=LIMITED).after(10.0).says(1, finished(1)).dies(1, "SIGTERM")
+    assert [w.settle.status for w in scene.unsaved] == [SUCCESS]
+
+
+def test_the_time_goes_on_from_the_first_start_across_restarts():
+    scene = Scene(LIMITED).up().takes(message(1, status=RUNNING, attempt=1, age_s=7.0))
+    scene.says(1, started(1), started(1, "a")).saves()
+    assert scene.after(2.9).ordered(events.Kill) == []
+    assert scene.after(0.1).ordered(events.Kill) == [events.Kill(1, False)]
+
+
+def test_a_run_claimed_after_its_time_is_over_at_once():
+    scene = Scene(LIMITED).up().takes(message(1, status=PAUSED, attempt=1, age_s=11.0))
+    assert scene.sent(wire.Execute) == []
+    assert over_time(scene.unsaved[0])
+
+
+def test_a_run_over_its_time_between_two_turns_on_the_cpu_is_stopped_and_nobody_is_killed():
+    scene = running(1, 2, function=LIMITED).says(1, started(1), checkpoint(1)).after(4)
+    scene.says(1, started(2), started(2, "b")).after(6)
+    assert scene.sent(wire.Cancel) == [wire.Cancel(1, 1)]
+    assert scene.ordered(events.Kill) == []
+    assert [w.claim.message_id for w in scene.unsaved if w.settle] == [1]
+    assert scene.core.next_timer() <= scene.now + 4
+
+
+def test_a_pause_or_a_back_off_beyond_the_runs_time_ends_with_it():
+    scene = in_step(function=LIMITED).after(4)
+    scene.says(1, wire.Paused(1, 1, 1, "wait", "look", 3600.0))
+    assert scene.unsaved[-1].message.delay_s == pytest.approx(6.01)
+    scene = in_step(function=LIMITED).after(4)
+    scene.says(1, wire.StepFailed(1, 1, 1, "a", b"{}", 0.1, 0.1, 1, 3600.0))
+    assert scene.unsaved[-1].message.delay_s == pytest.approx(6.01)
+
+
+def test_a_delivery_over_its_time_is_delivered_again_and_then_dead():
+    scene = in_step(name=None, function=LIMITED_PLAIN).after(10)
+    assert scene.ordered(events.Kill) == [events.Kill(1, False)]
+    [write] = scene.dies(1, "SIGTERM").unsaved
+    assert (write.settle, write.message.refund) == (None, False)
+    scene = in_step(name=None, function=LIMITED_PLAIN, claimed={"read_ct": 5}).after(10).dies(1, "SIGTERM")
+    assert "over its time limit of 10 s" in scene.unsaved[0].message.dead_reason
+
+
+def test_async_code_is_told_how_long_it_has_and_killed_only_where_it_does_not_heed_that():
+    limited = Function("aflow", "workflow", True, "aflow", 3, 13, 10.0)
+    scene = in_step(function=limited)
+    assert scene.all_sent(wire.Execute)[0].seconds_left == 10.0
+    assert scene.after(11).ordered(events.Kill) == []
+    assert scene.after(4).ordered(events.Kill) == [events.Kill(1, False)]
+
+
+# Who killed it
+
+
+@pytest.mark.parametrize(
+    ("oom", "cause", "text"), [(False, "signal", "SIGKILL from outside"), (True, "oom", "want of memory")]
+)
+def test_a_sigkill_that_was_not_ours_is_named_as_such(oom, cause, text):
+    [write] = in_step().dies(1, "SIGKILL", oom=oom).unsaved
+    assert write.crash.cause == cause
+    assert text in write.crash.text
+
+
 # Workers that do not start
 
 
 def test_a_worker_that_never_becomes_ready_is_replaced():
     scene = Scene().registered()
-    assert scene.after(cores.BOOT_DEADLINE_S - 1).ordered(events.Kill) == []
+    assert scene.after(limits.BOOT_DEADLINE_S - 1).ordered(events.Kill) == []
     scene.after(2)
     assert scene.ordered(events.Kill) == [events.Kill(1, True)]
     assert scene.ordered(events.Launch) == [events.Launch(2, "sync")]
@@ -585,7 +693,7 @@ def test_a_worker_that_never_becomes_ready_is_replaced():
 
 def test_workers_that_die_at_boot_again_and_again_end_it():
     scene = Scene().registered()
-    for n in range(1, cores.RESTARTS_MAX + 1):
+    for n in range(1, limits.RESTARTS_MAX + 1):
         assert scene.core.exit is None
         scene.now += 1
         scene.dies(n, None, 1)
@@ -596,7 +704,7 @@ def test_workers_that_die_at_boot_again_and_again_end_it():
 def test_workers_that_die_at_boot_now_and_then_do_not_end_it():
     scene = Scene().registered()
     for n in range(1, 20):
-        scene.now += cores.RESTARTS_WINDOW_S / (cores.RESTARTS_MAX - 1) + 0.1
+        scene.now += limits.RESTARTS_WINDOW_S / (limits.RESTARTS_MAX - 1) + 0.1
         scene.dies(n, None, 1)
     assert scene.core.exit is None
 

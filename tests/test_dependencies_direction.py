@@ -20,10 +20,12 @@ PACKAGES = ("pgqrs", "supervisors")
 STRANGERS_TO_THE_STORE = ("supervisors.core", "supervisors.worker", "supervisors.async_worker", "pgqrs.flow")
 
 # In supervisors, who may read a clock. Every other module is told the time.
-CLOCK_READERS = ("supervisors.loop", "supervisors.journal")
+CLOCK_READERS = ("supervisors.loop", "supervisors.pipes", "supervisors.journal")
 CLOCKS = re.compile(
     r"time\.(time|monotonic|perf_counter)(_ns)?|datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today"
 )
+
+CORE = tuple(f"supervisors.{part}" for part in ("core", "endings", "limits", "scheduling", "state"))
 
 # What would make the core impure.
 WORLD = {
@@ -88,10 +90,11 @@ def few_supervisor_modules_read_a_clock(tree: "Tree") -> Iterator[str]:
 
 
 def the_core_is_pure(tree: "Tree") -> Iterator[str]:
-    core = tree.modules.get("supervisors.core")
-    for imported in core.imports if core else ():
-        if imported.target.split(".")[0] in WORLD:
-            yield f"supervisors.core:{imported.line} imports {imported.target}"
+    for part in CORE:
+        core = tree.modules.get(part)
+        for imported in core.imports if core else ():
+            if imported.target.split(".")[0] in WORLD:
+                yield f"{part}:{imported.line} imports {imported.target}"
 
 
 def no_module_has_the_name_of_something_exported(tree: "Tree") -> Iterator[str]:

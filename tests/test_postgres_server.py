@@ -46,9 +46,10 @@ def test_a_test_gets_a_database_of_its_own_that_is_empty(postgres_dsn):
 
 def test_dsn_names_a_database_of_each_backend(dsn, request):
     backend = request.node.callspec.params["dsn"]
-    assert dsn.startswith("sqlite:///" if backend == "sqlite" else "postgresql://")
+    scheme = "postgresql" if backend.startswith("postgres") else backend
+    assert dsn.startswith(f"{scheme}://")
     marked = request.node.get_closest_marker("postgres") is not None
-    assert marked == (backend != "sqlite")
+    assert marked == backend.startswith("postgres")
 
 
 def test_a_database_is_dropped_while_somebody_is_connected_to_it(postgres_server):

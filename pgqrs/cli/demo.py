@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs.cli.options import Database
     from pgqrs.demo.standard_library import Summary
     from supervisors.events import Note
-    from supervisors.loop import Report, State
+    from supervisors.view import Report, State
 
 KILL_EVERY_S = 0.5
 TOP = 12
@@ -49,7 +49,8 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
     from pgqrs.config import Config
     from pgqrs.demo import standard_library
     from pgqrs.demo.proof import examine
-    from supervisors.loop import Loop, Options
+    from supervisors.loop import Loop
+    from supervisors.view import Options
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgqrs-demo-")))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from pgqrs import durations, errors
-from pgqrs.config import Config, sqlite_path
+from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
 from pgqrs.names import NAME_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Database:
         config = Config.load(dsn=self._dsn, schema=self._schema)
         if not _is_text(config.dsn):
             raise errors.ConfigError("the DSN is not UTF-8")
+        if config.backend == "s3" and config.s3_mode is DurabilityMode.Local:
+            raise errors.ConfigError(
+                "in s3_mode local, writes stay on this machine until sync(), which only a program can call; use durable"
+            )
         return config
 
     @contextmanager
@@ -60,7 +64,7 @@ class Database:
         """A client's store on a database that is there and complete: no command but `install` makes one."""
         from pgqrs.client import Store
 
-        with Store(self._existing()) as store:
+        with Store(self._existing(), insist=True) as store:
             store.verify()
             yield store
 
@@ -78,15 +82,16 @@ class Database:
         """The same a floor below, where nothing is ever made on the way."""
         from pgqrs.store import open_store
 
-        with closing(open_store(self._existing())) as messages:
+        with closing(open_store(self._existing(), insist=True)) as messages:
             messages.verify()
             yield messages
 
     def _existing(self) -> Config:
         config = self.lasting()
-        if config.backend == "sqlite" and not Path(path := sqlite_path(config.dsn)).exists():
+        if (path := database_file(config.dsn)) is not None and not Path(path).exists():
+            kind = {"sqlite": "SQLite", "turso": "Turso"}[config.backend]
             raise errors.PgqrsConnectionError(
-                f"there is no SQLite database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
+                f"there is no {kind} database at {path}; name another with --dsn or PGQRS_DSN, or make it: "
                 f"pgqrs install --dsn {config.dsn}"
             )
         return config

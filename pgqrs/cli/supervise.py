@@ -95,7 +95,8 @@ def supervise(
         raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")
     parsed = targets.parse(target)
     from pgqrs.cli.views import make_view
-    from supervisors.loop import Loop, Options
+    from supervisors.loop import Loop
+    from supervisors.view import Options
 
     config = database.config()
     if max_read_ct is not None:

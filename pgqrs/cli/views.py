@@ -10,7 +10,7 @@ from pgqrs.durations import text as duration
 
 if TYPE_CHECKING:
     from supervisors.events import Note
-    from supervisors.loop import Report, State, View
+    from supervisors.view import Report, State, View
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0

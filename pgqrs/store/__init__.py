@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from pgqrs import errors
 from pgqrs.config import Config
 from pgqrs.store.database import Database
 from pgqrs.store.store import MessageStore
@@ -12,16 +11,28 @@ __all__ = ["MessageStore", "open_database", "open_store"]
 
 
 def open_store(
-    config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
+    config: Config,
+    clock: Callable[[], datetime] | None = None,
+    steady_plans: bool = False,
+    insist: bool = False,
 ) -> MessageStore:
-    return MessageStore(open_database(config, clock, steady_plans))
+    """As `open_database`. With `insist`, and for a supervisor, calls that meet a conflict on S3 are made again."""
+    database = open_database(config, clock, steady_plans)
+    if config.backend == "s3":
+        from pgqrs.store.conflicts import CopiedStore, InsistentStore
+        from pgqrs.store.s3 import S3Database
+
+        assert isinstance(database, S3Database)
+        return InsistentStore(database) if steady_plans or insist else CopiedStore(database)
+    return MessageStore(database)
 
 
 def open_database(
     config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
 ) -> Database:
-    """Raises PgqrsConnectionError when it cannot be reached. `clock` replaces the database's own, in tests;
-    `steady_plans` is for a supervisor, whose statements must not depend on the planner's statistics."""
+    """Raises PgqrsConnectionError when it cannot be reached, ConfigError for one whose extra is not installed. `clock` replaces
+    the database's own, in tests; `steady_plans` is for a supervisor, whose statements must not depend on the planner's
+    statistics, and which watches S3 for news by itself."""
     backend = config.backend
     if backend == "sqlite":
         from pgqrs.store.sqlite import SqliteDatabase
@@ -31,6 +42,10 @@ def open_database(
         from pgqrs.store.postgres import PostgresDatabase
 
         return PostgresDatabase(config, clock, steady_plans)
-    raise errors.ConfigError(
-        f"{backend}:// databases are not supported by this version; use postgresql:// or sqlite://"
-    )
+    if backend == "turso":
+        from pgqrs.store.turso import TursoDatabase
+
+        return TursoDatabase(config, clock)
+    from pgqrs.store.s3 import S3Database
+
+    return S3Database(config, clock, following=steady_plans)

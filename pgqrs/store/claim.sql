@@ -65,7 +65,7 @@ where s.lease_until > {now}
 
 -- name: history
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.
-select w.message_id, w.status, w.attempt, w.crash_count,
+select w.message_id, w.status, w.attempt, w.crash_count, {seconds since w.started_at},
        s.step_name, s.position,
        case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end, s.output, s.error, s.retry_count
 from {rows: message_id bigint}

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
+from pgqrs.states import SyncState
 from pgqrs.store.sql import Dialect
 
 Row = tuple[Any, ...]
@@ -50,3 +51,13 @@ class Database(Protocol):
         """Tells whoever listens that these queues may hold something new. Never needed, never fails."""
 
     def close(self) -> None: ...
+
+
+class Kept(Protocol):
+    """A database that is a local copy of something kept elsewhere: see `pgqrs.s3`."""
+
+    def snapshot(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def state(self) -> SyncState: ...

@@ -7,6 +7,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
     {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
     {m.vt + x}             a time of a row, moved in the same way
+    {seconds since m.vt}   how long ago a time of a row was, in seconds
     {use name}             the text of another statement, as a subquery
     {json} {status} {time} {worker_status}  the types to cast to
     :name                  a parameter
@@ -36,6 +37,7 @@ class Statement(Struct, frozen=True):
     name: str
     sql: str
     columns: tuple[tuple[str, str], ...]
+    encoded: bytes  # `sql`, as the driver wants it
 
 
 @cache
@@ -86,7 +88,8 @@ def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Stat
         words = _postgres_words(own_clock)
     else:
         sql, words = source, _sqlite_words()
-    return Statement(name, re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql), columns)
+    sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
+    return Statement(name, sql, columns, sql.encode())
 
 
 def _postgres_words(own_clock: bool) -> Callable[[str], str]:
@@ -97,6 +100,8 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
             return now
         if m := _MOVED.fullmatch(text):
             return f"({now if m[1] == 'now' else m[1]} {m[2]} make_interval(secs => {m[3]}))"
+        if text.startswith("seconds since "):
+            return f"cast(extract(epoch from {now} - {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
             arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
@@ -119,6 +124,8 @@ def _sqlite_words() -> Callable[[str], str]:
         if m := _MOVED.fullmatch(text):
             # A null number of seconds must give null, as on PostgreSQL: `||` sees to that.
             return f"strftime('%Y-%m-%d %H:%M:%f', {':now' if m[1] == 'now' else m[1]}, '{m[2]}' || {m[3]} || ' seconds')"
+        if text.startswith("seconds since "):
+            return f"((julianday(:now) - julianday({text[14:]})) * 86400.0)"
         if text.startswith("rows: "):
             columns = [c.split()[0] for c in text[6:].split(",")]
             wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))

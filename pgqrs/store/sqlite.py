@@ -5,10 +5,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,7 +24,28 @@ BUSY_POLL_S = 0.005
 BUSY_SLICE_MS = 50
 
 
+class Cursor(Protocol):
+    def fetchone(self) -> Any: ...
+
+    def fetchall(self) -> list[Any]: ...
+
+
+class Connection(Protocol):
+    """What is used of a driver's connection, which begins no transaction by itself."""
+
+    @property
+    def in_transaction(self) -> bool: ...
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Cursor: ...
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class SqliteDatabase:
+    """Also the base of what keeps SQLite's format in other ways, `turso.py` and `s3.py`."""
+
     dialect: Dialect = "sqlite"
 
     def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
@@ -35,7 +56,17 @@ class SqliteDatabase:
         self._pid = os.getpid()
         self._use_wal = config.sqlite_use_wal
         self._patience_s = config.connection_timeout_seconds
-        self._connection = _connect(config)
+        self._connection = self._opened(config)
+
+    def _opened(self, config: Config) -> Connection:
+        return open_file(sqlite_path(config.dsn), config.connection_timeout_seconds)
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self.dsn)
+
+    def _is_busy(self, error: Exception) -> bool:
+        """Whether it says that another connection is writing."""
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
     @contextmanager
     def transaction(self, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
@@ -51,46 +82,76 @@ class SqliteDatabase:
 
     @contextmanager
     def _begun(self, begin: str, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
+        self._refuse_fork()
+        with self._alone(), self._translated(), self._within(self._connection, begin, at) as tx:
+            yield tx
+
+    def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
             )
-        with self._lock, _translated(self.dsn):
-            self._begin(begin)
-            try:
-                with interruptible(self._connection.interrupt):
-                    yield SqliteTransaction(self._connection, at or self._clock())
-                self._connection.execute("commit")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
-                raise
 
-    def _begin(self, begin: str) -> None:
+    @contextmanager
+    def _within(
+        self, connection: Connection, begin: str, at: datetime | None
+    ) -> Iterator["SqliteTransaction"]:
+        self._begin(connection, begin)
+        try:
+            with interruptible(connection.interrupt):
+                yield SqliteTransaction(connection, at or self._clock())
+            self._commit(connection)
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("rollback")
+            raise
+
+    def _commit(self, connection: Connection) -> None:
+        connection.execute("commit")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits for the others of this process that use the connection, as long as for those of the file."""
+        call = current()
+        until = time.monotonic() + self._patience_s
+        slice_s = self._patience_s if call is None else BUSY_SLICE_MS / 1000
+        while not self._lock.acquire(timeout=min(slice_s, threading.TIMEOUT_MAX)):
+            if call is not None:
+                call.go_on()
+            if time.monotonic() >= until:
+                raise errors.PgqrsConnectionError(
+                    f"{self.dsn} is locked: somebody else in this process has not ended a transaction for {self._patience_s:g} s"
+                )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _begin(self, connection: Connection, begin: str) -> None:
         call = current()
         if call is None or begin == "begin":
-            self._connection.execute(begin)
+            connection.execute(begin)
             return
         # SQLite waits for the writer before us in one piece, which no interrupt ends: for somebody who may leave, in slices.
         until = time.monotonic() + self._patience_s
-        self._connection.execute(f"pragma busy_timeout = {BUSY_SLICE_MS}")
+        connection.execute(f"pragma busy_timeout = {BUSY_SLICE_MS}")
         try:
             while True:
                 call.go_on()
                 try:
-                    self._connection.execute(begin)
+                    connection.execute(begin)
                     return
-                except sqlite3.OperationalError as e:
-                    if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                except Exception as e:
+                    if not self._is_busy(e) or time.monotonic() >= until:
                         raise
         finally:
-            self._connection.execute(f"pragma busy_timeout = {int(self._patience_s * 1000)}")
+            connection.execute(f"pragma busy_timeout = {int(self._patience_s * 1000)}")
 
     def prepare(self) -> None:
         """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
         a file that is somebody else's."""
         until = time.monotonic() + self._patience_s
-        with self._lock, _translated(self.dsn):
+        with self._lock, self._translated():
             if not self._use_wal or self._connection.execute("pragma journal_mode").fetchone()[0] == "wal":
                 return
             while True:
@@ -106,11 +167,10 @@ class SqliteDatabase:
     def now(self) -> datetime:
         return self._clock()
 
-    def data_version(self) -> int:
+    def data_version(self) -> object:
         """Changes when another connection has committed."""
-        with self._lock, _translated(self.dsn):
-            version: int = self._connection.execute("pragma data_version").fetchone()[0]
-            return version
+        with self._lock, self._translated():
+            return self._connection.execute("pragma data_version").fetchone()[0]
 
     def hint(self, queues: Iterable[str]) -> None:
         pass  # listeners watch data_version
@@ -121,7 +181,7 @@ class SqliteDatabase:
 
 
 class SqliteTransaction:
-    def __init__(self, connection: sqlite3.Connection, now: datetime) -> None:
+    def __init__(self, connection: Connection, now: datetime) -> None:
         self._connection = connection
         self._now = text_time(now)
 
@@ -152,16 +212,13 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _connect(config: Config) -> sqlite3.Connection:
+def open_file(path: str, patience_s: float) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < VERSION_MIN:
         raise errors.PgqrsConnectionError(
             f"pgqrs needs SQLite {'.'.join(map(str, VERSION_MIN))} or newer; this Python has {sqlite3.sqlite_version}"
         )
-    path = sqlite_path(config.dsn)
     try:
-        connection = sqlite3.connect(
-            path, timeout=config.connection_timeout_seconds, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")
         connection.execute("select 1 from sqlite_master")  # the file is only looked at now
@@ -179,14 +236,12 @@ def _connect(config: Config) -> sqlite3.Connection:
 
 
 @contextmanager
-def _translated(dsn: str) -> Iterator[None]:
+def translated(dsn: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as e:
-        if "no such table: pgqrs" in str(e) or "no such column" in str(e):
-            raise errors.SchemaError(
-                f"{dsn} holds no complete pgqrs schema ({e}); run: pgqrs install --dsn {dsn}"
-            ) from e
+        if lacks_schema(str(e)):
+            raise no_schema(dsn, str(e)) from e
         if getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise errors.DatabaseError(
                 str(e)
@@ -198,6 +253,16 @@ def _translated(dsn: str) -> Iterator[None]:
         raise errors.DatabaseError(str(e)) from e
     except sqlite3.Error as e:
         raise errors.DatabaseError(str(e)) from e
+
+
+def lacks_schema(said: str) -> bool:
+    return "no such table: pgqrs" in said or "no such column" in said
+
+
+def no_schema(dsn: str, said: str) -> errors.SchemaError:
+    return errors.SchemaError(
+        f"{dsn} holds no complete pgqrs schema ({said}); run: pgqrs install --dsn {dsn}"
+    )
 
 
 def _statements(script: str) -> Iterator[str]:

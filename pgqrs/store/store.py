@@ -176,10 +176,7 @@ class MessageStore:
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
         """False when the lease had run out: everything held under it may be another's."""
         with self.database.transaction() as tx:
-            renewed = bool(tx.run("renew_lease", id=supervisor_id, lease_s=lease_s))
-            if renewed:
-                tx.run("beat_consumers", id=supervisor_id)
-            return renewed
+            return renew(tx, supervisor_id, lease_s)
 
     def neighbours(self, identity: Identity) -> list[tuple[int, int, int]]:
         """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace."""
@@ -384,6 +381,14 @@ def enqueue(
     return sorted(int(r[0]) for r in rows)
 
 
+def renew(tx: Transaction, supervisor_id: int, lease_s: float) -> bool:
+    """In the caller's transaction."""
+    renewed = bool(tx.run("renew_lease", id=supervisor_id, lease_s=lease_s))
+    if renewed:
+        tx.run("beat_consumers", id=supervisor_id)
+    return renewed
+
+
 def _ensure_queue(tx: Transaction, name: str) -> int:
     """Looks first: an insert that conflicts would still use up an id."""
     found = (
@@ -494,24 +499,24 @@ def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
     messages = []
     for message_id, claim_no, read_ct, payload, _ in rows:
         claim = Claim(message_id, wanted.consumer_id, claim_no)
-        status, attempt, crash_count, steps = history.get(message_id, (None, 0, 0, ()))
+        status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
         messages.append(
-            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps))
+            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
         )
     return Taken(wanted, messages, watermark)
 
 
-def _history(
-    tx: Transaction, ids: Sequence[Row]
-) -> dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]]:
-    found: dict[int, tuple[WorkflowStatus, int, int, list[RecordedStep]]] = {}
-    for message_id, status, attempt, crashes, name, position, step_status, output, error, retries in tx.run(
-        "history", ids
-    ):
-        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, []))
+_Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
+
+
+def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, _Begun]:
+    found: dict[int, _Begun] = {}
+    for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids):
+        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
+        name, position, step_status, output, error, retries = step
         if name is not None:
-            at = position if position is not None else len(run[3])  # 0.15 numbers no steps
-            run[3].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
+            at = position if position is not None else len(run[4])  # 0.15 numbers no steps
+            run[4].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
     return found
 
 

@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pgqrs.client import Store
+from pgqrs.config import Config
+
 T = TypeVar("T")
+
+
+def connected(dsn: str) -> Store:
+    """A store for use beside a supervisor: on S3, where the two may meet, calls are made again."""
+    return Store(Config(dsn), insist=True)
+
 
 PIPELINE = Path(__file__).with_name("pipeline.py")
 

@@ -13,15 +13,15 @@ import pgqrs
 from supervisors.identity import own_identity
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
-from tests.crashes.supervised import PIPELINE, Supervised, alive, eventually, starts
+from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, starts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handles = [store.trigger(pipeline.three_steps, str(tmp_path / f"e{n}"), 3.0) for n in range(4)]
         with Supervised(dsn, tmp_path / "log", "--workers", "2") as supervisor:
@@ -70,7 +70,7 @@ def test_stopped_workers_die_with_it_too(sqlite_dsn: str, tmp_path: Path, proves
 
 
 def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Path, proves: Proves) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         running = store.trigger(pipeline.long_run, str(tmp_path / "running"), 1.0)
         with Supervised(dsn, tmp_path / "log", "--workers", "1", target=f"{PIPELINE}:long_run") as supervisor:
@@ -197,7 +197,7 @@ def test_a_message_that_fails_is_delivered_again_and_then_dead(
 
 
 def test_a_pause_frees_the_worker_until_it_is_resumed(dsn: str, tmp_path: Path) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.pausing, str(tmp_path / "e"))
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
@@ -211,7 +211,7 @@ def test_a_pause_frees_the_worker_until_it_is_resumed(dsn: str, tmp_path: Path) 
 
 
 def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path, proves: Proves) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.retrying, str(tmp_path / "e"))
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
@@ -226,7 +226,7 @@ def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path
 
 
 def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
@@ -240,7 +240,7 @@ def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> Non
 def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 60.0)
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
@@ -290,7 +290,7 @@ def test_what_steps_print_is_tagged_with_their_run(sqlite_dsn: str, tmp_path: Pa
 
 
 def test_the_demo_survives_chaos(dsn: str) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
     command = [sys.executable, "-m", "pgqrs", "demo", "--chaos", "--limit", "60", "--dsn", dsn]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
@@ -303,7 +303,7 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
     dsn: str, tmp_path: Path, stopped: str, proves: Proves
 ) -> None:
     evidence = tmp_path / "e"
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.three_steps, str(evidence), 1.0)
         options = ("--workers", "1", "--lease", "2s")

@@ -14,9 +14,18 @@ import pytest
 import pgqrs
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
-from tests.crashes.supervised import PIPELINE, Supervised, alive, children, eventually, kill, starts
+from tests.crashes.supervised import (
+    PIPELINE,
+    Supervised,
+    alive,
+    children,
+    connected,
+    eventually,
+    kill,
+    starts,
+)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 KILLS = int(os.environ.get("PGQRS_TEST_KILLS", "20"))
 RECYCLES = int(os.environ.get("PGQRS_TEST_RECYCLES", "300"))
@@ -25,7 +34,7 @@ RECYCLES = int(os.environ.get("PGQRS_TEST_RECYCLES", "300"))
 def test_a_killed_step_starts_again_on_another_worker_within_100_ms(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         with Supervised(
             dsn, tmp_path / "log", "--workers", "2", target=f"{PIPELINE}:three_steps"
@@ -89,7 +98,7 @@ def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
     evidence = tmp_path / "evidence"
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         poison = store.trigger(pipeline.dying, str(evidence), "SIGKILL", 5)
         others = [store.trigger(pipeline.three_steps, str(tmp_path / f"other-{n}"), 0.0) for n in range(20)]
@@ -158,7 +167,7 @@ def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(
 def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         caught = store.trigger(pipeline.hanging, str(tmp_path / "caught"), False)
         retried = store.trigger(pipeline.hanging, str(tmp_path / "retried"), True)
@@ -264,7 +273,7 @@ def _command(pid: int) -> str:
 def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
             large = store.trigger(pipeline.hungry_run, str(tmp_path / "large"), 400)

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from pgqrs.writes import Outcome, Write
-from supervisors.core import CRASHES_MAX
+from supervisors.endings import CRASHES_MAX
 
 MESSAGES = """
 select m.id, m.consumer_worker_id, m.claim_no, m.read_ct, m.archived_at, f.id

@@ -10,7 +10,7 @@ from unittest.mock import patch
 from pgqrs.store import sql
 from pgqrs.store.store import MessageStore, Turn
 from pgqrs.writes import Outcome
-from supervisors import core, events, wire
+from supervisors import core, endings, events, limits, wire
 from tests.simulation import supervisor as sim
 
 Plant = Callable[[], Any]
@@ -90,7 +90,7 @@ def an_answer_before_the_commit() -> Iterator[None]:
 
 @plant("crash-budget not-ended too-many-events")
 def a_crash_budget_without_an_end() -> Iterator[None]:
-    with patch.object(core, "CRASHES_MAX", 10**9):
+    with patch.object(endings, "CRASHES_MAX", 10**9):
         yield
 
 
@@ -104,7 +104,9 @@ def a_crash_charged_to_everybody_in_the_worker() -> Iterator[None]:
             for run in worker.runs.values():
                 if run.id != worker.on_cpu.run and run.started and not run.ending:
                     run.crashes += 1
-                    self._crashed(run, worker, event, worker.on_cpu, "was charged")
+                    self._end_as(
+                        run, endings.crashed(run, worker, event, worker.on_cpu, self.settings), urgent=True
+                    )
         exited(self, event, now)
 
     with patch.object(core.Core, "_exited", charging):
@@ -152,14 +154,13 @@ def a_claim_that_counts_nothing() -> Iterator[None]:
 
 @plant("ended-oddly")
 def a_death_without_a_reason() -> Iterator[None]:
-    def silent(self: core.Core, run: Any, error: bytes) -> Any:
+    def silent(run: Any, told: bytes, settings: Any) -> Any:
         if run.function.workflow_id is None:
-            return core.Write(run.claim, message=core.Archive("failed"))
-        return core.Write(
-            run.claim, settle=core.Settle(core.WorkflowStatus.Error, error=error), message=core.Archive()
-        )
+            return endings.Ending(core.Write(run.claim, message=core.Archive("failed")))
+        settle = core.Settle(core.WorkflowStatus.Error, error=told)
+        return endings.Ending(core.Write(run.claim, settle=settle, message=core.Archive()))
 
-    with patch.object(core.Core, "_failure", silent):
+    with patch.object(endings, "raised", silent):
         yield
 
 
@@ -199,13 +200,16 @@ def an_end_that_can_be_changed() -> Iterator[None]:
 @plant("twice-at-once step-repeated result-mismatch")
 def a_run_given_to_two_workers() -> Iterator[None]:
     """A death whose pipe was not read to the end: the run is given to another worker while the first still has it."""
-    kill = core.Core._kill
+    drop = core.Core._drop
 
-    def only_says_so(self: core.Core, worker: Any, why: str, force: bool) -> None:
-        for run in list(worker.runs.values()):
-            if not run.ending:
-                self._came_back_from_the_dead(run)
-        kill(self, worker, why, False)
+    def only_says_so(self: core.Core, run: Any) -> None:
+        worker = self.workers.get(run.worker)
+        if worker is not None:
+            for other in list(worker.runs.values()):
+                if not other.ending:
+                    self._came_back_from_the_dead(other)
+        with patch.object(limits.Limits, "kill", lambda *_, **__: None):
+            drop(self, run)
 
     stop = core.Core._of_run
 
@@ -216,7 +220,7 @@ def a_run_given_to_two_workers() -> Iterator[None]:
             worker.leave(run.id)
             self.waiting.append(run)
 
-    with patch.object(core.Core, "_kill", only_says_so), patch.object(core.Core, "_of_run", restless):
+    with patch.object(core.Core, "_drop", only_says_so), patch.object(core.Core, "_of_run", restless):
         yield
 
 
@@ -224,17 +228,17 @@ def a_run_given_to_two_workers() -> Iterator[None]:
 def a_message_archived_instead_of_run() -> Iterator[None]:
     admit = core.Core._admit
 
-    def lazy(self: core.Core, run: Any) -> None:
+    def lazy(self: core.Core, run: Any, now: float) -> None:
         if run.function.workflow_id is None and run.claimed.read_ct == 1 and run.id % 7 == 0:
             self._end(run, core.Write(run.claim, message=core.Archive()))
         else:
-            admit(self, run)
+            admit(self, run, now)
 
     with patch.object(core.Core, "_admit", lazy):
         yield
 
 
-@plant("result-mismatch ended-oddly")
+@plant("result-mismatch ended-oddly step-repeated")
 def a_result_without_its_last_checkpoint() -> Iterator[None]:
     """The run's end overtakes what it had recorded before."""
     turn = MessageStore.turn

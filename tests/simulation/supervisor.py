@@ -86,13 +86,13 @@ class SimSupervisor:
         for command in self.core.settle(now):
             self._do(command)
         self._commit()
-        timer = self.core.next_timer(now)
+        timer = self.core.next_timer()
         if timer is not None and (self._timer is None or timer < self._timer or self._timer <= now):
             self._timer = max(timer, now + 1e-6)
             self.world.at(self._timer, lambda: self._when_awake(self._tick))
 
     def _tick(self) -> None:
-        timer = self.core.next_timer(self.world.now)
+        timer = self.core.next_timer()
         if timer is not None and self.world.now >= timer:
             self.core.take(events.Tick(), self.world.now)
 

@@ -13,8 +13,10 @@ SEEDS = 150
 PLANT_SEEDS_MAX = 100
 
 
-def kept() -> list[int]:
-    return [int(line.split()[0]) for line in KEPT.read_text().splitlines() if line] if KEPT.exists() else []
+def kept() -> list[tuple[int, bool]]:
+    """(seed, whether it is a brief one)"""
+    told = [line.partition("#")[0].split() for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    return [(int(words[0]), "brief" in words) for words in told if words]
 
 
 def seeds() -> list[object]:
@@ -29,9 +31,17 @@ def test_everything_holds(seed: int) -> None:
     assert sum(result.faults.values()) >= FAULTS_MIN
 
 
-@pytest.mark.parametrize("seed", kept())
-def test_what_failed_once_holds_now(seed: int) -> None:
-    assert simulate(seed).violation is None
+@pytest.mark.parametrize("seed", range(20))
+def test_a_brief_seed_has_its_share_of_trouble(seed: int) -> None:
+    result = simulate(seed, brief=True)
+    assert result.violation is None, "\n".join([*result.trace, result.violation])
+    assert result.events >= EVENTS_MIN
+    assert sum(result.faults.values()) >= FAULTS_MIN
+
+
+@pytest.mark.parametrize(("seed", "brief"), kept())
+def test_what_failed_once_holds_now(seed: int, brief: bool) -> None:
+    assert simulate(seed, brief=brief).violation is None
 
 
 def test_a_seed_is_a_seed() -> None:

@@ -24,7 +24,8 @@ from tests.simulation.supervisor import LEASE_S, SimSupervisor
 from tests.simulation.workers import Lane
 
 EVENTS_MIN, FAULTS_MIN = 200, 5
-TROUBLE_S = 4.0  # how long things go wrong
+TROUBLE_S, BRIEF_TROUBLE_S = 4.0, 1.2  # how long things go wrong
+MESSAGES, BRIEF_MESSAGES = (8, 16), (3, 6)
 CALM_S = 400.0  # how long the rest may take
 EVENTS_MAX = 60_000
 READ_CT_MAX = 5
@@ -32,8 +33,10 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class World:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, brief: bool = False) -> None:
         self.seed = seed
+        self._trouble_s = BRIEF_TROUBLE_S if brief else TROUBLE_S
+        self._messages = BRIEF_MESSAGES if brief else MESSAGES
         self.rng = random.Random(seed)
         self.now = 0.0
         self.events = 0
@@ -63,10 +66,10 @@ class World:
         """Raises Violation."""
         for n in range(self.rng.choice([2, 2, 3])):
             self._start_supervisor(host=f"host{n % 2}")
-        for _ in range(self.rng.randint(8, 16)):
-            self.after(self.rng.uniform(0, TROUBLE_S * 0.7), self._enqueue)
+        for _ in range(self.rng.randint(*self._messages)):
+            self.after(self.rng.uniform(0, self._trouble_s * 0.7), self._enqueue)
         self.after(0.2, self._trouble)
-        self._run_until(TROUBLE_S)
+        self._run_until(self._trouble_s)
         while sum(self.faults.values()) < FAULTS_MIN or self.events < EVENTS_MIN:
             self._enqueue()
             self._strike()

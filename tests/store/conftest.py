@@ -28,15 +28,15 @@ end $$
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A module that says POSTGRES_ONLY is about what SQLite does not have."""
     left_out = {
-        i for i in items if on_sqlite(i) and getattr(getattr(i, "module", None), "POSTGRES_ONLY", False)
+        i for i in items if embedded(i) and getattr(getattr(i, "module", None), "POSTGRES_ONLY", False)
     }
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]
 
 
-def on_sqlite(item: pytest.Item) -> bool:
-    return hasattr(item, "callspec") and item.callspec.params.get("dsn") == "sqlite"
+def embedded(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec") and item.callspec.params.get("dsn") in ("sqlite", "turso", "s3")
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +52,8 @@ def session_databases() -> Iterator[dict[str, tuple[Postgres, str]]]:
 def dsn(request: pytest.FixtureRequest, session_databases: dict[str, tuple[Postgres, str]]) -> str:
     """A database of each backend in turn. Empty by way of `empty_dsn`, or installed by way of `store`."""
     backend = request.param
-    if backend == "sqlite":
-        return str(request.getfixturevalue("sqlite_dsn"))
+    if not backend.startswith("postgres"):
+        return str(request.getfixturevalue(f"{backend}_dsn"))
     if backend not in session_databases:
         fixture = {"postgres": "postgres_server", "postgres-newest": "postgres_newest_server"}[backend]
         server, name = request.getfixturevalue(fixture), f"pgqrs_store_{os.getpid()}_{len(session_databases)}"
@@ -103,6 +103,7 @@ def store(request: pytest.FixtureRequest, dsn: str, open_another: Callable[[], M
     store = open_another()
     try:
         store.verify()
+        assert dsn.startswith("postgres")
         with psycopg.connect(dsn, autocommit=True) as pg:
             pg.execute(DELETE_ALL)
     except errors.SchemaError:

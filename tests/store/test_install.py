@@ -45,6 +45,7 @@ def test_threads_may_install_at_once(bare, open_another):
     assert done == [0] * 5 + [VERSION]
 
 
+@pytest.mark.processes
 def test_processes_may_connect_to_an_empty_database_and_install_at_once(empty_dsn):
     processes = [
         subprocess.Popen(
@@ -91,7 +92,7 @@ def test_a_schema_of_the_future_is_refused_and_left_alone(store, dsn):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_verify_finds_that_a_table_is_missing(table, store, dsn):
-    cascade = "" if dsn.startswith("sqlite") else " cascade"
+    cascade = "" if not dsn.startswith("postgres") else " cascade"
     execute(dsn, f"drop table {table}{cascade}")
     with pytest.raises(errors.SchemaError):
         store.verify()

@@ -18,7 +18,9 @@ import pytest
 
 import pgqrs
 from pgqrs.connecting import Connecting
+from tests.conftest import turso_dsn_on
 from tests.postgres_server import Postgres
+from tests.s3_server import S3Server
 from tests.store.conftest import DELETE_ALL
 from tests.surface import given
 
@@ -57,14 +59,26 @@ def blocking(dsn: str) -> Iterator[pgqrs.BlockingStore]:
 @pytest.fixture
 def dsn(request: pytest.FixtureRequest) -> str:
     """A database of each backend in turn, its schema installed and empty."""
-    fixtures = {"sqlite": "installed_sqlite_dsn", "postgres": "installed_postgres_dsn"}
-    return str(request.getfixturevalue(fixtures[request.param]))
+    return str(request.getfixturevalue(f"installed_{request.param}_dsn"))
 
 
 @pytest.fixture
 def installed_sqlite_dsn(installed_sqlite_file: Path, tmp_path: Path) -> str:
     shutil.copy(installed_sqlite_file, tmp_path / "pgqrs.db")
     return f"sqlite://{tmp_path / 'pgqrs.db'}"
+
+
+@pytest.fixture
+def installed_turso_dsn(request: pytest.FixtureRequest, installed_sqlite_file: Path, tmp_path: Path) -> str:
+    shutil.copy(installed_sqlite_file, tmp_path / "pgqrs.db")  # the format is one
+    return turso_dsn_on(tmp_path / "pgqrs.db", request)
+
+
+@pytest.fixture
+def installed_s3_dsn(installed_sqlite_file: Path, s3_server: S3Server) -> str:
+    dsn = s3_server.new_dsn()
+    s3_server.put(dsn, installed_sqlite_file.read_bytes())
+    return dsn
 
 
 @pytest.fixture
@@ -77,8 +91,11 @@ def installed_postgres_dsn(installed_postgres_database: str) -> str:
 @pytest.fixture
 def empty_dsn(request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Iterator[str]:
     """A database without our tables."""
-    if dsn.startswith("sqlite"):
-        yield f"sqlite://{tmp_path / 'empty.db'}"
+    if dsn.startswith(("sqlite", "turso")):
+        yield f"{dsn.partition(':')[0]}://{tmp_path / 'empty.db'}"
+        return
+    if dsn.startswith("s3"):
+        yield request.getfixturevalue("s3_server").new_dsn()
         return
     server: Postgres = request.getfixturevalue("postgres_server")
     name = f"pgqrs_surface_empty_{os.getpid()}"

@@ -77,5 +77,5 @@ async def status_is(worker: pgqrs.Consumer, status: pgqrs.WorkerStatus) -> None:
 def was_heard_of(dsn: str, worker_id: int, seconds_ago: float) -> None:
     """Its last heartbeat was so long ago."""
     then = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-    zoned = then if dsn.startswith("sqlite") else then + "+00"
+    zoned = then if not dsn.startswith("postgres") else then + "+00"
     execute(dsn, "update pgqrs_workers set heartbeat_at = ? where id = ?", zoned, worker_id)

@@ -3,14 +3,17 @@
 import asyncio
 import random
 import sqlite3
+import threading
 import time
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager
 
 import psycopg
 import pytest
 
 import pgqrs
 from pgqrs.config import sqlite_path
+from pgqrs.store import open_database
 from tests.store.given import TABLES, dump
 from tests.surface.given import PATIENCE_S, QUEUE, a_pair, until
 
@@ -28,12 +31,40 @@ async def blocked(dsn):
         finally:
             connection.close()
         return
+    if not dsn.startswith("postgres"):
+        with another_writer(dsn) as release:
+            yield Blocked(release)
+        return
     other = psycopg.connect(dsn)
     other.execute(f"lock table {', '.join(TABLES)} in access exclusive mode")
     try:
         yield Blocked(other.rollback)
     finally:
         other.close()
+
+
+@contextmanager
+def another_writer(dsn):
+    """A thread of this process, for no other process can have the file."""
+    entered, release = threading.Event(), threading.Event()
+
+    def write():
+        with closing(open_database(pgqrs.Config(dsn))) as database, database.transaction():
+            entered.set()
+            release.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(write)
+        assert entered.wait(10)
+
+        def end():
+            release.set()
+            done.result(10)
+
+        try:
+            yield end
+        finally:
+            end()
 
 
 class Blocked:
@@ -43,7 +74,7 @@ class Blocked:
 
 async def waits(dsn, task):
     """Until the task's call waits for the other session. SQLite does not tell."""
-    if dsn.startswith("sqlite"):
+    if not dsn.startswith("postgres"):
         await asyncio.sleep(0.05)
     else:
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as watching:

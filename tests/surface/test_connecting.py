@@ -127,6 +127,8 @@ async def test_nothing_happens_before_it_is_awaited(tmp_path):
 
 async def test_a_store_that_is_not_in_s3_is_no_s3_store(store, blocking):
     for other in (store, blocking, None):
+        if other is not None and other.config.backend == "s3":
+            continue
         with pytest.raises(TypeError, match="expected 's3'"):
             pgqrs.as_s3(other)
 

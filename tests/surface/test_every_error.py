@@ -302,6 +302,7 @@ async def test_a_call_raises_its_own_error_which_says_what_to_do(store, kind, te
 RAISED_BY_USERS = {errors.TransientStepError, errors.PausedError}
 ELSEWHERE = {
     errors.InternalError: "test_connecting.py: a store in a forked child",
+    errors.ConflictError: "tests/s3",
     errors.DatabaseError: "tests/store/test_refused_values.py",
     errors.ReplayMismatchError: "tests/test_flow.py",
     errors.StepError: "tests/test_errors.py",

@@ -15,6 +15,7 @@ from pgqrs import (
     handle,
     producer,
     runs,
+    s3,
     shorthand,
     table_handles,
 )
@@ -29,6 +30,7 @@ TWINS = {
     aio.Run: runs.Run,
     aio.RunHandle: handle.RunHandle,
     aio.StepGuard: runs.StepGuard,
+    s3.S3StoreHandle: s3.BlockingS3StoreHandle,
     aio.StepResult: runs.StepResult,
     aio.Workers: table_handles.Workers,
     aio.Queues: table_handles.Queues,
@@ -59,6 +61,8 @@ ONLY_BLOCKING = {
         "trigger_raw": "for the command line, which has JSON already",
         "trigger_many": "for the command line and what runs beside it; a gather of triggers does it here",
         "messages": INSIDE,
+        "kept": INSIDE,
+        "forget": INSIDE,
     },
     administration.Admin: {
         "new_producer": "Producer.new_producer(admin, queue, name)",
@@ -109,7 +113,9 @@ def test_every_async_class_of_the_package_has_a_twin():
     handed_out = {
         value
         for name, value in vars(pgqrs).items()
-        if name in pgqrs.__all__ and inspect.isclass(value) and value.__module__ == "pgqrs.aio"
+        if name in pgqrs.__all__
+        and inspect.isclass(value)
+        and (value.__module__ == "pgqrs.aio" or value is s3.S3StoreHandle)
     }
     assert handed_out == set(TWINS)
 

@@ -449,6 +449,7 @@ async def test_a_handle_cancels_and_resumes(store):
         await other.result()
 
 
+@pytest.mark.processes
 async def test_workers_run_it_for_the_length_of_a_block(store):
     async with store.workers(sample.double, processes=1):
         handle = await store.trigger(sample.double, 21)

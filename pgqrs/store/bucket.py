@@ -1,0 +1,209 @@
+"""One object of S3: looked at, fetched, and replaced on the condition that it is still the one that was seen.
+
+Every PUT carries a marker of its own in the object's metadata. After an answer that did not come, or one that says that the
+condition fails, the marker tells whether what is there now is what was sent: a PUT whose answer was lost may have been carried
+out, may be carried out later, or never. S3 itself makes two requests of one condition exclude each other, so trying again is safe
+in all three cases.
+"""
+
+import hashlib
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from pgqrs import errors
+from pgqrs.config import s3_object
+
+T = TypeVar("T")
+
+# Between the tries of one request, each up to twice as long by chance. S3 asks for that after 503, and 409 ends by itself.
+BACKOFF_S = (0.05, 0.15, 0.4, 1.0)
+CONNECT_S = 5.0
+REQUEST_S = 60.0  # for the whole of a request: 512 MiB in that time are 9 MiB/s
+OBJECT_BYTES_MAX = (
+    512 * 1024 * 1024
+)  # the whole file goes up with each commit: long before, that is the wrong place for it
+MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
+
+
+class Version(Struct, frozen=True):
+    etag: str
+    marker: str | None  # None for an object that somebody else put
+
+
+class Fetched(Struct, frozen=True):
+    version: Version
+    body: bytes
+
+
+class Unchanged(Struct, frozen=True):
+    pass
+
+
+class S3Object:
+    """Thread-safe. Every call raises PgqrsConnectionError for what cannot be reached or is refused, after the tries above."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.bucket, self.key = s3_object(dsn)
+        self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        self._obstore = _driver()
+        options: dict[str, Any] = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": f"{CONNECT_S:g}s"}
+        if self.endpoint.startswith("http://"):
+            options["allow_http"] = True
+        given = {"endpoint": self.endpoint} if self.endpoint else {}
+        if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+            given["region"] = "us-east-1"
+        try:
+            # Its own tries are switched off: they would not know of the marker.
+            self._store = self._obstore.store.S3Store(
+                self.bucket, client_options=options, retry_config={"max_retries": 0}, **given
+            )
+        except self._obstore.exceptions.BaseError as e:
+            raise errors.ConfigError(f"{dsn}: {_short(e)}") from e
+
+    def look(self) -> Version | None:
+        """What is there now; None for nothing."""
+        try:
+            return self._reading(lambda: _version(self._get({"head": True})))
+        except FileNotFoundError:
+            return None
+
+    def fetch(self, unless: str | None = None) -> Fetched | Unchanged | None:
+        """The object, unless its ETag is this; None where there is none."""
+
+        def get() -> Fetched:
+            result = self._get({"if_none_match": unless} if unless else {})
+            return Fetched(_version(result), self._whole(result))
+
+        try:
+            return self._reading(get)
+        except FileNotFoundError:
+            return None
+        except self._obstore.exceptions.NotModifiedError:
+            return Unchanged()
+
+    def put(self, body: bytes, expected: str | None) -> Version:
+        """Replaces the version whose ETag is `expected`, or makes the object for None. An object that is gone meanwhile is
+        made again.
+
+        Raises ConflictError when another version is there, which stays as it is: nothing was written. PgqrsConnectionError
+        where it is unknown whether the object was replaced.
+        """
+        if len(body) > OBJECT_BYTES_MAX:
+            raise errors.DatabaseError(
+                f"{self.dsn} would have {len(body):,} bytes, over the limit of {OBJECT_BYTES_MAX:,}: each commit sends all of "
+                "them. Purge queues of what is archived, or move to sqlite:// or postgresql://"
+            )
+        exceptions = self._obstore.exceptions
+        marker = uuid.uuid4().hex
+        unsure = False  # whether one of our requests may have been, or be, carried out
+        said: Exception | None = None
+        for pause_s in (0.0, *BACKOFF_S):
+            _sleep(pause_s)
+            try:
+                return Version(self._put(body, expected, marker), marker)
+            except FileNotFoundError as e:
+                raise self._unreachable(e, f"there is no bucket {self.bucket!r}") from e
+            except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
+                raise self._unreachable(e) from e
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as e:
+                said = e  # 412, or a 409: whose request was in our way may have failed
+            except (exceptions.BaseError, OSError) as e:
+                said, unsure = e, True
+            try:
+                there = self.look()
+            except errors.PgqrsConnectionError as e:
+                said, unsure = e, True
+                continue
+            if there is not None and there.marker == marker:
+                return there
+            if there is None:
+                expected = None
+            elif there.etag != expected:
+                if not unsure:
+                    raise errors.ConflictError(
+                        f"conflict: {self.dsn} has been written by somebody else since it was read here. Theirs is kept, nothing of "
+                        "this call was written: make it again"
+                    )
+                break
+        raise errors.PgqrsConnectionError(
+            f"{self.dsn} could not be written, or it is unknown whether it was: {_short(said)}"
+        ) from said
+
+    def _put(self, body: bytes, expected: str | None, marker: str) -> str:
+        result = self._obstore.put(
+            self._store,
+            self.key,
+            body,
+            attributes={MARKER: marker, DIGEST: hashlib.sha256(body).hexdigest()},
+            mode="create" if expected is None else {"e_tag": expected},
+            use_multipart=False,  # an upload in parts is not conditional as a whole
+        )
+        return str(result["e_tag"])
+
+    def _get(self, options: dict[str, Any]) -> Any:
+        return self._obstore.get(self._store, self.key, options=options)
+
+    def _whole(self, result: Any) -> bytes:
+        body = bytes(result.bytes())
+        digest = result.attributes.get(DIGEST)
+        if len(body) != result.meta["size"] or (
+            digest is not None and digest != hashlib.sha256(body).hexdigest()
+        ):
+            raise OSError("what arrived is not what was stored: its checksum differs")
+        return body
+
+    def _reading(self, get: Callable[[], T]) -> T:
+        exceptions = self._obstore.exceptions
+        said: Exception | None = None
+        for pause_s in (0.0, *BACKOFF_S):
+            _sleep(pause_s)
+            try:
+                return get()
+            except (FileNotFoundError, exceptions.NotModifiedError):
+                raise
+            except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
+                raise self._unreachable(e) from e
+            except (exceptions.BaseError, OSError) as e:
+                said = e
+        raise self._unreachable(said) from said
+
+    def _unreachable(self, error: Exception | None, told: str = "") -> errors.PgqrsConnectionError:
+        at = f" at {self.endpoint}" if self.endpoint else ""
+        return errors.PgqrsConnectionError(
+            f"cannot reach {self.dsn}{at}: {told or _short(error)}; the endpoint, the region and the keys come from the variables "
+            "AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+
+
+def _version(result: Any) -> Version:
+    marker = result.attributes.get(MARKER)
+    return Version(str(result.meta["e_tag"]), None if marker is None else str(marker))
+
+
+def _short(error: Exception | None) -> str:
+    """The driver's message without its Debug part and the server's XML."""
+    return str(error).split("\n\nDebug source", 1)[0].split("<?xml", 1)[0].strip().rstrip(":")
+
+
+def _sleep(pause_s: float) -> None:
+    if pause_s:
+        time.sleep(pause_s * random.uniform(1, 2))
+
+
+def _driver() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError:
+        raise errors.ConfigError(
+            "an s3:// database takes a package that is not installed: pip install 'pgqrs[s3]'"
+        ) from None
+    return obstore

@@ -1,0 +1,233 @@
+"""SQLite kept as one object of S3. A transaction ends in a conditional PUT of the whole file; then the local copy commits.
+
+In this order the object is never behind what a caller was told, and the local file never ahead of the object: the PUT is the
+commit. A process that dies between the two leaves a copy of an older version, which its note says, and the next start fetches the
+object. In Local mode only `sync` PUTs.
+"""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from pgqrs import errors
+from pgqrs.config import Config, DurabilityMode
+from pgqrs.states import SyncState
+from pgqrs.store import sql
+from pgqrs.store.bucket import Fetched
+from pgqrs.store.replica import give_back, lend
+from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
+
+# What S3 said is taken for true so long. Whoever polls asks it twenty times a second at most, and whoever works off a queue alone
+# never: his last PUT is younger than that.
+FRESH_S = 0.05
+
+
+class S3Database(SqliteDatabase):
+    """`following`: somebody calls `follow` regularly, so that nothing else asks S3 for news."""
+
+    def __init__(
+        self, config: Config, clock: Callable[[], datetime] | None = None, following: bool = False
+    ) -> None:
+        self._durable = config.s3_mode is DurabilityMode.Durable
+        self._following = following
+        self._based = self._durable  # whether what we hold is known to come from the object
+        self._deferred_s: float | None = None
+        super().__init__(config, clock)
+
+    def _opened(self, config: Config) -> Connection:
+        self._replica = lend(config)
+        self._lent = weakref.finalize(self, give_back, self._replica)
+        self._lent.atexit = False
+        self._lock = self._replica.lock
+        try:
+            self._writer = open_file(self._replica.path, config.connection_timeout_seconds)
+            self._reader = open_file(self._replica.path, config.connection_timeout_seconds)
+            self._reading = threading.RLock()
+            if self._durable:
+                self._writer.execute("pragma synchronous = normal")  # what the disk loses, S3 has
+                with self._lock:
+                    if not self._replica.writing:
+                        self._replica.catch_up(self._writer)
+        except BaseException:
+            self._lent()
+            raise
+        return self._writer
+
+    # Transactions
+
+    @contextmanager
+    def _within(self, connection: Connection, begin: str, at: datetime | None) -> Iterator[SqliteTransaction]:
+        if connection is not self._writer:
+            with super()._within(connection, begin, at) as tx:
+                yield tx
+            return
+        if self._replica.writing:
+            raise errors.InternalError("a transaction on S3 cannot hold another of the same thread")
+        self._catch_up()
+        self._replica.writing = True
+        try:
+            self._before = self._changes()
+            with super()._within(connection, begin, at) as tx:
+                yield tx
+        finally:
+            self._replica.writing = False
+
+    def _commit(self, connection: Connection) -> None:
+        if connection is not self._writer or self._changes() == self._before:
+            connection.execute("commit")
+            return
+        replica = self._replica
+        if not self._durable:
+            if not replica.dirty:
+                replica.dirty = True
+                replica.note()  # before the first write of its kind, and on disk: `snapshot` must not undo it
+            connection.execute("commit")
+            return
+        if self._may_wait():
+            connection.execute("commit")
+            return
+        version = replica.publish(self._writer, replica.etag)
+        replica.stale = True  # until the copy has it too
+        connection.execute("commit")
+        replica.settled(version)
+        replica.stale = False
+
+    def _changes(self) -> tuple[int, int]:
+        """Differs once the writer has changed something: an update that matches no row has not."""
+        [(schema,)] = self._writer.execute("pragma schema_version")
+        return self._writer.total_changes, schema
+
+    def _may_wait(self) -> bool:
+        """Whether this transaction's writes can go up with the next: those of `passing`, and for a while only, or while there is
+        nothing that a lease protects."""
+        if self._deferred_s is None:
+            return False
+        if time.monotonic() - self._replica.put_at < self._deferred_s:
+            return True
+        [(held,)] = self._writer.execute(sql.statement("anything_held", "sqlite").sql)
+        return not held
+
+    @contextmanager
+    def passing(self, within_s: float) -> Iterator[SqliteTransaction]:
+        with self._alone():
+            self._deferred_s = within_s
+            try:
+                with self.transaction() as tx:
+                    yield tx
+            finally:
+                self._deferred_s = None
+
+    @contextmanager
+    def reading(self) -> Iterator[SqliteTransaction]:
+        """What S3 said at most FRESH_S ago, or what this process has committed. Never waits for a PUT under way."""
+        self._refuse_fork()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._catch_up()
+            finally:
+                self._lock.release()
+        with self._reading, self._translated(), self._within(self._reader, "begin", None) as tx:
+            yield tx
+
+    def _catch_up(self) -> None:
+        replica = self._replica
+        if not self._durable or replica.writing or not self._lent.alive:
+            return
+        old = not self._following and time.monotonic() - replica.contact > FRESH_S
+        if replica.stale or old:
+            replica.catch_up(self._writer)
+
+    def hint(self, queues: Iterable[str]) -> None:
+        self._replica.hint()
+
+    def last_hint(self) -> object:
+        """Changes when a process of this machine has put something new on a queue."""
+        return self._replica.last_hint()
+
+    def follow(self) -> None:
+        """Fetches what others have written, unless a write of ours is under way, which finds out by itself."""
+        if self._lock.acquire(blocking=False):
+            try:
+                replica = self._replica
+                if not replica.writing and time.monotonic() - replica.contact > FRESH_S:
+                    replica.catch_up(self._writer)
+            finally:
+                self._lock.release()
+
+    def prepare(self) -> None:
+        pass  # the local file is ours, and in WAL mode already
+
+    def data_version(self) -> object:
+        with self._reading, self._translated():
+            return self._reader.execute("pragma data_version").fetchone()[0]
+
+    def close(self) -> None:
+        with self._lock, self._reading:
+            self._writer.close()
+            self._reader.close()
+            self._lent()
+
+    # What the caller has in hand: see pgqrs.s3
+
+    def snapshot(self) -> None:
+        self._refuse_fork()
+        with self._alone(), self._translated():
+            replica = self._replica
+            if replica.dirty:
+                raise errors.PgqrsError(
+                    f"snapshot() would undo unsynced writes to {self.dsn}: sync() them first, or remove {replica.folder} once no store "
+                    "is open on it"
+                )
+            found = replica.object.fetch(unless=replica.etag if self._based else None)
+            if found is None:
+                raise errors.PgqrsError(
+                    f"there is no object {self.dsn} to take a snapshot of: sync() makes it"
+                )
+            if isinstance(found, Fetched):
+                replica.take_over(self._writer, found)
+            replica.contact, replica.stale = time.monotonic(), False
+            self._based = True
+
+    def sync(self) -> None:
+        self._refuse_fork()
+        with self._alone(), self._translated():
+            replica = self._replica
+            expected = replica.etag if self._based else None
+            if self._based and not replica.dirty:
+                there = replica.object.look()
+                if there is not None and there.etag == expected:
+                    return
+            try:
+                version = replica.publish(self._writer, expected)
+            except errors.ConflictError as e:
+                raise errors.ConflictError(
+                    f"conflict: sync() found that {self.dsn} has been written by somebody else, or was there before this store was "
+                    "connected; theirs is kept. "
+                    + (
+                        f"What was written here stays in {replica.folder}: remove that folder to give it up"
+                        if replica.dirty
+                        else "snapshot() takes it"
+                    )
+                ) from e
+            finally:
+                replica.stale = False
+            replica.settled(version)
+            self._based = True
+
+    def state(self) -> SyncState:
+        self._refuse_fork()
+        with self._alone(), self._translated():
+            replica = self._replica
+            there = replica.object.look()
+            if there is None:
+                return SyncState.RemoteMissingDirty if replica.dirty else SyncState.RemoteMissingClean
+            [(tables,)] = self._writer.execute("select count(*) from sqlite_master")
+            if not tables:
+                return SyncState.LocalMissing
+            same = self._based and there.etag == replica.etag
+            if replica.dirty:
+                return SyncState.LocalChanges if same else SyncState.ConcurrentChanges
+            return SyncState.InSync if same else SyncState.RemoteChanges

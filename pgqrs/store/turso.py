@@ -1,0 +1,206 @@
+"""Turso: SQLite's format and dialect, written anew in Rust. A file belongs to one process.
+
+The driver locks a file against other processes, sqlite3 among them, and loses that lock as soon as the process opens the file a
+second time (POSIX drops all locks with any descriptor). So it is opened once, however many stores a process has: they share a
+connection that writes and one that reads. Left open across a fork it would be shared too, hence refused there; in a program that
+is executed, such as a supervisor's nursery, its descriptors are closed.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pgqrs import errors
+from pgqrs.config import TURSO_SHARED, Config, turso_file
+from pgqrs.store.sqlite import (
+    BUSY_POLL_S,
+    Connection,
+    Cursor,
+    SqliteDatabase,
+    SqliteTransaction,
+    lacks_schema,
+    no_schema,
+)
+
+# The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
+OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
+LOCKED = "locked by another process"
+
+
+class TursoDatabase(SqliteDatabase):
+    def _opened(self, config: Config) -> Connection:
+        self._path, shared = turso_file(config.dsn)
+        self._file = lend(self._path, shared, config.connection_timeout_seconds)
+        self._lock = self._file.lock
+        self._lent = weakref.finalize(self, give_back, self._file)
+        self._lent.atexit = False
+        return self._file.writer
+
+    @contextmanager
+    def reading(self) -> Iterator[SqliteTransaction]:
+        self._refuse_fork()
+        with self._file.reading, self._translated(), self._within(self._file.reader, "begin", None) as tx:
+            yield tx
+
+    def _translated(self) -> AbstractContextManager[None]:
+        if not self._lent.alive:
+            raise errors.PgqrsConnectionError(f"the store on {self.dsn} was closed")
+        return _translated(self.dsn)
+
+    def _is_busy(self, error: Exception) -> bool:
+        return "database is locked" in str(error)
+
+    def prepare(self) -> None:
+        pass  # it knows no journal but a WAL
+
+    def data_version(self) -> object:
+        """Changes when anybody has committed. The driver has no such pragma, but its log has a size and a time."""
+        with suppress(FileNotFoundError):
+            log = os.stat(f"{self._path}-wal")
+            return log.st_mtime_ns, log.st_size
+        return None
+
+    def close(self) -> None:
+        self._lent()
+
+
+class File:
+    """An open file, and the locks under which this process uses its connections."""
+
+    def __init__(self, key: tuple[object, ...], writer: "OneConnection", reader: "OneConnection") -> None:
+        self.key = key
+        self.writer, self.lock = writer, threading.RLock()
+        self.reader, self.reading = reader, threading.RLock()
+        self.users = 0
+
+
+class OneConnection:
+    """The driver's connection, which ends with the last reference to it and not before, whatever its `close` did: so this holds
+    the only one, and neither transactions nor somebody's traceback do."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    @property
+    def in_transaction(self) -> bool:
+        return bool(self._driver.in_transaction)
+
+    def execute(self, sql: str, parameters: Any = ()) -> Cursor:
+        cursor: Cursor = self._driver.execute(sql, parameters)
+        return cursor
+
+    def interrupt(self) -> None:
+        self._driver.interrupt()
+
+    def close(self) -> None:
+        driver, self._driver = self._driver, None
+        driver.close()
+
+
+# A finalizer may run in the middle of any of the functions below, in the same thread: hence the kind of lock.
+_lock = threading.RLock()
+_open: dict[tuple[object, ...], File] = {}
+
+
+def lend(path: str, shared: bool, patience_s: float) -> File:
+    """This process's connections to a file, to be given back once. Raises PgqrsConnectionError."""
+    key = (os.getpid(), os.path.realpath(path), shared)
+    with _lock:
+        file = _open.get(key)
+        if file is None:
+            file = _open[key] = File(key, *_connect(path, shared, patience_s))
+        file.users += 1
+        return file
+
+
+def give_back(file: File) -> None:
+    """The last one closes them."""
+    with _lock:
+        file.users -= 1
+        if file.users:
+            return
+        del _open[file.key]
+    for connection in (file.reader, file.writer):
+        with suppress(Exception):
+            connection.close()
+
+
+def _connect(path: str, shared: bool, patience_s: float) -> tuple[OneConnection, OneConnection]:
+    turso = _driver()
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            # What turso.connect does, but for its second connection, which would open the file a second time.
+            database = turso.py_turso_database_open(
+                turso.PyTursoDatabaseConfig(
+                    path=path,
+                    experimental_features="multiprocess_wal" if shared else None,
+                    vfs=None,
+                    encryption=None,
+                )
+            )
+            writer, reader = (
+                _prepared(turso.Connection(database.connect(), isolation_level=None), patience_s)
+                for _ in range(2)
+            )
+            return writer, reader
+        except Exception as e:
+            # With several processes, opening the file may meet others that write it.
+            if isinstance(e, turso.OperationalError | turso.Busy) and time.monotonic() < until:
+                time.sleep(BUSY_POLL_S)
+                continue
+            raise errors.PgqrsConnectionError(_why_not(path, e)) from e.with_traceback(None)
+
+
+def _prepared(driver: Any, patience_s: float) -> OneConnection:
+    connection = OneConnection(driver)
+    connection.execute("pragma foreign_keys = on").fetchall()
+    connection.execute("pragma synchronous = full").fetchall()
+    connection.execute(f"pragma busy_timeout = {int(patience_s * 1000)}").fetchall()
+    connection.execute("select 1 from sqlite_master").fetchall()
+    return connection
+
+
+def _why_not(path: str, error: Exception) -> str:
+    if LOCKED in str(error):
+        return (
+            f"the Turso database {path} is in use by another process, and only one can have it: while a supervisor runs on it, no "
+            f"other process reads, triggers or enqueues. Stop that process first, or let both name the file with ?{TURSO_SHARED} "
+            "(an experiment of the driver's), or use sqlite:// or postgresql://, which many processes share"
+        )
+    folder = Path(path).absolute()
+    told = f"cannot open the Turso database {path}: {error}"
+    if folder.is_dir():
+        return f"{told}; {folder} is a folder: name a file in it"
+    if not os.access(folder.parent, os.W_OK):
+        return f"{told}; the folder {folder.parent} must exist and be writable"
+    return told
+
+
+@contextmanager
+def _translated(dsn: str) -> Iterator[None]:
+    turso = _driver()
+    try:
+        yield
+    except turso.Error as e:
+        e.with_traceback(None)  # its frames hold the driver's connection
+        if lacks_schema(str(e)):
+            raise no_schema(dsn, str(e)) from e
+        if isinstance(e, turso.OperationalError) or str(e).startswith(OUT_OF_REACH):
+            raise errors.PgqrsConnectionError(f"Turso database {dsn}: {e}") from e
+        raise errors.DatabaseError(str(e)) from e
+
+
+def _driver() -> Any:
+    try:
+        import turso.lib
+    except ImportError:
+        raise errors.ConfigError(
+            "a turso:// database takes a package that is not installed: pip install 'pgqrs[turso]'"
+        ) from None
+    return turso.lib

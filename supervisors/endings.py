@@ -1,0 +1,179 @@
+"""What is written of a run that ends, or leaves its worker, otherwise than by returning: pure functions, no decisions kept."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs.flow import Definition
+from pgqrs.states import WorkflowStatus
+from pgqrs.writes import Archive, Crash, Release, Settle, Step, Write
+from supervisors.events import Exited, Note
+from supervisors.state import Function, OnCpu, Run, Settings, Worker
+
+CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
+
+
+class Ending(Struct, frozen=True):
+    """What to write, what to tell people, and whether it is the end of a run that then counts as failed."""
+
+    write: Write
+    note: Note | None = None
+    failed: bool = False
+
+
+def error(code: str, kind: str, message: str, transient: bool = False, **more: Any) -> bytes:
+    """An error as runs and steps keep it: JSON."""
+    return msgspec.json.encode(
+        {"code": code, "is_transient": transient, "type": kind, "message": message, "args": [message], **more}
+    )
+
+
+def raised(run: Run, told: bytes, settings: Settings) -> Ending:
+    """The function raised. A workflow is over; a plain message is delivered again while it has deliveries left."""
+    reason = _reason(told)
+    if run.function.workflow_id is not None:
+        settle = Settle(WorkflowStatus.Error, error=told)
+        note = Note(f"failed: {reason}", "error", run.id)
+        return Ending(Write(run.claim, settle=settle, message=Archive(reason)), note, failed=True)
+    return _undelivered(run, reason, settings)
+
+
+def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
+    tries = run.claimed.read_ct
+    if tries >= settings.read_ct_max:
+        note = Note(f"dead after {tries} deliveries: {reason}", "error", run.id)
+        return Ending(Write(run.claim, message=Archive(reason)), note, failed=True)
+    # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
+    delay = settings.handler_backoff.delay(tries, lambda: 0.5)
+    note = Note(
+        f"delivery {tries} of {settings.read_ct_max} failed, again in {delay:g} s: {reason}",
+        "warning",
+        run.id,
+    )
+    return Ending(Write(run.claim, message=Release(delay, refund=False)), note)
+
+
+def refused(run: Run, failure: str) -> Ending:
+    """The database refused what the run wrote."""
+    told = error("NON_RETRYABLE", "pgqrs.errors.DatabaseError", failure)
+    settle = Settle(WorkflowStatus.Error, error=told) if run.function.workflow_id is not None else None
+    write = Write(run.claim, settle=settle, message=Archive(failure[:500]))
+    return Ending(write, Note(f"the database refused its values: {failure}", "error", run.id), failed=True)
+
+
+def crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Settings) -> Ending:
+    """Its worker died while the run had the CPU."""
+    where = f" in step {cpu.step!r}" if cpu.step else ""
+    text = f"worker (pid {worker.pid}) {how(event)}{where}"
+    if run.function.workflow_id is None:
+        if run.claimed.read_ct >= settings.read_ct_max:
+            reason = f"{text}, delivery {run.claimed.read_ct}"
+            return Ending(Write(run.claim, message=Archive(reason)))
+        return Ending(Write(run.claim, message=Release(refund=False)))
+    crash = _crash(
+        "oom" if event.oom else "signal" if event.signal else "exit", text, run, worker, event, cpu
+    )
+    if crash.crash_count < CRASHES_MAX:
+        return Ending(Write(run.claim, crash=crash, message=Release()))
+    reason = f"its worker died {crash.crash_count} times without a checkpoint between: {text}"
+    settle = Settle(WorkflowStatus.Error, error=error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
+    write = Write(run.claim, crash=crash, settle=settle, message=Archive(reason))
+    return Ending(write, Note(f"given up: {reason}", "error", run.id), failed=True)
+
+
+def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float) -> Ending:
+    """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
+    memory = cpu.limit == "memory"
+    text = f"step {cpu.step!r} was killed at its {cpu.limit} limit"
+    if memory:
+        text += f" of {cpu.memory_bytes or 0:,} bytes"
+    told = error(
+        "MEMORY" if memory else "TIMEOUT",
+        "builtins.MemoryError" if memory else "builtins.TimeoutError",
+        text,
+        transient=cpu.retry_in_s is not None,
+        **_traceback(event),
+    )
+    step = Step(
+        cpu.position,
+        cpu.step or "",
+        WorkflowStatus.Error,
+        error=told,
+        seconds=now - cpu.since,
+        cpu_seconds=event.cpu_seconds,
+        peak_rss_bytes=event.peak_rss_bytes,
+        pid=worker.pid,
+        retry_count=cpu.retry_count + (1 if cpu.retry_in_s is not None else 0),
+        retry_in_s=cpu.retry_in_s,
+    )
+    write = Write(run.claim, step=step, message=Release(cpu.retry_in_s))
+    return Ending(write, Note(text, "warning", run.id))
+
+
+def run_killed_at_limit(
+    run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float, settings: Settings
+) -> Ending:
+    """The run's own time was over while it had the CPU: no try is left, whatever the step's policy says."""
+    where = f" in step {cpu.step!r}" if cpu.step else ""
+    text = f"{over_time(run.function)}: killed{where}"
+    if run.function.workflow_id is None:
+        return _undelivered(run, text, settings)
+    crash = _crash("timeout", text, run, worker, event, cpu)
+    return _timed_out(run, text, crash, **_traceback(event))
+
+
+def run_over_limit(run: Run, settings: Settings) -> Ending:
+    """The run's own time was over while it waited: in its queue, or for its turn on a worker."""
+    text = over_time(run.function)
+    return _undelivered(run, text, settings) if run.function.workflow_id is None else _timed_out(run, text)
+
+
+def _timed_out(run: Run, text: str, crash: Crash | None = None, **more: Any) -> Ending:
+    settle = Settle(WorkflowStatus.Error, error=error("TIMEOUT", "builtins.TimeoutError", text, **more))
+    write = Write(run.claim, crash=crash, settle=settle, message=Archive(text))
+    return Ending(write, Note(text, "error", run.id), failed=True)
+
+
+def over_time(of: Function | Definition) -> str:
+    what = "the run" if of.kind == "workflow" else "the delivery"
+    return f"{what} was over its time limit of {of.timeout_s or 0:g} s"
+
+
+def _crash(cause: str, text: str, run: Run, worker: Worker, event: Exited, cpu: OnCpu) -> Crash:
+    return Crash(
+        cause=cause,
+        text=text,
+        step=cpu.step,
+        position=cpu.position,
+        crash_count=run.crashes + 1,
+        pid=worker.pid or 0,
+        signal=event.signal,
+        exit_code=event.exit_code,
+        cpu_seconds=event.cpu_seconds,
+        peak_rss_bytes=event.peak_rss_bytes,
+    )
+
+
+def _traceback(event: Exited) -> dict[str, str]:
+    return {"traceback": event.stacks} if event.stacks else {}
+
+
+def _reason(told: bytes) -> str:
+    """One line of an error that a worker described."""
+    found = msgspec.json.decode(told)
+    if not isinstance(found, dict):
+        return str(found)[:500]
+    kind = str(found.get("type", "")).rpartition(".")[2]
+    return f"{kind}: {found.get('message', '')}"[:500]
+
+
+def how(event: Exited) -> str:
+    """How a worker ended, in words that follow "the worker"."""
+    if event.failure:
+        return event.failure
+    if event.oom:
+        return f"was killed by the kernel for want of memory ({event.signal})"
+    if event.signal:
+        return f"was killed by {event.signal}" + (" from outside" if event.signal == "SIGKILL" else "")
+    return f"exited with code {event.exit_code}"

@@ -1,0 +1,139 @@
+"""What a worker may take: time, memory, runs, and to start. Part of the core: it decides, and does nothing itself."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+
+from supervisors.events import Command, Dump, Exit, Kill, Measured, Note
+from supervisors.scheduling import Scheduling
+from supervisors.state import OnCpu, Run, Settings, Worker
+
+KILL_GRACE_S = 1.0
+DUMP_BEFORE_S = 0.1
+BOOT_DEADLINE_S = 60.0
+RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
+ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds its event loop cannot
+
+
+class Limits:
+    """Works on the core's own workers and runs; `order` takes a command, `finish` the end of everything."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Mapping[int, Worker],
+        runs: Mapping[int, Run],
+        scheduling: Scheduling,
+        order: Callable[[Command], None],
+        finish: Callable[[Exit], None],
+    ) -> None:
+        self._settings = settings
+        self._workers = workers
+        self._runs = runs
+        self._scheduling = scheduling
+        self._order = order
+        self._finish = finish
+        self._boot_failures: deque[float] = deque()
+
+    def next_timers(self) -> Iterator[float]:
+        """When one of them may be reached, in monotonic seconds."""
+        for worker in self._workers.values():
+            if worker.kill_at is not None:
+                yield worker.kill_at
+            cpu = worker.on_cpu
+            if cpu and cpu.deadline is not None and worker.killing is None:
+                yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
+            if not worker.ready:
+                yield worker.launched_at + BOOT_DEADLINE_S
+        yield from (r.deadline for r in self._runs.values() if r.deadline is not None and self._off_cpu(r))
+
+    def watch(self, now: float) -> None:
+        """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
+        for worker in self._workers.values():
+            cpu = worker.on_cpu
+            most = self._settings.max_runs_per_worker
+            served = worker.retiring or (most is not None and worker.given >= most)
+            if served and not worker.runs and worker.killing is None:
+                self.kill(worker, "it has served", force=False)
+                worker.kill_at = now + KILL_GRACE_S
+            if worker.kill_at is not None and now >= worker.kill_at:
+                self.kill(worker, "it did not stop", force=True)
+            elif worker.killing is None and cpu and cpu.deadline is not None and now >= cpu.deadline:
+                worker.over_limit = cpu
+                self.kill(worker, "time limit", force=False)
+                worker.kill_at = now + KILL_GRACE_S
+            elif worker.killing is None and cpu and worker.dumped is not cpu and now >= _soft_limit(cpu):
+                worker.dumped = cpu
+                self._order(Dump(worker.id))
+            elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
+                self.kill(worker, "it never became ready", force=True)
+                self.boot_failed("was not ready in time", now)
+
+    def overdue(self, now: float) -> list[Run]:
+        """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""
+        return [
+            r
+            for r in self._runs.values()
+            if r.deadline is not None and now >= r.deadline and self._off_cpu(r)
+        ]
+
+    def _off_cpu(self, run: Run) -> bool:
+        if run.ending:
+            return False
+        worker = self._workers.get(run.worker) if run.worker is not None else None
+        if worker is None:
+            return True
+        # What an event loop runs is on the CPU in turn with others: it sees to its limits itself.
+        return worker.kind == "sync" and not (worker.on_cpu and worker.on_cpu.run == run.id)
+
+    def weigh(self, event: Measured) -> None:
+        worker = self._workers.get(event.worker)
+        if worker is None or worker.killing is not None:
+            return
+        cpu, most = worker.on_cpu, self._settings.max_rss_bytes
+        if cpu and cpu.memory_bytes is not None and event.rss_bytes > cpu.memory_bytes:
+            worker.over_limit = msgspec.structs.replace(cpu, limit="memory")
+            self.kill(worker, "memory limit", force=True)
+        elif most is not None and worker.given and event.rss_bytes > most:
+            # One that has had no run holds what every fresh one would: to replace it would go on for ever.
+            self._retire(worker, f"holds {event.rss_bytes:,} bytes")
+
+    def _retire(self, worker: Worker, why: str) -> None:
+        """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
+        if not worker.retiring:
+            worker.retiring = True
+            self._order(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
+            self._scheduling.revoke(worker)
+
+    def kill(self, worker: Worker, why: str, force: bool) -> None:
+        if worker.killing is None or force:
+            worker.killing = worker.killing or why
+            worker.kill_at = None
+            self._order(Kill(worker.id, force))
+
+    def boot_failed(self, how: str, now: float) -> None:
+        """Gives up when it happens too often: what cannot start will not start the next time either."""
+        self._order(Note(f"a worker {how} before it was ready", "error"))
+        self._boot_failures.append(now)
+        while self._boot_failures and now - self._boot_failures[0] > RESTARTS_WINDOW_S:
+            self._boot_failures.popleft()
+        if len(self._boot_failures) >= RESTARTS_MAX:
+            reason = f"{RESTARTS_MAX} workers died while starting within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            self._finish(Exit(1, reason))
+
+
+def exceeded(worker: Worker) -> OnCpu | None:
+    """What a dead worker was killed for, if it was still at it: a step that ended in its grace has kept its limit."""
+    over, cpu = worker.over_limit, worker.on_cpu
+    if over is None or cpu is None or over.run != cpu.run:
+        return None
+    return over if over.limit == "run" or over.position == cpu.position else None
+
+
+def _soft_limit(cpu: OnCpu) -> float:
+    """When to ask where it is, if it has a time limit: there is time for the answer then, before it is killed."""
+    if cpu.deadline is None:
+        return math.inf
+    return cpu.deadline - min(DUMP_BEFORE_S, (cpu.deadline - cpu.since) / 2)

@@ -1,0 +1,45 @@
+"""Whether the kernel has killed for want of memory: a SIGKILL does not say who sent it, the control group's count does."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+class OutOfMemory:
+    """Counts what the out-of-memory killer took in this process's control group (version 2 or 1); where there is no such
+    count, on the whole machine."""
+
+    def __init__(self, root: Path = ROOT, proc: Path = Path("/proc")) -> None:
+        self._file = next((f for f in _candidates(root, proc) if _count(f) is not None), None)
+        self._seen = self._now()
+
+    def look(self) -> bool:
+        """Whether it has killed something since the last look."""
+        before, self._seen = self._seen, self._now()
+        return self._seen > before
+
+    def _now(self) -> int:
+        return (_count(self._file) if self._file is not None else None) or 0
+
+
+def _candidates(root: Path, proc: Path) -> list[Path]:
+    """The group's own file first; a container sees its group as the root of the tree."""
+    found = []
+    with suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" and not controllers:
+                found += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
+            elif "memory" in controllers.split(","):
+                v1 = root / "memory"
+                found += [v1 / path.lstrip("/") / "memory.oom_control", v1 / "memory.oom_control"]
+    return [*found, proc / "vmstat"]
+
+
+def _count(file: Path) -> int | None:
+    with suppress(OSError):
+        if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.M):
+            return int(found[1])
+    return None

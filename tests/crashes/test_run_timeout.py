@@ -1,0 +1,69 @@
+"""The time of a whole run, and of one delivery, with real workers."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+import pgqrs
+from tests.crashes import limited
+from tests.crashes.supervised import Supervised, eventually, starts
+
+pytestmark = pytest.mark.slow
+
+TARGET = str(Path(limited.__file__))
+
+
+@pytest.fixture
+def supervised(dsn: str, tmp_path: Path):
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=TARGET):
+            yield store
+
+
+def test_a_run_over_its_time_is_ended_and_one_within_it_is_not(supervised, tmp_path: Path) -> None:
+    for flow in (limited.limited, limited.limited_async):
+        within, beyond = tmp_path / f"in-{flow.__name__}", tmp_path / f"over-{flow.__name__}"
+        assert supervised.trigger(flow, str(within), [0.05, 0.05]).result(20) == "done"
+        began = time.monotonic()
+        handle = supervised.trigger(flow, str(beyond), [0.05, 0.05, 30.0])
+        with pytest.raises(pgqrs.RunFailedError, match=r"over its time limit of 0\.6 s"):
+            handle.result(20)
+        assert time.monotonic() - began < 5
+        assert len(starts(beyond)) == 3, "it has no other try"
+        assert handle.record().error["code"] == "TIMEOUT"
+
+
+def test_the_stacks_of_a_run_killed_at_its_time_are_kept(supervised, tmp_path: Path) -> None:
+    handle = supervised.trigger(limited.limited, str(tmp_path / "e"), [30.0])
+    with pytest.raises(pgqrs.RunFailedError):
+        handle.result(20)
+    assert "in sleep" in handle.record().error["traceback"]
+    assert handle.record().crash["cause"] == "timeout"
+
+
+def test_a_pause_beyond_the_runs_time_ends_with_it(supervised, tmp_path: Path) -> None:
+    began = time.monotonic()
+    handle = supervised.trigger(limited.limited_pause, str(tmp_path / "e"), 3600.0)
+    with pytest.raises(pgqrs.RunFailedError, match="time limit"):
+        handle.result(20)
+    assert time.monotonic() - began < 5
+
+
+def test_another_life_has_its_own_time(supervised, tmp_path: Path) -> None:
+    evidence = tmp_path / "e"
+    handle = supervised.trigger(limited.limited, str(evidence), [0.01, 0.8])
+    with pytest.raises(pgqrs.RunFailedError):
+        handle.result(20)
+    time.sleep(0.6)
+    supervised.replay(handle.id)
+    with pytest.raises(pgqrs.RunFailedError, match="time limit"):
+        handle.result(20)
+    assert len(starts(evidence)) == 3, "the first step was not taken again, and the second was"
+
+
+def test_a_delivery_over_its_time_is_delivered_again(supervised, tmp_path: Path) -> None:
+    evidence = tmp_path / "e"
+    supervised.enqueue("limited-tasks", {"evidence": str(evidence)})
+    eventually(lambda: evidence.exists() and len(evidence.read_text().splitlines()) >= 2)

@@ -1,0 +1,170 @@
+"""S3 is slow, broken, or says nothing: what was promised holds, and nobody waits for ever."""
+
+import threading
+import time
+
+import pytest
+
+import pgqrs
+from pgqrs.store import bucket, open_store
+from tests.s3.faults import LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
+from tests.s3.looking import payloads
+
+
+@pytest.mark.parametrize(
+    "fault", [answer(500), answer(503), REFUSE, TEAR, LOSE], ids=["500", "503", "refused", "torn", "lost"]
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_put_that_fails_is_tried_again_and_done_once(
+    fault, times, store, proxy, s3_server, address, tmp_path
+):
+    store.queue("tasks")
+    proxy.next("PUT", *[fault] * times)
+    assert store.enqueue("tasks", 1) == 1
+    assert store.enqueue("tasks", 2) == 2
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "fault", [answer(500), answer(503), REFUSE, TEAR_DOWN], ids=["500", "503", "refused", "torn"]
+)
+def test_a_get_that_fails_is_tried_again(fault, store, opened, proxy):
+    store.enqueue("tasks", 1)
+    proxy.next("GET", fault, fault)
+    assert [q.ready for q in opened().queues()] == [1]
+
+
+def test_a_put_that_was_done_and_whose_answer_was_lost_is_not_done_twice(
+    store, proxy, s3_server, address, tmp_path
+):
+    store.queue("tasks")
+    puts = proxy.puts
+    proxy.next("PUT", LOSE)
+    store.enqueue("tasks", 1)
+    assert proxy.puts == puts + 1, "what is there carries our marker: nothing more to send"
+    assert payloads(s3_server, address, tmp_path) == ["1"]
+
+
+def test_the_object_that_a_lost_put_makes_is_ours(opened, proxy):
+    proxy.next("PUT", LOSE)
+    assert opened().install() == 3
+
+
+def test_a_put_that_arrives_after_its_retry_changes_nothing(store, proxy, s3_server, address, tmp_path):
+    """It was under way all the while; its condition no longer holds."""
+    store.queue("tasks")
+    proxy.next("PUT", late(0.3))
+    assert store.enqueue("tasks", 1) == 1
+    store.enqueue("tasks", 2)
+    time.sleep(0.5)
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+    assert store.enqueue("tasks", 3) == 3
+
+
+def test_a_put_that_arrives_between_the_look_and_the_retry_is_ours(
+    store, proxy, s3_server, address, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bucket, "BACKOFF_S", (0.3, 0.3))
+    store.queue("tasks")
+    proxy.next("PUT", late(0.1))
+    assert store.enqueue("tasks", 1) == 1
+    assert payloads(s3_server, address, tmp_path) == ["1"]
+
+
+def test_a_put_that_arrives_after_we_gave_up_is_found_by_the_next_call(
+    store, proxy, s3_server, address, tmp_path
+):
+    store.queue("tasks")
+    proxy.next("PUT", late(0.6), *[REFUSE] * 4)
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether"):
+        store.enqueue("tasks", 1)
+    time.sleep(0.9)
+    assert store.enqueue("tasks", 2) == 2
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+
+
+def test_whoever_writes_after_a_lost_put_is_not_overwritten(
+    store, opened, proxy, s3_server, address, tmp_path, monkeypatch
+):
+    """Ours was done, its answer lost, and theirs came on top before we looked: that cannot be told from ours never having been
+    done, so it is told as unknown."""
+    store.queue("tasks")
+    other = opened()
+    other.queues()
+    proxy.next("PUT", LOSE)
+    proxy.next("HEAD", *[REFUSE] * 5)
+
+    def theirs():
+        while not payloads(s3_server, address, tmp_path / "w"):
+            time.sleep(0.005)
+        time.sleep(0.06)
+        other.enqueue("tasks", "theirs")
+
+    (tmp_path / "w").mkdir()
+    monkeypatch.setattr(bucket, "BACKOFF_S", (0.3, 0.1))
+    thread = threading.Thread(target=theirs)
+    thread.start()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether") as raised:
+        store.enqueue("tasks", "ours")
+    thread.join()
+    assert type(raised.value) is pgqrs.PgqrsConnectionError
+    assert payloads(s3_server, address, tmp_path) == ['"ours"', '"theirs"']
+
+
+def test_an_s3_that_is_away_is_told_after_a_bounded_time(store, proxy):
+    store.queue("tasks")
+    for method in ("PUT", "GET", "HEAD"):
+        proxy.always(method, answer(503))
+    began = time.monotonic()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="503"):
+        store.enqueue("tasks", 1)
+    assert time.monotonic() - began < 5
+    for method in ("PUT", "GET", "HEAD"):
+        proxy.always(method, None)
+    assert store.enqueue("tasks", 1) == 1
+
+
+def test_connecting_to_an_s3_that_is_away_says_how_to_name_another(address, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="AWS_ENDPOINT_URL"):
+        pgqrs.connect(address).open()
+
+
+def test_a_bucket_that_is_not_there_is_named(proxy):
+    with (
+        pgqrs.connect("s3://no-such-bucket/key") as store,
+        pytest.raises(pgqrs.PgqrsConnectionError, match="there is no bucket 'no-such-bucket'"),
+    ):
+        store.install()
+
+
+def test_an_object_damaged_in_s3_is_not_taken(store, opened, s3_server, address):
+    """Half an upload that somebody's storage took for whole: its checksum tells."""
+    from tests.s3_server import BUCKET, key_of
+
+    body = s3_server.body(address)
+    head = s3_server.witness.head_object(Bucket=BUCKET, Key=key_of(address))
+    s3_server.witness.put_object(
+        Bucket=BUCKET, Key=key_of(address), Body=body[: len(body) // 2], Metadata=head["Metadata"]
+    )
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="checksum"):
+        opened()
+
+
+def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
+    from pgqrs.store.store import Identity, Wanted
+    from pgqrs.writes import Archive, Write
+
+    store = open_store(pgqrs.Config(address), steady_plans=True)
+    store.install()
+    queue = store.ensure_queue("tasks")
+    store.enqueue(queue, [b"1"])
+    _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
+    [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
+    proxy.next("PUT", late(0.4), *[REFUSE] * 4)
+    write = Write(taken.messages[0].claim, message=Archive())
+    with pytest.raises(pgqrs.PgqrsConnectionError):
+        store.turn([write])
+    time.sleep(0.6)  # and then it is done
+    assert [o.applied for o in store.turn([write], unsure=True).outcomes] == [True]
+    store.close()
