@@ -75,6 +75,7 @@ def test_a_commit_whose_answer_is_lost_is_found_out_and_not_repeated(
         proxy.cut_commits(commit)
         all_succeed(postgres_dsn, runs, supervisor)
     assert proxy.cuts >= 10
+    assert "another's" not in supervisor.said(), "its own commit is known as its own"
     assert all([s.step for s in starts(evidence)] == ONCE for _, evidence in runs)
     proves(
         "the connection is cut between COMMIT and its answer, whether the server got it or not",
@@ -144,7 +145,7 @@ def test_a_supervisor_cut_off_for_longer_than_its_lease_kills_what_it_runs_and_j
             other.__exit__()
         assert [s.step for s in starts(evidence)] == ["first", "slow", "slow", "last"]
         anew = store.trigger(pipeline.three_steps, str(tmp_path / "e2"), 0.0)
-        assert anew.result(20) == ONCE, cut_off.said()
+        assert anew.result(8) == ONCE, "what waited on a silent link was broken off"
         assert [(s.step_name, s.pid) for s in run.steps()] == recorded, "nothing was written late"
         assert "the lease ran out" in cut_off.said()
         assert "Traceback" not in cut_off.said(), cut_off.said()
