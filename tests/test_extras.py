@@ -13,7 +13,9 @@ WITHOUT = "import sys; sys.modules['turso'] = sys.modules['obstore'] = None; "
 
 
 def python(program):
-    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_neither_is_imported_before_it_is_needed():
@@ -30,12 +32,17 @@ def test_a_dsn_that_takes_an_extra_says_which(address, extra):
     told = python(WITHOUT + f"import pgqrs; pgqrs.connect({address!r}).open()")
     assert f"ConfigError: an {address[:5]}" in told.stderr or f"ConfigError: a {address[:5]}" in told.stderr
     assert f"pip install '{extra}'" in told.stderr
-    told = python(WITHOUT + f"from pgqrs.cli import main; sys.argv = ['pgqrs', 'install', '--dsn', {address!r}]; main()")
+    told = python(
+        WITHOUT + f"from pgqrs.cli import main; sys.argv = ['pgqrs', 'install', '--dsn', {address!r}]; main()"
+    )
     assert (told.returncode, told.stdout) == (2, "")
     assert extra in told.stderr
     assert "Traceback" not in told.stderr
 
 
 def test_sqlite_runs_without_them(tmp_path):
-    told = python(WITHOUT + f"import pgqrs\nwith pgqrs.connect('sqlite://{tmp_path}/x.db') as s: print(s.enqueue('q', 1))")
+    told = python(
+        WITHOUT
+        + f"import pgqrs\nwith pgqrs.connect('sqlite://{tmp_path}/x.db') as s: print(s.enqueue('q', 1))"
+    )
     assert told.stdout == "1\n", told.stderr

@@ -54,7 +54,9 @@ def test_a_batch_costs_two_puts_at_most_and_the_published_rate_is_beaten(
     rate = messages / seconds
     print(f"{' '.join(options)}: {proxy.puts} PUTs, {messages} messages in {seconds:.2f} s: {rate:.0f}/s")
     assert rate > PUBLISHED
-    left = query(s3_server, address, tmp_path, "select count(*) from pgqrs_messages where archived_at is null")
+    left = query(
+        s3_server, address, tmp_path, "select count(*) from pgqrs_messages where archived_at is null"
+    )
     assert left == [(0,)]
 
 
@@ -106,7 +108,9 @@ def test_killed_at_random_moments_of_a_drain_it_loses_nothing(
                 assert supervisor.wait(120) == 0, supervisor.said()
                 break
             eventually(
-                lambda s=supervisor, b=before: sum(handled(evidence).values()) > b or s.process.poll() is not None
+                lambda s=supervisor, b=before: (
+                    sum(handled(evidence).values()) > b or s.process.poll() is not None
+                )
             )
             time.sleep(rng.uniform(0, 0.25))
             supervisor.signal(signal.SIGKILL)

@@ -27,7 +27,9 @@ with pgqrs.connect(sys.argv[1]) as store:
 
 def elsewhere(dsn):
     """Another process opens it."""
-    return subprocess.run([sys.executable, "-c", OPEN, dsn], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", OPEN, dsn], cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_second_process_is_told_that_only_one_can_have_the_file(turso_dsn):
@@ -64,7 +66,9 @@ def test_sqlite3_cannot_open_it_meanwhile(turso_dsn):
     with pgqrs.connect(turso_dsn) as store, pgqrs.connect(turso_dsn):
         store.enqueue("tasks", 1)
         program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0.1).execute('select * from sqlite_master')"
-        told = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            [sys.executable, "-c", program, path], capture_output=True, text=True, check=False
+        )
         assert "database is locked" in told.stderr
     connection = sqlite3.connect(path)
     assert connection.execute("select payload from pgqrs_messages").fetchall() == [("1",)]
@@ -75,14 +79,16 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_file(turso_dsn):
     kept = []
     with pgqrs.connect(turso_dsn) as store:
         store.queue("tasks")
-        for call in (lambda: store.queue("tasks"), lambda: store.messages.database.transaction().__enter__().run("no")):
+        for call in (
+            lambda: store.queue("tasks"),
+            lambda: store.messages.database.transaction().__enter__().run("no"),
+        ):
             try:
                 call()
             except Exception as e:
                 kept.append(e)
-        with pytest.raises(pgqrs.PgqrsError):
-            with store.messages.database.transaction() as tx:
-                tx.script("select * from no_such_table")
+        with pytest.raises(pgqrs.PgqrsError), store.messages.database.transaction() as tx:
+            tx.script("select * from no_such_table")
     assert elsewhere(turso_dsn).returncode == 0
 
 
@@ -112,7 +118,10 @@ def test_a_store_is_refused_in_a_forked_child(turso_dsn):
 def test_workers_of_a_block_need_a_file_that_two_can_have(turso_dsn):
     from tests.sample_workflows import double
 
-    with pgqrs.connect(turso_dsn) as store, pytest.raises(pgqrs.ValidationError, match="belongs to one process"):
+    with (
+        pgqrs.connect(turso_dsn) as store,
+        pytest.raises(pgqrs.ValidationError, match="belongs to one process"),
+    ):
         with store.workers(double):
             pass
 
