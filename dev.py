@@ -31,7 +31,11 @@ STAMP = VENV / "pgqrs-dev.json"
 LOCK = PROJECT / ".venv.lock"
 
 # `dev.py run NAME` for the programs that live in the test suite.
-MODULES = {"simulate": "tests.simulation", "chaos": "tests.crashes.chaos"}
+MODULES = {
+    "simulate": "tests.simulation",
+    "chaos": "tests.crashes.chaos",
+    "guarantees": "tests.crashes.guarantees",
+}
 
 
 class CannotSetUp(Exception):

@@ -1,9 +1,7 @@
-"""CPU-bound work through pgqrs against a bare ProcessPoolExecutor, in interleaved pairs.
+"""What pgqrs does a second, beside the bare database and beside its peers, measured in one run.
 
-    python3 dev.py load [--runs 1000] [--pairs 5] [--workers 2] [--json FILE]
-
-The backlog is enqueued before the clock starts; the clock runs from the start of the first step's body to the last
-message's archiving (for the pool: to its last result). PostgreSQL is a private one with fsync and synchronous_commit on.
+Every measure has a fresh database; its backlog is enqueued before the clock starts; the sides of a scenario take turns, and what
+counts is the median of the rounds and of their ratios. PostgreSQL is a private one with fsync and synchronous_commit on.
 """
 
 import argparse
@@ -12,96 +10,97 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import psycopg
+from msgspec import Struct
 
-import pgqrs
-from loadtest import cpu_steps
-from pgqrs import targets
-from pgqrs.cli.views import PlainView
-from pgqrs.config import Config
-from supervisors.loop import Loop
-from supervisors.view import Options, cores
+from loadtest.scenarios import Bench, Scenario
+from supervisors.view import cores
 from tests.postgres_server import PostgresServer
+
+
+class Found(Struct, frozen=True):
+    """Of each side, in rounds; `ratios` of ours to each other side, round by round."""
+
+    scenario: str
+    unit: str
+    better: str
+    values: dict[str, list[float]]
+    ratios: dict[str, list[float]]
+    aims: dict[str, float]
+    note: str
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="dev.py load", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--iterations", type=int, default=cpu_steps.ITERATIONS, help="of each step's loop")
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the counts and one round")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--only", metavar="WORDS", help="scenarios with these words in their names")
+    parser.add_argument("--no-peers", action="store_true", help="leave out what has to be installed first")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     args = parser.parse_args()
-    pairs: list[tuple[float, float]] = []
+    rounds = 1 if args.quick else max(1, args.rounds)
+    results = []
     with PostgresServer.start(durable=True) as server:
-        measure_pool(max(2, args.runs // 20), args.workers, args.iterations)  # warm-up
-        for n in range(args.pairs):
-            database = f"load_{n}"
-            server.create_database(database)
-            ours = measure_pgqrs(server.dsn(database), args.runs, args.workers, args.iterations)
-            pool = measure_pool(args.runs, args.workers, args.iterations)
-            pairs.append((ours, pool))
-            print(
-                f"pair {n + 1}: pgqrs {ours:.2f} s, ProcessPoolExecutor {pool:.2f} s, ratio {ours / pool:.3f}",
-                flush=True,
-            )
-    ratios = sorted(ours / pool for ours, pool in pairs)
-    print(
-        f"\n{args.runs} runs of three CPU-bound steps on {args.workers} workers, PostgreSQL, every step durable"
-    )
-    print(
-        f"ratio pgqrs / ProcessPoolExecutor: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}"
-    )
-    print(f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {machine()}")
+        bench = Bench(server, 0.1 if args.quick else 1.0, peers=not args.no_peers)
+        for scenario in bench.scenarios():
+            if args.only is None or args.only in scenario.name:
+                found = measure(scenario, rounds)
+                results.append(found)
+                print(told(found, bench.cpu.get(scenario.name, [])), flush=True)
+    context = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "rounds": rounds}
+    print("\n" + ", ".join(f"{k} {v}" for k, v in context.items()))
     if args.json:
-        told = {
-            "pairs": pairs,
-            "ratios": ratios,
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": commit(),
-            "machine": machine(),
-        }
-        args.json.write_text(json.dumps(told | {"command": sys.argv}, indent=1) + "\n")
+        found_all = [{f: getattr(r, f) for f in Found.__struct_fields__} for r in results]
+        args.json.write_text(json.dumps(context | {"results": found_all, "cpu": bench.cpu}, indent=1) + "\n")
     return 0
 
 
-def measure_pgqrs(dsn: str, runs: int, workers: int, iterations: int) -> float:
-    with tempfile.TemporaryDirectory() as folder, pgqrs.connect(dsn) as store:
-        mark = Path(folder) / "started"
-        store.install()
-        store.trigger_many(cpu_steps.three_cpu_steps, [((i, iterations, str(mark)), {}) for i in range(runs)])
-        target = targets.parse(cpu_steps.__file__)
-        code = Loop(target, Config(dsn), Options(workers=workers, burst=True), PlainView(quiet=True)).run()
-        with psycopg.connect(dsn) as connection:
-            row = connection.execute(
-                "select extract(epoch from max(archived_at)), count(archived_at) from pgqrs_messages"
-            ).fetchone()
-        assert row is not None, "an aggregate has a row"
-        if code or row[1] != runs:
-            raise SystemExit(f"only {row[1]} of {runs} runs were archived (exit code {code})")
-        return float(row[0]) - cpu_steps.started_at(mark)
+def measure(scenario: Scenario, rounds: int) -> Found:
+    values: dict[str, list[float]] = {side: [] for side in scenario.sides}
+    for _ in range(rounds):
+        for side, take in scenario.sides.items():
+            values[side].append(take())
+    first, *others = values
+    ratios = {o: [a / b for a, b in zip(values[first], values[o], strict=True)] for o in others}
+    return Found(
+        scenario.name, scenario.unit, scenario.better, values, ratios, dict(scenario.aims), scenario.note
+    )
 
 
-def measure_pool(runs: int, workers: int, iterations: int) -> float:
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers) as pool:
-        mark = Path(folder) / "started"
-        for _ in pool.map(cpu_steps.three_steps, range(runs), [iterations] * runs, [str(mark)] * runs):
-            pass
-        return time.time() - cpu_steps.started_at(mark)
+def told(found: Found, cpu: list[dict[str, float]]) -> str:
+    lines = [f"\n{found.scenario}" + (f" (aim: {found.note})" if found.note else "")]
+    for side, values in found.values.items():
+        line = f"  {side:44} {number(statistics.median(values)):>9} {found.unit}"
+        if len(values) > 1:
+            line += f"  {number(min(values))} to {number(max(values))}"
+        if side in found.aims:
+            ratio, aim = statistics.median(found.ratios[side]), found.aims[side]
+            reached = ratio >= aim if found.better == "more" else ratio <= aim
+            bound = "at least" if found.better == "more" else "at most"
+            line += f"; ours is {ratio:.2f} of it, aim {bound} {aim:g}: {'reached' if reached else 'missed'}"
+        elif side in found.ratios and not found.note:
+            line += f"; ours is {statistics.median(found.ratios[side]):.2f} of it"
+        lines.append(line)
+    if cpu:
+        kinds = sorted({k for each in cpu for k in each})
+        spent = ", ".join(f"{k} {statistics.median(e.get(k, 0.0) for e in cpu) * 1e6:,.0f}" for k in kinds)
+        lines.append(f"  CPU µs for each: {spent}")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
 def commit() -> str:
-    told = subprocess.run(
+    asked = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
-    return told.stdout.strip() or "unknown"
+    return asked.stdout.strip() or "unknown"
 
 
 def machine() -> str:

@@ -149,13 +149,12 @@ def unwrap_input(payload: bytes) -> bytes:
 def _keeping_floats(raw: bytes) -> bytes:
     """jsonb writes 1e23 back as 100000000000000000000000, which reads as an integer, and not one that equals the float: so a
     float of this size is written out, with its ".0"."""
-    # Nearly all JSON is let through by this look, which is quick.
-    if not any(mark in raw for mark in _MARKS_OF_EXPONENTS):
+    if _MARK_OF_EXPONENT.search(raw) is None:  # nearly all JSON
         return raw
     return _STRING_OR_EXPONENT.sub(lambda m: m[0] if m[1] is None else _written_out(m[1]), raw)
 
 
-_MARKS_OF_EXPONENTS = [mark + b"%d" % digit for mark in (b"e", b"E", b"+") for digit in range(10)]
+_MARK_OF_EXPONENT = re.compile(rb"[eE+][0-9]")
 _STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 

@@ -246,12 +246,17 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     if begun is not None:
         context.journal.wait(begun)  # type: ignore[union-attr]
     attempt = _Attempt(context, definition, call)
+    token = _step.set(call)
     try:
-        with _inside(call):
-            value = definition.function(*args, **kwargs)
+        value = definition.function(*args, **kwargs)
     except FAILURES as e:
+        _step.reset(token)
         step = attempt.failed(e)
+    except BaseException:
+        _step.reset(token)
+        raise
     else:
+        _step.reset(token)
         step = attempt.succeeded(value)
     context.journal.record(step)
     return _settled(definition, step.status, step.output, step.error)
@@ -386,7 +391,7 @@ class _Attempt:
             output,
             error,
             seconds=self._context.clocks.now_s() - self._began_s,
-            cpu_seconds=self._context.clocks.cpu_s() - self._began_cpu_s,
+            cpu_seconds=max(0.0, self._context.clocks.cpu_s() - self._began_cpu_s),
             retry_count=self._call.retry_count if retry_count is None else retry_count,
             retry_in_s=retry_in_s,
         )

@@ -1,18 +1,22 @@
-"""The two threads that talk to the database, so that the loop never waits for it.
+"""The three threads that talk to the database, so that the loop never waits for it.
 
 `Turns` carries out one turn after another, each a transaction; while one is under way the loop gathers the next, which is
-the group commit. `Lease` renews on a connection of its own: it must not stand in line behind a slow commit.
+the group commit. `Lease` renews on a connection of its own: it must not stand in line behind a slow commit. `Aside` asks for
+all the rest: a database that says nothing, not even no, must not keep the loop from killing what runs when the lease ends.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from pgqrs import errors
 from pgqrs.store.store import MessageStore, Turn, Wanted
 from pgqrs.writes import Claim, Write
+
+T = TypeVar("T")
 
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts to reach a database that is away
 
@@ -101,6 +105,57 @@ class Turns:
         self._wake()
 
 
+def sever(*stores: MessageStore) -> None:
+    """Breaks off what waits for an answer of the database. Only a network leaves one waiting without an end."""
+    from pgqrs.store.postgres import PostgresDatabase
+
+    for store in stores:
+        if isinstance(store.database, PostgresDatabase):
+            store.database.sever()
+
+
+class Answer(Struct, frozen=True):
+    """What a call returned, and what is to be done with it in the loop."""
+
+    then: Callable[[Any], None]
+    found: Any
+
+
+class Aside:
+    """Carries out one call at a time. `wake` is called, from the thread, when `news` has its answer."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None] = (
+            queue.SimpleQueue()
+        )
+        self.news: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
+        self.busy = False
+        self._thread = threading.Thread(target=self._run, name="pgqrs-aside", daemon=True)
+        self._thread.start()
+
+    def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
+        """`then` hears None where the database could not be reached."""
+        self.busy = True
+        self._calls.put((call, then))
+
+    def close(self, timeout_s: float) -> None:
+        """What was asked is still carried out, if that takes no longer."""
+        self._calls.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            call, then = asked
+            try:
+                self.news.put(Answer(then, call()))
+            except errors.PgqrsConnectionError:
+                self.news.put(Answer(then, None))
+            except BaseException as e:
+                self.news.put(Broken(e))
+            self._wake()
+
+
 class Lease:
     """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the lease or its renewal
     was asked for (`began`), so it ends here before it ends in the database."""
@@ -125,9 +180,9 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="pgqrs-lease", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 2.0) -> None:
         self._stop.set()
-        self._thread.join(2)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         wait_s = self._lease_s / 3

@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,7 +36,7 @@ from supervisors.worker import make_worker
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-REPARENT_DEADLINE_S, REPARENT_LOOK_S = 5.0, 0.0005
+DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
 STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
@@ -144,6 +144,10 @@ class Launcher(Protocol):
 
     def read(self) -> list[News]: ...
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        """Reaps dead children of this process that are neither known nor about to be: what workers started, and left to their
+        reaper when they died."""
+
     def close(self) -> None: ...
 
 
@@ -230,6 +234,10 @@ class Nursery:
         os.set_blocking(fds[1], False)
         return [Child(said.worker, said.pid, sock, fds[1], os.pidfd_open(said.pid))]
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        if not self._wanted:
+            _reap_all_but(lambda pid: pid in known or pid == self._process.pid)
+
     def _ask(self, worker: int) -> None:
         with suppress(OSError):  # dead: `read` will see it, and ask again
             self._sock.send(msgspec.msgpack.encode(Fork(worker, self._wanted[worker])))
@@ -244,8 +252,11 @@ class Nursery:
 
     def _reap(self) -> None:
         self._sock.close()
-        self._process.join(5)
-        code = self._process.exitcode
+        # Not `join`: it waits for the end of a pipe, which every worker that the nursery forked has inherited.
+        for _ in range(int(DEADLINE_S / LOOK_S)):
+            if (code := self._process.exitcode) is not None:
+                break
+            time.sleep(LOOK_S)
         self._ended = (
             f"killed by {signal.Signals(-code).name}"
             if code is not None and code < 0
@@ -305,9 +316,27 @@ class SpawnLauncher:
         born, self._born = self._born, []
         return born
 
+    def reap_strangers(self, known: Container[int]) -> None:
+        if not self._born:
+            _reap_all_but(known.__contains__)
+
     def close(self) -> None:
         os.close(self._wake_read)
         os.close(self._wake_write)
+
+
+def _reap_all_but(known: Callable[[int], bool]) -> None:
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or known(
+            ended.si_pid
+        ):  # which will be reaped in its turn, and shows the others then
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(ended.si_pid, 0)
 
 
 class _importable_main:
@@ -471,10 +500,10 @@ def _die_with(supervisor: int) -> None:
     child: the signal is tied to the parent of that moment. The check afterwards closes the gap before."""
     if sys.platform != "linux":
         return
-    for _ in range(int(REPARENT_DEADLINE_S / REPARENT_LOOK_S)):
+    for _ in range(int(DEADLINE_S / LOOK_S)):
         if os.getppid() == supervisor:
             break
-        time.sleep(REPARENT_LOOK_S)
+        time.sleep(LOOK_S)
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(71)

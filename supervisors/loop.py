@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from pgqrs import errors, targets
+from msgspec import Struct
+
+from pgqrs import targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore, Wanted
-from pgqrs.writes import Write
+from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
-from supervisors.committing import Away, Broken, Done, Job, Lease, Turns
+from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
 from supervisors.identity import own_identity, resident_bytes, started
 from supervisors.launch import (
     Child,
@@ -45,7 +47,9 @@ S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for co
 TURN_WRITES_MAX = 1000
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
+JOIN_EVERY_S = 1.0  # while the database does not let us
 REFRESH_S = 0.25
+SIGN_OFF_S = 5.0  # for the database to hear it
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -74,6 +78,8 @@ class Loop:
         self._next_look = 0.0
         self._next_refresh = 0.0
         self._next_recover = 0.0
+        self._joined = True  # False between a lease that was lost and the next one
+        self._next_join = 0.0
         self._stop_now_at: float | None = None
 
     def run(self) -> int:
@@ -112,7 +118,8 @@ class Loop:
                 self._register_fd(self._options.parent_fd, self._hear_parent)
             self._turns = Turns(self._store, self._wake, time.monotonic)
             self._core = core.Core(functions, self._settings())
-            self._register()
+            self._aside = Aside(self._wake)
+            self._joined_as(self._join())
             stack.callback(self._sign_off)
             stack.callback(
                 lambda: self._turns.close(5.0 if self._away is None else 0.1)
@@ -162,24 +169,31 @@ class Loop:
             )
         return functions
 
-    def _register(self) -> None:
-        """A new supervisor, also after a lost lease. What a dead one of this host held is taken over at once."""
-        identity = own_identity()
-        for supervisor_id, pid, pid_started in self._store.neighbours(identity):
-            if started(pid) != pid_started:
-                self._store.expire_lease(supervisor_id)
-        self._recovered = self._store.recover(self._config.max_read_ct)
+    def _join(self) -> "Joined":
+        """A new supervisor, also after a lost lease. Talks to the database, and touches nothing else."""
+        recovered = self._take_back()
         queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
         began = time.monotonic()
-        self._supervisor_id, consumers = self._store.register_supervisor(
-            identity, queues, self._options.lease_s
+        supervisor_id, consumers = self._lease_store.register_supervisor(
+            own_identity(), queues, self._options.lease_s
         )
-        self._consumers = {queues[name]: consumer_id for name, consumer_id in consumers.items()}
-        self._turns.consumers = tuple(consumers.values())
+        return Joined(supervisor_id, {queues[name]: c for name, c in consumers.items()}, recovered, began)
+
+    def _take_back(self) -> int:
+        """What supervisors held whose lease is over, and at once what a dead one of this host held: how many messages."""
+        for supervisor_id, pid, pid_started in self._lease_store.neighbours(own_identity()):
+            if started(pid) != pid_started:
+                self._lease_store.expire_lease(supervisor_id)
+        return self._lease_store.recover(self._config.max_read_ct)
+
+    def _joined_as(self, joined: "Joined") -> None:
+        self._supervisor_id, self._consumers, self._recovered = joined.id, joined.consumers, joined.recovered
+        self._turns.consumers = tuple(joined.consumers.values())
         self._lease = Lease(
-            self._lease_store, self._supervisor_id, self._options.lease_s, self._wake, time.monotonic, began
+            self._lease_store, joined.id, self._options.lease_s, self._wake, time.monotonic, joined.began
         )
         self._told_until = self._lease.until
+        self._joined = True
 
     def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
         self._view.started(
@@ -223,10 +237,11 @@ class Loop:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
-                if stopping > 2 and self._away is not None:
-                    self._exit = events.Exit(
-                        3, "stopped while the database was away; what ran is given back by its lease"
-                    )
+            if self._core.level > 2 and (self._away is not None or not self._joined):
+                self._exit = events.Exit(
+                    3, "stopped while the database was away; what ran is given back by its lease"
+                )
+                break
             self._pipes.flush()
             for key, _ in self._selector.select(self._timeout(now)):
                 key.data()
@@ -280,8 +295,12 @@ class Loop:
         if self._watch.interval_s is not None and now >= self._next_look:
             self._look_for_hints()
             self._next_look = now + (self._watch.interval_s or 0.0)
-        if self._lease.lost or now > self._lease.until - SELF_FENCE_MARGIN_S:
-            self._lost(now)
+        if not self._joined:
+            if now >= self._next_join and not self._aside.busy:
+                self._next_join = now + JOIN_EVERY_S
+                self._aside.ask(self._join, self._join_anew)
+        elif self._lease.lost or now > self._lease.until - SELF_FENCE_MARGIN_S:
+            self._lost()
         elif self._lease.until != self._told_until:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
@@ -296,6 +315,8 @@ class Loop:
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
             self._weigh()
+            if self._options.subreaper:
+                self._launcher.reap_strangers(self._pipes.pids())
             self._view.state(self._state())
             self._say_health(now)
 
@@ -363,6 +384,14 @@ class Loop:
                 case Broken():
                     raise news.error
 
+        while not self._aside.news.empty():
+            match self._aside.news.get():
+                case Answer(then, found):
+                    self._aside.busy = False
+                    then(found)
+                case Broken(error):
+                    raise error
+
     def _took_place(self, done: Done) -> None:
         if self._away is not None:
             self._away = None
@@ -380,28 +409,43 @@ class Loop:
                 )
 
     def _recover_others(self) -> None:
-        """Takes back what dead supervisors held: a read that finds nothing, nearly always. Not while the database is
-        away, when it would block the loop."""
+        """Takes back what dead supervisors held, and asks whether what runs here is still ours: an operator may have ended it, or
+        given it to somebody else. Reads that find nothing, nearly always."""
         self._pipes.look_around()
-        if self._away is not None:
+        if self._aside.busy or not self._joined:
             return
-        with suppress(errors.PgqrsConnectionError):
-            self._look_at_claims()
-            if self._signals:
-                return
-            if self._view.wants_backlog:
-                self._backlog = self._lease_store.backlog(self._consumers)
-            if count := self._lease_store.recover(self._config.max_read_ct):
-                self._view.note(events.Note(f"took back {count} messages of a supervisor that died"))
-                self._handle(events.Hinted())
+        claims = [r.claim for r in self._core.runs.values() if not r.ending]
+        consumers = tuple(self._consumers.values())
+
+        def look() -> Seen:
+            self._watch.mend()
+            held = set(self._lease_store.held(consumers)) if claims else set()
+            backlog = self._lease_store.backlog(self._consumers) if self._view.wants_backlog else None
             grace_s = self._config.reclaim_after_seconds
-            if grace_s is not None and (
-                count := administering.reclaim_overdue(self._lease_store.database, grace_s)
-            ):
-                self._view.note(
-                    events.Note(f"took back {count} messages that clients of pgqrs 0.15 held too long")
-                )
-                self._handle(events.Hinted())
+            return Seen(
+                [c for c in claims if c not in held],
+                backlog,
+                self._take_back(),
+                0 if grace_s is None else administering.reclaim_overdue(self._lease_store.database, grace_s),
+            )
+
+        self._aside.ask(look, self._saw)
+
+    def _saw(self, seen: "Seen | None") -> None:
+        self._look_for_hints()  # on a new connection, perhaps
+        if seen is None:
+            return
+        self._backlog = seen.backlog
+        if seen.gone:
+            self._handle(events.Gone(seen.gone))
+        if seen.recovered:
+            self._view.note(events.Note(f"took back {seen.recovered} messages of a supervisor that died"))
+        if seen.reclaimed:
+            self._view.note(
+                events.Note(f"took back {seen.reclaimed} messages that clients of pgqrs 0.15 held too long")
+            )
+        if seen.recovered or seen.reclaimed:
+            self._handle(events.Hinted())
 
     def _weigh(self) -> None:
         """What workers hold in memory, where there is a limit to that."""
@@ -412,30 +456,24 @@ class Loop:
                 if rss_bytes is not None:
                     self._handle(events.Measured(worker.id, rss_bytes))
 
-    def _look_at_claims(self) -> None:
-        """Whether what runs here is still ours: an operator may have ended it, or given it to somebody else."""
-        claims = [r.claim for r in self._core.runs.values() if not r.ending]
-        if claims:
-            held = set(self._lease_store.held(self._consumers.values()))
-            if gone := [c for c in claims if c not in held]:
-                self._handle(events.Gone(gone))
-
-    def _lost(self, now: float) -> None:
+    def _lost(self) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
-        self._lease.close()
         self._settle()  # what is ordered now is dropped with the rest
         self._writes.clear()
         self._wants.clear()
         self._consumers = {}
         self._handle(events.LeaseLost(self._in_flight))
+        self._settle()  # kills, before anything that may wait
         self._oldest = None
-        if self._exit is None:
-            with suppress(errors.PgqrsConnectionError):
-                self._register()
-                self._handle(events.Registered(self._consumers, self._lease.until))
-                return
-            self._lease.lost, self._lease.until = False, now + 2.0  # try again then
-            self._told_until = self._lease.until
+        self._joined = False
+        # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
+        sever(self._store, self._lease_store)
+        self._lease.close(0.0)
+
+    def _join_anew(self, joined: "Joined | None") -> None:
+        if joined is not None:
+            self._joined_as(joined)
+            self._handle(events.Registered(self._consumers, self._lease.until))
 
     def _look_for_hints(self) -> None:
         hinted = self._watch.look()
@@ -490,10 +528,12 @@ class Loop:
 
     def _sign_off(self) -> None:
         self._lease.close()
-        if self._away is not None:
-            return  # the lease will say it
-        with suppress(errors.PgqrsConnectionError):
-            self._lease_store.retire(self._supervisor_id, self._config.max_read_ct)
+        if self._away is None and self._joined:  # else the lease will say it
+            self._aside.ask(
+                lambda: self._lease_store.retire(self._supervisor_id, self._config.max_read_ct),
+                lambda _: None,
+            )
+        self._aside.close(SIGN_OFF_S)
 
     def _state(self) -> State:
         now = time.monotonic()
@@ -516,6 +556,24 @@ class Loop:
     def _selector_forget(self, fd: int) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(fd)
+
+
+class Joined(Struct, frozen=True):
+    """What the database made of us. `began`: when it was asked, which is before our lease began."""
+
+    id: int
+    consumers: dict[int, int]  # by queue
+    recovered: int
+    began: float
+
+
+class Seen(Struct, frozen=True):
+    """What a look around the database found; `backlog` None where nobody wants it."""
+
+    gone: list[Claim]
+    backlog: int | None
+    recovered: int
+    reclaimed: int
 
 
 class _closing:

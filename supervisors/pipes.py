@@ -80,6 +80,10 @@ class Pipes:
         if pipe := self._pipes.get(n):
             pipe.child.kill(force)
 
+    def pids(self) -> set[int]:
+        """Of the workers that are not yet buried."""
+        return {pipe.child.pid for pipe in self._pipes.values()}
+
     def look_around(self) -> None:
         """Now and then: what the kernel has killed so far had nothing to do with the next death."""
         self._oom.look()

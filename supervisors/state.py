@@ -40,9 +40,7 @@ class Settings(Struct, frozen=True):
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
-    commit_hide_s: float = (
-        0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
-    )
+    commit_hide_s: float = COMMIT_HIDE_S
 
 
 class Run(Struct, eq=False):

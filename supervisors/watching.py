@@ -11,6 +11,7 @@ from pgqrs.config import Config
 from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
+POLL_S = 2.0  # while nobody tells
 S3_HINT_LOOK_S = 0.01  # at a file's time
 S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
@@ -21,7 +22,10 @@ class Watch(Protocol):
     def fileno(self) -> int | None: ...
 
     def look(self) -> tuple[str, ...] | None:
-        """The queues that were hinted at; () for none, None for any of them."""
+        """The queues that were hinted at; () for none, None for any of them. Never waits."""
+
+    def mend(self) -> None:
+        """Connects anew where the link is broken; that may take seconds, and is for another thread."""
 
     def close(self) -> None: ...
 
@@ -51,6 +55,9 @@ class DataVersion:
         version = self._database.data_version()
         changed, self._seen = version != self._seen, version
         return None if changed else ()
+
+    def mend(self) -> None:
+        pass
 
     def close(self) -> None:
         self._database.close()
@@ -86,34 +93,34 @@ class Followed(DataVersion):
 
 
 class Listener:
-    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on and `look` tries anew."""
+    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it is mended."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
-        self.interval_s: float | None = None
-        self._connect()
+        self.interval_s: float | None = POLL_S
+        self.mend()
 
-    def _connect(self) -> None:
+    def mend(self) -> None:
         from pgqrs.store.postgres import CHANNEL, connect
 
-        with contextlib.suppress(errors.PgqrsConnectionError, psycopg.Error):
-            self._connection = connect(self._config, autocommit=True)
-            self._connection.execute(f"listen {CHANNEL}".encode())
-        self.interval_s = None if self._connection is not None else 2.0
+        if self._connection is None:
+            with contextlib.suppress(errors.PgqrsConnectionError, psycopg.Error):
+                connection = connect(self._config, autocommit=True)
+                connection.execute(f"listen {CHANNEL}".encode())
+                self._connection, self.interval_s = connection, None
 
     def fileno(self) -> int | None:
         return self._connection.fileno() if self._connection is not None else None
 
     def look(self) -> tuple[str, ...] | None:
         if self._connection is None:
-            self._connect()
             return None
         try:
             return tuple({n.payload for n in self._connection.notifies(timeout=0)})
         except psycopg.Error:
             self._connection.close()
-            self._connection, self.interval_s = None, 2.0
+            self._connection, self.interval_s = None, POLL_S
             return None
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ their own (async_worker.py), where an event loop takes the lanes' place.
 """
 
 import contextvars
+import math
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -18,10 +19,13 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep
 from supervisors import wire
-from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
 
 if TYPE_CHECKING:
     from supervisors.async_worker import AsyncWorker
+
+
+LOOK_EVERY_S = 0.0002
 
 
 class Lane(PipeJournal):
@@ -71,12 +75,13 @@ class Worker(Leased):
         self._lanes: dict[int, Lane] = {}
         self._ready: deque[Lane] = deque()  # may go on
         self._drained = False
+        self._looked_at = -math.inf
 
     def run(self, pid: int) -> None:
         """Until the supervisor closes the pipe, or until it is drained and told so."""
         self.outbox.add(wire.Ready(pid))
         self.outbox.flush()
-        while self._read(block=self.overdue):
+        while not self._due() or self._read(block=self.overdue):
             if self.overdue:
                 continue
             # Runs under way go before new ones: what is begun should end.
@@ -101,7 +106,13 @@ class Worker(Leased):
         elif lane.durable >= lane.sent or lane.stopped:
             self._ready.append(lane)
 
+    def _due(self) -> bool:
+        """Whether to look what the supervisor has to say. Not between any two tiny steps: a look costs more than they do."""
+        idle = not (self._ready or self._fresh)
+        return idle or self.overdue or CLOCKS.now_s() - self._looked_at >= LOOK_EVERY_S
+
     def _read(self, block: bool) -> bool:
+        self._looked_at = CLOCKS.now_s()
         try:
             data = self._sock.recv(READ_BYTES, 0 if block else socket.MSG_DONTWAIT)
         except BlockingIOError:

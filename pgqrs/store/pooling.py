@@ -3,8 +3,10 @@ them, then take no more of a server than one does."""
 
 import logging
 import os
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -35,6 +37,7 @@ class Connections:
         notify: Callable[[psycopg.Connection[Row], str], None],
     ) -> None:
         self.pool = pool
+        self.opened: weakref.WeakSet[psycopg.Connection[Row]] = weakref.WeakSet()  # those of the pool
         self._key = key
         self._users = 0
         self._connect = connect
@@ -55,6 +58,15 @@ class Connections:
             for queue in due:
                 self._notify(self._hinting, queue)
                 self._hinted[queue] = time.monotonic()
+
+    def sever(self) -> None:
+        """Shuts the pool's connections, so that calls under way fail and none is used again. From any thread."""
+        for connection in list(self.opened):
+            with (
+                suppress(psycopg.Error, OSError),
+                socket.socket(fileno=os.dup(connection.fileno())) as link,
+            ):
+                link.shutdown(socket.SHUT_RDWR)
 
     def _close(self) -> None:
         self.pool.close()

@@ -3,7 +3,7 @@
 import os
 import select
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
@@ -97,6 +97,11 @@ class PostgresDatabase:
     def hint(self, queues: Iterable[str]) -> None:
         self._connections.hint(queues)
 
+    def sever(self) -> None:
+        """Breaks every connection off, from any thread: for a link that says nothing any more. What is under way raises
+        PgqrsConnectionError; what comes next connects anew."""
+        self._connections.sever()
+
     def close(self) -> None:
         if self._lent.detach():
             give_back(self._connections)
@@ -114,6 +119,7 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
 
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
     def configure(connection: psycopg.Connection[Row]) -> None:
+        connections.opened.add(connection)
         prepare_connection(connection, config)
         if steady_plans:
             connection.execute(STEADY_PLANS)
@@ -133,7 +139,8 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         open=False,
         name="pgqrs",
     )
-    return Connections(key, pool, lambda: connect(config, autocommit=True), notify)
+    connections = Connections(key, pool, lambda: connect(config, autocommit=True), notify)
+    return connections
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
@@ -158,11 +165,11 @@ class PostgresTransaction:
         if rows is not None:
             columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
             for (name, kind), values in zip(known.columns, columns, strict=True):
-                params[name] = [_text(v) for v in values] if kind in ("json", "text") else list(values)
+                params[name] = _array(kind, values)
         if self._clock is not None:
             params["now"] = self._clock()
         cursor = self._connection.cursor(row_factory=tuple_row)
-        cursor.execute(known.sql.encode(), params)
+        cursor.execute(known.encoded, params)
         return cursor.fetchall() if cursor.description else []
 
     def script(self, sql: str) -> None:
@@ -229,8 +236,21 @@ class _RawJson(Loader):
         return bytes(data)
 
 
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+def _array(kind: str, values: Sequence[Any]) -> str:
+    """A whole column as one parameter, in PostgreSQL's own notation: a quarter of the supervisor's database thread went into the
+    driver's way of writing lists, element by element."""
+    if kind in ("json", "text"):
+        return "{" + ",".join([_quoted(v) for v in values]) + "}"
+    return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+
+
+def _quoted(value: bytes | str | None) -> str:
+    if value is None:
+        return "NULL"
+    text = value.decode() if isinstance(value, bytes) else value
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 class _Translated:

@@ -37,6 +37,7 @@ class Statement(Struct, frozen=True):
     name: str
     sql: str
     columns: tuple[tuple[str, str], ...]
+    encoded: bytes  # `sql`, as the driver wants it
 
 
 @cache
@@ -87,7 +88,8 @@ def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Stat
         words = _postgres_words(own_clock)
     else:
         sql, words = source, _sqlite_words()
-    return Statement(name, re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql), columns)
+    sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
+    return Statement(name, sql, columns, sql.encode())
 
 
 def _postgres_words(own_clock: bool) -> Callable[[str], str]:

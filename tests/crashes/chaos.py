@@ -22,7 +22,7 @@ from msgspec import Struct
 
 import pgqrs
 from tests.crashes import chaos_flow
-from tests.crashes.supervised import Supervised
+from tests.crashes.supervised import Supervised, zombies
 from tests.postgres_server import PostgresServer
 
 BACKLOG = 400
@@ -216,17 +216,6 @@ def repeats(evidence: Path) -> tuple[int, int]:
         repeated += int(step) < furthest.get(int(run), 0)
         furthest[int(run)] = max(furthest.get(int(run), 0), int(step))
     return repeated, starts
-
-
-def zombies(parent: int) -> int:
-    count = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, of = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        count += int(of) == parent and state == "Z"
-    return count
 
 
 if __name__ == "__main__":

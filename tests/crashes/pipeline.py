@@ -1,12 +1,18 @@
 """What the crash tests supervise. Every step's body notes its start in a file of its own: that is the evidence."""
 
 import ctypes
+import mmap
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pgqrs
 
@@ -47,6 +53,17 @@ def last(evidence: str) -> str:
 @pgqrs.workflow
 def three_steps(evidence: str, seconds: float) -> list[str]:
     return [first(evidence), slow(evidence, seconds), last(evidence)]
+
+
+@pgqrs.step
+def big(evidence: str, characters: int) -> str:
+    note(evidence)
+    return random.randbytes(characters // 2).hex()  # which no database can press together
+
+
+@pgqrs.workflow
+def three_big_steps(evidence: str, characters: int) -> int:
+    return len([big(evidence, characters) for _ in range(3)])
 
 
 @pgqrs.step
@@ -92,10 +109,20 @@ DEATHS = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGSEGV": lambda: ctypes.string_at(0),
     "SIGABRT": os.abort,
+    "SIGBUS": lambda: beyond_the_end_of_a_mapped_file(),
     "_exit(0)": lambda: os._exit(0),
     "_exit(3)": lambda: os._exit(3),
+    "_exit(7) by a thread": lambda: (threading.Thread(target=os._exit, args=(7,)).start(), time.sleep(30)),
     "grandchild": lambda: (subprocess.Popen(["sleep", "30"]), os.kill(os.getpid(), signal.SIGKILL)),
 }
+
+
+def beyond_the_end_of_a_mapped_file() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+        file.truncate(0)
+        mapped[0]
 
 
 @pgqrs.workflow
@@ -137,6 +164,96 @@ def hanging(evidence: str, retry: bool) -> str:
         return hang_once(evidence)
     except TimeoutError:
         return "timed out"
+
+
+@pgqrs.step(timeout=0.4)
+def hold_the_gil(evidence: str) -> int:
+    note(evidence)
+    return cast(int, 7 ** (4 * 10**8))  # minutes in C, which looks at no signal
+
+
+@pgqrs.step(timeout=0.4)
+def stop_itself(evidence: str) -> None:
+    note(evidence)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pgqrs.workflow
+def stuck(evidence: str, how: str) -> str:
+    first(evidence)
+    try:
+        (hold_the_gil if how == "in C" else stop_itself)(evidence)
+    except TimeoutError:
+        return "timed out"
+    return "came back"
+
+
+@pgqrs.step
+def out_of_address_space(evidence: str) -> int:
+    note(evidence)
+    mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_pages * resource.getpagesize() + 100 * 2**20, limits[1]))
+    try:
+        return len(bytearray(2**30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pgqrs.workflow
+def limited(evidence: str) -> int:
+    first(evidence)
+    try:
+        return out_of_address_space(evidence)
+    except MemoryError:
+        last(evidence)
+        return -1
+
+
+class Unruly:
+    def __del__(self) -> None:
+        raise RuntimeError("raised while it was collected")
+
+
+@pgqrs.step
+def collect(evidence: str) -> str:
+    note(evidence)
+    Unruly()
+    return "collected"
+
+
+@pgqrs.workflow
+def unruly(evidence: str) -> list[str]:
+    return [first(evidence), collect(evidence), last(evidence)]
+
+
+@pgqrs.step
+def leave_a_child(evidence: str) -> None:
+    if note(evidence) == 1:
+        child = subprocess.Popen(["sleep", "30"], close_fds=False, start_new_session=True)
+        Path(evidence + ".child").write_text(str(child.pid))
+        Path(evidence + ".died").write_text(f"{time.time():.6f}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pgqrs.workflow
+def leaving_a_child(evidence: str) -> str:
+    leave_a_child(evidence)
+    return last(evidence)
+
+
+@pgqrs.step
+def wait_for(evidence: str, gate: str) -> str:
+    """The first time only."""
+    if note(evidence) == 1:
+        while not Path(gate).exists():
+            time.sleep(0.001)
+    return "waited"
+
+
+@pgqrs.workflow
+def gated(evidence: str, gate: str) -> list[str]:
+    return [first(evidence), wait_for(evidence, gate), last(evidence)]
 
 
 @pgqrs.step(retry=pgqrs.StepRetryPolicy(3, pgqrs.BackoffStrategy.fixed(0.05)))

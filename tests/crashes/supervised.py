@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -33,11 +33,15 @@ class Start(NamedTuple):
 
 
 class Supervised:
-    def __init__(self, dsn: str, log: Path, *options: str, target: str = str(PIPELINE)) -> None:
+    """`within` goes before the command: how to run it on another host."""
+
+    def __init__(
+        self, dsn: str, log: Path, *options: str, target: str = str(PIPELINE), within: Sequence[str] = ()
+    ) -> None:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
+                [*within, sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -93,6 +97,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def zombies(parent: int) -> int:
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, of = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        count += int(of) == parent and state == "Z"
+    return count
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -108,11 +123,12 @@ def starts(evidence: Path) -> list[Start]:
     return [Start(int(run), step, int(pid), float(at)) for run, step, pid, at in lines]
 
 
-def eventually(look: Callable[[], T], timeout: float = 20, what: str = "") -> T:
-    """What `look` returns once it is true."""
+def eventually(look: Callable[[], T], timeout: float = 20, what: str | Callable[[], str] = "") -> T:
+    """What `look` returns once it is true. `what` is said where it never is; a function is asked then."""
     deadline = time.monotonic() + timeout
     while not (seen := look()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what or look}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what or look}")
         time.sleep(0.002)
     return seen
 

@@ -7,6 +7,7 @@ import pytest
 
 import pgqrs
 from tests.crashes import pipeline
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import PIPELINE, Supervised, eventually, starts
 from tests.postgres_server import PostgresServer
 
@@ -14,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, mode: str) -> None:
+def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, mode: str, proves: Proves) -> None:
     count = 3000
     evidence = tmp_path / "evidence"
     with PostgresServer.start() as server:
@@ -46,6 +47,11 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, mode: str) -> Non
         assert handled == set(ids)
         for n in range(100):
             assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
+    proves(
+        "PostgreSQL is restarted, fast or immediate",
+        "nothing is assumed: the turn is repeated until it is known to be committed; no step runs again",
+        charged="nobody",
+    )
 
 
 def _idle_or_moving(dsn: str) -> bool:
@@ -56,7 +62,7 @@ def _idle_or_moving(dsn: str) -> bool:
         return False
 
 
-def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: Path) -> None:
+def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(postgres_dsn) as store:
         store.install()
         runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"run-{n}"), 0.02) for n in range(150)]
@@ -77,6 +83,11 @@ def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: 
             eventually(lambda: all(status(postgres_dsn, r.id) == pgqrs.WorkflowStatus.Success for r in runs))
         for n in range(150):
             assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
+    proves(
+        "all backends of the supervisor are terminated, twenty times a second",
+        "the same",
+        charged="nobody",
+    )
 
 
 def status(dsn: str, run_id: int) -> pgqrs.WorkflowStatus:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import alive, children, eventually, starts
 
 pytestmark = pytest.mark.slow
@@ -23,7 +24,9 @@ with pgqrs.connect(sys.argv[1]) as store, store.workers(pipeline.long_run, proce
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_its_supervisor_and_workers_end_with_it(sqlite_dsn: str, tmp_path: Path, number: int) -> None:
+def test_its_supervisor_and_workers_end_with_it(
+    sqlite_dsn: str, tmp_path: Path, number: int, proves: Proves
+) -> None:
     evidence = tmp_path / "e"
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, sqlite_dsn, str(evidence)],
@@ -49,3 +52,8 @@ def test_its_supervisor_and_workers_end_with_it(sqlite_dsn: str, tmp_path: Path,
         assert (run.status, run.crash_count) == (pgqrs.WorkflowStatus.Running, 0)
         [queue] = [q for q in store.queues() if q.queue_name == "long_run"]
         assert (queue.ready, queue.held) == (1, 0)
+    proves(
+        "a program with `store.workers(…)` dies, or is told to end",
+        "its supervisor and workers end with it; what ran is given back",
+        charged="nobody",
+    )

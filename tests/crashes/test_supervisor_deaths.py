@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from supervisors.identity import own_identity
 from tests.crashes import pipeline
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, starts
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
-    dsn: str, tmp_path: Path
+    dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
     with connected(dsn) as store:
         store.install()
@@ -46,18 +48,28 @@ def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
                 ["first", "first", "slow", "last"],
             )
             assert handle.record().crash_count == 0
+    proves(
+        "the supervisor is killed",
+        "its workers die with it; another one goes on",
+        charged="nobody; a plain message's delivery counts",
+    )
 
 
-def test_stopped_workers_die_with_it_too(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_stopped_workers_die_with_it_too(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "2") as supervisor:
         workers = eventually(lambda: supervisor.workers() if len(supervisor.workers()) == 3 else None)
         for pid in workers:
             os.kill(pid, signal.SIGSTOP)
         os.kill(supervisor.pid, signal.SIGKILL)
         eventually(lambda: not any(alive(p) for p in workers), timeout=1.0, what="the workers are gone")
+    proves(
+        "… while its workers are stopped",
+        "they die with it too, within a second",
+        charged="nobody",
+    )
 
 
-def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Path) -> None:
+def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Path, proves: Proves) -> None:
     with connected(dsn) as store:
         store.install()
         running = store.trigger(pipeline.long_run, str(tmp_path / "running"), 1.0)
@@ -77,9 +89,14 @@ def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Pat
         assert all(h.result(0) == "last" for h in waiting)
         for n in range(20):
             assert [s.step for s in starts(tmp_path / f"w{n}")] == ["first", "always_slow", "last"]
+    proves(
+        "SIGTERM or Ctrl-C",
+        "nothing new is claimed, what is not begun goes back, what runs is finished",
+        charged="nobody",
+    )
 
 
-def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
@@ -96,9 +113,14 @@ def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path) -
             assert second.wait() == 0
         assert handle.result(0) == "last"
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow", "last"]
+    proves(
+        "SIGTERM twice",
+        "each run stops at its next step, and goes on there with the next supervisor",
+        charged="nobody",
+    )
 
 
-def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 30.0)
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
@@ -110,9 +132,14 @@ def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path) -> None:
         assert handle.status == pgqrs.WorkflowStatus.Running
         assert handle.record().crash_count == 0
         assert all(c.held == 0 for c in store.consumers())
+    proves(
+        "SIGTERM three times",
+        "workers are killed, what ran is given back",
+        charged="nobody",
+    )
 
 
-def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 30.0)
         with Supervised(
@@ -123,6 +150,11 @@ def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path) -> None:
             assert supervisor.wait(5) == 0
         assert handle.status == pgqrs.WorkflowStatus.Running
         assert handle.record().due_at is not None, "given back"
+    proves(
+        "… and a step runs longer than `--drain-timeout`",
+        "it is killed then, and given back",
+        charged="nobody",
+    )
 
 
 def test_two_supervisors_on_one_queue_handle_each_message_once(postgres_dsn: str, tmp_path: Path) -> None:
@@ -145,7 +177,9 @@ def test_two_supervisors_on_one_queue_handle_each_message_once(postgres_dsn: str
         assert (queue.archived, queue.ready, queue.held, queue.dead) == (count, 0, 0, 0)
 
 
-def test_a_message_that_fails_is_delivered_again_and_then_dead(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_a_message_that_fails_is_delivered_again_and_then_dead(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         message = store.enqueue("tasks", {"evidence": str(tmp_path / "e"), "fail": "yes"})
         options = ("--workers", "1", "--max-read-ct", "2")
@@ -155,6 +189,11 @@ def test_a_message_that_fails_is_delivered_again_and_then_dead(sqlite_dsn: str, 
         assert (queue, dead.id, dead.read_ct) == ("tasks", message, 2)
         assert "cannot handle this" in (dead.dead_reason or "")
         assert len((tmp_path / "e").read_text().splitlines()) == 2
+    proves(
+        "a handler raises",
+        "the message is delivered again after a back-off, up to `max_read_ct` deliveries, then dead",
+        charged="a delivery",
+    )
 
 
 def test_a_pause_frees_the_worker_until_it_is_resumed(dsn: str, tmp_path: Path) -> None:
@@ -171,7 +210,7 @@ def test_a_pause_frees_the_worker_until_it_is_resumed(dsn: str, tmp_path: Path) 
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "last"]
 
 
-def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path) -> None:
+def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path, proves: Proves) -> None:
     with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.retrying, str(tmp_path / "e"))
@@ -179,6 +218,11 @@ def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path
             assert handle.result(10) == 3
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "flaky", "flaky", "flaky"]
         assert handle.steps()[1].retry_count == 2
+    proves(
+        "a step raises",
+        "recorded as failed; with `retry` the run waits in its queue for the back-off and tries the step again; without, the exception is raised in the workflow, now and on every replay",
+        charged="a retry",
+    )
 
 
 def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> None:
@@ -193,7 +237,9 @@ def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> Non
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
 
 
-def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(dsn: str, tmp_path: Path) -> None:
+def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with connected(dsn) as store:
         store.install()
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 60.0)
@@ -207,10 +253,15 @@ def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(dsn: str
             assert after.result(10) == ["first", "slow", "last"]
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
         assert handle.record().crash_count == 0
+    proves(
+        "an operator cancels a run with `--now`",
+        "whatever is written for it from then on is refused; the supervisor notices within a second or so and kills the worker that it is in",
+        charged="nobody",
+    )
 
 
 def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
-    sqlite_dsn: str, tmp_path: Path
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
     target = tmp_path / "stillborn.py"
     target.write_text(
@@ -222,6 +273,10 @@ def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
         assert supervisor.wait(30) == 1
     assert "5 workers died while starting" in supervisor.said()
     assert "os.register_at_fork" in supervisor.said(), "it says where to look"
+    proves(
+        "workers die while they start",
+        "after five within 30 s the supervisor ends with exit code 1 and the reason",
+    )
 
 
 def test_what_steps_print_is_tagged_with_their_run(sqlite_dsn: str, tmp_path: Path) -> None:
@@ -243,7 +298,10 @@ def test_the_demo_survives_chaos(dsn: str) -> None:
     assert "proven: every run finished" in done.stdout
 
 
-def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", ["the supervisor", "its worker too"])
+def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
+    dsn: str, tmp_path: Path, stopped: str, proves: Proves
+) -> None:
     evidence = tmp_path / "e"
     with connected(dsn) as store:
         store.install()
@@ -251,14 +309,18 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_p
         options = ("--workers", "1", "--lease", "2s")
         target = f"{PIPELINE}:three_steps"
         with Supervised(dsn, tmp_path / "log1", *options, target=target) as late:
-            eventually(lambda: any(s.step == "slow" for s in starts(evidence)))
-            os.kill(late.pid, signal.SIGSTOP)  # its worker works on, and reports to nobody
+            body = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
+            frozen = [late.pid, *([body.pid] if stopped == "its worker too" else [])]
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)  # else the worker works on, and reports to nobody
             with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
                 assert handle.result(20) == ["first", "slow", "last"]
                 assert "took back 1 messages" in other.said()
                 before = (handle.record(), handle.steps())
-                os.kill(late.pid, signal.SIGCONT)
+                for pid in reversed(frozen):
+                    os.kill(pid, signal.SIGCONT)
                 eventually(lambda: "the lease ran out" in late.said())
+                eventually(lambda: not alive(body.pid))
                 again = store.trigger(pipeline.three_steps, str(tmp_path / "e2"), 0.0)
                 assert again.result(10) == ["first", "slow", "last"]
                 assert (handle.record(), handle.steps()) == before
@@ -267,3 +329,42 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(dsn: str, tmp_p
                 )
         assert [s.step for s in starts(evidence)] == ["first", "slow", "slow", "last"]
         assert handle.record().attempt == 2
+    proves(
+        "a supervisor is stopped (SIGSTOP, a frozen host) beyond its lease and goes on, with its workers or without",
+        "another has taken over; no body starts before the worker hears that the lease was renewed, what was under way is "
+        "killed, and nothing of it is written",
+        charged="nobody",
+    )
+
+
+def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    """As where the clock by which a supervisor reckons its lease goes wrong: it knows nothing of its loss when it writes."""
+    evidence, gate = tmp_path / "e", tmp_path / "gate"
+    target = f"{PIPELINE}:gated"
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.gated, str(evidence), str(gate))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=target) as late:
+            eventually(lambda: starts(evidence)[1:])
+            before = run.steps()
+            [(supervisor_id, _, _)] = store.messages.neighbours(own_identity())
+            store.messages.expire_lease(supervisor_id)
+            assert store.messages.recover(5) == 1
+            [queue] = [q for q in store.queues() if q.queue_name == "gated"]
+            consumer = store.consumer("gated")
+            [taken] = consumer.dequeue(1)
+            assert (queue.held, taken.id) == (0, run.id)
+            gate.touch()
+            eventually(lambda: "nothing was written" in late.said() or "taken from us" in late.said())
+            assert run.steps() == before
+            consumer.release_messages([run.id])
+            assert run.result(20) == ["first", "waited", "last"], late.said()
+            assert (run.record().attempt, run.record().crash_count) == (2, 0)
+    assert [s.step for s in starts(evidence)] == ["first", "wait_for", "wait_for", "last"]
+    proves(
+        "a result comes in for a run that is another's by now",
+        "it is refused by the fence, and said; nothing of it is written",
+        charged="nobody",
+    )

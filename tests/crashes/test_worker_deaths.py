@@ -5,6 +5,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 
 import pgqrs
 from tests.crashes import pipeline
+from tests.crashes.conftest import Proves
 from tests.crashes.supervised import (
     PIPELINE,
     Supervised,
@@ -29,7 +31,9 @@ KILLS = int(os.environ.get("PGQRS_TEST_KILLS", "20"))
 RECYCLES = int(os.environ.get("PGQRS_TEST_RECYCLES", "300"))
 
 
-def test_a_killed_step_starts_again_on_another_worker_within_100_ms(dsn: str, tmp_path: Path) -> None:
+def test_a_killed_step_starts_again_on_another_worker_within_100_ms(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with connected(dsn) as store:
         store.install()
         with Supervised(
@@ -54,10 +58,21 @@ def test_a_killed_step_starts_again_on_another_worker_within_100_ms(dsn: str, tm
                 for p in (50, 90, 99, 100)
             }
             print(f"{KILLS} kills to the repeated body's start: {told}")
+    proves(
+        "a worker is killed in a step, and another one is free",
+        "the step starts again there at once (the median of all kills)",
+        charged="the run on the CPU: one crash",
+        seconds=delays[len(delays) // 2],
+        within=0.1,
+    )
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGABRT", "_exit(0)", "_exit(3)"])
-def test_a_death_of_any_kind_costs_one_step_and_is_named(sqlite_dsn: str, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "_exit(0)", "_exit(3)", "_exit(7) by a thread"]
+)
+def test_a_death_of_any_kind_costs_one_step_and_is_named(
+    sqlite_dsn: str, tmp_path: Path, how: str, proves: Proves
+) -> None:
     evidence = tmp_path / "evidence"
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.dying, str(evidence), how, 1)
@@ -72,9 +87,16 @@ def test_a_death_of_any_kind_costs_one_step_and_is_named(sqlite_dsn: str, tmp_pa
         else:
             assert step.crash["exit_code"] == int(how[6])
         assert handle.record().crash_count == 0, "a checkpoint after the crash forgives it"
+    proves(
+        "a worker dies: a signal, `os._exit`, a crash in C",
+        "its pipe is read to the end first, so every result it had sent is recorded; the run on the CPU goes on behind its last checkpoint on another worker; the step's row says signal or exit code and peak memory",
+        charged="the run on the CPU: one crash",
+    )
 
 
-def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(dsn: str, tmp_path: Path) -> None:
+def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     evidence = tmp_path / "evidence"
     with connected(dsn) as store:
         store.install()
@@ -100,10 +122,14 @@ def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(dsn: 
             assert supervisor.wait() == 0, supervisor.said()
         assert poison.result(0) == "SIGKILL"
         assert [s.step for s in starts(evidence)] == ["first"] + ["die"] * 6
+    proves(
+        "the same run kills workers again and again",
+        "after the first death it gets a worker to itself; after 5 deaths without a checkpoint between them it is ERROR and its message dead; other runs are not touched; `pgqrs replay` gives it another life",
+    )
 
 
 def test_a_grandchild_that_keeps_the_pipe_open_hides_nothing_and_dies_too(
-    sqlite_dsn: str, tmp_path: Path
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
     evidence = tmp_path / "evidence"
     with pgqrs.connect(sqlite_dsn) as store:
@@ -113,9 +139,18 @@ def test_a_grandchild_that_keeps_the_pipe_open_hides_nothing_and_dies_too(
         assert handle.result(0) == "grandchild"
         first, second = (s for s in starts(evidence) if s.step == "die")
         assert second.at - first.at < 1.0
+    proves(
+        "a worker dies and leaves a subprocess",
+        "the death is seen all the same; the subprocess is killed with it",
+        charged="the run on the CPU: one crash",
+        seconds=second.at - first.at,
+        within=1.0,
+    )
 
 
-def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.leaving, str(tmp_path / "evidence"))
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
@@ -123,9 +158,15 @@ def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(sqlite_dsn: str, t
         assert handle.status == pgqrs.WorkflowStatus.Error
         assert "SystemExit" in handle.record().error["type"]
         assert "0 crashes" in supervisor.said()
+    proves(
+        "a step calls `sys.exit`",
+        "the step fails as by any exception; the worker goes on",
+    )
 
 
-def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(dsn: str, tmp_path: Path) -> None:
+def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with connected(dsn) as store:
         store.install()
         caught = store.trigger(pipeline.hanging, str(tmp_path / "caught"), False)
@@ -140,6 +181,11 @@ def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(dsn:
         assert caught.record().crash_count == 0, "a time limit is not a crash"
         assert "in hang_once" in caught.steps()[0].error["traceback"], "it was asked where it was"
         assert "File " not in supervisor.said(), "that is no part of what user code prints"
+    proves(
+        "a step runs over its `timeout`",
+        "its worker gets SIGTERM, a second later SIGKILL; recorded as a failed try, with where its threads were; `TimeoutError` in the workflow when no try is left",
+        charged="a retry",
+    )
 
 
 def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path) -> None:
@@ -169,7 +215,9 @@ def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path) 
             assert supervisor.process.poll() is None
 
 
-def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     evidence = tmp_path / "evidence"
     with pgqrs.connect(sqlite_dsn) as store:
         target = f"{PIPELINE}:three_steps"
@@ -179,17 +227,28 @@ def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(sqlite_dsn: str, t
                 p for p in children(supervisor.pid) if p not in workers and "spawn_main" in _command(p)
             ]
             assert len(nursery) == 1
+            began = time.monotonic()
             os.kill(nursery[0], signal.SIGKILL)
             eventually(lambda: "the nursery died" in supervisor.said())
+            noticed_s = time.monotonic() - began
             assert supervisor.workers() == workers
             handle = store.trigger(pipeline.three_steps, str(evidence), 30.0)
             begun = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
             kill(begun.pid)
             assert handle.result(10) == ["first", "slow", "last"]
             assert not alive(begun.pid)
+    proves(
+        "the nursery dies",
+        "a new one is started; workers go on",
+        charged="nobody",
+        seconds=noticed_s,
+        within=2.0,
+    )
 
 
-def test_async_runs_survive_the_death_of_their_worker(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_async_runs_survive_the_death_of_their_worker(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handles = [store.trigger(pipeline.async_run, str(tmp_path / f"e{n}"), 1.0) for n in range(10)]
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
@@ -200,13 +259,20 @@ def test_async_runs_survive_the_death_of_their_worker(sqlite_dsn: str, tmp_path:
             assert handle.result(0) == ["first", "slept", "last"]
             steps = [s.step for s in starts(tmp_path / f"e{n}")]
             assert steps == ["first", "async_slow", "async_slow", "last"]
+    proves(
+        "the worker of `async` runs dies",
+        "all of its runs go on behind their last checkpoints",
+        charged="the run on the CPU: one crash",
+    )
 
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
 
 
-def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(dsn: str, tmp_path: Path) -> None:
+def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(
+    dsn: str, tmp_path: Path, proves: Proves
+) -> None:
     with connected(dsn) as store:
         store.install()
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
@@ -216,6 +282,11 @@ def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(dsn: str
             assert small.result(20) == "enough"
         assert large.steps()[1].error["type"] == "builtins.MemoryError"
         assert large.steps()[1].peak_rss_bytes > 200_000_000
+    proves(
+        "a step holds more than its `memory`",
+        "its worker is killed; recorded as a failed try, `MemoryError` in the workflow when no try is left",
+        charged="a retry",
+    )
 
 
 def test_workers_are_replaced_after_so_many_runs_and_nothing_is_charged(
@@ -235,7 +306,7 @@ def test_workers_are_replaced_after_so_many_runs_and_nothing_is_charged(
         assert len(starts(tmp_path / "e")) == 120
 
 
-def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path) -> None:
+def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         store.install()
         with Supervised(
@@ -254,6 +325,11 @@ def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path) 
         assert after.threads == before.threads
         assert after.rss_bytes <= before.rss_bytes + 10_000_000
         assert after.children <= before.children + 1
+    proves(
+        "hundreds of workers are replaced, one after the other",
+        "descriptors, threads, memory and children of the supervisor stay as they were",
+        charged="nobody",
+    )
 
 
 class Held(NamedTuple):
@@ -278,4 +354,40 @@ def held_by(pid: int) -> Held:
         int(status["Threads"]),
         int(status["VmRSS"].split()[0]) * 1024,
         parents.count(str(pid)),
+    )
+
+
+def test_a_module_that_can_no_longer_be_imported_ends_the_supervisor_and_says_so(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    target = tmp_path / "changed.py"
+    target.write_text(PIPELINE.read_text())
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        options = ("--workers", "1")
+        with Supervised(sqlite_dsn, tmp_path / "log", *options, target=f"{target}:three_steps") as supervisor:
+            run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
+            body = eventually(lambda: starts(tmp_path / "e")[1:])[0]
+            target.write_text("raise ImportError('half a deployment')")
+            began = time.monotonic()
+            [nursery] = [p for p in children(supervisor.pid) if p != body.pid and "spawn_main" in _command(p)]
+            os.kill(nursery, signal.SIGKILL)
+            assert supervisor.wait(10) == 1
+            ended_s = time.monotonic() - began
+        assert "can no longer be imported" in supervisor.said()
+        assert "half a deployment" in supervisor.said()
+        assert not alive(body.pid)
+        assert (run.record().crash_count, all(c.held == 0 for c in store.consumers())) == (0, True)
+        target.write_text(PIPELINE.read_text())
+        with Supervised(
+            sqlite_dsn, tmp_path / "log2", *options, "--burst", target=f"{target}:three_steps"
+        ) as second:
+            assert second.wait() == 0
+        assert run.result(0) == ["first", "slow", "last"]
+    proves(
+        "the nursery dies, and the module cannot be imported any more",
+        "the supervisor says so and ends with exit code 1; what ran is given back",
+        charged="nobody",
+        seconds=ended_s,
+        within=10.0,
     )

@@ -121,9 +121,9 @@ def test_workers_of_a_block_need_a_file_that_two_can_have(turso_dsn):
     with (
         pgqrs.connect(turso_dsn) as store,
         pytest.raises(pgqrs.ValidationError, match="belongs to one process"),
+        store.workers(double),
     ):
-        with store.workers(double):
-            pass
+        pass
 
 
 def test_threads_wait_for_each_other_and_not_for_ever(turso_dsn):

@@ -1,0 +1,121 @@
+"""What the databases give without an engine: the same tables, one connection, batches of 100, nothing run in between."""
+
+import sqlite3
+import time
+
+import psycopg
+
+BATCH = 100
+
+
+def claim_and_archive(dsn: str, consumer: int) -> float:
+    """Seconds to claim every message of the only queue behind a watermark, and to archive it: two transactions a batch."""
+    began = time.perf_counter()
+    with psycopg.connect(dsn) as connection:
+        after_vt, after_id = "-infinity", 0
+        while True:
+            rows = connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall()
+            connection.commit()
+            if not rows:
+                return time.perf_counter() - began
+            after_vt, after_id = max((vt, n) for n, vt in rows)
+            connection.execute(
+                "update pgqrs_messages set archived_at = now() where id = any(%s)", ([n for n, _ in rows],)
+            )
+            connection.commit()
+
+
+CLAIM = """
+with due as (
+    select id as due_id from pgqrs_messages
+    where queue_id = (select min(id) from pgqrs_queues) and archived_at is null and consumer_worker_id is null and vt <= now()
+      and (vt, id) > (%s::timestamptz, %s)
+    order by vt, id limit %s for no key update skip locked
+)
+update pgqrs_messages c set consumer_worker_id = %s, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = now()
+from due where c.id = due.due_id
+returning c.id, c.vt::text
+"""
+
+
+def step_writes(dsn: str, consumer: int, commits: int) -> float:
+    """Seconds to write what runs of three steps leave: run, three steps, end; `commits` transactions a batch (3 is strict)."""
+    began = time.perf_counter()
+    with psycopg.connect(dsn) as connection:
+        after_vt, after_id = "-infinity", 0
+        while True:
+            rows = connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall()
+            connection.commit()
+            if not rows:
+                return time.perf_counter() - began
+            after_vt, after_id = max((vt, n) for n, vt in rows)
+            ids = [n for n, _ in rows]
+            connection.execute(BEGIN, (ids,))
+            for position in range(3):
+                connection.execute(STEP, (f"step{position}", position, ids))
+                if commits == 3 and position < 2:
+                    connection.commit()
+            connection.execute(END, (ids,))
+            connection.execute("update pgqrs_messages set archived_at = now() where id = any(%s)", (ids,))
+            connection.commit()
+
+
+BEGIN = """
+insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, started_at, attempt)
+select w.id, m.id, 'RUNNING', m.payload, now(), now(), now(), 1
+from pgqrs_messages m join pgqrs_workflows w on w.queue_id = m.queue_id where m.id = any(%s)
+"""
+STEP = """
+insert into pgqrs_workflow_steps (run_id, step_name, status, output, started_at, completed_at, position)
+select id, %s, 'SUCCESS', '1', now(), now(), %s from pgqrs_workflow_runs where message_id = any(%s)
+"""
+END = """
+update pgqrs_workflow_runs set status = 'SUCCESS', output = '1', completed_at = now(), updated_at = now()
+where message_id = any(%s)
+"""
+
+
+def sqlite_claim_and_archive(path: str, consumer: int) -> float:
+    began = time.perf_counter()
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute("pragma journal_mode = wal")
+    file.execute("pragma synchronous = full")
+    while True:
+        file.execute("begin immediate")
+        ids = file.execute(
+            "update pgqrs_messages set consumer_worker_id = ?, claim_no = claim_no + 1, read_ct = read_ct + 1, "
+            "dequeued_at = strftime('%Y-%m-%d %H:%M:%f') where id in (select id from pgqrs_messages "
+            "where queue_id = (select min(id) from pgqrs_queues) and archived_at is null "
+            "and consumer_worker_id is null order by vt, id limit ?) returning id",
+            (consumer, BATCH),
+        ).fetchall()
+        file.execute("commit")
+        if not ids:
+            file.close()
+            return time.perf_counter() - began
+        file.execute("begin immediate")
+        file.executemany(
+            "update pgqrs_messages set archived_at = strftime('%Y-%m-%d %H:%M:%f') where id = ?", ids
+        )
+        file.execute("commit")
+
+
+def copy_in(dsn: str, queue_id: int, payloads: list[bytes]) -> float:
+    began = time.perf_counter()
+    with psycopg.connect(dsn) as connection, connection.cursor() as cursor:
+        with cursor.copy("copy pgqrs_messages (queue_id, payload) from stdin") as copy:
+            for payload in payloads:
+                copy.write_row((queue_id, payload.decode()))
+        connection.commit()
+    return time.perf_counter() - began
+
+
+def insert_each(dsn: str, queue_id: int, payloads: list[bytes]) -> float:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        began = time.perf_counter()
+        for payload in payloads:
+            connection.execute(
+                "insert into pgqrs_messages (queue_id, payload) values (%s, %s) returning id",
+                (queue_id, payload.decode()),
+            ).fetchone()
+        return time.perf_counter() - began

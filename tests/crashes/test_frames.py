@@ -1,0 +1,67 @@
+"""What comes through a worker's pipe is cut short at any byte, or is no frame at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import pgqrs
+from tests.crashes import torn_flow
+from tests.crashes.conftest import Proves
+from tests.crashes.supervised import Supervised, starts
+
+pytestmark = pytest.mark.slow
+
+LAST_BYTE = 240  # beyond all that the run sends after its first step
+EVERY = int(os.environ.get("PGQRS_TEST_TORN_EVERY", "7"))  # bytes; 1 for each of them
+
+
+def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
+    offsets = [*range(0, LAST_BYTE, EVERY), LAST_BYTE]
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        runs = [store.trigger(torn_flow.torn, str(tmp_path / f"{n}"), n) for n in offsets]
+        options = ("--workers", "2", "--lanes", "1", "--burst")
+        target = f"{torn_flow.__file__}:torn"
+        with Supervised(sqlite_dsn, tmp_path / "log", *options, target=target) as supervisor:
+            assert supervisor.wait(100) == 0, supervisor.said()
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+        deaths = 0
+        for n, run in zip(offsets, runs, strict=True):
+            assert run.result(0) == ["begun", "went on"]
+            seen = [s.step for s in starts(tmp_path / f"{n}")]
+            assert seen == sorted(seen), "no step after a later one"
+            sent = len((tmp_path / f"{n}.sent").read_text())
+            assert seen.count("begin") == (1 if sent else 2), f"{n} bytes: what came whole is recorded"
+            assert seen.count("go_on") <= 2 - (sent > 1), f"{n} bytes: what came whole is recorded"
+            deaths += run.record().attempt == 2
+        assert runs[-1].record().attempt == 1, "to the very end of what it sends"
+    assert deaths > len(offsets) * 0.6
+    proves(
+        "a worker dies in the middle of a frame, at any byte",
+        "whole frames before it count, and what they recorded is not run again; the torn one is dropped",
+        charged="the run on the CPU: one crash",
+    )
+
+
+@pytest.mark.parametrize("what", torn_flow.GARBAGE)
+def test_a_worker_that_sends_garbage_is_killed_and_its_run_goes_on(
+    sqlite_dsn: str, tmp_path: Path, what: str, proves: Proves
+) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        run = store.trigger(torn_flow.babbling, str(tmp_path / "e"), what)
+        target = f"{torn_flow.__file__}:babbling"
+        with Supervised(
+            sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst", target=target
+        ) as supervisor:
+            assert supervisor.wait() == 0, supervisor.said()
+        assert run.result(0) == what
+        assert run.steps()[1].crash_count == 1
+    assert [s.step for s in starts(tmp_path / "e")] == ["go_on", "babble", "babble"]
+    assert "Traceback" not in supervisor.said(), supervisor.said()
+    proves(
+        "a worker sends what is no frame",
+        "it is killed; its run goes on behind its last checkpoint",
+        charged="the run on the CPU: one crash",
+    )
