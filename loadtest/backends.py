@@ -2,6 +2,8 @@
 
     python3 dev.py run python -m loadtest.backends [--runs 2000] [--workers 2] [--latency-ms 60] [--only turso,s3]
 
+`turso-shared` is Turso with its experimental multi-process WAL.
+
 PostgreSQL is a private one with fsync and synchronous_commit on, S3 an emulator behind a proxy that takes its time over each
 request. A drain's clock runs from the start of the first body to the archiving of the last message.
 """
@@ -20,7 +22,7 @@ from loadtest.__main__ import commit, machine
 from pgqrs import targets
 from pgqrs.cli.views import PlainView
 from pgqrs.client import Store
-from pgqrs.config import Config
+from pgqrs.config import TURSO_SHARED, Config
 from pgqrs.store import open_database
 from supervisors.loop import Loop
 from supervisors.view import Options
@@ -28,7 +30,7 @@ from tests.postgres_server import PostgresServer
 from tests.s3.faults import Proxy
 from tests.s3_server import S3Server
 
-BACKENDS = ("postgres", "sqlite", "turso", "s3")
+BACKENDS = ("postgres", "sqlite", "turso", "turso-shared", "s3")
 ONE_BY_ONE = 100
 AT_ONCE = 5000
 
@@ -78,6 +80,8 @@ def addresses(backend: str, folder: Path, stack: ExitStack) -> tuple[list[str], 
         proxy = stack.enter_context(Proxy(s3).running())
         os.environ.update(s3.environment(proxy.endpoint), XDG_CACHE_HOME=str(folder))
         dsns = [s3.new_dsn() for _ in range(3)]
+    elif backend == "turso-shared":
+        dsns = [f"turso://{folder}/{n}.db?{TURSO_SHARED}" for n in range(3)]
     else:
         dsns = [f"{backend}://{folder}/{n}.db" for n in range(3)]
     for dsn in dsns:
