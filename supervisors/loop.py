@@ -53,6 +53,11 @@ SIGN_OFF_S = 5.0  # for the database to hear it
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
+STOPPED_WHILE_AWAY = events.Exit(
+    3, "stopped while the database was away; what ran is given back by its lease"
+)
+
+
 class Loop:
     def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
         self._target = target
@@ -238,9 +243,7 @@ class Loop:
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
             if self._core.level > 2 and (self._away is not None or not self._joined):
-                self._exit = events.Exit(
-                    3, "stopped while the database was away; what ran is given back by its lease"
-                )
+                self._exit = STOPPED_WHILE_AWAY
                 break
             self._pipes.flush()
             for key, _ in self._selector.select(self._timeout(now)):
@@ -466,6 +469,8 @@ class Loop:
         self._settle()  # kills, before anything that may wait
         self._oldest = None
         self._joined = False
+        if self._core.level > 2:
+            self._exit = STOPPED_WHILE_AWAY  # not drained, though nothing is left here
         # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
         sever(self._store, self._lease_store)
         self._lease.close(0.0)
