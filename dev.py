@@ -35,6 +35,7 @@ MODULES = {
     "simulate": "tests.simulation",
     "chaos": "tests.crashes.chaos",
     "guarantees": "tests.crashes.guarantees",
+    "stale-writer": "tests.crashes.stale_writer",
 }
 
 

@@ -17,6 +17,10 @@ OURS = Path(sys.executable)
 
 @pytest.fixture(scope="session")
 def python_0_15() -> Path:
+    return environment()
+
+
+def environment() -> Path:
     """The Python of an environment that has pgqrs 0.15.3. Made once and kept; several pytest processes may ask at once."""
     stamp = ENVIRONMENT / "finished"
     python = ENVIRONMENT / "bin" / "python"
@@ -45,12 +49,12 @@ class Program:
     """A program that only says `import pgqrs`, started with the Python of either package."""
 
     def __init__(self, python: Path, program: Path, dsn: str, *arguments: str) -> None:
-        environment = {**os.environ, "PGQRS_DSN": dsn}
+        variables = {**os.environ, "PGQRS_DSN": dsn}
         if python != OURS:
-            environment.pop("PYTHONPATH", None)  # it may lead to ours
+            variables.pop("PYTHONPATH", None)  # it may lead to ours
         self.process = subprocess.Popen(
             [str(python), str(program), *arguments],
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
