@@ -98,7 +98,7 @@ class S3Object:
         if len(body) > OBJECT_BYTES_MAX:
             raise errors.DatabaseError(
                 f"{self.dsn} would have {len(body):,} bytes, over the limit of {OBJECT_BYTES_MAX:,}: each commit sends all of "
-                "them. Purge queues of what is archived, or move to sqlite:// or postgresql://"
+                "them. Purge queues that are done with, begin a new object, or move to postgresql://"
             )
         exceptions = self._obstore.exceptions
         marker = uuid.uuid4().hex
