@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 import pgqrs
+from pgqrs.config import Config
+from pgqrs.store import open_store
 from supervisors.identity import own_identity
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
@@ -311,6 +314,7 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
         with Supervised(dsn, tmp_path / "log1", *options, target=target) as late:
             body = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
             frozen = [late.pid, *([body.pid] if stopped == "its worker too" else [])]
+            stop_between_transactions(late.pid, dsn)
             for pid in frozen:
                 os.kill(pid, signal.SIGSTOP)  # else the worker works on, and reports to nobody
             with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
@@ -337,6 +341,19 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
     )
 
 
+def stop_between_transactions(pid: int, dsn: str) -> None:
+    """One that is stopped within one keeps a file locked, and everybody out of it; a server would end it after seconds."""
+    for _ in range(50):
+        os.kill(pid, signal.SIGSTOP)
+        with suppress(pgqrs.PgqrsConnectionError):
+            config = Config.from_dict({"dsn": dsn, "connection_timeout_seconds": 0.5})
+            with closing(open_store(config)) as store:
+                store.ensure_queue(f"probe-{pid}")
+                return
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("never found between two transactions")
+
+
 def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
@@ -349,6 +366,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
         with Supervised(dsn, tmp_path / "log", "--workers", "1", target=target) as late:
             eventually(lambda: starts(evidence)[1:])
             before = run.steps()
+            late.signal(signal.SIGSTOP)  # or it might take its own run back, and claim it anew
             [(supervisor_id, _, _)] = store.messages.neighbours(own_identity())
             store.messages.expire_lease(supervisor_id)
             assert store.messages.recover(5) == 1
@@ -357,6 +375,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
             [taken] = consumer.dequeue(1)
             assert (queue.held, taken.id) == (0, run.id)
             gate.touch()
+            late.signal(signal.SIGCONT)
             eventually(lambda: "nothing was written" in late.said() or "taken from us" in late.said())
             assert run.steps() == before
             consumer.release_messages([run.id])
