@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def main() -> int:
     args = parser.parse_args()
     rounds = 1 if args.quick else max(1, args.rounds)
     results = []
-    with PostgresServer.start(durable=True) as server:
-        bench = Bench(server, 0.1 if args.quick else 1.0, peers=not args.no_peers)
+    with PostgresServer.start(durable=True) as server, tempfile.TemporaryDirectory() as folder:
+        bench = Bench(server, Path(folder), 0.1 if args.quick else 1.0, peers=not args.no_peers)
         for scenario in bench.scenarios():
             if args.only is None or args.only in scenario.name:
                 found = measure(scenario, rounds)

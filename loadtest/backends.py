@@ -19,6 +19,7 @@ from pathlib import Path
 import pgqrs
 from loadtest import small_steps
 from loadtest.__main__ import commit, machine
+from loadtest.mark import VARIABLE
 from pgqrs import targets
 from pgqrs.cli.views import PlainView
 from pgqrs.client import Store
@@ -106,8 +107,9 @@ def enqueued(dsn: str) -> tuple[float, float]:
 def drained(dsn: str, workflow: object, runs: int, workers: int, folder: Path) -> float:
     """Runs a second."""
     mark = folder / f"started {time.monotonic()}"
+    os.environ[VARIABLE] = str(mark)
     with Store(Config(dsn), insist=True) as store:
-        store.trigger_many(workflow, [((str(mark),), {}) for _ in range(runs)])  # type: ignore[arg-type]
+        store.trigger_many(workflow, [((), {}) for _ in range(runs)])  # type: ignore[arg-type]
     target = targets.parse(f"{small_steps.__file__}:{workflow.__name__}")  # type: ignore[attr-defined]
     code = Loop(target, Config(dsn), Options(workers=workers, burst=True), PlainView(quiet=True)).run()
     with closing(open_database(Config(dsn))) as database, database.reading() as tx:

@@ -2,6 +2,8 @@
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 
@@ -12,19 +14,22 @@ def claim_and_archive(dsn: str, consumer: int) -> float:
     """Seconds to claim every message of the only queue behind a watermark, and to archive it: two transactions a batch."""
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
-        after_vt, after_id = "-infinity", 0
-        while True:
-            rows = connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall()
+        for ids in _claimed(connection, consumer):
+            connection.execute(ARCHIVE, (ids,))
             connection.commit()
-            if not rows:
-                return time.perf_counter() - began
-            after_vt, after_id = max((vt, n) for n, vt in rows)
-            connection.execute(
-                "update pgqrs_messages set archived_at = now() where id = any(%s)", ([n for n, _ in rows],)
-            )
-            connection.commit()
+    return time.perf_counter() - began
 
 
+def _claimed(connection: psycopg.Connection[Any], consumer: int) -> Iterator[list[int]]:
+    """One batch of message ids after another, each claimed and committed, until there is none."""
+    after_vt, after_id = "-infinity", 0
+    while rows := connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall():
+        connection.commit()
+        after_id, after_vt = max(rows, key=lambda row: (row[1], row[0]))
+        yield [n for n, _ in rows]
+
+
+ARCHIVE = "update pgqrs_messages set archived_at = now() where id = any(%s)"
 CLAIM = """
 with due as (
     select id as due_id from pgqrs_messages
@@ -42,22 +47,16 @@ def step_writes(dsn: str, consumer: int, commits: int) -> float:
     """Seconds to write what runs of three steps leave: run, three steps, end; `commits` transactions a batch (3 is strict)."""
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
-        after_vt, after_id = "-infinity", 0
-        while True:
-            rows = connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall()
-            connection.commit()
-            if not rows:
-                return time.perf_counter() - began
-            after_vt, after_id = max((vt, n) for n, vt in rows)
-            ids = [n for n, _ in rows]
+        for ids in _claimed(connection, consumer):
             connection.execute(BEGIN, (ids,))
             for position in range(3):
                 connection.execute(STEP, (f"step{position}", position, ids))
                 if commits == 3 and position < 2:
                     connection.commit()
             connection.execute(END, (ids,))
-            connection.execute("update pgqrs_messages set archived_at = now() where id = any(%s)", (ids,))
+            connection.execute(ARCHIVE, (ids,))
             connection.commit()
+    return time.perf_counter() - began
 
 
 BEGIN = """

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from msgspec import Struct
 
@@ -40,8 +40,9 @@ class Scenario(Struct, frozen=True):
 class Bench:
     """Makes every measure's fresh database. `scale` is the share of the full counts."""
 
-    def __init__(self, server: PostgresServer, scale: float, peers: bool) -> None:
+    def __init__(self, server: PostgresServer, folder: Path, scale: float, peers: bool) -> None:
         self._server = server
+        self._folder = folder
         self._scale = scale
         self._peers = peers
         self._numbers = itertools.count()
@@ -67,7 +68,7 @@ class Bench:
         return self._server.create_database(f"load_{next(self._numbers)}")
 
     def _sqlite(self) -> str:
-        return f"sqlite://{tempfile.mkdtemp(prefix='pgqrs-load-')}/q.db"
+        return f"sqlite://{self._folder}/{next(self._numbers)}.db"
 
     def _ours(self, name: str, dsn: str, target: str, fill: Callable[[pgqrs.Store], object], n: int) -> float:
         found = ours.drain(dsn, target, fill, n, server=self._server if dsn.startswith("postgres") else None)
@@ -255,9 +256,9 @@ def _latencies(dsn: str, n: int) -> list[float]:
             process.wait()
 
 
-def _next_line(lines: object, within_s: float) -> float:
+def _next_line(lines: TextIO, within_s: float) -> float:
     deadline = time.monotonic() + within_s
-    while not (line := lines.readline()):  # type: ignore[attr-defined]
+    while not (line := lines.readline()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"nothing was handled within {within_s:g} s")
         time.sleep(0.0005)

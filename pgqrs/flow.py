@@ -246,17 +246,15 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     if begun is not None:
         context.journal.wait(begun)  # type: ignore[union-attr]
     attempt = _Attempt(context, definition, call)
-    token = _step.set(call)
     try:
-        value = definition.function(*args, **kwargs)
+        token = _step.set(call)
+        try:
+            value = definition.function(*args, **kwargs)
+        finally:
+            _step.reset(token)
     except FAILURES as e:
-        _step.reset(token)
         step = attempt.failed(e)
-    except BaseException:
-        _step.reset(token)
-        raise
     else:
-        _step.reset(token)
         step = attempt.succeeded(value)
     context.journal.record(step)
     return _settled(definition, step.status, step.output, step.error)

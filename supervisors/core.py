@@ -68,7 +68,9 @@ class Core:
             self._kinds["async"] = 1
         self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._order)
         self.waiting = self.scheduling.waiting
-        self.limits = Limits(settings, self.workers, self.runs, self.scheduling, self._order, self._finish)
+        self.limits = Limits(
+            functions, settings, self.workers, self.runs, self.scheduling, self._order, self._finish
+        )
         self._next_worker = 1
         self._deadline: float | None = None  # of draining
         self._saving = 0

@@ -2,13 +2,13 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
 from supervisors.events import Command, Dump, Exit, Kill, Measured, Note
 from supervisors.scheduling import Scheduling
-from supervisors.state import OnCpu, Run, Settings, Worker
+from supervisors.state import Function, OnCpu, Run, Settings, Worker
 
 KILL_GRACE_S = 1.0
 DUMP_BEFORE_S = 0.1
@@ -22,6 +22,7 @@ class Limits:
 
     def __init__(
         self,
+        functions: Iterable[Function],
         settings: Settings,
         workers: Mapping[int, Worker],
         runs: Mapping[int, Run],
@@ -29,6 +30,7 @@ class Limits:
         order: Callable[[Command], None],
         finish: Callable[[Exit], None],
     ) -> None:
+        self._timed = any(f.timeout_s is not None for f in functions)
         self._settings = settings
         self._workers = workers
         self._runs = runs
@@ -47,7 +49,7 @@ class Limits:
                 yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
             if not worker.ready:
                 yield worker.launched_at + BOOT_DEADLINE_S
-        yield from (r.deadline for r in self._runs.values() if r.deadline is not None and self._off_cpu(r))
+        yield from (deadline for _, deadline in self._timed_off_cpu())
 
     def watch(self, now: float) -> None:
         """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
@@ -73,11 +75,13 @@ class Limits:
 
     def overdue(self, now: float) -> list[Run]:
         """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""
-        return [
-            r
-            for r in self._runs.values()
-            if r.deadline is not None and now >= r.deadline and self._off_cpu(r)
-        ]
+        return [run for run, deadline in self._timed_off_cpu() if now >= deadline]
+
+    def _timed_off_cpu(self) -> Iterator[tuple[Run, float]]:
+        """Asked for after every event, so it looks at no run where none can have a time of its own."""
+        for run in self._runs.values() if self._timed else ():
+            if run.deadline is not None and self._off_cpu(run):
+                yield run, run.deadline
 
     def _off_cpu(self, run: Run) -> bool:
         if run.ending:

@@ -52,7 +52,6 @@ REFRESH_S = 0.25
 SIGN_OFF_S = 5.0  # for the database to hear it
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
-
 STOPPED_WHILE_AWAY = events.Exit(
     3, "stopped while the database was away; what ran is given back by its lease"
 )

@@ -13,9 +13,9 @@ from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.hosts import Host
 from tests.crashes.proxy import Proxy
-from tests.crashes.supervised import PIPELINE, Supervised, alive, eventually, kill, starts
+from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, kill, starts
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.processes]
 
 THREE_STEPS = f"{PIPELINE}:three_steps"
 ONCE = ["first", "slow", "last"]
@@ -28,9 +28,7 @@ LONG_LEASE = ("--workers", "1", "--lease", "60s")  # nobody could wait for that
 def test_a_new_supervisor_takes_over_on_the_same_host_at_once(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    if dsn.startswith("turso"):
-        pytest.skip("one process owns a Turso file: there is no second supervisor")
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
         with Supervised(dsn, tmp_path / "log", *LONG_LEASE, target=THREE_STEPS) as first:
@@ -55,9 +53,7 @@ def test_a_new_supervisor_takes_over_on_the_same_host_at_once(
 def test_one_that_runs_already_takes_over_on_the_same_host_within_seconds(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
-    if dsn.startswith("turso"):
-        pytest.skip("one process owns a Turso file: there is no second supervisor")
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
         with Supervised(dsn, tmp_path / "log", *LONG_LEASE, target=THREE_STEPS) as first:

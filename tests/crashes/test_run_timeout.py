@@ -7,18 +7,16 @@ import pytest
 
 import pgqrs
 from tests.crashes import limited
-from tests.crashes.supervised import Supervised, eventually, starts
+from tests.crashes.supervised import Supervised, connected, eventually, starts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 TARGET = str(Path(limited.__file__))
 
 
 @pytest.fixture
 def supervised(dsn: str, tmp_path: Path):
-    if dsn.startswith("turso"):
-        pytest.skip("one process owns a Turso file, and here both the supervisor and the test open it")
-    with pgqrs.connect(dsn) as store:
+    with connected(dsn) as store:
         store.install()
         with Supervised(dsn, tmp_path / "log", "--workers", "1", target=TARGET):
             yield store

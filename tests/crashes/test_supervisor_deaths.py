@@ -5,14 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import pgqrs
-from pgqrs.config import Config
-from pgqrs.store import open_store
 from supervisors.identity import own_identity
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
@@ -305,6 +303,10 @@ def test_the_demo_survives_chaos(dsn: str) -> None:
 def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
     dsn: str, tmp_path: Path, stopped: str, proves: Proves
 ) -> None:
+    if dsn.startswith("turso"):
+        pytest.skip(
+            "with the driver's experiment a stopped process may keep the file's lock: see docs/backends.md"
+        )
     evidence = tmp_path / "e"
     with connected(dsn) as store:
         store.install()
@@ -314,9 +316,9 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
         with Supervised(dsn, tmp_path / "log1", *options, target=target) as late:
             body = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
             frozen = [late.pid, *([body.pid] if stopped == "its worker too" else [])]
+            if body.pid in frozen:
+                os.kill(body.pid, signal.SIGSTOP)  # else the worker works on, and reports to nobody
             stop_between_transactions(late.pid, dsn)
-            for pid in frozen:
-                os.kill(pid, signal.SIGSTOP)  # else the worker works on, and reports to nobody
             with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
                 assert handle.result(20) == ["first", "slow", "last"]
                 assert "took back 1 messages" in other.said()
@@ -342,14 +344,14 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
 
 
 def stop_between_transactions(pid: int, dsn: str) -> None:
-    """One that is stopped within one keeps a file locked, and everybody out of it; a server would end it after seconds."""
-    for _ in range(50):
+    """One that is stopped within one keeps a file locked, and everybody out of it; a server would end it after seconds. Another
+    process tries, since what this one has open is patient."""
+    probe = [sys.executable, "-m", "pgqrs", "install", "--dsn", dsn]
+    for _ in range(10):
         os.kill(pid, signal.SIGSTOP)
-        with suppress(pgqrs.PgqrsConnectionError):
-            config = Config.from_dict({"dsn": dsn, "connection_timeout_seconds": 0.5})
-            with closing(open_store(config)) as store:
-                store.ensure_queue(f"probe-{pid}")
-                return
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(probe, check=True, capture_output=True, timeout=3)
+            return
         os.kill(pid, signal.SIGCONT)
     raise AssertionError("never found between two transactions")
 
@@ -366,7 +368,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
         with Supervised(dsn, tmp_path / "log", "--workers", "1", target=target) as late:
             eventually(lambda: starts(evidence)[1:])
             before = run.steps()
-            late.signal(signal.SIGSTOP)  # or it might take its own run back, and claim it anew
+            stop_between_transactions(late.pid, dsn)  # or it might take its own run back, and claim it anew
             [(supervisor_id, _, _)] = store.messages.neighbours(own_identity())
             store.messages.expire_lease(supervisor_id)
             assert store.messages.recover(5) == 1

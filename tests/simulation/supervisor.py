@@ -49,6 +49,10 @@ class SimSupervisor:
         self._enlist()
         self._later(RECOVER_EVERY_S, self._recover)
 
+    def freeze(self, until: float) -> None:
+        """One that is stopped already stays so for as long as it would have: what waits was put off until then."""
+        self.frozen_until = max(self.frozen_until, until)
+
     # Time
 
     def _later(self, seconds: float, do: object) -> None:

@@ -76,6 +76,10 @@ class SimWorker:
         self.on_cpu: int | None = None
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
+    def freeze(self, until: float) -> None:
+        """One that is stopped already stays so for as long as it would have: what waits was put off until then."""
+        self.frozen_until = max(self.frozen_until, until)
+
     @property
     def running(self) -> int | None:
         """The message whose body it executes."""

@@ -226,7 +226,7 @@ class World:
         if kind == "worker-kill" and workers:
             self.rng.choice(workers).die("SIGKILL")
         elif kind == "worker-freeze" and workers:
-            self.rng.choice(workers).frozen_until = self.now + self.rng.uniform(0.5, LEASE_S * 1.5)
+            self.rng.choice(workers).freeze(self.now + self.rng.uniform(0.5, LEASE_S * 1.5))
         elif kind == "supervisor-kill":
             supervisor.die()
             self.after(
@@ -234,7 +234,7 @@ class World:
                 lambda: self._start_supervisor(self.rng.choice(["host0", "host1"])),
             )
         elif kind == "supervisor-freeze":
-            supervisor.frozen_until = self.now + self.rng.uniform(0.5, LEASE_S * 2)
+            supervisor.freeze(self.now + self.rng.uniform(0.5, LEASE_S * 2))
         elif kind == "partition":
             supervisor.cut_until = self.now + self.rng.uniform(0.5, LEASE_S * 2)
         elif kind == "clock-jump":

@@ -1,0 +1,57 @@
+"""Whether the kernel has killed for want of memory, by the count of the control group that is nearest."""
+
+from pathlib import Path
+
+import pytest
+
+from supervisors.oom import OutOfMemory
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    write(tmp_path / "proc" / "vmstat", 0)
+    return tmp_path / "proc"
+
+
+def write(file: Path, kills: int) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"low 0\noom 9\noom_kill {kills}\noom_group_kill 0\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/app/a\n", "app/a/memory.events"),
+        ("0::/app/a\n", "memory.events"),
+        ("5:devices:/\n4:cpu,memory:/app/a\n", "memory/app/a/memory.oom_control"),
+        ("4:memory:/app/a\n", "memory/memory.oom_control"),
+    ],
+)
+def test_each_kill_is_seen_once(proc: Path, tmp_path: Path, groups: str, file: str) -> None:
+    (proc / "self" / "cgroup").write_text(groups)
+    count = write(tmp_path / file, 3)
+    oom = OutOfMemory(tmp_path, proc)
+    assert not oom.look(), "what was killed before has nothing to do with us"
+    write(count, 4)
+    assert oom.look()
+    assert not oom.look()
+
+
+def test_the_own_group_counts_and_not_the_whole_machine(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/app\n")
+    write(tmp_path / "app" / "memory.events", 0)
+    oom = OutOfMemory(tmp_path, proc)
+    write(proc / "vmstat", 1)
+    assert not oom.look()
+
+
+def test_without_a_group_the_machine_counts(proc: Path, tmp_path: Path) -> None:
+    oom = OutOfMemory(tmp_path, proc)
+    write(proc / "vmstat", 1)
+    assert oom.look()
+
+
+def test_where_nothing_is_counted_nothing_is_said(tmp_path: Path) -> None:
+    assert not OutOfMemory(tmp_path, tmp_path).look()
