@@ -2,7 +2,7 @@
 
 A write belongs to one claim and has up to three parts: what becomes of the run, of a step, of the message. The store
 applies all writes of a turn in one transaction, and applies a write only while its claim is live: see
-`pgqrs.store.store.Store.commit`.
+`pgqrs.store.turning`.
 """
 
 from msgspec import Struct
@@ -109,6 +109,7 @@ class Write(Struct, frozen=True):
     crash: Crash | None = None
     settle: Settle | None = None
     message: Release | Archive | None = None
+    forgives: bool = False  # the crashes before it, its step being a checkpoint
 
 
 class Outcome(Struct, frozen=True):

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from pgqrs import errors
-from pgqrs.store.store import MessageStore, Turn, Wanted
+from pgqrs.store.store import MessageStore
+from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
@@ -205,9 +206,8 @@ class Core:
                 worker.on_cpu = _on_cpu(
                     worker, run, wire.Started(run.id, 0, position=frame.position + 1), now
                 )
-                run.crashes = 0  # it is committed before a crash is: the budget starts anew
-                self._measured(run, frame.seconds)
                 self._save(Write(run.claim, step=_step_of(frame, worker)), urgent=len(worker.runs) == 1)
+                self._measured(run, frame.seconds)
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
                 step = _step_of(frame, worker)
@@ -536,6 +536,9 @@ class Core:
         self._out.append(command)
 
     def _save(self, write: Write, urgent: bool = False) -> None:
+        if write.step is not None and (run := self.runs[write.claim.message_id]).crashes:
+            run.crashes = 0  # this is committed before its next crash is: the budget starts anew
+            write = replace(write, forgives=True)
         self._saving += 1
         self._out.append(Save(write, urgent))
 

@@ -20,7 +20,8 @@ from msgspec import Struct
 from pgqrs import targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
-from pgqrs.store.store import MessageStore, Wanted
+from pgqrs.store.store import MessageStore
+from pgqrs.store.turning import Wanted
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever

@@ -33,7 +33,7 @@ limit :limit
 
 -- name: claim
 -- The next messages of a queue for a supervisor. The CTE is the fence: joined as a subquery with a LIMIT, the planner may
--- update more rows than the limit. Rows come back in no order: the caller sorts by (vt, id).
+-- update more rows than the limit. Rows come back in no order: the caller sorts by (vt, id). `begun`: it has a history.
 with due as (
     {use ready}
 )
@@ -41,7 +41,8 @@ update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
 from due
 where c.id = due.due_id
-returning id, claim_no, read_ct, payload, vt;
+returning id, claim_no, read_ct, payload, vt,
+    exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
 
 -- name: claim_lapsed
 with due as (
@@ -51,7 +52,8 @@ update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
 from due
 where c.id = due.due_id
-returning id, claim_no, read_ct, payload, vt;
+returning id, claim_no, read_ct, payload, vt,
+    exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
 
 -- name: keep_leases
 -- Those of these consumers whose supervisor's lease holds, kept from being recovered or retired until we commit: whoever

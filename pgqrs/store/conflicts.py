@@ -15,7 +15,8 @@ from pgqrs.errors import ConflictError
 from pgqrs.records import WorkflowRecord
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.s3 import S3Database
-from pgqrs.store.store import Identity, MessageStore, Turn, Wanted, renew
+from pgqrs.store.store import Identity, MessageStore, renew
+from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Write
 
 P = ParamSpec("P")

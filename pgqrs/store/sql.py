@@ -8,6 +8,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
     {m.vt + x}             a time of a row, moved in the same way
     {seconds since m.vt}   how long ago a time of a row was, in seconds
+    {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
     {use name}             the text of another statement, as a subquery
     {json} {status} {time} {worker_status}  the types to cast to
     :name                  a parameter
@@ -38,6 +39,7 @@ class Statement(Struct, frozen=True):
     sql: str
     columns: tuple[tuple[str, str], ...]
     encoded: bytes  # `sql`, as the driver wants it
+    has_rows: bool  # for an answer, if only none of them
 
 
 @cache
@@ -89,7 +91,9 @@ def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Stat
     else:
         sql, words = source, _sqlite_words()
     sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
-    return Statement(name, sql, columns, sql.encode())
+    return Statement(
+        name, sql, columns, sql.encode(), bool(re.match(r"select|with|show", sql) or "returning" in sql)
+    )
 
 
 def _postgres_words(own_clock: bool) -> Callable[[str], str]:
@@ -110,6 +114,8 @@ def _postgres_words(own_clock: bool) -> Callable[[str], str]:
             return f"(select {wanted} from unnest({arrays}) as u ({names})) as r"
         if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
+        if " of " in text:
+            return text.partition(" of ")[0]
         if text.startswith("keep "):
             return f"for key share of {text[5:]}"
         return _POSTGRES_TYPES[text]
@@ -130,6 +136,8 @@ def _sqlite_words() -> Callable[[str], str]:
             columns = [c.split()[0] for c in text[6:].split(",")]
             wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))
             return f"(select {wanted} from json_each(:rows)) as r"
+        if " of " in text:
+            return text.partition(" of ")[2]
         if text.startswith(("lock ", "keep ")):
             return ""  # `begin immediate` has locked everything
         return dict.fromkeys(_POSTGRES_TYPES, "text")[text]

@@ -21,35 +21,12 @@ from pgqrs.records import (
     iso,
 )
 from pgqrs.states import WorkerStatus, WorkflowStatus
-from pgqrs.store import migrations
+from pgqrs.store import migrations, turning
 from pgqrs.store.database import Database, Row, Transaction
-from pgqrs.store.sql import DAWN, Dialect
-from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
+from pgqrs.store.turning import Turn, Wanted
+from pgqrs.writes import Claim, Write
 
 BACKLOG_BOUND = 100_000
-
-
-class Wanted(Struct, frozen=True):
-    """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue."""
-
-    queue_id: int
-    consumer_id: int
-    limit: int
-    read_ct_max: int
-    after: tuple[Any, int] | None = None
-
-
-class Taken(Struct, frozen=True):
-    """What a claim got, oldest first. `after` is the watermark for the next."""
-
-    wanted: Wanted
-    messages: list[Claimed]
-    after: tuple[Any, int] | None
-
-
-class Turn(Struct, frozen=True):
-    outcomes: list[Outcome]
-    taken: list[Taken]
 
 
 class Identity(Struct, frozen=True):
@@ -220,30 +197,8 @@ class MessageStore:
             return int(tx.run("backlog", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
     def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
-        """One transaction: the writes in their order of kinds, then the claims, which see what the writes released.
-
-        If the database refuses a value, the writes are replayed one by one, so that it hurts its own run only.
-        `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its
-        claim then counts as applied.
-        """
-        try:
-            return self._turn(writes, wanted, unsure)
-        except errors.DatabaseError:
-            if not writes:
-                raise
-            outcomes = [self._alone(w, unsure) for w in writes]
-            return Turn(outcomes, self._turn((), wanted, False).taken)
-
-    def _alone(self, write: Write, unsure: bool) -> Outcome:
-        try:
-            return self._turn((write,), (), unsure).outcomes[0]
-        except errors.DatabaseError as e:
-            return Outcome(write, applied=False, failure=str(e))
-
-    def _turn(self, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
-        with self.database.transaction() as tx:
-            outcomes = _apply(tx, writes, unsure) if writes else []
-            return Turn(outcomes, _take_all(tx, wanted, self.database.dialect) if wanted else [])
+        """One transaction of a supervisor: see `turning.turn`."""
+        return turning.turn(self.database, writes, wanted, unsure)
 
     # What a caller does to a run or message, by the message's id
 
@@ -405,119 +360,6 @@ def _release_all(tx: Transaction, supervisor_id: int, read_ct_max: int, reason: 
     tx.run("stop_consumers", id=supervisor_id)
     tx.run("forget_supervisor", id=supervisor_id)
     return len(buried) + len(released)
-
-
-# A turn
-
-
-def _apply(tx: Transaction, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
-    claims = sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
-    ours = set(tx.run("fence", claims))
-    ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
-    status_of = _write(tx, [w for w in writes if (w.claim.message_id, w.claim.claim_no) in ours])
-
-    def outcome(w: Write) -> Outcome:
-        key = (w.claim.message_id, w.claim.claim_no)
-        status = status_of.get(w.claim.message_id) if key in ours else ended.get(key)
-        return Outcome(w, key in ours or key in ended, WorkflowStatus(status) if status else None)
-
-    return [outcome(w) for w in writes]
-
-
-def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
-    """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
-    if begun := {
-        w.claim.message_id: (w.begin.workflow_id, w.claim.message_id, w.claim.consumer_id, w.begin.attempt)
-        for w in live
-        if w.begin
-    }:
-        tx.run("begin_runs", begun.values())
-    if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
-        tx.run("save_steps", [_step_row(w) for w in steps.values()])
-        tx.run("forgive_crashes", sorted({(m,) for m, _ in steps}))
-    if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in live if w.crash}:
-        tx.run("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
-        if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
-            tx.run("crash_steps", stepped)
-    if settled := {
-        w.claim.message_id: (w.claim.message_id, w.settle.status.value, w.settle.output, w.settle.error)
-        for w in live
-        if w.settle
-    }:
-        tx.run("settle_runs", settled.values())
-    # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
-    status_of: dict[int, str] = (
-        dict(tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))) if live else {}
-    )
-    if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
-        # A run that was cancelled meanwhile must not wait out its pause or its back-off first.
-        rows = [
-            (m, None if status_of.get(m) == WorkflowStatus.Cancelling else release.delay_s, release.refund)
-            for m, release in released.items()
-        ]
-        tx.run("release", rows)
-    if archived := {
-        w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
-    }:
-        tx.run("archive", archived.items())
-    return status_of
-
-
-def _step_row(w: Write) -> Row:
-    s = w.step
-    assert s is not None
-    return (
-        w.claim.message_id, s.name, s.status.value, s.output, s.error, s.seconds, s.retry_count, s.retry_in_s,
-        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes,
-    )  # fmt: skip
-
-
-def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
-    return (message_id, c.step, c.position, c.pid, c.cpu_seconds, c.peak_rss_bytes, raw)
-
-
-def _take_all(tx: Transaction, wanted: Sequence[Wanted], dialect: Dialect) -> list[Taken]:
-    """Nothing for a consumer whose supervisor's lease is over: what it took then, nobody would ever give back."""
-    leased = {c for (c,) in tx.run("keep_leases", sorted({(w.consumer_id,) for w in wanted}))}
-    return [_take(tx, w, dialect) if w.consumer_id in leased else Taken(w, [], w.after) for w in wanted]
-
-
-def _take(tx: Transaction, wanted: Wanted, dialect: Dialect) -> Taken:
-    after_vt, after_id = wanted.after or (DAWN[dialect], 0)
-    common: dict[str, Any] = {
-        "queue_id": wanted.queue_id,
-        "consumer_id": wanted.consumer_id,
-        "read_ct_max": wanted.read_ct_max,
-    }
-    rows = tx.run("claim", **common, limit=wanted.limit, after_vt=after_vt, after_id=after_id)
-    rows.sort(key=lambda r: (r[4], r[0]))
-    watermark = (rows[-1][4], rows[-1][0]) if rows else wanted.after
-    if wanted.after is None and len(rows) < wanted.limit:
-        # A look at the whole queue, as happens now and then, takes in what library consumers let lapse.
-        rows += tx.run("claim_lapsed", **common, limit=wanted.limit - len(rows))
-    history = _history(tx, [(r[0],) for r in rows]) if rows else {}
-    messages = []
-    for message_id, claim_no, read_ct, payload, _ in rows:
-        claim = Claim(message_id, wanted.consumer_id, claim_no)
-        status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
-        messages.append(
-            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
-        )
-    return Taken(wanted, messages, watermark)
-
-
-_Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
-
-
-def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, _Begun]:
-    found: dict[int, _Begun] = {}
-    for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids):
-        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
-        name, position, step_status, output, error, retries = step
-        if name is not None:
-            at = position if position is not None else len(run[4])  # 0.15 numbers no steps
-            run[4].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
-    return found
 
 
 # Records

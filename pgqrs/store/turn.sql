@@ -1,6 +1,6 @@
 -- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
 -- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
--- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
+-- nothing that was written for it may be committed. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
 -- checkpoint after a takeover.
 
 -- name: fence
@@ -103,10 +103,13 @@ from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id;
 
 -- name: release
--- Back to its queue, at its old place or some seconds from now.
+-- Back to its queue, at its old place or some seconds from now. A run that was cancelled meanwhile must not wait out its pause
+-- or its back-off first.
 update pgqrs_messages as m
 set consumer_worker_id = null,
-    vt = case when r.delay_s is null then m.vt else {now + r.delay_s} end,
+    vt = case when r.delay_s is null
+                or exists (select 1 from pgqrs_workflow_runs w where w.message_id = m.id and w.status = 'CANCELLING')
+              then m.vt else {now + r.delay_s} end,
     read_ct = case when r.refund and m.read_ct > 0 then m.read_ct - 1 else m.read_ct end
 from {rows: message_id bigint, delay_s float, refund bool}
 where m.id = r.message_id;

@@ -7,7 +7,8 @@ import pytest
 
 import pgqrs
 from pgqrs.store import open_store, s3
-from pgqrs.store.store import Identity, Wanted
+from pgqrs.store.store import Identity
+from pgqrs.store.turning import Wanted
 from tests.s3.faults import answer
 from tests.s3.looking import payloads
 

@@ -8,7 +8,8 @@ import pytest
 import pgqrs
 from pgqrs.states import SyncState
 from pgqrs.store import open_store
-from pgqrs.store.store import Identity, Wanted
+from pgqrs.store.store import Identity
+from pgqrs.store.turning import Wanted
 from tests.s3.looking import payloads, query
 
 ME = Identity("me", "here", "boot", "ns", 1, 1)

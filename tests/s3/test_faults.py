@@ -152,7 +152,8 @@ def test_an_object_damaged_in_s3_is_not_taken(store, opened, s3_server, address)
 
 
 def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
-    from pgqrs.store.store import Identity, Wanted
+    from pgqrs.store.store import Identity
+    from pgqrs.store.turning import Wanted
     from pgqrs.writes import Archive, Write
 
     store = open_store(pgqrs.Config(address), steady_plans=True)

@@ -8,7 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 from pgqrs.store import sql
-from pgqrs.store.store import MessageStore, Turn
+from pgqrs.store.store import MessageStore
+from pgqrs.store.turning import Turn
 from pgqrs.writes import Outcome
 from supervisors import core, endings, events, limits, wire
 from tests.simulation import supervisor as sim

@@ -6,7 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pgqrs import errors
-from pgqrs.store.store import Identity, Turn, Wanted
+from pgqrs.store.store import Identity
+from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import RETRY_S

@@ -15,7 +15,8 @@ from pgqrs import errors
 from pgqrs.config import Config
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.sqlite import SqliteDatabase
-from pgqrs.store.store import MessageStore, Turn, Wanted
+from pgqrs.store.store import MessageStore
+from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Write
 from supervisors import state
 from tests.simulation.invariants import Violation, Watch

@@ -6,6 +6,7 @@ PostgreSQL only: on SQLite a transaction that writes has the database to itself.
 import pytest
 
 from pgqrs.store import store as stores
+from pgqrs.store import turning
 from pgqrs.writes import Release, Write
 from tests.store.given import (
     CANCELLED,
@@ -34,11 +35,11 @@ def second(open_another):
 
 
 def apply(tx, *writes):
-    return stores._apply(tx, writes, False)
+    return turning.carry_out(tx, writes).outcomes
 
 
 def take(tx, consumer, limit=10):
-    return stores._take_all(tx, [consumer.wanted(limit)], "postgres")[0].messages
+    return turning.carry_out(tx, wanted=[consumer.wanted(limit)]).taken[0].messages
 
 
 def test_a_checkpoint_that_waited_for_a_takeover_is_not_written(flow, second, dsn):

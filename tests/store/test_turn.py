@@ -1,6 +1,7 @@
 """What each kind of write does to its run, its steps and its message, alone and together with others."""
 
 import pytest
+from msgspec.structs import replace
 
 from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from tests.store.given import (
@@ -173,6 +174,8 @@ def test_a_checkpoint_forgives_the_crashes_before_it(flow):
     claim = flow.begun()
     wrote(flow.store, Write(claim, crash=crash(4)))
     wrote(flow.store, step(claim))
+    assert flow.store.run(claim.message_id).crash_count == 4
+    wrote(flow.store, replace(step(claim), forgives=True))
     run = flow.store.run(claim.message_id)
     assert run.crash_count == 0
     assert run.crash is not None  # what happened stays to be seen
