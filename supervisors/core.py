@@ -191,13 +191,11 @@ class Core:
             if run.deadline is None and run.function.timeout_s is not None:
                 run.deadline = now + run.function.timeout_s
             worker.on_cpu = _on_cpu(worker, run, frame, now)
-            if not run.started:
-                run.started = True
-                if run.function.workflow_id is not None:
-                    self._save(
-                        Write(run.claim, begin=Begin(run.function.workflow_id, run.claimed.attempt + 1))
-                    )
+            if begin := _begin(run):
+                self._save(Write(run.claim, begin=begin))
             return
+        if begin := _begin(run):  # nobody said so while it lasted
+            self._save(Write(run.claim, begin=begin))
         began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
         match frame:
@@ -229,8 +227,10 @@ class Core:
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
                 self.finished += 1
-                if run.function.workflow_id is None and began is not None:
-                    self._measured(run, now - began)  # a plain handler is one step
+                if frame.seconds is not None:
+                    self._measured(run, frame.seconds)  # a plain handler is one step
+                elif run.function.workflow_id is None and began is not None:
+                    self._measured(run, now - began)
                 settle_ok = (
                     Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
                 )
@@ -541,6 +541,15 @@ class Core:
             write = replace(write, forgives=True)
         self._saving += 1
         self._out.append(Save(write, urgent))
+
+
+def _begin(run: Run) -> Begin | None:
+    """Of a run that has not been seen before."""
+    if run.started:
+        return None
+    run.started = True
+    workflow_id = run.function.workflow_id
+    return None if workflow_id is None else Begin(workflow_id, run.claimed.attempt + 1)
 
 
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end

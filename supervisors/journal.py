@@ -14,9 +14,11 @@ from pgqrs.flow import Clocks, Context, Definition, History, Journal, StepCall, 
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
+from supervisors.board import Board
 
 READ_BYTES = 256 * 1024
 CPU_EXACT_S = 0.001
+HOLD_S = 0.002  # how long a frame may wait for company
 
 
 class CpuClock:
@@ -37,24 +39,90 @@ class CpuClock:
 
 CLOCKS = Clocks(time.monotonic, CpuClock(), random.random)
 
+_forks = 0  # between the program's start and this process
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 
 class Outbox:
-    """Frames for the supervisor, which always reads: a blocking write is safe on this side."""
+    """Frames for the supervisor, which always reads: a blocking write is safe on this side.
 
-    def __init__(self, sock: socket.socket) -> None:
+    With a board they wait there for company, as long as they need not wait for anything longer than HOLD_S.
+    """
+
+    def __init__(self, sock: socket.socket, board: Board | None = None) -> None:
+        self._forks = _forks
         self._sock = sock
-        self._pid = os.getpid()
-        self._frames: list[bytes] = []
+        self._frames: list[bytes] = []  # without a board
+        self._board = board
+        self._oldest = math.inf  # when the first of what waits on the board came
+        self._took: dict[str, float] = {}  # seconds, by what was executed
 
     def add(self, frame: wire.Up) -> None:
-        self._frames.append(wire.encode(frame))
+        data = wire.encode(frame)
+        if self._board is None:
+            self._frames.append(data)
+            return
+        self._stay_ours()
+        if not self._board.has_room(len(data)):
+            self.flush()
+        if not self._board.unsent:
+            self._oldest = CLOCKS.now_s()
+        if self._board.has_room(len(data)):
+            self._board.put(data)
+        else:
+            self._sock.sendall(data)
+            self._board.passed(len(data))
 
     def flush(self) -> None:
-        if self._frames:
-            if os.getpid() != self._pid:
-                os._exit(70)  # a child that user code forked and let return: the pipe is not its own
+        if self._board is not None:
+            if self._board.unsent:
+                self._stay_ours()
+                self._board.send(self._sock.sendall)
+        elif self._frames:
+            self._stay_ours()
             data, self._frames = b"".join(self._frames), []
             self._sock.sendall(data)
+
+    def nobody(self) -> None:
+        """Has the CPU from here on."""
+        if self._board is not None:
+            self._board.on_cpu(0)
+
+    def begins(self, started: wire.Started, what: str, limited: bool) -> None:
+        """User code that has the CPU from here on: a death or a time limit is charged to it. Whatever else there is to say is said
+        before, unless this will be over soon: it took no longer last time."""
+        if self._board is not None:
+            self._stay_ours()
+            self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
+        if self._board is None or limited:
+            self.add(started)
+            self.flush()
+        elif self._board.unsent:
+            expected_s = self._took.get(what, math.inf)
+            if expected_s > HOLD_S or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
+                self.flush()
+
+    def ended(self, step: wire.Checkpoint, what: str) -> None:
+        """The function's own code goes on. The checkpoint leaves now, not when the worker next reads, unless the board has it."""
+        self._took[what] = step.seconds
+        if self._board is None:
+            self.flush()
+        else:
+            self._board.on_cpu(step.message_id, step.claim_no, step.position + 1)
+
+    def handled(self, what: str, seconds: float) -> None:
+        self._took[what] = seconds
+
+    def _stay_ours(self) -> None:
+        if _forks != self._forks:
+            os._exit(70)  # a child that user code forked and let return: pipe and board are not its own
 
 
 class Leased:
@@ -107,26 +175,26 @@ class PipeJournal:
         return self.stopped or self.left
 
     def announce(self, call: StepCall | None) -> None:
-        """Who has the CPU from here on: a death or a time limit is charged to it."""
+        """None: the function's own code."""
+        limited = self.definition.timeout_s is not None
         if call is None:
-            self.outbox.add(wire.Started(self.message_id, self.claim_no))
-        else:
-            self.outbox.add(
-                wire.Started(
-                    self.message_id,
-                    self.claim_no,
-                    call.name,
-                    call.position,
-                    call.timeout_s,
-                    call.retry_count,
-                    call.retry_in_s,
-                    call.memory_bytes,
-                )
-            )
-        self.outbox.flush()
+            started = wire.Started(self.message_id, self.claim_no)
+            self.outbox.begins(started, self.definition.name, limited)
+            return
+        started = wire.Started(
+            self.message_id,
+            self.claim_no,
+            call.name,
+            call.position,
+            call.timeout_s,
+            call.retry_count,
+            call.retry_in_s,
+            call.memory_bytes,
+        )
+        limited = limited or call.timeout_s is not None or call.memory_bytes is not None
+        self.outbox.begins(started, _unnumbered(call.name), limited)
 
     def record(self, step: Step) -> None:
-        """A checkpoint leaves when its step ends, not when the worker next reads."""
         if self.left:
             raise Suspended
         ids = (self.message_id, self.claim_no, step.position, step.name)
@@ -145,10 +213,13 @@ class PipeJournal:
             )
             self.left = True
             raise Suspended
-        self.outbox.add(
-            wire.Checkpoint(
-                *ids, step.output, step.error, step.seconds, step.cpu_seconds or 0.0, step.retry_count
-            )
+        checkpoint = wire.Checkpoint(
+            *ids, step.output, step.error, step.seconds, step.cpu_seconds or 0.0, step.retry_count
         )
-        self.outbox.flush()
+        self.outbox.add(checkpoint)
+        self.outbox.ended(checkpoint, _unnumbered(step.name))
         self.sent += 1
+
+
+def _unnumbered(name: str) -> str:
+    return name.partition("#")[0]

@@ -30,6 +30,7 @@ import msgspec
 from msgspec import Struct
 
 from pgqrs import errors, flow, targets
+from supervisors.board import BoardReader, new_board
 from supervisors.journal import CLOCKS
 from supervisors.output import TaggedStream
 from supervisors.worker import make_worker
@@ -66,7 +67,7 @@ class LoadFailed(Struct, frozen=True, tag=True):
 
 
 class Forked(Struct, frozen=True, tag=True):
-    """A worker is there; with this come its pipe and its output, as descriptors."""
+    """A worker is there; with this come its pipe, its output and, where there is one, its board, as descriptors."""
 
     worker: int
     pid: int
@@ -90,6 +91,7 @@ class Child(Struct, eq=False):
     sock: socket.socket
     output_fd: int
     pidfd: int
+    board: BoardReader | None = None
 
     def kill(self, force: bool) -> None:
         """The whole process group, so that its subprocesses go along."""
@@ -119,6 +121,8 @@ class Child(Struct, eq=False):
         self.sock.close()
         os.close(self.output_fd)
         os.close(self.pidfd)
+        if self.board is not None:
+            self.board.close()
 
 
 class Restarted(Struct, frozen=True):
@@ -216,7 +220,7 @@ class Nursery:
         return self._sock.fileno()
 
     def read(self) -> list[News]:
-        data, fds, _, _ = socket.recv_fds(self._sock, 1024 * 1024, 2)
+        data, fds, _, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
         if not data:
             return self._restart()
         said = msgspec.msgpack.decode(data, type=Loaded | LoadFailed | Forked | ForkFailed)
@@ -232,7 +236,8 @@ class Nursery:
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(False)
         os.set_blocking(fds[1], False)
-        return [Child(said.worker, said.pid, sock, fds[1], os.pidfd_open(said.pid))]
+        board = BoardReader(fds[2]) if len(fds) > 2 else None
+        return [Child(said.worker, said.pid, sock, fds[1], os.pidfd_open(said.pid), board)]
 
     def reap_strangers(self, known: Container[int]) -> None:
         if not self._wanted:
@@ -401,6 +406,7 @@ def _fork_worker(
     theirs, ours = socket.socketpair()
     out_read, out_write = os.pipe()
     pid_read, pid_write = os.pipe()
+    board_fd = new_board() if fork.kind == "sync" else None
     between = os.fork()
     if between == 0:
         try:
@@ -410,7 +416,7 @@ def _fork_worker(
                 os._exit(0)
             for fd in (theirs.fileno(), nursery.fileno(), out_read, pid_read, pid_write):
                 os.close(fd)
-            _become_worker(ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max)
+            _become_worker(ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max, board_fd)
         finally:
             os._exit(70)
     ours.close()
@@ -419,20 +425,20 @@ def _fork_worker(
     os.waitpid(between, 0)
     told = os.read(pid_read, 8)
     os.close(pid_read)
+    kept = [theirs.detach(), out_read] + ([] if board_fd is None else [board_fd])
     if not told:
-        theirs.close()
-        os.close(out_read)
+        for fd in kept:
+            os.close(fd)
         raise OSError(
             "it died in the fork itself; does the module run something there (os.register_at_fork)?"
         )
     pid = int.from_bytes(told, "big")
-    fds = array.array("i", [theirs.fileno(), out_read])
     nursery.sendmsg(
         [msgspec.msgpack.encode(Forked(fork.worker, pid))],
-        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())],
+        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept).tobytes())],
     )
-    theirs.close()
-    os.close(out_read)
+    for fd in kept:
+        os.close(fd)
 
 
 def spawned_main(
@@ -463,6 +469,7 @@ def _become_worker(
     definitions: dict[str, flow.Definition],
     supervisor: int,
     payload_bytes_max: int,
+    board_fd: int | None = None,
 ) -> None:
     os.setpgid(0, 0)
     _die_with(supervisor)
@@ -482,7 +489,7 @@ def _become_worker(
     flow.mark_worker()
     code = 0
     try:
-        make_worker(kind, sock, definitions, payload_bytes_max).run(os.getpid())
+        make_worker(kind, sock, definitions, payload_bytes_max, board_fd).run(os.getpid())
     except (BrokenPipeError, ConnectionResetError):
         pass  # the supervisor is gone
     except BaseException:

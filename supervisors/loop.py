@@ -24,6 +24,7 @@ from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Wanted
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
+from supervisors.board import OnBoard
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
 from supervisors.identity import own_identity, resident_bytes, started
 from supervisors.launch import (
@@ -317,6 +318,7 @@ class Loop:
             self._recover_others()
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
+            self._pipes.look_at_boards(self._on_cpu)
             self._weigh()
             if self._options.subreaper:
                 self._launcher.reap_strangers(self._pipes.pids())
@@ -449,6 +451,12 @@ class Loop:
             )
         if seen.recovered or seen.reclaimed:
             self._handle(events.Hinted())
+
+    def _on_cpu(self, n: int) -> OnBoard | None:
+        worker = self._core.workers.get(n)
+        if worker is None or (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
+            return None
+        return OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
 
     def _weigh(self) -> None:
         """What workers hold in memory, where there is a limit to that."""

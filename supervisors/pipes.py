@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
 from msgspec import Struct
 
 from supervisors import events, wire
+from supervisors.board import OnBoard
 from supervisors.launch import Child
 from supervisors.oom import OutOfMemory
 from supervisors.output import LineReader, Stacks
@@ -24,8 +26,10 @@ STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebod
 class _Pipe(Struct):
     child: Child
     parser: wire.Parser
-    outbox: bytearray
-    lines: LineReader
+    received: int = 0  # bytes, through the pipe
+    known: int = 0  # the same with what was read from the board before it came
+    outbox: bytearray = msgspec.field(default_factory=bytearray)
+    lines: LineReader = msgspec.field(default_factory=LineReader)
     cause: str | None = None  # why we killed it, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
 
@@ -48,7 +52,7 @@ class Pipes:
 
     def adopt(self, child: Child) -> None:
         n = child.worker
-        self._pipes[n] = _Pipe(child, wire.Parser("supervisor"), bytearray(), LineReader())
+        self._pipes[n] = _Pipe(child, wire.Parser("supervisor"))
         self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._read(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(n))
@@ -116,9 +120,38 @@ class Pipes:
             # Its end is closed, but only the pidfd says that it is dead.
             self._forget(pipe.child.sock.fileno())
         elif data:
-            self._parse(n, pipe, data)
+            self._take(n, pipe, data)
         if pipe.outbox:
             self._flush(pipe)
+
+    def _take(self, n: int, pipe: _Pipe, data: bytes) -> None:
+        pipe.received += len(data)
+        new = pipe.received - pipe.known
+        if new > 0:
+            pipe.known = pipe.received
+            self._parse(n, pipe, data if new == len(data) else data[-new:])
+
+    def look_at_boards(self, on_cpu: Callable[[int], OnBoard | None]) -> None:
+        """Now and then: what workers have not sent yet, and who has the CPU there, where the core (`on_cpu`) knows of somebody
+        else."""
+        for n, pipe in list(self._pipes.items()):
+            self._read_unsent(n, pipe)
+            running = pipe.child.board and pipe.child.board.on_cpu()
+            if running and running.message_id and running != on_cpu(n):
+                self._say_who_runs(n, running)
+
+    def _read_unsent(self, n: int, pipe: _Pipe) -> None:
+        if pipe.child.board is not None and pipe.cause is None:
+            unsent = pipe.child.board.unsent(pipe.known)
+            pipe.known += len(unsent)
+            self._parse(n, pipe, unsent)
+
+    def _say_who_runs(self, n: int, running: OnBoard) -> None:
+        """As the worker itself would have."""
+        frame: wire.Up = wire.Idle()
+        if running.message_id:
+            frame = wire.Started(running.message_id, running.claim_no, running.step, running.position)
+        self._handle(events.Received(n, frame))
 
     def _parse(self, n: int, pipe: _Pipe, data: bytes) -> None:
         try:
@@ -176,7 +209,10 @@ class Pipes:
         name, code, cpu_s, rss = child.reap()
         with suppress(OSError):
             while data := child.sock.recv(READ_BYTES):
-                self._parse(n, pipe, data)
+                self._take(n, pipe, data)
+        self._read_unsent(n, pipe)
+        if running := child.board and child.board.on_cpu():
+            self._say_who_runs(n, running)
         self._drain_output(n, pipe)
         for run, text in pipe.lines.rest():
             self._show(n, run, text)

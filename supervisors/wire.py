@@ -93,7 +93,8 @@ class Ready(Frame, frozen=True):
 
 
 class Started(Frame, frozen=True):
-    """This run has the CPU from now on; `step` None means the function's own code between steps.
+    """This run has the CPU from now on; `step` None means the function's own code between steps. A worker with a board
+    (board.py) only says so where there is a limit of time or memory.
 
     `retry_in_s` is when its policy would try the step again if this attempt failed, None if it would not.
     """
@@ -148,9 +149,12 @@ class Paused(Frame, frozen=True):
 
 
 class Finished(Frame, frozen=True):
+    """`seconds` on the CPU, of a plain handler."""
+
     message_id: int
     claim_no: int
     output: bytes
+    seconds: float | None = None
 
 
 class Failed(Frame, frozen=True):

@@ -19,6 +19,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep
 from supervisors import wire
+from supervisors.board import Board
 from supervisors.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
 
 if TYPE_CHECKING:
@@ -48,7 +49,13 @@ class Lane(PipeJournal):
         ids = (self.message_id, self.claim_no)
         try:
             self.announce(None)
-            end: wire.Up = wire.Finished(*ids, flow.execute(self.definition, self.context, self.payload))
+            began = CLOCKS.now_s()
+            output = flow.execute(self.definition, self.context, self.payload)
+            seconds = None
+            if self.definition.kind == "handler":
+                seconds = CLOCKS.now_s() - began
+                self.outbox.handled(self.definition.name, seconds)
+            end: wire.Up = wire.Finished(*ids, output, seconds)
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
@@ -56,15 +63,20 @@ class Lane(PipeJournal):
                 return  # it said itself why
             end = wire.Returned((self.message_id,))
         self.outbox.add(end)
+        self.outbox.nobody()
 
 
 class Worker(Leased):
     """Runs plain functions, one lane at a time."""
 
     def __init__(
-        self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+        self,
+        sock: socket.socket,
+        functions: Mapping[str, Definition],
+        payload_bytes_max: int,
+        board: Board | None = None,
     ) -> None:
-        self.outbox = Outbox(sock)
+        self.outbox = Outbox(sock, board)
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
         self.hub = greenlet.getcurrent()
@@ -93,6 +105,7 @@ class Worker(Leased):
                 self._lanes[order.message_id] = lane
                 self._enter(lane)
             else:
+                self.outbox.nobody()
                 self.outbox.add(wire.Idle())
                 self.outbox.flush()
                 if not self._read(block=True):
@@ -170,10 +183,15 @@ class Worker(Leased):
 
 
 def make_worker(
-    kind: str, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+    kind: str,
+    sock: socket.socket,
+    functions: Mapping[str, Definition],
+    payload_bytes_max: int,
+    board_fd: int | None = None,
 ) -> "Worker | AsyncWorker":
+    """The board is for the frames of tiny steps, of which an event loop has none."""
     if kind == "async":
         from supervisors.async_worker import AsyncWorker
 
         return AsyncWorker(sock, functions, payload_bytes_max)
-    return Worker(sock, functions, payload_bytes_max)
+    return Worker(sock, functions, payload_bytes_max, None if board_fd is None else Board(board_fd))

@@ -16,13 +16,24 @@ LAST_BYTE = 240  # beyond all that the run sends after its first step
 EVERY = int(os.environ.get("PGQRS_TEST_TORN_EVERY", "7"))  # bytes; 1 for each of them
 
 
-def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
+FLOWS = {
+    "a board": torn_flow.__file__,
+    "no board": str(Path(torn_flow.__file__).with_name("torn_without_board.py")),
+}
+
+
+@pytest.fixture(params=FLOWS)
+def flow(request: pytest.FixtureRequest) -> str:
+    return FLOWS[request.param]
+
+
+def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, flow: str, proves: Proves) -> None:
     offsets = [*range(0, LAST_BYTE, EVERY), LAST_BYTE]
     with pgqrs.connect(sqlite_dsn) as store:
         store.install()
         runs = [store.trigger(torn_flow.torn, str(tmp_path / f"{n}"), n) for n in offsets]
         options = ("--workers", "2", "--lanes", "1", "--burst")
-        target = f"{torn_flow.__file__}:torn"
+        target = f"{flow}:torn"
         with Supervised(sqlite_dsn, tmp_path / "log", *options, target=target) as supervisor:
             assert supervisor.wait(100) == 0, supervisor.said()
         assert "Traceback" not in supervisor.said(), supervisor.said()
@@ -36,7 +47,7 @@ def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, proves
             assert seen.count("go_on") <= 2 - (sent > 1), f"{n} bytes: what came whole is recorded"
             deaths += run.record().attempt == 2
         assert runs[-1].record().attempt == 1, "to the very end of what it sends"
-    assert deaths > len(offsets) * 0.6
+    assert deaths > len(offsets) * 0.2
     proves(
         "a worker dies in the middle of a frame, at any byte",
         "whole frames before it count, and what they recorded is not run again; the torn one is dropped",
@@ -46,12 +57,12 @@ def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, proves
 
 @pytest.mark.parametrize("what", torn_flow.GARBAGE)
 def test_a_worker_that_sends_garbage_is_killed_and_its_run_goes_on(
-    sqlite_dsn: str, tmp_path: Path, what: str, proves: Proves
+    sqlite_dsn: str, tmp_path: Path, what: str, flow: str, proves: Proves
 ) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         store.install()
         run = store.trigger(torn_flow.babbling, str(tmp_path / "e"), what)
-        target = f"{torn_flow.__file__}:babbling"
+        target = f"{flow}:babbling"
         with Supervised(
             sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst", target=target
         ) as supervisor:

@@ -74,6 +74,7 @@ class SimWorker:
         self._until = math.inf
         self._current: tuple[Lane, StepPlan | None] | None = None
         self.on_cpu: int | None = None
+        self._board: wire.Started | None = None  # who has the CPU, where the supervisor was not told
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
     def freeze(self, until: float) -> None:
@@ -91,6 +92,19 @@ class SimWorker:
         """A frame of the supervisor's is on its way."""
         self._heard_at = max(self._heard_at, self.world.now) + self.world.latency()
         self.world.at(self._heard_at, lambda: self._when_awake(lambda: self._take(frame)))
+
+    def begins(self, started: wire.Started, limited: bool) -> None:
+        """As long as there is no limit, the supervisor looks it up: a while later, or when the worker is dead."""
+        self._board = None
+        if limited or self.world.rng.random() < 0.3:
+            self.say(started)
+            return
+        self._board = started
+        self.world.after(self.world.rng.uniform(0.0, 0.25), lambda: self._looked_up(started))
+
+    def _looked_up(self, started: wire.Started) -> None:
+        if self.alive and self._board is started:
+            self.say(started)
 
     def say(self, frame: wire.Up) -> None:
         self._tell(events.Received(self.id, frame))
@@ -136,6 +150,10 @@ class SimWorker:
                 self.world.watch.died_on_cpu(self.on_cpu)
             self.world.note(f"{self.supervisor.name} worker {self.id} dies of {signal} on {self.on_cpu}")
             self._said_at += self.world.rng.choice([0.0, 0.001, 0.05])
+            if self.on_cpu is None:
+                self.say(wire.Idle())
+            elif self._board is not None and self._board.message_id == self.on_cpu:
+                self.say(self._board)
             self._tell(events.Exited(self.id, signal, None))
 
     # What it hears
@@ -207,7 +225,7 @@ class SimWorker:
         if not lane.begun:
             lane.begun = True
             self.on_cpu = lane.order.message_id
-            self.say(wire.Started(*lane.ids))
+            self.begins(wire.Started(*lane.ids), limited=False)
             lane.replay()
         if lane.stopped:
             self._leave(lane, wire.Returned((lane.order.message_id,)))
@@ -226,7 +244,10 @@ class SimWorker:
         self._current = (lane, step)
         if lane.is_workflow:
             again_s = BACKOFF_S if step.fate in ("retry", "hang") and lane.tries < RETRIES else None
-            self.say(wire.Started(*lane.ids, f"step{position}", position, TIMEOUT_S, lane.tries, again_s))
+            limited = step.fate == "hang" or self.world.rng.random() < 0.3
+            limit_s = TIMEOUT_S if limited else None
+            started = wire.Started(*lane.ids, f"step{position}", position, limit_s, lane.tries, again_s)
+            self.begins(started, limited)
         body = self.world.body_started(lane, position)
         bad = body <= step.times or step.fate == "poison"
         if step.fate == "hang" and bad:
@@ -240,6 +261,7 @@ class SimWorker:
 
     def _end(self, lane: Lane, step: StepPlan, body: int, bad: bool) -> None:
         self._current = None
+        self._board = wire.Started(*lane.ids, position=lane.position + 1)
         name, position = f"step{lane.position}", lane.position
         told = (*lane.ids, position, name)
         if not lane.is_workflow:

@@ -1,0 +1,135 @@
+"""What a worker shares with its supervisor beside the pipe: a page of memory, which outlives it.
+
+A tiny step costs less than a system call, so a worker that runs such steps gathers its frames and sends many at once. Until then
+they stand on the board: what a worker has finished is not lost with it. The board also says who has the CPU, which no frame needs
+to say then: a death is charged to that, and now and then the supervisor looks who it is.
+
+Every number is written by one store of eight bytes, the one that makes the rest valid last. That order is seen as such by another
+process on x86; on other machines there is no board, and each frame is sent as it comes.
+"""
+
+import mmap
+import os
+import platform
+import sys
+from collections.abc import Callable
+from struct import Struct as Packed
+
+from msgspec import Struct
+
+from pgqrs.names import NAME_CHARS_MAX
+
+SIZE = 64 * 1024
+NAME_BYTES_MAX = 4 * NAME_CHARS_MAX
+
+# The frames are a stream, in which the board holds the bytes from START to END; START moves once they are in the pipe.
+_START, _END, _TURN = 0, 8, 16
+_ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
+_FRAMES = 4096
+FRAMES_BYTES_MAX = SIZE - _FRAMES
+
+_NUMBER = Packed("<Q")
+_ENTRY = Packed(
+    "<qqqq"
+)  # message, claim number, position, length of the step's name (-1: the function's own code)
+
+
+def new_board() -> int | None:
+    """A descriptor to be shared, None where there are no boards."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    fd = os.memfd_create("pgqrs-board")
+    os.ftruncate(fd, SIZE)
+    return fd
+
+
+class OnBoard(Struct, frozen=True):
+    """Message 0: nobody has the CPU."""
+
+    message_id: int
+    claim_no: int
+    position: int
+    step: str | None  # None: the function's own code
+
+
+class Board:
+    """The worker's side. Closes the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, SIZE)
+        os.close(fd)
+        self._start = self._end = self._turn = 0
+
+    @property
+    def unsent(self) -> int:
+        """In bytes."""
+        return self._end - self._start
+
+    def has_room(self, count: int) -> bool:
+        return self.unsent + count <= FRAMES_BYTES_MAX
+
+    def put(self, frame: bytes) -> None:
+        at = _FRAMES + self.unsent
+        self._memory[at : at + len(frame)] = frame
+        self._end += len(frame)
+        _NUMBER.pack_into(self._memory, _END, self._end)
+
+    def send(self, send: Callable[[memoryview], object]) -> None:
+        """All that is unsent. Who dies in here leaves some in both places, which the reader tells by their place in the stream."""
+        with memoryview(self._memory) as memory, memory[_FRAMES : _FRAMES + self.unsent] as frames:
+            send(frames)
+        self._start = self._end
+        _NUMBER.pack_into(self._memory, _START, self._start)
+
+    def passed(self, count: int) -> None:
+        """So many bytes of the stream went another way, with nothing unsent before them."""
+        self._start = self._end = self._end + count
+        # START first: in between there is less than nothing here, and not what nobody wrote.
+        _NUMBER.pack_into(self._memory, _START, self._start)
+        _NUMBER.pack_into(self._memory, _END, self._end)
+
+    def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
+        """Message 0: nobody."""
+        turn = self._turn + 1
+        at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
+        name = b"" if step is None else step.encode()[:NAME_BYTES_MAX]
+        _ENTRY.pack_into(self._memory, at, message_id, claim_no, position, -1 if step is None else len(name))
+        at += _ENTRY.size
+        self._memory[at : at + len(name)] = name
+        self._turn = turn
+        _NUMBER.pack_into(self._memory, _TURN, turn)
+
+
+class BoardReader:
+    """The supervisor's side, safe at any moment of the worker's life. Closes the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ)
+        os.close(fd)
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def unsent(self, known: int) -> bytes:
+        """What follows the first `known` bytes of the stream, as far as it is here. Empty where the worker is just sending."""
+        start = self._number(_START)
+        end = self._number(_END)
+        if not start <= known < end or end - start > FRAMES_BYTES_MAX:
+            return b""
+        found = self._memory[_FRAMES + known - start : _FRAMES + end - start]
+        return found if self._number(_START) == start else b""
+
+    def on_cpu(self) -> OnBoard | None:
+        """None where nothing is to be read: not yet, or just now."""
+        turn = self._number(_TURN)
+        at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
+        message_id, claim_no, position, length = _ENTRY.unpack_from(self._memory, at)
+        at += _ENTRY.size
+        name = self._memory[at : at + max(0, min(length, NAME_BYTES_MAX))]
+        if not turn or self._number(_TURN) != turn:
+            return None
+        return OnBoard(message_id, claim_no, position, None if length < 0 else name.decode(errors="replace"))
+
+    def _number(self, at: int) -> int:
+        (number,) = _NUMBER.unpack_from(self._memory, at)
+        return int(number)

@@ -1,0 +1,113 @@
+"""The page that a worker shares: what is read of it at any moment is what was written, or nothing."""
+
+import os
+import random
+import socket
+
+import pytest
+
+from supervisors import board, wire
+from supervisors.board import Board, BoardReader, OnBoard
+from supervisors.journal import Outbox
+
+pytestmark = pytest.mark.skipif(board.new_board() is None, reason="no boards on this machine")
+
+
+@pytest.fixture
+def both():
+    fd = board.new_board()
+    reader = BoardReader(os.dup(fd))
+    yield Board(fd), reader
+    reader.close()
+
+
+def test_what_is_unsent_is_read_from_where_the_pipe_left_off(both):
+    writer, reader = both
+    writer.put(b"one")
+    writer.put(b"two")
+    assert [reader.unsent(n) for n in range(7)] == [b"onetwo", b"netwo", b"etwo", b"two", b"wo", b"o", b""]
+    sent = []
+    writer.send(lambda frames: sent.append(bytes(frames)))
+    assert sent == [b"onetwo"]
+    assert (reader.unsent(0), reader.unsent(6)) == (b"", b"")
+    writer.put(b"three")
+    assert (reader.unsent(5), reader.unsent(6), reader.unsent(8)) == (b"", b"three", b"ree")
+
+
+def test_who_dies_while_it_sends_leaves_the_rest(both):
+    writer, reader = both
+    writer.put(b"onetwo")
+    with pytest.raises(KeyboardInterrupt):
+        writer.send(interrupted)
+    assert reader.unsent(2) == b"etwo"
+
+
+def interrupted(frames):
+    raise KeyboardInterrupt
+
+
+def test_what_is_too_large_goes_past_it(both):
+    writer, reader = both
+    assert not writer.has_room(board.FRAMES_BYTES_MAX + 1)
+    writer.passed(100_000)
+    assert reader.unsent(50_000) == reader.unsent(100_000) == b""
+    writer.put(b"x")
+    assert (reader.unsent(99_999), reader.unsent(100_000)) == (b"", b"x")
+
+
+def test_who_has_the_cpu(both):
+    writer, reader = both
+    assert reader.on_cpu() is None
+    writer.on_cpu(7, 2, 3, "päng#2")
+    assert reader.on_cpu() == OnBoard(7, 2, 3, "päng#2")
+    writer.on_cpu(8, 1)
+    assert reader.on_cpu() == OnBoard(8, 1, 0, None)
+    writer.on_cpu(9, 1, 0, "\N{PARTY POPPER}" * 255)
+    assert reader.on_cpu() == OnBoard(9, 1, 0, "\N{PARTY POPPER}" * 255)
+    writer.on_cpu(0)
+    assert reader.on_cpu() == OnBoard(0, 0, 0, None)
+
+
+def test_the_stream_is_whole_whichever_way_its_bytes_come():
+    """As `Pipes` reads it: some through the socket, some from the board and again through the socket."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    fd = board.new_board()
+    reader = BoardReader(os.dup(fd))
+    outbox = Outbox(theirs, Board(fd))
+    rng = random.Random(7)
+    parser = wire.Parser("supervisor")
+    received = known = 0
+    frames = []
+
+    def read_pipe():
+        nonlocal received, known
+        try:
+            data = ours.recv(rng.choice([10, 1000, 1 << 20]))
+        except BlockingIOError:
+            return
+        received += len(data)
+        if (new := received - known) > 0:
+            known = received
+            frames.extend(parser.feed(data[-new:]))
+
+    said = []
+    for n in range(3000):
+        size = rng.choice([1, 10, 100, 30_000, 70_000]) if n % 50 == 0 else rng.randrange(50)
+        said.append(wire.Finished(n, 1, b"x" * size))
+        outbox.add(said[-1])
+        if rng.random() < 0.1:
+            outbox.flush()
+        if rng.random() < 0.2:
+            unsent = reader.unsent(known)
+            known += len(unsent)
+            frames.extend(parser.feed(unsent))
+        for _ in range(rng.choice([0, 1, 3])):
+            read_pipe()
+    outbox.flush()
+    while received < known or len(frames) < len(said):
+        read_pipe()
+    assert frames == said
+    reader.close()
+    ours.close()
+    theirs.close()
