@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.s3_server import S3Server
 
 CODES = {
+    403: "AccessDenied",
     409: "ConditionalRequestConflict",
     412: "PreconditionFailed",
     500: "InternalError",
@@ -22,15 +23,17 @@ CODES = {
 class Fault:
     """Applied to one request, in the order given."""
 
-    def __init__(self, kind: str, status: int = 0, seconds: float = 0.0) -> None:
+    def __init__(self, kind: str, status: int = 0, seconds: float = 0.0, xml: str = "") -> None:
         self.kind = kind
         self.status = status
         self.seconds = seconds
+        self.xml = xml
 
 
-def answer(status: int) -> Fault:
+def answer(status: int, xml: str | None = None) -> Fault:
     """S3 never sees it."""
-    return Fault("answer", status)
+    code = f"<Error><Code>{CODES[status]}</Code><Message>injected</Message></Error>"
+    return Fault("answer", status, xml=xml or code)
 
 
 REFUSE = Fault("refuse")  # the connection is reset before S3 sees it
@@ -118,8 +121,7 @@ class Proxy:
             time.sleep(self.latency_s)
         match fault.kind:
             case "answer":
-                xml = f"<Error><Code>{CODES[fault.status]}</Code><Message>injected</Message></Error>".encode()
-                self._answer(request, fault.status, [("Content-Type", "application/xml")], xml)
+                self._answer(request, fault.status, [("Content-Type", "application/xml")], fault.xml.encode())
             case "refuse":
                 reset(request)
             case "lose":
