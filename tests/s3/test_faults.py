@@ -6,6 +6,7 @@ import time
 import pytest
 
 import pgqrs
+from pgqrs import errors
 from pgqrs.store import bucket, open_store
 from tests.s3.faults import LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
@@ -168,3 +169,108 @@ def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy
     time.sleep(0.6)  # and then it is done
     assert [o.applied for o in store.turn([write], unsure=True).outcomes] == [True]
     store.close()
+
+
+def test_a_loser_whose_look_fails_is_still_told_of_the_conflict(store, opened, proxy, monkeypatch):
+    from pgqrs.store import s3
+
+    other = opened()
+    other.queue("tasks")
+    time.sleep(0.06)
+    store.enqueue("tasks", "theirs")
+    monkeypatch.setattr(s3, "FRESH_S", 60.0)
+    proxy.next("HEAD", REFUSE, answer(503))
+    with pytest.raises(pgqrs.ConflictError):
+        other.enqueue("tasks", "ours")
+
+
+def test_no_further_try_begins_after_a_while(store, proxy, monkeypatch):
+    monkeypatch.setattr(bucket, "BACKOFF_S", (0.1,) * 50)
+    monkeypatch.setattr(bucket, "GIVE_UP_S", 0.5)
+    store.queue("tasks")
+    puts, looks = proxy.puts, proxy.counts["HEAD"]
+    for method in ("PUT", "HEAD"):
+        proxy.always(method, answer(503))
+    began = time.monotonic()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="503"):
+        store.enqueue("tasks", 1)
+    assert time.monotonic() - began < 1.5
+    assert 2 <= proxy.puts - puts <= 5
+    assert proxy.counts["HEAD"] - looks == proxy.puts - puts, "one look each"
+
+
+def test_an_interrupted_put_is_looked_for_by_the_next_call(store, s3_server, address, tmp_path, monkeypatch):
+    store.queue("tasks")
+    real = bucket.S3Object.put
+
+    def put(*a):
+        real(*a)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bucket.S3Object, "put", put)
+        with pytest.raises(KeyboardInterrupt):
+            store.enqueue("tasks", 1)
+    assert store.enqueue("tasks", 2) == 2
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+
+
+REFUSED = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>SignatureDoesNotMatch</Code><Message>The signature we calculated does not match.</Message>
+<AWSAccessKeyId>test</AWSAccessKeyId><CanonicalRequest>x-amz-security-token:s3ss10n</CanonicalRequest></Error>"""
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_what_is_refused_is_told_with_its_reason_and_without_the_session(
+    method, address, store, opened, proxy, monkeypatch
+):
+    import traceback
+
+    store.queue("tasks")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "s3ss10n")
+    proxy.always(method, answer(403, REFUSED))
+    began = proxy.counts[method]
+    with pytest.raises(pgqrs.PgqrsConnectionError) as raised:
+        store.enqueue("tasks", 1) if method == "PUT" else opened()
+    assert "SignatureDoesNotMatch: The signature we calculated does not match." in str(raised.value)
+    assert "AWS_SECRET_ACCESS_KEY" in str(raised.value)
+    assert "s3ss10n" not in "".join(traceback.format_exception(raised.value))
+    assert proxy.counts[method] == began + 1, "trying again would not help"
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x10\0\1\1\0@  " + b"no pages" * 2000])
+def test_a_damaged_database_without_our_checksum_is_not_taken(rest, store, opened, s3_server, address):
+    s3_server.put(address, b"SQLite format 3\0" + rest)
+    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+        opened()
+    time.sleep(0.06)
+    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+        store.queues()
+
+
+def test_half_a_database_without_our_checksum_is_not_taken(store, opened, s3_server, address):
+    body = s3_server.body(address)
+    s3_server.put(address, body[: len(body) // 2])
+    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+        opened()
+
+
+def test_an_empty_object_is_no_database(store, opened, s3_server, address):
+    s3_server.put(address, b"")
+    with pytest.raises(errors.DatabaseError, match="is no SQLite database"):
+        opened()
+
+
+def test_somebody_elses_database_is_told_and_left_alone(opened, s3_server, address, tmp_path):
+    import sqlite3
+
+    from tests.s3.looking import query
+
+    connection = sqlite3.connect(tmp_path / "theirs.db")
+    connection.execute("create table theirs (n)")
+    connection.close()
+    s3_server.put(address, (tmp_path / "theirs.db").read_bytes())
+    store = opened()
+    with pytest.raises(pgqrs.SchemaError, match="holds no complete pgqrs schema"):
+        store.verify()
+    assert query(s3_server, address, tmp_path, "select name from sqlite_master") == [("theirs",)]
