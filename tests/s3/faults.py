@@ -53,11 +53,12 @@ class Proxy:
         self._server = server
         self.latency_s = 0.0
         self.counts: Counter[str] = Counter()
+        self.chance: Callable[[str], Fault] | None = None  # what befalls a request of this method else
         self.after_put: Callable[[], None] | None = None  # called once S3 has taken a PUT, before the answer
         self._faults: dict[str, deque[Fault]] = {"GET": deque(), "PUT": deque(), "HEAD": deque()}
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
-        self._late: list[threading.Thread] = []
+        self.late: list[threading.Thread] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -90,7 +91,7 @@ class Proxy:
             self._http.shutdown()
             thread.join()
             self._http.server_close()
-            for one in self._late:
+            for one in self.late:
                 one.join()
 
     def next(self, method: str, *faults: Fault) -> None:
@@ -116,7 +117,8 @@ class Proxy:
         with self._lock:
             self.counts[method] += 1
             queued = self._faults[method]
-            fault = queued.popleft() if queued else self._always.get(method, PASS)
+            otherwise = self.chance(method) if self.chance else PASS
+            fault = queued.popleft() if queued else self._always.get(method, otherwise)
         if self.latency_s:
             time.sleep(self.latency_s)
         match fault.kind:
@@ -130,7 +132,7 @@ class Proxy:
             case "late":
                 thread = threading.Timer(fault.seconds, self._forward, (request, body))
                 thread.start()
-                self._late.append(thread)
+                self.late.append(thread)
                 reset(request)
             case "tear":
                 self._tear(request, body)
