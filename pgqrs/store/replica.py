@@ -252,7 +252,9 @@ def _image(connection: sqlite3.Connection) -> bytes:
 
 def _without_wal(dsn: str, body: bytes) -> bytes:
     if not body.startswith(HEADER):
-        raise errors.DatabaseError(f"{dsn} is no SQLite database: name another key, or remove the object")
+        raise errors.PgqrsConnectionError(
+            f"{dsn} is no SQLite database: name another key, or remove the object"
+        )
     image = bytearray(body)
     image[18:20] = b"\1\1"
     return bytes(image)
@@ -266,7 +268,9 @@ def _opened_image(dsn: str, path: Path, checked: bool) -> sqlite3.Connection:
             image.close()
             raise sqlite3.DatabaseError(told)
     except (errors.PgqrsConnectionError, sqlite3.DatabaseError) as e:
-        raise errors.DatabaseError(f"{dsn} is a damaged SQLite database: {e}") from e
+        raise errors.PgqrsConnectionError(
+            f"{dsn} is a damaged SQLite database: {e}; put a whole one there, or remove the object"
+        ) from e
     return image
 
 

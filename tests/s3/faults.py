@@ -39,6 +39,7 @@ def answer(status: int, xml: str | None = None) -> Fault:
 REFUSE = Fault("refuse")  # the connection is reset before S3 sees it
 LOSE = Fault("lose")  # S3 carries it out, and the connection is reset instead of an answer
 TEAR = Fault("tear")  # half of the body arrives at S3, then the connection to it ends
+HOLD = Fault("hold")  # the connection is reset at once, and S3 gets it when `deliver` is called
 TEAR_DOWN = Fault("tear down")  # half of the answer's body arrives here
 PASS = Fault("pass")
 
@@ -59,6 +60,7 @@ class Proxy:
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
         self.late: list[threading.Thread] = []
+        self._held: list[tuple[BaseHTTPRequestHandler, bytes]] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -109,6 +111,12 @@ class Proxy:
     def puts(self) -> int:
         return self.counts["PUT"]
 
+    def deliver(self) -> list[int]:
+        """S3's answers to what was held up on its way."""
+        answers = [self._forward(request, body)[0] for request, body in self._held]
+        self._held.clear()
+        return answers
+
     # A request
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
@@ -133,6 +141,9 @@ class Proxy:
                 thread = threading.Timer(fault.seconds, self._forward, (request, body))
                 thread.start()
                 self.late.append(thread)
+                reset(request)
+            case "hold":
+                self._held.append((request, body))
                 reset(request)
             case "tear":
                 self._tear(request, body)

@@ -6,9 +6,8 @@ import time
 import pytest
 
 import pgqrs
-from pgqrs import errors
 from pgqrs.store import bucket, open_store
-from tests.s3.faults import LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
+from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
 
 
@@ -54,10 +53,10 @@ def test_the_object_that_a_lost_put_makes_is_ours(opened, proxy):
 def test_a_put_that_arrives_after_its_retry_changes_nothing(store, proxy, s3_server, address, tmp_path):
     """It was under way all the while; its condition no longer holds."""
     store.queue("tasks")
-    proxy.next("PUT", late(0.3))
+    proxy.next("PUT", HOLD)
     assert store.enqueue("tasks", 1) == 1
     store.enqueue("tasks", 2)
-    time.sleep(0.5)
+    assert proxy.deliver() == [412]
     assert payloads(s3_server, address, tmp_path) == ["1", "2"]
     assert store.enqueue("tasks", 3) == 3
 
@@ -76,10 +75,10 @@ def test_a_put_that_arrives_after_we_gave_up_is_found_by_the_next_call(
     store, proxy, s3_server, address, tmp_path
 ):
     store.queue("tasks")
-    proxy.next("PUT", late(0.6), *[REFUSE] * 4)
+    proxy.next("PUT", HOLD, *[REFUSE] * 4)
     with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether"):
         store.enqueue("tasks", 1)
-    time.sleep(0.9)
+    assert proxy.deliver() == [200]
     assert store.enqueue("tasks", 2) == 2
     assert payloads(s3_server, address, tmp_path) == ["1", "2"]
 
@@ -162,11 +161,11 @@ def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy
     store.enqueue(queue, [b"1"])
     _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
     [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
-    proxy.next("PUT", late(0.4), *[REFUSE] * 4)
+    proxy.next("PUT", HOLD, *[REFUSE] * 4)
     write = Write(taken.messages[0].claim, message=Archive())
     with pytest.raises(pgqrs.PgqrsConnectionError):
         store.turn([write])
-    time.sleep(0.6)  # and then it is done
+    assert proxy.deliver() == [200]
     assert [o.applied for o in store.turn([write], unsure=True).outcomes] == [True]
     store.close()
 
@@ -197,6 +196,20 @@ def test_no_further_try_begins_after_a_while(store, proxy, monkeypatch):
     assert time.monotonic() - began < 1.5
     assert 2 <= proxy.puts - puts <= 5
     assert proxy.counts["HEAD"] - looks == proxy.puts - puts, "one look each"
+
+
+def test_an_s3_that_says_nothing_at_all_is_given_up(opened, proxy, monkeypatch):
+    monkeypatch.setattr(bucket, "REQUEST_S", 0.3)
+    monkeypatch.setattr(bucket, "GIVE_UP_S", 0.5)
+    store = opened()
+    store.install()
+    store.queue("tasks")
+    proxy.latency_s = 4.0
+    began = time.monotonic()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="could not be written"):
+        store.enqueue("tasks", 1)
+    assert time.monotonic() - began < 3
+    proxy.latency_s = 0.0
 
 
 def test_an_interrupted_put_is_looked_for_by_the_next_call(store, s3_server, address, tmp_path, monkeypatch):
@@ -241,23 +254,45 @@ def test_what_is_refused_is_told_with_its_reason_and_without_the_session(
 @pytest.mark.parametrize("rest", [b"", b"\x10\0\1\1\0@  " + b"no pages" * 2000])
 def test_a_damaged_database_without_our_checksum_is_not_taken(rest, store, opened, s3_server, address):
     s3_server.put(address, b"SQLite format 3\0" + rest)
-    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
         opened()
     time.sleep(0.06)
-    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
         store.queues()
 
 
 def test_half_a_database_without_our_checksum_is_not_taken(store, opened, s3_server, address):
     body = s3_server.body(address)
     s3_server.put(address, body[: len(body) // 2])
-    with pytest.raises(errors.DatabaseError, match="is a damaged SQLite database"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
         opened()
+
+
+def test_a_supervisor_does_not_take_a_damaged_object_for_values_that_are_refused(address, s3_server):
+    """Its results wait until somebody has mended it."""
+    from pgqrs.store.store import Identity, Wanted
+    from pgqrs.writes import Archive, Write
+
+    store = open_store(pgqrs.Config(address), steady_plans=True)
+    store.install()
+    queue = store.ensure_queue("tasks")
+    store.enqueue(queue, [b"1"])
+    _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
+    [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
+    write = Write(taken.messages[0].claim, message=Archive())
+    whole = s3_server.body(address)
+    s3_server.put(address, b"something else")
+    for _ in range(2):
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="is no SQLite database"):
+            store.turn([write])
+    s3_server.put(address, whole)
+    assert [o.applied for o in store.turn([write]).outcomes] == [True]
+    store.close()
 
 
 def test_an_empty_object_is_no_database(store, opened, s3_server, address):
     s3_server.put(address, b"")
-    with pytest.raises(errors.DatabaseError, match="is no SQLite database"):
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is no SQLite database"):
         opened()
 
 
