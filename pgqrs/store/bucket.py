@@ -35,6 +35,13 @@ OBJECT_BYTES_MAX = (
 )  # the whole file goes up with each commit: long before, that is the wrong place for it
 MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is not empty counts
+IN_HEADERS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
 
 
 class Version(Struct, frozen=True):
@@ -62,6 +69,7 @@ class S3Object:
         self.dsn = dsn
         self.bucket, self.key = s3_object(dsn)
         self.endpoint = endpoint()
+        _refuse_line_breaks()
         self._obstore = _driver()
         options: dict[str, Any] = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": f"{CONNECT_S:g}s"}
         if self.endpoint.startswith("http://"):
@@ -245,7 +253,10 @@ def endpoint() -> str:
         )
     try:
         parts = urlsplit(address)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        sendable = address.isascii() and address.isprintable() and " " not in address
+        right = (
+            sendable and parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        )
     except ValueError:
         right = False
     if not right:
@@ -253,6 +264,13 @@ def endpoint() -> str:
             f"{name} is {os.environ[name]!r}; it must be like https://host or http://host:port"
         )
     return address
+
+
+def _refuse_line_breaks() -> None:
+    """A secret that was read from a file may end in one, which no request can carry: the driver panics."""
+    for name in IN_HEADERS:
+        if not os.environ.get(name, "").isprintable():
+            raise errors.ConfigError(f"{name} holds a line break or another character that cannot be sent")
 
 
 def _driver() -> Any:

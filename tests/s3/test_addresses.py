@@ -47,7 +47,17 @@ def test_stores_of_a_process_share_a_copy_however_they_spell_the_scheme(address)
 
 
 @pytest.mark.parametrize(
-    "value", ["nonsense", "127.0.0.1:9000", "ftp://host", "http://", "http://host:port", "http://[::1"]
+    "value",
+    [
+        "nonsense",
+        "127.0.0.1:9000",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+        "http://a b",
+        "http://ü:9",
+    ],
 )
 def test_an_endpoint_that_is_no_address_is_refused(value, address, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", value)
@@ -81,3 +91,19 @@ def test_an_empty_endpoint_is_none(address, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     assert S3Object(address)._store.config["endpoint"] == "https://s3.eu-central-1.amazonaws.com"
+
+
+@pytest.mark.parametrize("bucket", ["my bucket", "bücket", "a:b", "a\\b"])
+def test_what_can_be_no_buckets_name_is_refused(bucket):
+    with pytest.raises(pgqrs.ConfigError, match="names no object of S3"):
+        pgqrs.connect(f"s3://{bucket}/key").open()
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"]
+)
+def test_a_key_with_a_line_break_is_refused_and_not_shown(name, address, monkeypatch):
+    monkeypatch.setenv(name, "s3cret\n")
+    with pytest.raises(pgqrs.ConfigError, match=f"{name} holds a line break") as raised:
+        pgqrs.connect(address).open()
+    assert "s3cret" not in str(raised.value)

@@ -7,6 +7,8 @@ import pytest
 
 import pgqrs
 from pgqrs.store import bucket, open_store
+from pgqrs.store.store import Identity, Wanted
+from pgqrs.writes import Archive, Write
 from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
 
@@ -151,18 +153,20 @@ def test_an_object_damaged_in_s3_is_not_taken(store, opened, s3_server, address)
         opened()
 
 
-def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
-    from pgqrs.store.store import Identity, Wanted
-    from pgqrs.writes import Archive, Write
-
+def with_a_result(address):
+    """A supervisor's store, and what it has to write of a message that it holds."""
     store = open_store(pgqrs.Config(address), steady_plans=True)
     store.install()
     queue = store.ensure_queue("tasks")
     store.enqueue(queue, [b"1"])
     _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
     [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
+    return store, Write(taken.messages[0].claim, message=Archive())
+
+
+def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
+    store, write = with_a_result(address)
     proxy.next("PUT", HOLD, *[REFUSE] * 4)
-    write = Write(taken.messages[0].claim, message=Archive())
     with pytest.raises(pgqrs.PgqrsConnectionError):
         store.turn([write])
     assert proxy.deliver() == [200]
@@ -270,16 +274,7 @@ def test_half_a_database_without_our_checksum_is_not_taken(store, opened, s3_ser
 
 def test_a_supervisor_does_not_take_a_damaged_object_for_values_that_are_refused(address, s3_server):
     """Its results wait until somebody has mended it."""
-    from pgqrs.store.store import Identity, Wanted
-    from pgqrs.writes import Archive, Write
-
-    store = open_store(pgqrs.Config(address), steady_plans=True)
-    store.install()
-    queue = store.ensure_queue("tasks")
-    store.enqueue(queue, [b"1"])
-    _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
-    [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
-    write = Write(taken.messages[0].claim, message=Archive())
+    store, write = with_a_result(address)
     whole = s3_server.body(address)
     s3_server.put(address, b"something else")
     for _ in range(2):
