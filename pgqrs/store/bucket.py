@@ -25,9 +25,7 @@ T = TypeVar("T")
 
 # Between the tries of one request, each up to twice as long by chance. S3 asks for that after 503, and 409 ends by itself.
 BACKOFF_S = (0.05, 0.15, 0.4, 1.0)
-GIVE_UP_S = (
-    30.0  # after that no further try begins, however many are left: nobody wants to wait five timeouts
-)
+GIVE_UP_S = 30.0  # after that no further try begins: nobody wants to wait for five timeouts
 CONNECT_S = 5.0
 REQUEST_S = 60.0  # for the whole of a request: 512 MiB in that time are 9 MiB/s
 OBJECT_BYTES_MAX = (
