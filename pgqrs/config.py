@@ -393,8 +393,12 @@ def turso_file(dsn: str) -> tuple[str, bool]:
 def s3_object(dsn: str) -> tuple[str, str]:
     """The bucket and the key that an s3 DSN names. Raises ConfigError."""
     bucket, _, key = dsn.partition("://")[2].partition("/")
-    if backend_of(dsn) != "s3" or not bucket or not key or key.endswith("/") or set("\0?#@") & set(dsn):
+    if backend_of(dsn) != "s3" or not bucket or not key or set("?#@") & set(dsn) or not dsn.isprintable():
         raise ConfigError(f"{redact(dsn)!r} names no object of S3; use s3://bucket/key")
+    if not re.fullmatch(r"[\w.-]+", bucket, re.A):
+        raise ConfigError(f"{redact(dsn)!r} names no object of S3: no bucket has such a name")
+    if {"", ".", ".."} & set(key.split("/")):
+        raise ConfigError(f"{redact(dsn)!r} names no object of S3: a part of the key is empty, . or ..")
     return bucket, key
 
 

@@ -220,7 +220,10 @@ class Nursery:
         return self._sock.fileno()
 
     def read(self) -> list[News]:
-        data, fds, _, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
+        except ConnectionResetError:  # it died with an order of ours unread
+            return self._restart()
         if not data:
             return self._restart()
         said = msgspec.msgpack.decode(data, type=Loaded | LoadFailed | Forked | ForkFailed)

@@ -1,13 +1,18 @@
 """What a user installs: both packages with their types and SQL, nothing else, working outside the checkout."""
 
+import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,6 +78,54 @@ def test_installed_it_works_far_from_the_checkout(wheel, tmp_path):
     )
     assert all(Path(path).is_relative_to(packages) for path in where.split())
     assert "1.0.0" in run(tmp_path / "venv" / "bin" / "pgqrs", "--version", cwd=empty)
+
+
+def test_installed_without_extras_it_runs_on_sqlite_and_names_the_extra_that_a_dsn_needs(wheel, tmp_path):
+    """Of this environment's packages it gets those that a plain `pip install` brings, and no others."""
+    run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
+    python, pgqrs = tmp_path / "venv" / "bin" / "python", tmp_path / "venv" / "bin" / "pgqrs"
+    packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
+    install(wheel, python, tmp_path)
+    brought = plain_requirements("pgqrs")
+    assert {"msgspec", "psycopg"} <= brought
+    assert not {"pyturso", "obstore", "pydantic", "pyyaml"} & brought
+    for name in brought:
+        lend(name, packages)
+
+    program = "import pgqrs\nwith pgqrs.connect('sqlite://q.db') as s: print(s.enqueue('q', 1), [q.ready for q in s.queues()])"
+    assert run(python, "-c", program, cwd=tmp_path) == "1 [1]\n"
+    assert "1 runs" in run(pgqrs, "demo", "--limit", "1", "--workers", "1", cwd=tmp_path)
+    for dsn, extra in ("turso://q.turso", "pgqrs[turso]"), ("s3://bucket/key", "pgqrs[s3]"):
+        ended = subprocess.run(
+            [pgqrs, "install", "--dsn", dsn], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        )
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert f"pip install '{extra}'" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def plain_requirements(name: str, extras: Iterable[str] = ()) -> set[str]:
+    """The distributions that installing this one brings, itself left out."""
+    found: set[str] = set()
+    for text in importlib.metadata.requires(name) or []:
+        requirement = Requirement(text)
+        applies = requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": e}) for e in ("", *extras)
+        )
+        if applies:
+            found |= {canonicalize_name(requirement.name)}
+            found |= plain_requirements(requirement.name, requirement.extras)
+    return found
+
+
+def lend(name: str, packages: Path) -> None:
+    for file in importlib.metadata.files(name) or []:
+        if ".." not in file.parts:
+            target = packages / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.locate(), target)
 
 
 def install(wheel: Path, python: Path, cwd: Path) -> None:

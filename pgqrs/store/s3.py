@@ -16,7 +16,7 @@ from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode
 from pgqrs.states import SyncState
 from pgqrs.store import sql
-from pgqrs.store.bucket import Fetched
+from pgqrs.store.bucket import Fetched, Version, new_marker
 from pgqrs.store.replica import give_back, lend
 from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
 
@@ -48,7 +48,7 @@ class S3Database(SqliteDatabase):
             self._reading = threading.RLock()
             if self._durable:
                 self._writer.execute("pragma synchronous = normal")  # what the disk loses, S3 has
-                with self._lock:
+                with self._alone(), self._translated():
                     if not self._replica.writing:
                         self._replica.catch_up(self._writer)
         except BaseException:
@@ -90,10 +90,8 @@ class S3Database(SqliteDatabase):
             connection.execute("commit")
             return
         version = replica.publish(self._writer, replica.etag)
-        replica.stale = True  # until the copy has it too
         connection.execute("commit")
         replica.settled(version)
-        replica.stale = False
 
     def _changes(self) -> tuple[int, int]:
         """Differs once the writer has changed something: an update that matches no row has not."""
@@ -126,7 +124,8 @@ class S3Database(SqliteDatabase):
         self._refuse_fork()
         if self._lock.acquire(blocking=False):
             try:
-                self._catch_up()
+                with self._translated():
+                    self._catch_up()
             finally:
                 self._lock.release()
         with self._reading, self._translated(), self._within(self._reader, "begin", None) as tx:
@@ -153,7 +152,8 @@ class S3Database(SqliteDatabase):
             try:
                 replica = self._replica
                 if not replica.writing and time.monotonic() - replica.contact > FRESH_S:
-                    replica.catch_up(self._writer)
+                    with self._translated():
+                        replica.catch_up(self._writer)
             finally:
                 self._lock.release()
 
@@ -195,13 +195,16 @@ class S3Database(SqliteDatabase):
         self._refuse_fork()
         with self._alone(), self._translated():
             replica = self._replica
+            there = replica.object.look() if replica.sent or (self._based and not replica.dirty) else None
+            self._recognise(there)
             expected = replica.etag if self._based else None
-            if self._based and not replica.dirty:
-                there = replica.object.look()
-                if there is not None and there.etag == expected:
-                    return
+            if there is not None and there.etag == expected and not replica.dirty:
+                return
+            marker = new_marker()
+            if not self._durable:
+                replica.will_send(marker)
             try:
-                version = replica.publish(self._writer, expected)
+                version = replica.publish(self._writer, expected, marker)
             except errors.ConflictError as e:
                 raise errors.ConflictError(
                     f"conflict: sync() found that {self.dsn} has been written by somebody else, or was there before this store was "
@@ -212,8 +215,6 @@ class S3Database(SqliteDatabase):
                         else "snapshot() takes it"
                     )
                 ) from e
-            finally:
-                replica.stale = False
             replica.settled(version)
             self._based = True
 
@@ -227,7 +228,14 @@ class S3Database(SqliteDatabase):
             [(tables,)] = self._writer.execute("select count(*) from sqlite_master")
             if not tables:
                 return SyncState.LocalMissing
+            self._recognise(there)
             same = self._based and there.etag == replica.etag
             if replica.dirty:
                 return SyncState.LocalChanges if same else SyncState.ConcurrentChanges
             return SyncState.InSync if same else SyncState.RemoteChanges
+
+    def _recognise(self, there: Version | None) -> None:
+        """What a `sync` of unknown outcome wrote after all is ours, and what was written here since goes on top of it."""
+        if there is not None and there.marker in self._replica.sent:
+            self._replica.etag = there.etag
+            self._based = True

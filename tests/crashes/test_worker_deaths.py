@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 import pgqrs
+from pgqrs import targets
+from supervisors.launch import Nursery, Restarted
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import (
@@ -244,6 +246,20 @@ def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(
         seconds=noticed_s,
         within=2.0,
     )
+
+
+def test_a_nursery_that_dies_with_an_order_unread_is_replaced_as_any_other() -> None:
+    """Reading from it is then an error (ECONNRESET) and not the end of what it said."""
+    nursery = Nursery(targets.parse(str(PIPELINE)), 1024)
+    try:
+        nursery.load()
+        pid = nursery._process.pid
+        os.kill(pid, signal.SIGSTOP)
+        nursery.launch(1, "sync")
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.read() == [Restarted("killed by SIGKILL")]
+    finally:
+        nursery.close()
 
 
 def test_async_runs_survive_the_death_of_their_worker(

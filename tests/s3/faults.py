@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.s3_server import S3Server
 
 CODES = {
+    403: "AccessDenied",
     409: "ConditionalRequestConflict",
     412: "PreconditionFailed",
     500: "InternalError",
@@ -22,20 +23,23 @@ CODES = {
 class Fault:
     """Applied to one request, in the order given."""
 
-    def __init__(self, kind: str, status: int = 0, seconds: float = 0.0) -> None:
+    def __init__(self, kind: str, status: int = 0, seconds: float = 0.0, xml: str = "") -> None:
         self.kind = kind
         self.status = status
         self.seconds = seconds
+        self.xml = xml
 
 
-def answer(status: int) -> Fault:
+def answer(status: int, xml: str | None = None) -> Fault:
     """S3 never sees it."""
-    return Fault("answer", status)
+    code = f"<Error><Code>{CODES[status]}</Code><Message>injected</Message></Error>"
+    return Fault("answer", status, xml=xml or code)
 
 
 REFUSE = Fault("refuse")  # the connection is reset before S3 sees it
 LOSE = Fault("lose")  # S3 carries it out, and the connection is reset instead of an answer
 TEAR = Fault("tear")  # half of the body arrives at S3, then the connection to it ends
+HOLD = Fault("hold")  # the connection is reset at once, and S3 gets it when `deliver` is called
 TEAR_DOWN = Fault("tear down")  # half of the answer's body arrives here
 PASS = Fault("pass")
 
@@ -50,11 +54,13 @@ class Proxy:
         self._server = server
         self.latency_s = 0.0
         self.counts: Counter[str] = Counter()
+        self.chance: Callable[[str], Fault] | None = None  # what befalls a request of this method else
         self.after_put: Callable[[], None] | None = None  # called once S3 has taken a PUT, before the answer
         self._faults: dict[str, deque[Fault]] = {"GET": deque(), "PUT": deque(), "HEAD": deque()}
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
-        self._late: list[threading.Thread] = []
+        self.late: list[threading.Thread] = []
+        self._held: list[tuple[BaseHTTPRequestHandler, bytes]] = []
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -87,7 +93,7 @@ class Proxy:
             self._http.shutdown()
             thread.join()
             self._http.server_close()
-            for one in self._late:
+            for one in self.late:
                 one.join()
 
     def next(self, method: str, *faults: Fault) -> None:
@@ -105,6 +111,12 @@ class Proxy:
     def puts(self) -> int:
         return self.counts["PUT"]
 
+    def deliver(self) -> list[int]:
+        """S3's answers to what was held up on its way."""
+        answers = [self._forward(request, body)[0] for request, body in self._held]
+        self._held.clear()
+        return answers
+
     # A request
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
@@ -113,13 +125,13 @@ class Proxy:
         with self._lock:
             self.counts[method] += 1
             queued = self._faults[method]
-            fault = queued.popleft() if queued else self._always.get(method, PASS)
+            otherwise = self.chance(method) if self.chance else PASS
+            fault = queued.popleft() if queued else self._always.get(method, otherwise)
         if self.latency_s:
             time.sleep(self.latency_s)
         match fault.kind:
             case "answer":
-                xml = f"<Error><Code>{CODES[fault.status]}</Code><Message>injected</Message></Error>".encode()
-                self._answer(request, fault.status, [("Content-Type", "application/xml")], xml)
+                self._answer(request, fault.status, [("Content-Type", "application/xml")], fault.xml.encode())
             case "refuse":
                 reset(request)
             case "lose":
@@ -128,7 +140,10 @@ class Proxy:
             case "late":
                 thread = threading.Timer(fault.seconds, self._forward, (request, body))
                 thread.start()
-                self._late.append(thread)
+                self.late.append(thread)
+                reset(request)
+            case "hold":
+                self._held.append((request, body))
                 reset(request)
             case "tear":
                 self._tear(request, body)

@@ -1,8 +1,10 @@
 """The local copy: it belongs to one process, nothing depends on it, and no doubt about it is decided in its favour."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,117 @@ def test_the_last_store_of_a_process_leaves_the_folder(opened, tmp_path):
     assert b.install() == 3
     b.close()
     assert str(cache) not in repr(list(replica._open))
+
+
+def cleaned(folder):
+    only(folder, "pgqrs.db").unlink()
+
+
+def emptied(folder):
+    only(folder, "pgqrs.db").write_bytes(b"")
+
+
+def put_back(folder):
+    """By a backup of this machine, say: an older file, and the note of a younger one."""
+    only(folder, "pgqrs.db").write_bytes((folder / "older").read_bytes())
+
+
+@pytest.mark.parametrize("what", [cleaned, emptied, put_back])
+def test_a_file_that_is_not_the_one_of_its_note_is_fetched_again(what, opened, tmp_path, address, s3_server):
+    """Taken for what S3 has, it would be written over that."""
+    cache = tmp_path / "cache dir"
+    store = opened(cache=cache)
+    store.enqueue("tasks", 1)
+    store.close()
+    (cache / "older").write_bytes(only(cache, "pgqrs.db").read_bytes())
+    store = opened(cache=cache)
+    store.enqueue("tasks", 2)
+    store.close()
+    what(cache)
+    store = opened(cache=cache)
+    assert [q.ready for q in store.queues()] == [2]
+    assert store.enqueue("tasks", 3) == 3
+    assert payloads(s3_server, address, tmp_path) == ["1", "2", "3"]
+
+
+def test_what_an_earlier_process_left_is_not_made_the_object_again(opened, tmp_path, address, s3_server):
+    """Somebody removed the object to begin anew; the copy may be of any age."""
+    cache = tmp_path / "cache dir"
+    store = opened(cache=cache)
+    store.enqueue("tasks", "done long ago")
+    store.close()
+    s3_server.delete(address)
+    store = opened(cache=cache)
+    store.install()
+    store.enqueue("tasks", "new")
+    assert payloads(s3_server, address, tmp_path) == ['"new"']
+
+
+def test_a_forked_child_neither_keeps_nor_gives_away_the_folder(opened, tmp_path, address):
+    cache = tmp_path / "cache dir"
+    store = opened(cache=cache)
+    store.enqueue("tasks", 1)
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        store._messages.database._lent()  # as the garbage collector may
+        os.read(told, 1)
+        os._exit(0)
+    assert elsewhere(address, cache).returncode == 1
+    store.close()
+    assert elsewhere(address, cache).stdout == "1\n"
+    os.write(tell, b".")
+    os.waitpid(pid, 0)
+
+
+def test_a_store_that_could_not_be_opened_leaves_the_folder(opened, tmp_path):
+    from pgqrs.config import DurabilityMode
+
+    cache = tmp_path / "cache dir"
+    store = opened(DurabilityMode.Local, cache)
+    store.enqueue("tasks", 1)
+    store.close()
+    only(cache, "pgqrs.db").write_bytes(b"no database" * 99)
+    for _ in range(2):
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="file is not a database"):
+            opened(DurabilityMode.Local, cache)
+
+
+def test_a_user_without_a_home_names_a_folder(address, monkeypatch, opened):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(pgqrs.ConfigError, match="set s3_cache_dir"):
+        pgqrs.connect(address).open()
+    store = opened()  # which has one
+    assert store.enqueue("tasks", 1) == 1
+
+
+def test_nobody_else_may_read_the_copy(opened, tmp_path):
+    cache = tmp_path / "cache dir"
+    opened(cache=cache).install()
+    assert only(cache, "pgqrs.db").parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_is_told_as_such_and_costs_nothing(opened, tmp_path, monkeypatch, address, s3_server):
+    """The note that cannot be written is an old one then, which costs a download."""
+    cache = tmp_path / "cache dir"
+    store = opened(cache=cache)
+    store.enqueue("tasks", 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        assert store.enqueue("tasks", 2) == 2
+        opened().enqueue("tasks", 3)
+        patched.setattr(Path, "write_bytes", full)
+        time.sleep(0.06)
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="cannot be written: No space left"):
+            store.queues()
+    assert [q.ready for q in store.queues()] == [3]
+    store.close()
+    assert [q.ready for q in opened(cache=cache).queues()] == [3]

@@ -7,7 +7,10 @@ import pytest
 
 import pgqrs
 from pgqrs.store import bucket, open_store
-from tests.s3.faults import LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
+from pgqrs.store.store import Identity
+from pgqrs.store.turning import Wanted
+from pgqrs.writes import Archive, Write
+from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
 
 
@@ -53,10 +56,10 @@ def test_the_object_that_a_lost_put_makes_is_ours(opened, proxy):
 def test_a_put_that_arrives_after_its_retry_changes_nothing(store, proxy, s3_server, address, tmp_path):
     """It was under way all the while; its condition no longer holds."""
     store.queue("tasks")
-    proxy.next("PUT", late(0.3))
+    proxy.next("PUT", HOLD)
     assert store.enqueue("tasks", 1) == 1
     store.enqueue("tasks", 2)
-    time.sleep(0.5)
+    assert proxy.deliver() == [412]
     assert payloads(s3_server, address, tmp_path) == ["1", "2"]
     assert store.enqueue("tasks", 3) == 3
 
@@ -75,10 +78,10 @@ def test_a_put_that_arrives_after_we_gave_up_is_found_by_the_next_call(
     store, proxy, s3_server, address, tmp_path
 ):
     store.queue("tasks")
-    proxy.next("PUT", late(0.6), *[REFUSE] * 4)
+    proxy.next("PUT", HOLD, *[REFUSE] * 4)
     with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether"):
         store.enqueue("tasks", 1)
-    time.sleep(0.9)
+    assert proxy.deliver() == [200]
     assert store.enqueue("tasks", 2) == 2
     assert payloads(s3_server, address, tmp_path) == ["1", "2"]
 
@@ -151,21 +154,154 @@ def test_an_object_damaged_in_s3_is_not_taken(store, opened, s3_server, address)
         opened()
 
 
-def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
-    from pgqrs.store.store import Identity
-    from pgqrs.store.turning import Wanted
-    from pgqrs.writes import Archive, Write
-
+def with_a_result(address):
+    """A supervisor's store, and what it has to write of a message that it holds."""
     store = open_store(pgqrs.Config(address), steady_plans=True)
     store.install()
     queue = store.ensure_queue("tasks")
     store.enqueue(queue, [b"1"])
     _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
     [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
-    proxy.next("PUT", late(0.4), *[REFUSE] * 4)
-    write = Write(taken.messages[0].claim, message=Archive())
+    return store, Write(taken.messages[0].claim, message=Archive())
+
+
+def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy, s3_server, tmp_path):
+    store, write = with_a_result(address)
+    proxy.next("PUT", HOLD, *[REFUSE] * 4)
     with pytest.raises(pgqrs.PgqrsConnectionError):
         store.turn([write])
-    time.sleep(0.6)  # and then it is done
+    assert proxy.deliver() == [200]
     assert [o.applied for o in store.turn([write], unsure=True).outcomes] == [True]
     store.close()
+
+
+def test_a_loser_whose_look_fails_is_still_told_of_the_conflict(store, opened, proxy, monkeypatch):
+    from pgqrs.store import s3
+
+    other = opened()
+    other.queue("tasks")
+    time.sleep(0.06)
+    store.enqueue("tasks", "theirs")
+    monkeypatch.setattr(s3, "FRESH_S", 60.0)
+    proxy.next("HEAD", REFUSE, answer(503))
+    with pytest.raises(pgqrs.ConflictError):
+        other.enqueue("tasks", "ours")
+
+
+def test_no_further_try_begins_after_a_while(store, proxy, monkeypatch):
+    monkeypatch.setattr(bucket, "BACKOFF_S", (0.1,) * 50)
+    monkeypatch.setattr(bucket, "GIVE_UP_S", 0.5)
+    store.queue("tasks")
+    puts, looks = proxy.puts, proxy.counts["HEAD"]
+    for method in ("PUT", "HEAD"):
+        proxy.always(method, answer(503))
+    began = time.monotonic()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="503"):
+        store.enqueue("tasks", 1)
+    assert time.monotonic() - began < 1.5
+    assert 2 <= proxy.puts - puts <= 5
+    assert proxy.counts["HEAD"] - looks == proxy.puts - puts, "one look each"
+
+
+def test_an_s3_that_says_nothing_at_all_is_given_up(opened, proxy, monkeypatch):
+    monkeypatch.setattr(bucket, "REQUEST_S", 0.3)
+    monkeypatch.setattr(bucket, "GIVE_UP_S", 0.5)
+    store = opened()
+    store.install()
+    store.queue("tasks")
+    proxy.latency_s = 4.0
+    began = time.monotonic()
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="could not be written"):
+        store.enqueue("tasks", 1)
+    assert time.monotonic() - began < 3
+    proxy.latency_s = 0.0
+
+
+def test_an_interrupted_put_is_looked_for_by_the_next_call(store, s3_server, address, tmp_path, monkeypatch):
+    store.queue("tasks")
+    real = bucket.S3Object.put
+
+    def put(*a):
+        real(*a)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bucket.S3Object, "put", put)
+        with pytest.raises(KeyboardInterrupt):
+            store.enqueue("tasks", 1)
+    assert store.enqueue("tasks", 2) == 2
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+
+
+REFUSED = """<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>SignatureDoesNotMatch</Code><Message>The signature we calculated does not match.</Message>
+<AWSAccessKeyId>test</AWSAccessKeyId><CanonicalRequest>x-amz-security-token:s3ss10n</CanonicalRequest></Error>"""
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_what_is_refused_is_told_with_its_reason_and_without_the_session(
+    method, address, store, opened, proxy, monkeypatch
+):
+    import traceback
+
+    store.queue("tasks")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "s3ss10n")
+    proxy.always(method, answer(403, REFUSED))
+    began = proxy.counts[method]
+    with pytest.raises(pgqrs.PgqrsConnectionError) as raised:
+        store.enqueue("tasks", 1) if method == "PUT" else opened()
+    assert "SignatureDoesNotMatch: The signature we calculated does not match." in str(raised.value)
+    assert "AWS_SECRET_ACCESS_KEY" in str(raised.value)
+    assert "s3ss10n" not in "".join(traceback.format_exception(raised.value))
+    assert proxy.counts[method] == began + 1, "trying again would not help"
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x10\0\1\1\0@  " + b"no pages" * 2000])
+def test_a_damaged_database_without_our_checksum_is_not_taken(rest, store, opened, s3_server, address):
+    s3_server.put(address, b"SQLite format 3\0" + rest)
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
+        opened()
+    time.sleep(0.06)
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
+        store.queues()
+
+
+def test_half_a_database_without_our_checksum_is_not_taken(store, opened, s3_server, address):
+    body = s3_server.body(address)
+    s3_server.put(address, body[: len(body) // 2])
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is a damaged SQLite database"):
+        opened()
+
+
+def test_a_supervisor_does_not_take_a_damaged_object_for_values_that_are_refused(address, s3_server):
+    """Its results wait until somebody has mended it."""
+    store, write = with_a_result(address)
+    whole = s3_server.body(address)
+    s3_server.put(address, b"something else")
+    for _ in range(2):
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="is no SQLite database"):
+            store.turn([write])
+    s3_server.put(address, whole)
+    assert [o.applied for o in store.turn([write]).outcomes] == [True]
+    store.close()
+
+
+def test_an_empty_object_is_no_database(store, opened, s3_server, address):
+    s3_server.put(address, b"")
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="is no SQLite database"):
+        opened()
+
+
+def test_somebody_elses_database_is_told_and_left_alone(opened, s3_server, address, tmp_path):
+    import sqlite3
+
+    from tests.s3.looking import query
+
+    connection = sqlite3.connect(tmp_path / "theirs.db")
+    connection.execute("create table theirs (n)")
+    connection.close()
+    s3_server.put(address, (tmp_path / "theirs.db").read_bytes())
+    store = opened()
+    with pytest.raises(pgqrs.SchemaError, match="holds no complete pgqrs schema"):
+        store.verify()
+    assert query(s3_server, address, tmp_path, "select name from sqlite_master") == [("theirs",)]

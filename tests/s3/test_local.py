@@ -1,10 +1,15 @@
 """Local: writes stay on this machine until `sync`, which never overwrites what somebody else has written."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import pgqrs
 from pgqrs.config import Config, DurabilityMode
 from pgqrs.states import SyncState
+from tests.s3.faults import LOSE, REFUSE
 from tests.s3.looking import payloads
 
 LOCAL = DurabilityMode.Local
@@ -152,3 +157,56 @@ def test_a_blank_cache_dir_is_refused_on_assignment():
     for blank in ("", "  "):
         with pytest.raises(pgqrs.ConfigError, match="cache dir cannot be empty"):
             Config("s3://b/k").s3_cache_dir = blank
+
+
+def test_a_sync_of_unknown_outcome_is_no_conflict_with_ourselves(
+    opened, store, proxy, s3_server, address, tmp_path
+):
+    """It was carried out, and nobody told us. Theirs on top of it would be a conflict."""
+    local = opened(LOCAL)
+    handle = pgqrs.as_s3(local)
+    handle.snapshot()
+    local.enqueue("tasks", 1)
+    proxy.next("PUT", LOSE, *[REFUSE] * 4)
+    proxy.next("HEAD", *[REFUSE] * 5)
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether"):
+        handle.sync()
+    assert payloads(s3_server, address, tmp_path) == ["1"]
+    local.enqueue("tasks", 2)
+    assert handle.state() == SyncState.LocalChanges
+    handle.sync()
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]
+    local.enqueue("tasks", 3)
+    proxy.next("PUT", LOSE, *[REFUSE] * 4)
+    proxy.next("HEAD", *[REFUSE] * 5)
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="unknown whether"):
+        handle.sync()
+    opened().enqueue("tasks", "theirs")
+    with pytest.raises(pgqrs.ConflictError):
+        handle.sync()
+    assert payloads(s3_server, address, tmp_path) == ["1", "2", "3", '"theirs"']
+
+
+def test_a_process_that_died_in_sync_is_no_conflict_with_the_next(opened, s3_server, address, tmp_path):
+    cache = tmp_path / "cache dir"
+    program = """
+import os, sys, pgqrs
+from pgqrs.store.bucket import S3Object
+config = pgqrs.Config(sys.argv[1]); config.s3_cache_dir = sys.argv[2]; config.s3_mode = pgqrs.DurabilityMode.Local
+store = pgqrs.connect_with(config).open()
+store.enqueue("tasks", 1)
+real = S3Object.put
+def put(self, *a):
+    real(self, *a)
+    os._exit(9)
+S3Object.put = put
+pgqrs.as_s3(store).sync()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, address, str(cache)], cwd=Path(__file__).parents[2], check=False
+    )
+    assert ended.returncode == 9
+    local = opened(LOCAL, cache)
+    local.enqueue("tasks", 2)
+    pgqrs.as_s3(local).sync()
+    assert payloads(s3_server, address, tmp_path) == ["1", "2"]

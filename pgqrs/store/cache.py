@@ -1,0 +1,108 @@
+"""The folders in which copies of S3 objects are kept on this machine. One belongs to one process, by a lock that dies with it."""
+
+import fcntl
+import hashlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import Struct
+
+from pgqrs import errors
+from pgqrs.config import Config, DurabilityMode
+from pgqrs.store.bucket import S3Object
+
+FOLDERS_MAX = 64  # of the default cache, for as many processes on this machine that use one object
+
+
+class Lock(Struct, frozen=True):
+    descriptor: int
+    pid: int
+
+
+def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
+    """A folder that is this process's alone until it leaves it or dies. With a cache folder of the user's choice it is one in
+    there. In the default cache, Durable mode takes the first that is free: it only saves a download. Local mode takes the one that
+    holds what was not synced.
+
+    Raises ConfigError where none can be used, PgqrsConnectionError where other processes have them all.
+    """
+    for folder in _candidates(of, config):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # the bucket may be nobody else's to read
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise _unusable(folder, e) from e
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip() or "?"
+            os.close(descriptor)
+            continue
+        except OSError as e:
+            os.close(descriptor)
+            raise _unusable(folder, e) from e
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return folder, Lock(descriptor, os.getpid())
+    raise errors.PgqrsConnectionError(
+        f"the S3 cache folder {folder} of {of.dsn} is in use by another process (pid {holder}), and only one can have it: give each "
+        "process an s3_cache_dir of its own"
+        + (", or leave it out" if config.s3_cache_dir and config.s3_mode is DurabilityMode.Durable else "")
+    )
+
+
+def leave_folder(lock: Lock) -> None:
+    """Children that were forked meanwhile have the descriptor as well: so it is unlocked and not only closed, and not by them."""
+    if os.getpid() == lock.pid:
+        with suppress(OSError):
+            fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
+    os.close(lock.descriptor)
+
+
+def hint_file(of: S3Object) -> Path | None:
+    """Touched by whoever has put something new on a queue, whichever folder it uses itself; None where nobody has a home."""
+    cache = _default_cache()
+    return None if cache is None else cache / _name(of) / "hint"
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in it are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _candidates(of: S3Object, config: Config) -> list[Path]:
+    if config.s3_cache_dir is not None:
+        return [Path(config.s3_cache_dir) / _name(of)]
+    cache = _default_cache()
+    if cache is None:
+        raise errors.ConfigError(
+            "there is no home folder for the S3 cache: set s3_cache_dir, or XDG_CACHE_HOME"
+        )
+    if config.s3_mode is DurabilityMode.Local:
+        return [cache / _name(of) / "local"]
+    return [cache / _name(of) / str(n) for n in range(1, FOLDERS_MAX + 1)]
+
+
+def _name(of: S3Object) -> str:
+    digest = hashlib.sha256(f"{of.endpoint} {of.bucket}/{of.key}".encode()).hexdigest()[:16]
+    return re.sub(r"[^\w.-]+", "_", f"{of.bucket}-{of.key}", flags=re.A)[-60:] + f"-{digest}"
+
+
+def _default_cache() -> Path | None:
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "pgqrs" / "s3"
+    except RuntimeError:  # a container's user without a home
+        return None
+
+
+def _unusable(folder: Path, error: OSError) -> errors.ConfigError:
+    return errors.ConfigError(
+        f"the S3 cache folder {folder} cannot be used: {error.strerror}; set s3_cache_dir to one that can"
+    )
