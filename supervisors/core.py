@@ -432,6 +432,7 @@ class Core:
             self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
+            self.scheduling.unsteady(now)
             note = f"worker {worker.id} (pid {worker.pid}) {how}"
             self._out.append(
                 Note(

@@ -18,7 +18,7 @@ from supervisors.board import Board
 
 READ_BYTES = 256 * 1024
 CPU_EXACT_S = 0.001
-HOLD_S = 0.002  # how long a frame may wait for company
+HOLD_S = 0.02  # how long a frame may wait for company: less than it will for its commit
 
 
 class CpuClock:

@@ -44,7 +44,6 @@ from supervisors.view import Options, Report, State, View, cores, worker_states
 from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
-COMMIT_EVERY_S = 0.04  # what nobody waits for may wait this long for company: half of what lanes have at hand
 S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
 S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
 TURN_WRITES_MAX = 1000
@@ -263,7 +262,7 @@ class Loop:
         if self._watch.interval_s is not None:
             times.append(self._next_look)
         if self._oldest is not None and not self._turns.busy:
-            every = self._oldest + COMMIT_EVERY_S
+            every = self._oldest + self._core.scheduling.commit_every_s
             times.append(self._gathered_at() if self._hurry or self._wants else every)
         return max(0.0, min(times) - now)
 
@@ -347,7 +346,9 @@ class Loop:
         if self._oldest is not None and now < self._gathered_at():
             return
         due = (
-            self._hurry or self._wants or (self._oldest is not None and now >= self._oldest + COMMIT_EVERY_S)
+            self._hurry
+            or self._wants
+            or (self._oldest is not None and now >= self._oldest + self._core.scheduling.commit_every_s)
         )
         if not due:
             return

@@ -27,7 +27,11 @@ class Function(Struct, frozen=True):
     timeout_s: float | None = None  # of a whole run, or of one delivery of a message
 
 
-COMMIT_HIDE_S = 0.08  # work a worker should have at hand to be busy through a commit: 8 lanes of 10 ms steps
+# Work that a worker should have at hand to be busy until it is committed: 20 lanes of 10 ms steps. Each turn costs some 3 ms of CPU
+# on both sides, so few turns are good for the steps; but the death of a worker makes its lanes start anew elsewhere.
+COMMIT_HIDE_S = 0.2
+COMMIT_HIDE_UNSTEADY_S = 0.05
+STEADY_AFTER_S = 5.0  # without a death
 
 
 class Settings(Struct, frozen=True):

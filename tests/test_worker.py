@@ -11,7 +11,7 @@ import pgqrs
 from pgqrs.definitions import definition_of
 from pgqrs.writes import RecordedStep
 from supervisors import wire
-from supervisors.worker import make_worker
+from supervisors.worker import LOOK_EVERY_S, make_worker
 
 WAIT_S = 10.0
 
@@ -403,6 +403,7 @@ def held_up():
     def holds():
         entered.set()
         assert go_on.wait(WAIT_S)
+        time.sleep(2 * LOOK_EVERY_S)  # the next look is due
         first()
 
     holds.entered, holds.go_on = entered, go_on

@@ -11,7 +11,7 @@ from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import RETRY_S
-from supervisors.loop import ATTEMPT_S, COMMIT_EVERY_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S, TURN_WRITES_MAX
+from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S, TURN_WRITES_MAX
 from tests.simulation.workers import SimWorker
 
 if TYPE_CHECKING:
@@ -134,8 +134,9 @@ class SimSupervisor:
         if self._busy or not self.alive or not (self._writes or self._wants):
             return
         assert self._oldest is not None or self._wants
-        if not (self._hurry or self._wants or now >= (self._oldest or 0.0) + COMMIT_EVERY_S):
-            self._later((self._oldest or now) + COMMIT_EVERY_S - now, lambda: None)
+        every_s = self.core.scheduling.commit_every_s
+        if not (self._hurry or self._wants or now >= (self._oldest or 0.0) + every_s):
+            self._later((self._oldest or now) + every_s - now, lambda: None)
             return
         writes = [self._writes.popleft() for _ in range(min(len(self._writes), TURN_WRITES_MAX))]
         self._oldest = now if self._writes else None
