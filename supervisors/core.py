@@ -350,7 +350,7 @@ class Core:
                 queue.after = None
         else:
             queue.after = None
-            queue.empty = whole and not event.messages
+            queue.empty = queue.lapsed and not event.messages
             queue.poll_s = POLL_MIN_S if event.messages else min(queue.poll_s * 2, self.settings.poll_max_s)
             queue.next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
         queue.hinted = False

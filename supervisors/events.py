@@ -155,6 +155,7 @@ class Want(Struct, frozen=True):
     consumer_id: int
     limit: int
     after: Any
+    lapsed: bool
 
 
 class Note(Struct, frozen=True):

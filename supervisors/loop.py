@@ -356,7 +356,7 @@ class Loop:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after)
+            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after, w.lapsed)
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]

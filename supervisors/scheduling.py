@@ -22,6 +22,7 @@ LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
+LAPSED_EVERY_S = 1.0
 
 
 class Scheduling:
@@ -166,8 +167,11 @@ class Scheduling:
             free -= limit
             queue.wanted = limit
             queue.hinted = False
+            queue.lapsed = queue.after is None and (self._settings.burst or now >= queue.lapsed_at)
+            if queue.lapsed:
+                queue.lapsed_at = now + LAPSED_EVERY_S
             assert queue.consumer_id is not None
-            self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after))
+            self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after, queue.lapsed))
 
     def next_claim(self) -> float | None:
         """When the next claim is due: of queues that have room, for another would be due at once and again and again."""

@@ -31,39 +31,43 @@ order by m.vt, m.id
 limit :limit
 {lock m skip};
 
+-- name: lease
+-- Of the claiming consumer's supervisor, if it holds. It is kept from being recovered or retired until we commit: whoever does
+-- that afterwards finds what we claim. Renewing goes on beside it.
+select s.id
+from pgqrs_workers c
+join pgqrs_supervisors s on s.id = c.supervisor_id
+where c.id = :consumer_id and s.lease_until > {now}
+{keep s};
+
 -- name: claim
--- The next messages of a queue for a supervisor. The CTE is the fence: joined as a subquery with a LIMIT, the planner may
--- update more rows than the limit. Rows come back in no order: the caller sorts by (vt, id). `begun`: it has a history.
-with due as (
+-- The next messages of a queue for a supervisor; nothing without its lease, since what it took then nobody would ever give back.
+-- The CTE is the fence: joined as a subquery with a LIMIT, the planner may update more rows than the limit. Rows come back in no
+-- order: the caller sorts by (vt, id). `begun`: it has a history.
+with lease as (
+    {use lease}
+), due as (
     {use ready}
 )
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
 from due
-where c.id = due.due_id
+where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
     exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
 
 -- name: claim_lapsed
-with due as (
+with lease as (
+    {use lease}
+), due as (
     {use lapsed}
 )
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
 from due
-where c.id = due.due_id
+where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
     exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
-
--- name: keep_leases
--- Those of these consumers whose supervisor's lease holds, kept from being recovered or retired until we commit: whoever
--- does that afterwards finds what we claim. Renewing goes on beside it.
-select c.id
-from {rows: consumer_id bigint}
-join pgqrs_workers c on c.id = r.consumer_id
-join pgqrs_supervisors s on s.id = c.supervisor_id
-where s.lease_until > {now}
-{keep s};
 
 -- name: history
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.

@@ -42,8 +42,9 @@ class Database(Protocol):
         Within a `calls.Call` whose caller has left it raises `calls.Left` instead of committing.
         """
 
-    def pipelined(self) -> AbstractContextManager[Transaction]:
-        """A transaction whose `send` does not wait, where the database is a server."""
+    def pipelined(self, lazily: bool = False) -> AbstractContextManager[Transaction]:
+        """A transaction whose `send` does not wait, where the database is a server. Answers can be asked for after it as well.
+        `lazily`: its commit may be undone by a crash of the server in the next moments."""
 
     def single(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
         """The same for one statement that is a transaction by itself: a server then answers once instead of three times."""

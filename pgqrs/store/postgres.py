@@ -62,13 +62,15 @@ class PostgresDatabase:
             yield self._on(connection, at)
 
     @contextmanager
-    def pipelined(self) -> Iterator["PostgresTransaction"]:
+    def pipelined(self, lazily: bool = False) -> Iterator["PostgresTransaction"]:
         with (
             self._connection() as connection,
             connection.pipeline(),
             connection.transaction(),
             interruptible(connection.cancel_safe),
         ):
+            if lazily:
+                connection.execute(b"set local synchronous_commit = off")
             yield self._on(connection, None)
 
     @contextmanager

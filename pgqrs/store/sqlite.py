@@ -73,7 +73,10 @@ class SqliteDatabase:
         with self._begun("begin immediate", at) as tx:
             yield tx
 
-    pipelined = single = transaction
+    single = transaction
+
+    def pipelined(self, lazily: bool = False) -> AbstractContextManager["SqliteTransaction"]:
+        return self.transaction()
 
     @contextmanager
     def reading(self) -> Iterator["SqliteTransaction"]:

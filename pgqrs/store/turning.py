@@ -6,6 +6,7 @@ with what the fence lets through.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,13 +20,15 @@ from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, 
 
 
 class Wanted(Struct, frozen=True):
-    """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue."""
+    """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue. With `lapsed`
+    it is to have what library consumers let lapse too."""
 
     queue_id: int
     consumer_id: int
     limit: int
     read_ct_max: int
     after: tuple[Any, int] | None = None
+    lapsed: bool = True
 
 
 class Taken(Struct, frozen=True):
@@ -67,42 +70,32 @@ def _alone(database: Database, write: Write, unsure: bool) -> Outcome:
 
 
 def _turn(database: Database, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
-    if not unsure:
-        try:
-            with database.pipelined() as tx:
-                return _at_once(tx, writes, wanted)
-        except _NotOurs:
-            pass
-    with database.transaction() as tx:
-        return carry_out(tx, writes, wanted, unsure)
+    if writes and not unsure:
+        with suppress(_NotOurs), database.pipelined() as tx:
+            fence, states = tx.send("fence", _claims(writes)), _write(tx, writes)
+            claims = [_claim(tx, w) for w in wanted]
+            if len(fence()) < len(_claims(writes)):
+                raise _NotOurs
+            status_of: dict[int, str] = dict(states())
+            outcomes = [_outcome(w, True, status_of.get(w.claim.message_id)) for w in writes]
+            return Turn(outcomes, [_taken(tx, w, c) for w, c in zip(wanted, claims, strict=True)])
+    if writes:
+        with database.transaction() as tx:
+            return carry_out(tx, writes, wanted, unsure)
+    return _claims_alone(database, wanted)
 
 
 class _NotOurs(Exception):
-    """A message, or the lease, is another's by now: nothing of this may be committed."""
-
-
-def _at_once(tx: Transaction, writes: Sequence[Write], wanted: Sequence[Wanted]) -> Turn:
-    fence, leases = _fence(tx, writes), _keep_leases(tx, wanted)
-    states = _write(tx, writes)
-    claims = [_claim(tx, w) for w in wanted]
-    if len(fence()) < len(_claims(writes)) or len(leases()) < len(_consumers(wanted)):
-        raise _NotOurs
-    status_of: dict[int, str] = dict(states())
-    return Turn(
-        [_outcome(w, True, status_of.get(w.claim.message_id)) for w in writes],
-        [_taken(tx, w, claim) for w, claim in zip(wanted, claims, strict=True)],
-    )
+    """A message is another's by now: nothing of this may be committed."""
 
 
 def carry_out(
     tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Wanted] = (), unsure: bool = False
 ) -> Turn:
     """In the caller's transaction: only what the fence lets through."""
-    ours = set(_fence(tx, writes)())
+    ours = set(tx.run("fence", _claims(writes))) if writes else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", _claims(writes))} if unsure else {}
     status_of: dict[int, str] = dict(_write(tx, [w for w in writes if _key(w) in ours])())
-    # Nothing for a consumer whose supervisor's lease is over: what it took then, nobody would ever give back.
-    leased = {c for (c,) in _keep_leases(tx, wanted)()}
     return Turn(
         [
             _outcome(w, True, status_of.get(w.claim.message_id))
@@ -110,8 +103,20 @@ def carry_out(
             else _outcome(w, _key(w) in ended, ended.get(_key(w)))
             for w in writes
         ],
-        [_taken(tx, w, _claim(tx, w)) if w.consumer_id in leased else Taken(w, [], w.after) for w in wanted],
+        [_taken(tx, w, _claim(tx, w)) for w in wanted],
     )
+
+
+def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> Turn:
+    """Nothing to be confirmed: one round trip, and no waiting for the disk. A claim that a crash of the server undoes is found to be
+    gone (`held`), and whatever was written for it by then has made it durable."""
+    if any(w.lapsed for w in wanted):
+        with database.pipelined() as tx:
+            return Turn([], [_taken(tx, w, _claim(tx, w)) for w in wanted])
+    with database.pipelined(lazily=True) as tx:
+        claims = [_claim(tx, w) for w in wanted]
+    with database.reading() as tx:
+        return Turn([], [_taken(tx, w, c) for w, c in zip(wanted, claims, strict=True)])
 
 
 def _key(w: Write) -> tuple[int, int]:
@@ -124,18 +129,6 @@ def _outcome(w: Write, applied: bool, status: str | None) -> Outcome:
 
 def _claims(writes: Iterable[Write]) -> list[Row]:
     return sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
-
-
-def _consumers(wanted: Iterable[Wanted]) -> list[Row]:
-    return sorted({(w.consumer_id,) for w in wanted})
-
-
-def _fence(tx: Transaction, writes: Sequence[Write]) -> Answer:
-    return tx.send("fence", _claims(writes)) if writes else list
-
-
-def _keep_leases(tx: Transaction, wanted: Sequence[Wanted]) -> Answer:
-    return tx.send("keep_leases", _consumers(wanted)) if wanted else list
 
 
 # Writing
@@ -208,8 +201,7 @@ def _claim(tx: Transaction, wanted: Wanted) -> Answer:
 def _taken(tx: Transaction, wanted: Wanted, claim: Answer) -> Taken:
     rows = sorted(claim(), key=lambda r: (r[4], r[0]))
     watermark = (rows[-1][4], rows[-1][0]) if rows else wanted.after
-    if wanted.after is None and len(rows) < wanted.limit:
-        # A look at the whole queue, as happens now and then, takes in what library consumers let lapse.
+    if wanted.lapsed and len(rows) < wanted.limit:
         rows += tx.run(
             "claim_lapsed",
             queue_id=wanted.queue_id,

@@ -142,7 +142,7 @@ class SimSupervisor:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after)
+            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after, w.lapsed)
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
