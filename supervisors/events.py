@@ -156,6 +156,7 @@ class Want(Struct, frozen=True):
     limit: int
     after: Any
     lapsed: bool
+    polls: bool
 
 
 class Note(Struct, frozen=True):

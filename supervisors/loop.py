@@ -188,10 +188,12 @@ class Loop:
 
     def _take_back(self) -> int:
         """What supervisors held whose lease is over, and at once what a dead one of this host held: how many messages."""
-        for supervisor_id, pid, pid_started in self._lease_store.neighbours(own_identity()):
+        neighbours, is_over = self._lease_store.watched(own_identity())
+        for supervisor_id, pid, pid_started in neighbours:
             if started(pid) != pid_started:
                 self._lease_store.expire_lease(supervisor_id)
-        return self._lease_store.recover(self._config.max_read_ct)
+                is_over = True
+        return self._lease_store.recover(self._config.max_read_ct) if is_over else 0
 
     def _joined_as(self, joined: "Joined") -> None:
         self._supervisor_id, self._consumers, self._recovered = joined.id, joined.consumers, joined.recovered
@@ -356,7 +358,7 @@ class Loop:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after, w.lapsed)
+            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after, w.lapsed, w.polls)
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]

@@ -159,6 +159,8 @@ class Scheduling:
             for q in queues[first:] + queues[:first]
             if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
         ]
+        if any(self._idle(q) for q in due):  # one look is for all of them
+            due += [q for q in queues if q.consumer_id and not q.wanting and self._idle(q) and q not in due]
         for n, queue in enumerate(due):
             share = -(-free // (len(due) - n))
             limit = min(share, self._room(queue), CLAIM_MAX)
@@ -171,7 +173,20 @@ class Scheduling:
             if queue.lapsed:
                 queue.lapsed_at = now + LAPSED_EVERY_S
             assert queue.consumer_id is not None
-            self._order(Want(queue.function.queue_id, queue.consumer_id, limit, queue.after, queue.lapsed))
+            self._order(
+                Want(
+                    queue.function.queue_id,
+                    queue.consumer_id,
+                    limit,
+                    queue.after,
+                    queue.lapsed,
+                    self._idle(queue),
+                )
+            )
+
+    def _idle(self, queue: Queue) -> bool:
+        """Nothing was there time and again, nor was there a hint since."""
+        return queue.poll_s >= self._settings.poll_max_s
 
     def next_claim(self) -> float | None:
         """When the next claim is due: of queues that have room, for another would be due at once and again and again."""

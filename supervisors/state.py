@@ -38,7 +38,7 @@ class Settings(Struct, frozen=True):
     workers: int
     lanes: int | None = None  # of each worker; None follows the measured step time
     read_ct_max: int = 5
-    poll_max_s: float = 0.25
+    poll_max_s: float = 0.35
     drain_timeout_s: float = 30.0
     burst: bool = False
     max_runs_per_worker: int | None = None

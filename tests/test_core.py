@@ -1049,7 +1049,7 @@ def test_an_empty_queue_is_looked_at_less_and_less_often():
         scene.after(gaps[-1])
     assert gaps == sorted(gaps)
     assert gaps[0] < 0.02
-    assert gaps[-1] == pytest.approx(0.25)
+    assert gaps[-1] == pytest.approx(scene.core.settings.poll_max_s)
 
 
 def test_a_hint_looks_at_once():

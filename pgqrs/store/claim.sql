@@ -31,6 +31,19 @@ order by m.vt, m.id
 limit :limit
 {lock m skip};
 
+-- name: ready_queues
+-- Those of these queues of which a claim would get something: what an idle supervisor asks again and again, for all at once.
+select r.queue_id
+from {rows: queue_id bigint}
+where exists (
+    select 1 from pgqrs_messages m
+    where m.queue_id = r.queue_id and m.archived_at is null and m.consumer_worker_id is null and m.vt <= {now}
+      and m.read_ct < :read_ct_max)
+or exists (
+    select 1 from pgqrs_messages m join pgqrs_workers h on h.id = m.consumer_worker_id
+    where m.queue_id = r.queue_id and m.held_by_vt and m.archived_at is null and m.vt <= {now}
+      and m.read_ct < :read_ct_max and h.client = 'library');
+
 -- name: lease
 -- Of the claiming consumer's supervisor, if it holds. It is kept from being recovered or retired until we commit: whoever does
 -- that afterwards finds what we claim. Renewing goes on beside it.

@@ -155,13 +155,14 @@ class MessageStore:
         with self.database.transaction() as tx:
             return renew(tx, supervisor_id, lease_s)
 
-    def neighbours(self, identity: Identity) -> list[tuple[int, int, int]]:
-        """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace."""
+    def watched(self, identity: Identity) -> tuple[list[tuple[int, int, int]], bool]:
+        """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace; and whether anybody's
+        lease is over."""
         with self.database.reading() as tx:
             rows = tx.run(
-                "supervisors_of_host", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns
+                "watched_supervisors", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns
             )
-            return [(a, b, c) for a, b, c in rows]
+        return [(a, b, c) for a, b, c, near, _ in rows if near], any(over for *_, over in rows)
 
     def expire_lease(self, supervisor_id: int) -> None:
         with self.database.transaction() as tx:

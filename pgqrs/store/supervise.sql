@@ -20,8 +20,15 @@ returning id;
 -- name: beat_consumers
 update pgqrs_workers set heartbeat_at = {now} where supervisor_id = :id and shutdown_at is null;
 
--- name: supervisors_of_host
-select id, pid, pid_started from pgqrs_supervisors where host = :host and boot_id = :boot_id and pid_ns = :pid_ns;
+-- name: watched_supervisors
+-- Those whose lease is over, wherever they are, and those of this host, who may be known to be gone before.
+select w.id, w.pid, w.pid_started, w.near, w.over
+from (
+    select s.id, s.pid, s.pid_started, s.lease_until <= {now} as over,
+           s.host = :host and s.boot_id = :boot_id and s.pid_ns = :pid_ns as near
+    from pgqrs_supervisors s
+) as w
+where w.near or w.over;
 
 -- name: expire_lease
 -- A supervisor that is known to be gone: its lease ends now.

@@ -21,7 +21,7 @@ from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, 
 
 class Wanted(Struct, frozen=True):
     """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue. With `lapsed`
-    it is to have what library consumers let lapse too."""
+    it is to have what library consumers let lapse too. With `polls` nothing is to be expected, so a look comes first."""
 
     queue_id: int
     consumer_id: int
@@ -29,6 +29,7 @@ class Wanted(Struct, frozen=True):
     read_ct_max: int
     after: tuple[Any, int] | None = None
     lapsed: bool = True
+    polls: bool = False
 
 
 class Taken(Struct, frozen=True):
@@ -110,6 +111,12 @@ def carry_out(
 def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> Turn:
     """Nothing to be confirmed: one round trip, and no waiting for the disk. A claim that a crash of the server undoes is found to be
     gone (`held`), and whatever was written for it by then has made it durable."""
+    if polled := [w for w in wanted if w.polls]:
+        with database.reading() as tx:
+            queues = [(w.queue_id,) for w in polled]
+            ready = {q for (q,) in tx.run("ready_queues", queues, read_ct_max=polled[0].read_ct_max)}
+        if not any(w.queue_id in ready or not w.polls for w in wanted):
+            return Turn([], [Taken(w, [], w.after) for w in wanted])
     if any(w.lapsed for w in wanted):
         with database.pipelined() as tx:
             return Turn([], [_taken(tx, w, _claim(tx, w)) for w in wanted])

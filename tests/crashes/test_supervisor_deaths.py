@@ -367,7 +367,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
             eventually(lambda: starts(evidence)[1:])
             before = run.steps()
             stop_between_transactions(late.pid, dsn)  # or it might take its own run back, and claim it anew
-            [(supervisor_id, _, _)] = store.messages.neighbours(own_identity())
+            [(supervisor_id, _, _)] = store.messages.watched(own_identity())[0]
             store.messages.expire_lease(supervisor_id)
             assert store.messages.recover(5) == 1
             [queue] = [q for q in store.queues() if q.queue_name == "gated"]

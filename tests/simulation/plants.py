@@ -72,7 +72,7 @@ def a_claim_of_what_is_held() -> Iterator[None]:
         yield
 
 
-@plant("step-repeated result-mismatch stale-write checkpoint-changed")
+@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once")
 def an_answer_before_the_commit() -> Iterator[None]:
     """The worker hears that its checkpoint is durable when it has only been handed over."""
     save = core.Core._save

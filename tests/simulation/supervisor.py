@@ -142,7 +142,7 @@ class SimSupervisor:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after, w.lapsed)
+            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after, w.lapsed, w.polls)
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
@@ -201,7 +201,7 @@ class SimSupervisor:
         if world.now < self.cut_until:
             raise errors.PgqrsConnectionError("cut off")
         identity = Identity(f"{self.name}.{self._life}", self.host, "boot", "ns", self.pid, self.pid)
-        for supervisor_id, pid, _ in world.store.neighbours(identity):
+        for supervisor_id, pid, _ in world.store.watched(identity)[0]:
             if not world.lives(pid):
                 world.store.expire_lease(supervisor_id)
         world.recover(self.name)

@@ -127,7 +127,7 @@ def test_a_recovered_supervisor_is_gone_and_its_consumers_have_stopped(store, co
     clock.advance(15)
     store.recover(5)
     assert store.recover(5) == 0
-    assert store.neighbours(consumer.identity) == []
+    assert store.watched(consumer.identity) == ([], False)
     assert store.workers() == []
     [stopped] = store.workers(stopped=True)
     assert (stopped.status, stopped.held) == (WorkerStatus.Stopped, 0)
@@ -165,7 +165,7 @@ def test_neighbours_are_those_of_this_host_boot_and_namespace(store, queue):
         "e": {"pid_ns": "container"},
     }.items():
         Consumer(store, queue, name, **place)
-    assert sorted(store.neighbours(here.identity)) == [
+    assert sorted(store.watched(here.identity)[0]) == [
         (here.supervisor_id, 1, 99),
         (beside.supervisor_id, 2, 99),
     ]
