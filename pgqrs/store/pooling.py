@@ -34,7 +34,7 @@ class Connections:
         key: Key | None,
         pool: "ConnectionPool[psycopg.Connection[Row]]",
         connect: Callable[[], psycopg.Connection[Row]],
-        notify: Callable[[psycopg.Connection[Row], str], None],
+        notify: Callable[[psycopg.Connection[Row], list[str]], bool],
     ) -> None:
         self.pool = pool
         self.opened: weakref.WeakSet[psycopg.Connection[Row]] = weakref.WeakSet()  # those of the pool
@@ -55,9 +55,8 @@ class Connections:
                 return
             if self._hinting is None or self._hinting.closed:
                 self._hinting = self._connect()
-            for queue in due:
-                self._notify(self._hinting, queue)
-                self._hinted[queue] = time.monotonic()
+            if self._notify(self._hinting, due):
+                self._hinted.update(dict.fromkeys(due, time.monotonic()))
 
     def sever(self) -> None:
         """Shuts the pool's connections, so that calls under way fail and none is used again. From any thread."""
