@@ -70,17 +70,17 @@ class Bench:
         return dsn
 
     def drained(
-        self, name: str, dsn: str, target: str, count: int, workers: int = 2, lanes: int | None = None
+        self, dsn: str, target: str, count: int, workers: int = 2, lanes: int | None = None
     ) -> ours.Drained:
-        """Our supervisor over the backlog of `dsn`; notes under `name` what each of `count` cost."""
+        """Our supervisor over the backlog of `dsn`."""
         server = None if dsn.startswith("sqlite") else self.server
         options = ["--lanes", str(lanes)] if lanes else []
         found = ours.drain(dsn, f"{FUNCTIONS}/{target}", count, workers, server, *options)
-        self.costs.setdefault(name, []).append({k: v / count for k, v in found.spent.items()})
+        self.cost = {kind: spent / count for kind, spent in found.spent.items()}
         return found
 
-    def rate(self, name: str, dsn: str, target: str, count: int, workers: int = 2) -> float:
-        return count / self.drained(name, dsn, target, count, workers).seconds
+    def rate(self, dsn: str, target: str, count: int, workers: int = 2) -> float:
+        return count / self.drained(dsn, target, count, workers).seconds
 
 
 def noops(n: int) -> Fill:

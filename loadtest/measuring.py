@@ -13,6 +13,7 @@ def measure(scenario: Scenario, bench: Bench, rounds: int) -> Found:
     """A side that fails is left out from then on, and said: what others give is worth an hour."""
     rounds = scenario.rounds or rounds
     values: dict[str, list[float]] = {side: [] for side in scenario.sides}
+    costs: dict[str, list[dict[str, float]]] = {}
     failed: dict[str, str] = {}
     for n in range(rounds):
         for side, take in scenario.sides.items():
@@ -20,12 +21,15 @@ def measure(scenario: Scenario, bench: Bench, rounds: int) -> Found:
                 continue
             began = time.monotonic()
             _say(f"{scenario.name}: {side}, round {n + 1} of {rounds} …")
+            bench.cost = {}
             try:
                 values[side].append(take())
             except Exception as error:
                 failed[side] = f"{type(error).__name__}: {error}"
                 _say(f" failed: {failed[side]}\n")
             else:
+                if bench.cost:
+                    costs.setdefault(side, []).append(bench.cost)
                 _say(f" {number(values[side][-1])} {scenario.unit} ({time.monotonic() - began:.0f} s)\n")
     ours = next(iter(scenario.sides))
     if ours in failed:
@@ -38,7 +42,7 @@ def measure(scenario: Scenario, bench: Bench, rounds: int) -> Found:
         dict(scenario.aims),
         scenario.apart,
         scenario.chart,
-        _medians(bench.costs.get(scenario.name, [])),
+        {side: _medians(each) for side, each in costs.items()},
         failed,
     )
 

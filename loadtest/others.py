@@ -125,9 +125,10 @@ def drain(peer: Peer, dsn: str, count: int, work: Work) -> float:
     with ExitStack() as stack:
         if peer.redis:
             dsn = stack.enter_context(_redis(peer))
-        filling = [*command, "fill", dsn, str(count), work]
-        subprocess.run(filling, check=True, stdout=subprocess.DEVNULL, env=_environment())
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
+        filling = [*command, "fill", dsn, str(count), work]
+        if subprocess.run(filling, stdout=log, stderr=log, env=_environment()).returncode:
+            raise RuntimeError(f"{peer.name} could not be filled: {_tail(log)}")
         drain_command = [*command, "drain", dsn, str(setting.option), work]
         drainers = [stack.enter_context(_started(drain_command, log)) for _ in range(setting.processes)]
         waiting = (

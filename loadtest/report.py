@@ -25,21 +25,24 @@ def markdown(results: Results) -> str:
     """The table, and below it what ours cost."""
     parts = [f"{_said(results)}. Medians of the rounds, ratios round by round."]
     parts += ["\n".join(_rows(COLUMNS, (_emphatic(cells) for cells in _cells(results))))]
-    kinds = sorted({kind for found in results.found for kind in found.costs})
-    if kinds:
-        costs = (
-            (found.scenario, *(cost(kind, found.costs) for kind in kinds))
-            for found in results.found
-            if found.costs
-        )
-        parts += ["What ours cost, for each:", "\n".join(_rows(("scenario", *map(_heading, kinds)), costs))]
+    costs = [
+        (found.scenario if side == "pgqrs" else f"{found.scenario}: {side}", each)
+        for found in results.found
+        for side, each in found.costs.items()
+    ]
+    if kinds := sorted({kind for _, each in costs for kind in each}):
+        rows = ((told, *(_cost(kind, each) for kind in kinds)) for told, each in costs)
+        parts += [
+            "What ours cost, for each message or workflow:",
+            "\n".join(_rows(("scenario", *map(_heading, kinds)), rows)),
+        ]
     return "\n\n".join(parts)
 
 
 def _said(results: Results) -> str:
     context = results.context
     return (
-        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, "
+        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, {context['load']}, "
         f"`{context['command']}`"
     )
 
@@ -71,7 +74,7 @@ def _heading(kind: str) -> str:
     return kind.replace("CPU s", "CPU µs")
 
 
-def cost(kind: str, costs: dict[str, float]) -> str:
+def _cost(kind: str, costs: dict[str, float]) -> str:
     if kind not in costs:
         return ""
     return number(costs[kind] * 1e6 if kind.startswith("CPU") else costs[kind])

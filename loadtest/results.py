@@ -1,5 +1,6 @@
 """What a run found, as it is kept in a file; and whether it reached its aims."""
 
+import os
 import platform
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ class Found(Struct, frozen=True):
     aims: dict[str, Aim]
     apart: bool = False
     chart: str = ""
-    costs: dict[str, float] = {}  # of ours, medians, for each of what it counts
+    costs: dict[str, dict[str, float]] = {}  # of each side of ours, by kind, for each message: medians
     failed: dict[str, str] = {}  # sides that gave no value, and why
 
     @property
@@ -129,6 +130,7 @@ def context(command: str, server: str) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "machine": machine(),
+        "load": f"load average {os.getloadavg()[0]:.1f} before",
         "server": server,
         "command": command,
     }

@@ -23,7 +23,7 @@ def scenarios(bench: Bench) -> Iterator[Scenario]:
 
     def ours() -> float:
         dsn = bench.filled(runs(cpu_steps.three_cpu_steps, n, cpu_steps.ITERATIONS))
-        return bench.drained(name, dsn, "cpu_steps.py", n).seconds
+        return bench.drained(dsn, "cpu_steps.py", n).seconds
 
     sides: dict[str, Measure] = {"pgqrs": ours, POOL: lambda: _pool(n)}
     aims = {POOL: Aim(ratio=1.03, ratio_bound=1.05)}

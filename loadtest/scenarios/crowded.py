@@ -32,12 +32,12 @@ def _with_archived(bench: Bench) -> Scenario:
 
     def crowded() -> float:
         template = bench.template(f"archived_{archived}", lambda dsn: fill(dsn, archived, archived=True))
-        return bench.rate(name, bench.filled(noops(n), bench.postgres(template)), "noops.py:noop", n)
+        return bench.rate(bench.filled(noops(n), bench.postgres(template)), "noops.py:noop", n)
 
     empty = "pgqrs, empty database"
     sides: dict[str, Measure] = {
         f"pgqrs, {archived:,} archived rows": crowded,
-        empty: lambda: bench.rate(f"{name}: empty", bench.filled(noops(n)), "noops.py:noop", n),
+        empty: lambda: bench.rate(bench.filled(noops(n)), "noops.py:noop", n),
     }
     return Scenario(name, "messages/s", "more", sides, {empty: Aim(ratio=0.9)}, chart="crowded")
 

@@ -20,7 +20,7 @@ def _noops(bench: Bench) -> Scenario:
     name = f"drain of {n:,} no-op messages, 2 workers"
 
     def ours() -> float:
-        return bench.rate(name, bench.filled(noops(n)), "noops.py:noop", n)
+        return bench.rate(bench.filled(noops(n)), "noops.py:noop", n)
 
     def raw_loop() -> float:
         dsn = bench.filled(noops(n))
@@ -54,7 +54,7 @@ def _payloads(bench: Bench, size: int, n: int) -> Scenario:
 
     beside = "raw claim and archive, payloads fetched"
     sides: dict[str, Measure] = {
-        "pgqrs": lambda: bench.rate(name, filled(), "noops.py:sized", n),
+        "pgqrs": lambda: bench.rate(filled(), "noops.py:sized", n),
         beside: raw_loop,
     }
     return Scenario(name, "messages/s", "more", sides, chart="payloads")

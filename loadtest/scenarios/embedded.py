@@ -24,12 +24,12 @@ def _drain(bench: Bench) -> Scenario:
         dsn = bench.filled(noops(n), bench.sqlite())
         return n / raw_sqlite.claim_and_archive(path_of(dsn), consumer_of_only_queue(dsn))
 
-    sides: dict[str, Measure] = {"pgqrs": lambda: _ours(bench, name, n, 2), RAW: raw_loop}
+    sides: dict[str, Measure] = {"pgqrs": lambda: _ours(bench, n, 2), RAW: raw_loop}
     return Scenario(name, "messages/s", "more", sides, {RAW: Aim(ratio=0.5)}, chart="sqlite")
 
 
-def _ours(bench: Bench, name: str, n: int, workers: int) -> float:
-    return bench.rate(name, bench.filled(noops(n), bench.sqlite()), "noops.py:noop", n, workers)
+def _ours(bench: Bench, n: int, workers: int) -> float:
+    return bench.rate(bench.filled(noops(n), bench.sqlite()), "noops.py:noop", n, workers)
 
 
 def _workflows(bench: Bench) -> Scenario:
@@ -43,7 +43,7 @@ def _workflows(bench: Bench) -> Scenario:
 
     beside = "raw sqlite3 loop, a commit a step, batch 100"
     sides: dict[str, Measure] = {
-        "pgqrs": lambda: bench.rate(name, bench.filled(fill, bench.sqlite()), "noops.py:strict", n),
+        "pgqrs": lambda: bench.rate(bench.filled(fill, bench.sqlite()), "noops.py:strict", n),
         beside: raw_loop,
     }
     return Scenario(name, "workflows/s", "more", sides, {beside: Aim(ratio=0.5)}, chart="sqlite")
@@ -54,8 +54,8 @@ def _more_workers(bench: Bench) -> Scenario:
     name = f"SQLite, drain of {n:,} no-op messages, 4 workers and 1"
     four, one = "pgqrs, 4 workers", "pgqrs, 1 worker"
     sides: dict[str, Measure] = {
-        four: lambda: _ours(bench, name, n, 4),
-        one: lambda: _ours(bench, f"{name}: 1", n, 1),
+        four: lambda: _ours(bench, n, 4),
+        one: lambda: _ours(bench, n, 1),
     }
     return Scenario(name, "messages/s", "more", sides, {one: Aim(ratio=1.0)}, chart="sqlite")
 

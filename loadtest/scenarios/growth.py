@@ -21,7 +21,7 @@ def _workers(bench: Bench) -> Scenario:
     name = f"CPU of a message, {n:,} no-op messages"
 
     def with_workers(workers: int) -> float:
-        found = bench.drained(f"{name}: {workers}", bench.filled(noops(n)), "noops.py:noop", n, workers)
+        found = bench.drained(bench.filled(noops(n)), "noops.py:noop", n, workers)
         return _cpu_us(found, n)
 
     one = "pgqrs, 1 worker"
@@ -31,13 +31,13 @@ def _workers(bench: Bench) -> Scenario:
 
 def _steps(bench: Bench) -> Scenario:
     """As many runs under way in each, since what a turn of the supervisor costs is shared by all of them."""
-    lanes = 4 if bench.quick else 16
+    lanes = 2 if bench.quick else 16
     in_all = 1000 * WORKERS * lanes
     name = f"CPU of a step, by the steps of a workflow, {lanes} lanes a worker"
 
     def of_length(steps: int) -> float:
         dsn = bench.filled(runs(functions.many_steps, in_all // steps, steps))
-        found = bench.drained(f"{name}: {steps}", dsn, "noops.py:many_steps", in_all // steps, WORKERS, lanes)
+        found = bench.drained(dsn, "noops.py:many_steps", in_all // steps, WORKERS, lanes)
         return _cpu_us(found, in_all)
 
     ten, hundred = "pgqrs, 10 steps", "pgqrs, 100 steps"

@@ -21,7 +21,7 @@ def _strict(bench: Bench, n: int) -> Scenario:
     name = f"{n:,} workflows of three no-op steps, strict"
     beside = "raw, a commit a step, batch 100"
     sides: dict[str, Measure] = {
-        "pgqrs": lambda: _ours(bench, name, "strict", n),
+        "pgqrs": lambda: _ours(bench, "strict", n),
         beside: lambda: _raw(bench, n, commits=3),
     }
     aims: dict[str, Aim] = {}
@@ -36,16 +36,16 @@ def _pure(bench: Bench, n: int) -> Scenario:
     name = f"{n:,} workflows of three no-op steps, pure"
     strict, beside = "pgqrs, strict", "raw grouped writes"
     sides: dict[str, Measure] = {
-        "pgqrs": lambda: _ours(bench, name, "pure", n),
-        strict: lambda: _ours(bench, f"{name}: strict", "strict", n),
+        "pgqrs": lambda: _ours(bench, "pure", n),
+        strict: lambda: _ours(bench, "strict", n),
         beside: lambda: _raw(bench, n, commits=1),
     }
     aims = {strict: Aim(ratio=1.4), beside: Aim(ratio=0.4)}
     return Scenario(name, "workflows/s", "more", sides, aims, chart="workflows")
 
 
-def _ours(bench: Bench, name: str, kind: str, n: int) -> float:
-    return bench.rate(name, bench.filled(runs(getattr(functions, kind), n)), f"noops.py:{kind}", n)
+def _ours(bench: Bench, kind: str, n: int) -> float:
+    return bench.rate(bench.filled(runs(getattr(functions, kind), n)), f"noops.py:{kind}", n)
 
 
 def _raw(bench: Bench, n: int, commits: int) -> float:
