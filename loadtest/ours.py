@@ -59,9 +59,15 @@ def command(dsn: str, target: str, workers: int, *options: str) -> list[str]:
 
 
 @contextmanager
-def supervising(dsn: str, target: str, workers: int) -> Iterator[subprocess.Popen[bytes]]:
-    """One that runs until the block ends, and then drains."""
-    process = subprocess.Popen(command(dsn, target, workers), stdout=subprocess.DEVNULL)
+def supervising(
+    dsn: str, target: str, workers: int, mark: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One that runs until the block ends, and then drains. In `mark` it notes when the first body started."""
+    process = subprocess.Popen(
+        command(dsn, target, workers),
+        env=os.environ | {VARIABLE: str(mark or os.devnull)},
+        stdout=subprocess.DEVNULL,
+    )
     try:
         yield process
     finally:

@@ -1,24 +1,23 @@
 """Drains beside what makes claims slow elsewhere: a million finished rows, and a transaction that holds xmin."""
 
 import statistics
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 
 import psycopg
 
 import pgqrs
 from loadtest import ours
-from loadtest.bench import FUNCTIONS, Bench, noops, settle, wait_until
+from loadtest.bench import FUNCTIONS, Bench, noops, wait_until
+from loadtest.mark import started_at
 from loadtest.scenario import Aim, Measure, Scenario
 
 ARCHIVED = 1_000_000
 SLICES = 6
 SLICE_S = 10.0
 QUICK_SLICE_S = 2.0
-BACKLOG = 20_000  # is kept filled up to this while time is measured
-TOP_UP_S = 0.2
+RATE_MAX = 25_000  # messages a second that the backlog suffices for
 
 
 def scenarios(bench: Bench) -> Iterator[Scenario]:
@@ -48,17 +47,16 @@ def fill(dsn: str, count: int, archived: bool) -> None:
         store.install()
         queue_id = store.queue("noop").id
     with psycopg.connect(dsn, autocommit=True) as connection:
-        _insert(connection, queue_id, count, archived)
+        connection.execute(
+            "insert into pgqrs_messages (queue_id, payload, archived_at, read_ct) select %s, to_jsonb(n), "
+            "case when %s then now() end, case when %s then 1 else 0 end from generate_series(1, %s) n",
+            (queue_id, archived, archived, count),
+        )
 
 
-def _insert(
-    connection: psycopg.Connection[tuple[object, ...]], queue_id: int, count: int, archived: bool = False
-) -> None:
-    connection.execute(
-        "insert into pgqrs_messages (queue_id, payload, archived_at, read_ct) "
-        "select %s, to_jsonb(n), case when %s then now() end, case when %s then 1 else 0 end from generate_series(1, %s) n",
-        (queue_id, archived, archived, count),
-    )
+def with_backlog(bench: Bench, count: int) -> str:
+    template = bench.template(f"backlog_{count}", lambda dsn: fill(dsn, count, archived=False))
+    return bench.postgres(template)
 
 
 def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
@@ -68,12 +66,12 @@ def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
     slices: list[float] = []
 
     def with_it() -> float:
-        slices[:] = _slices(bench.postgres(), slice_s, hold=True)
+        slices[:] = _slices(bench, slice_s, hold=True)
         return statistics.mean(slices)
 
     sides: dict[str, Measure] = {
         held: with_it,
-        free: lambda: statistics.mean(_slices(bench.postgres(), slice_s, hold=False)),
+        free: lambda: statistics.mean(_slices(bench, slice_s, hold=False)),
     }
     name = f"{seconds:.0f} s of draining while another session's transaction holds xmin"
     # One round: each takes two minutes, and is itself many measures.
@@ -96,39 +94,23 @@ def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
     )
 
 
-def _slices(dsn: str, slice_s: float, hold: bool) -> list[float]:
-    """Messages a second in each slice of time, of a queue that never runs empty."""
-    fill(dsn, BACKLOG, archived=False)
-    settle(dsn)
-    over = threading.Event()
-    topping = threading.Thread(target=_top_up, args=(dsn, over))
-    holder = psycopg.connect(dsn) if hold else None
-    with closing(holder) if holder else nullcontext():
+def _slices(bench: Bench, slice_s: float, hold: bool) -> list[float]:
+    """Messages a second in each slice of time. Nothing is added or counted meanwhile: to look at the queue would itself get slower
+    with every version of a row that cannot be removed."""
+    backlog = round(RATE_MAX * slice_s * SLICES)
+    dsn = with_backlog(bench, backlog)
+    mark = bench.folder / f"mark of {dsn.rpartition('/')[2]}"
+    with psycopg.connect(dsn) if hold else nullcontext() as holder:
         if holder:
-            # Reading is enough: its snapshot keeps every row version that dies from now on.
             holder.execute("set transaction isolation level repeatable read")
-            holder.execute("select count(*) from pgqrs_messages")
-        with ours.supervising(dsn, f"{FUNCTIONS}/noops.py:noop", 2):
-            wait_until(lambda: ours.ends(dsn)[1] > 0, "the first archiving")
-            began = time.time()
-            topping.start()
+            holder.execute("select 1 from pgqrs_queues")
+        with ours.supervising(dsn, f"{FUNCTIONS}/noops.py:noop", 2, mark):
+            wait_until(mark.exists, "the first handling")
             time.sleep(slice_s * SLICES)
-            over.set()
-            topping.join()
-    return _rates(dsn, began, slice_s)
-
-
-def _top_up(dsn: str, over: threading.Event) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        while not over.wait(TOP_UP_S):
-            row = connection.execute(
-                "select count(*), min(queue_id) from (select queue_id from pgqrs_messages where archived_at is null "
-                "and consumer_worker_id is null limit %s) left_over",
-                (BACKLOG,),
-            ).fetchone()
-            assert row is not None
-            if row[0] < BACKLOG:
-                _insert(connection, row[1] or 1, BACKLOG)
+    rates = _rates(dsn, started_at(mark), slice_s)
+    if sum(rates) * slice_s > 0.99 * backlog:
+        raise RuntimeError(f"the backlog of {backlog:,} was drained too soon: raise RATE_MAX")
+    return rates
 
 
 def _rates(dsn: str, began: float, slice_s: float) -> list[float]:

@@ -6,6 +6,7 @@ from loadtest import others, raw
 from loadtest.bench import Bench, consumer_of_only_queue, noops
 from loadtest.scenario import Aim, Measure, Scenario
 
+LEAST = 500  # jobs: fewer are over before all the processes have some
 RAW = "raw claim and archive, batch 100"
 
 
@@ -36,7 +37,7 @@ def _noops(bench: Bench) -> Scenario:
 
 
 def peer_rate(bench: Bench, peer: others.Peer, work: others.Work, full: int) -> Measure:
-    n = max(200, round(full * peer.setting(work).share))
+    n = max(LEAST, round(full * peer.setting(work).share))
     return lambda: n / others.drain(peer, "" if peer.redis else bench.postgres(), n, work)
 
 

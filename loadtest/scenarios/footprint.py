@@ -8,7 +8,7 @@ from loadtest import ours, processes
 from loadtest.bench import FUNCTIONS, Bench
 from loadtest.counters import counting
 from loadtest.scenario import Aim, Measure, Scenario
-from loadtest.scenarios.crowded import fill
+from loadtest.scenarios.crowded import with_backlog
 
 BACKLOG = 1_000_000
 SETTLING_S = 3.0
@@ -62,8 +62,7 @@ def _backlog(bench: Bench) -> Scenario:
     n = bench.count(BACKLOG)
 
     def measure() -> float:
-        dsn = bench.postgres()
-        fill(dsn, n, archived=False)
+        dsn = with_backlog(bench, n)
         with ours.supervising(dsn, f"{FUNCTIONS}/noops.py:noop", WORKERS) as process:
             time.sleep(bench.seconds(10.0, SETTLING_S))
             return processes.resident_bytes(process.pid) / 1e6
