@@ -6,7 +6,7 @@ from html import escape
 
 from loadtest.results import Found, Results, number
 
-CHARACTER = 7.2  # no font is measured: a little more than most letters take
+CHARACTER, BOLD_CHARACTER = 7.2, 8.2  # no font is measured: a little more than most letters take
 BARS = 420
 VALUE = 90
 BAR = 16
@@ -36,7 +36,7 @@ def svg(group: Sequence[Found]) -> str:
     body: list[str] = []
     y = 8
     left = max(len(side) for found in group for side in found.values) * CHARACTER + 10
-    width = round(max(left + BARS + VALUE, *(len(_head(found)) * CHARACTER for found in group)))
+    width = round(max(left + BARS + VALUE, *(len(_head(found)) * BOLD_CHARACTER for found in group)))
     for found in group:
         body += _scenario(found, y, left)
         y += HEAD + len(found.values) * (BAR + GAP)

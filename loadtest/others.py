@@ -75,14 +75,14 @@ ABSURD = Peer(
     ("absurd-sdk==0.5.1", "absurdctl==0.5.1", "psycopg[binary]==3.3.9"),
     "run_absurd.py",
     Setting(4, 100, "batch 100", share=0.1),
-    Setting(4, 100, "batch 100", share=0.2),
+    Setting(4, 10, "batch 10", share=0.2),
 )
 DBOS = Peer(
     "DBOS 3.4.0",
     ("dbos==3.4.0",),
     "run_dbos.py",
     Setting(4, 100, "100 at once each", share=0.1),
-    Setting(2, 100, "100 at once each", share=0.12),
+    Setting(2, 16, "16 at once each", share=0.12),
 )
 PROCRASTINATE = Peer(
     "Procrastinate 3.10.0",

@@ -86,7 +86,7 @@ def _line(found: Found, side: str, aim: Aim) -> Line:
         reached = (
             None if aim.value is None else _holds(found, statistics.median(found.values[side]), aim.value)
         )
-        return Line(_title(found), f"{side}: {value}", "", "", aimed, reached)
+        return Line(_title(found), _named(side, value), "", "", aimed, reached)
     ratios = found.ratios(side)
     ratio = statistics.median(ratios)
     bound = median_bound(ratios, "upper" if found.better == "less" else "lower")
@@ -100,9 +100,13 @@ def _line(found: Found, side: str, aim: Aim) -> Line:
         told += f", bound {bound:.3f}" if bound is not None else ", too few rounds for a bound"
         aims.append(f"95 % bound {_bound(found)} {aim.ratio_bound:g}")
         verdicts.append(bound is not None and _holds(found, bound, aim.ratio_bound))
-    ours = f"{found.ours}: {number(statistics.median(found.values[found.ours]))}"
+    ours = _named(found.ours, number(statistics.median(found.values[found.ours])))
     reached = all(verdicts) if verdicts else None
     return Line(_title(found), ours, f"{side}: {value}", told, ", ".join(aims), reached)
+
+
+def _named(side: str, value: str) -> str:
+    return value if side == "pgqrs" else f"{side.removeprefix('pgqrs, ')}: {value}"
 
 
 def _holds(found: Found, value: float, bound: float) -> bool:

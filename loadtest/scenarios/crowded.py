@@ -84,7 +84,7 @@ def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
     for n in range(1, SLICES - 1):
         flat[f"{n * slice_s:g} to {(n + 1) * slice_s:g} s"] = lambda n=n: slices[n]  # type: ignore[misc]
     yield Scenario(
-        "the same run, flatness",
+        f"the same {seconds:.0f} s with xmin held, by the time",
         "messages/s",
         "more",
         flat,
