@@ -6,6 +6,7 @@ counts is the median of the rounds and of their ratios. PostgreSQL is a private 
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +30,10 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument(
-        "--only", metavar="WORDS", help="scenarios with these words in their names; several by commas"
+        "--only",
+        metavar="WORDS",
+        action="append",
+        help="scenarios with these words in their names; may be given again",
     )
     parser.add_argument(
         "--list", action="store_true", help="the scenarios and their sides, and nothing is measured"
@@ -58,15 +62,21 @@ def main() -> int:
     return 1 if any(not each.values for each in found.found) else 0
 
 
+def _end(*_: object) -> None:
+    """As Ctrl-C does: whatever was started is ended."""
+    sys.exit(1)
+
+
 def run(args: argparse.Namespace) -> Results:
     rounds = 1 if args.quick else max(1, args.rounds)
     found: list[Found] = []
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
     with counters.start_server() as server, tempfile.TemporaryDirectory() as folder:
         said = results.context("python3 dev.py load " + shlex.join(sys.argv[1:]), counters.version(server))
         bench = Bench(server, Path(folder), QUICK if args.quick else 1.0, peers=not args.no_peers)
         for scenario in scenarios(bench):
-            if args.only and not any(words in scenario.name for words in args.only.split(",")):
+            if args.only and not any(words in scenario.name for words in args.only):
                 continue
             if args.list:
                 print(f"{scenario.name} ({scenario.unit}): {'; '.join(scenario.sides)}")

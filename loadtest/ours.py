@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from loadtest.counters import counting
 from loadtest.mark import VARIABLE, started_at
-from loadtest.processes import Watch
+from loadtest.processes import cpu_seconds, since
 from tests.postgres_server import PostgresServer
 
 LOOK_S = 0.02
@@ -34,22 +34,31 @@ def drain(
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark"
         count_up = counting(server, dsn) if server else dict
+        postmaster = server.process.pid if server else None
         process = subprocess.Popen(
             command(dsn, target, workers, "--burst", *options),
             env=os.environ | {VARIABLE: str(mark)},
             stdout=subprocess.DEVNULL,
         )
-        watch = Watch(process.pid, server.process.pid if server else None)
-        while process.poll() is None and not mark.exists():
-            time.sleep(LOOK_S)
-        watch.begin()
-        code = process.wait()
-        cpu = watch.end()
+        try:
+            while not mark.exists() and not _ended(process, os.WNOHANG):
+                time.sleep(LOOK_S)
+            before_work = cpu_seconds(process.pid, postmaster)
+            _ended(process)
+            cpu = since(before_work, cpu_seconds(process.pid, postmaster))
+        finally:
+            process.terminate()
+            code = process.wait()
         ended_at, archived = ends(dsn)
         if code or archived - before != count:
             raise RuntimeError(f"{archived - before:,} of {count:,} messages were archived, exit code {code}")
         spent = {f"CPU s, {kind}": seconds for kind, seconds in cpu.items()} | count_up()
         return Drained(ended_at - started_at(mark), spent)
+
+
+def _ended(process: subprocess.Popen[bytes], options: int = 0) -> bool:
+    """Waits for its end, or looks once with WNOHANG, and leaves it to be reaped: until then /proc has its account."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | options) is not None
 
 
 def command(dsn: str, target: str, workers: int, *options: str) -> list[str]:
