@@ -44,9 +44,15 @@ def _idle(bench: Bench) -> Iterator[Scenario]:
     }
     aims = {"pgqrs, supervisor": Aim(value=1.0)}
     yield Scenario("idle supervisor of one queue", "% of a core", "less", shares, aims, apart=True)
+
+    def counted_of(kind: str) -> float:
+        if kind not in found:
+            raise RuntimeError(f"this PostgreSQL does not tell its {kind}")
+        return found[kind]
+
     asked: dict[str, Measure] = {
-        "pgqrs, statements": lambda: found["statements"],
-        "pgqrs, fsyncs of WAL": lambda: found["fsyncs of WAL"],
+        "pgqrs, statements": lambda: counted_of("statements"),
+        "pgqrs, fsyncs of WAL": lambda: counted_of("fsyncs of WAL"),
     }
     yield Scenario(
         "idle supervisor of one queue",
