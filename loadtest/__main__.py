@@ -5,111 +5,90 @@ counts is the median of the rounds and of their ratios. PostgreSQL is a private 
 """
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
+import shlex
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from msgspec import Struct
+from loadtest import counters, page, report, results
+from loadtest.bench import Bench
+from loadtest.measuring import measure
+from loadtest.results import Found, Results
+from loadtest.scenarios import scenarios
 
-from loadtest.scenarios import Bench, Scenario
-from supervisors.view import cores
-from tests.postgres_server import PostgresServer
-
-
-class Found(Struct, frozen=True):
-    """Of each side, in rounds; `ratios` of ours to each other side, round by round."""
-
-    scenario: str
-    unit: str
-    better: str
-    values: dict[str, list[float]]
-    ratios: dict[str, list[float]]
-    aims: dict[str, float]
-    note: str
+QUICK = 0.1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="dev.py load", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the counts and one round")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the counts and one round: a few minutes"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
-    parser.add_argument("--only", metavar="WORDS", help="scenarios with these words in their names")
+    parser.add_argument(
+        "--only",
+        metavar="WORDS",
+        action="append",
+        help="scenarios with these words in their names; may be given again",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="the scenarios and their sides, and nothing is measured"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave out what has to be installed first")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the result here, after each scenario"
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="kept",
+        metavar="FILE",
+        help="measure nothing: show the result that --json wrote",
+    )
+    parser.add_argument(
+        "--write-docs", action="store_true", help="put the table and the charts into docs/benchmarks.md"
+    )
     args = parser.parse_args()
+    found = results.read(args.kept) if args.kept else run(args)
+    if args.list:
+        return 0
+    report.show(found)
+    if args.write_docs:
+        page.write(found)
+    return 1 if any(not each.values for each in found.found) else 0
+
+
+def _end(*_: object) -> None:
+    """As Ctrl-C does: whatever was started is ended."""
+    sys.exit(1)
+
+
+def run(args: argparse.Namespace) -> Results:
     rounds = 1 if args.quick else max(1, args.rounds)
-    results = []
-    with PostgresServer.start(durable=True) as server, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(server, Path(folder), 0.1 if args.quick else 1.0, peers=not args.no_peers)
-        for scenario in bench.scenarios():
-            if args.only is None or args.only in scenario.name:
-                found = measure(scenario, rounds)
-                results.append(found)
-                print(told(found, bench.cpu.get(scenario.name, [])), flush=True)
-    context = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "rounds": rounds}
-    print("\n" + ", ".join(f"{k} {v}" for k, v in context.items()))
-    if args.json:
-        found_all = [{f: getattr(r, f) for f in Found.__struct_fields__} for r in results]
-        args.json.write_text(json.dumps(context | {"results": found_all, "cpu": bench.cpu}, indent=1) + "\n")
-    return 0
-
-
-def measure(scenario: Scenario, rounds: int) -> Found:
-    values: dict[str, list[float]] = {side: [] for side in scenario.sides}
-    for _ in range(rounds):
-        for side, take in scenario.sides.items():
-            values[side].append(take())
-    first, *others = values
-    ratios = {o: [a / b for a, b in zip(values[first], values[o], strict=True)] for o in others}
-    return Found(
-        scenario.name, scenario.unit, scenario.better, values, ratios, dict(scenario.aims), scenario.note
-    )
-
-
-def told(found: Found, cpu: list[dict[str, float]]) -> str:
-    lines = [f"\n{found.scenario}" + (f" (aim: {found.note})" if found.note else "")]
-    for side, values in found.values.items():
-        line = f"  {side:44} {number(statistics.median(values)):>9} {found.unit}"
-        if len(values) > 1:
-            line += f"  {number(min(values))} to {number(max(values))}"
-        if side in found.aims:
-            ratio, aim = statistics.median(found.ratios[side]), found.aims[side]
-            reached = ratio >= aim if found.better == "more" else ratio <= aim
-            bound = "at least" if found.better == "more" else "at most"
-            line += f"; ours is {ratio:.2f} of it, aim {bound} {aim:g}: {'reached' if reached else 'missed'}"
-        elif side in found.ratios and not found.note:
-            line += f"; ours is {statistics.median(found.ratios[side]):.2f} of it"
-        lines.append(line)
-    if cpu:
-        kinds = sorted({k for each in cpu for k in each})
-        spent = ", ".join(f"{k} {statistics.median(e.get(k, 0.0) for e in cpu) * 1e6:,.0f}" for k in kinds)
-        lines.append(f"  CPU µs for each: {spent}")
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    memory = next(
-        (line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line),
-        "0",
-    )
-    return f"{cores()} cores, {int(memory) // 2**20} GB, Python {platform.python_version()}"
+    found: list[Found] = []
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
+    with counters.start_server() as server, tempfile.TemporaryDirectory() as folder:
+        said = results.context("python3 dev.py load " + shlex.join(sys.argv[1:]), counters.version(server))
+        bench = Bench(server, Path(folder), QUICK if args.quick else 1.0, peers=not args.no_peers)
+        for scenario in scenarios(bench):
+            if args.only and not any(words in scenario.name for words in args.only):
+                continue
+            if args.list:
+                print(f"{scenario.name} ({scenario.unit}): {'; '.join(scenario.sides)}")
+                continue
+            found.append(measure(scenario, bench, rounds))
+            if args.json:
+                Results(said, found).write(args.json)
+    said["took"] = f"{(time.monotonic() - began) / 60:.0f} min"
+    done = Results(said, found)
+    if args.json and not args.list:
+        done.write(args.json)
+    return done
 
 
 if __name__ == "__main__":

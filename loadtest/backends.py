@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pgqrs
 from loadtest import small_steps
-from loadtest.__main__ import commit, machine
 from loadtest.mark import VARIABLE
+from loadtest.results import commit, machine
 from pgqrs import targets
 from pgqrs.cli.views import PlainView
 from pgqrs.client import Store

@@ -1,4 +1,4 @@
-"""A backlog, and a supervisor that drains it: how long, and whose CPU it took."""
+"""A supervisor over a database: one that works a backlog off, and one that stays."""
 
 import os
 import sqlite3
@@ -6,68 +6,86 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 from msgspec import Struct
 
-import pgqrs
+from loadtest.counters import counting
 from loadtest.mark import VARIABLE, started_at
+from loadtest.processes import cpu_seconds, since
 from tests.postgres_server import PostgresServer
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-LOOK_S = 0.1
+LOOK_S = 0.02
 
 
 class Drained(Struct, frozen=True):
     seconds: float  # from the first body's start to the last message's archiving, both by the same clock
-    cpu_s: dict[str, float]  # by kind of process; a tenth of a second of each is not seen
+    spent: dict[str, float]  # CPU seconds by kind of process from then on; and what PostgreSQL counted in all
 
 
 def drain(
-    dsn: str,
-    target: str,
-    fill: Callable[[pgqrs.Store], object],
-    count: int,
-    workers: int = 2,
-    server: PostgresServer | None = None,
+    dsn: str, target: str, count: int, workers: int, server: PostgresServer | None, *options: str
 ) -> Drained:
-    """Raises RuntimeError unless the database says that every message was archived."""
+    """Raises RuntimeError unless the database says that `count` more messages were archived."""
+    _, before = ends(dsn)
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark"
-        with pgqrs.connect(dsn) as store:
-            store.install()
-            fill(store)
-        settle(dsn)
-        options = ["--dsn", dsn, "--workers", str(workers), "--burst"]
+        count_up = counting(server, dsn) if server else dict
+        postmaster = server.process.pid if server else None
         process = subprocess.Popen(
-            [sys.executable, "-m", "pgqrs", "supervise", target, *options],
+            command(dsn, target, workers, "--burst", *options),
             env=os.environ | {VARIABLE: str(mark)},
             stdout=subprocess.DEVNULL,
         )
-        cpu_of: dict[int, tuple[str, float]] = {}
-        while process.poll() is None:
-            look(process.pid, server.process.pid if server else None, cpu_of)
-            time.sleep(LOOK_S)
+        try:
+            while not mark.exists() and not _ended(process, os.WNOHANG):
+                time.sleep(LOOK_S)
+            before_work = cpu_seconds(process.pid, postmaster)
+            _ended(process)
+            cpu = since(before_work, cpu_seconds(process.pid, postmaster))
+        finally:
+            process.terminate()
+            code = process.wait()
         ended_at, archived = ends(dsn)
-        if process.returncode or archived != count:
-            raise RuntimeError(
-                f"{archived:,} of {count:,} messages were archived, exit code {process.returncode}"
-            )
-        cpu: Counter[str] = Counter()
-        for kind, seconds in cpu_of.values():
-            cpu[kind] += seconds
-        return Drained(ended_at - started_at(mark), dict(cpu))
+        if code or archived - before != count:
+            raise RuntimeError(f"{archived - before:,} of {count:,} messages were archived, exit code {code}")
+        spent = {f"CPU s, {kind}": seconds for kind, seconds in cpu.items()} | count_up()
+        return Drained(ended_at - started_at(mark), spent)
 
 
-def settle(dsn: str) -> None:
-    """What filling has left to do is not to be done meanwhile."""
-    if not dsn.startswith("sqlite"):
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("vacuum analyze")
-            connection.execute("checkpoint")
+def _ended(process: subprocess.Popen[bytes], options: int = 0) -> bool:
+    """Waits for its end, or looks once with WNOHANG, and leaves it to be reaped: until then /proc has its account."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | options) is not None
+
+
+def command(dsn: str, target: str, workers: int, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, "--workers", str(workers), *options
+    ]  # fmt: skip
+
+
+@contextmanager
+def supervising(
+    dsn: str, target: str, workers: int, mark: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One that runs until the block ends, and then drains. In `mark` it notes when the first body started."""
+    process = subprocess.Popen(
+        command(dsn, target, workers),
+        env=os.environ | {VARIABLE: str(mark or os.devnull)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def ends(dsn: str) -> tuple[float, int]:
@@ -85,24 +103,3 @@ def ends(dsn: str) -> tuple[float, int]:
             assert row is not None, "an aggregate has a row"
             last, count = row
     return float(last or 0.0), int(count)
-
-
-def look(supervisor: int, postmaster: int | None, cpu_of: dict[int, tuple[str, float]]) -> None:
-    """Notes the CPU seconds so far of every process that belongs to one of the two."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        pid, parent = int(stat.parent.name), int(fields[1])
-        kind = (
-            "supervisor"
-            if pid == supervisor
-            else "workers"
-            if parent == supervisor
-            else "postgres"
-            if postmaster is not None and postmaster in (pid, parent)
-            else None
-        )
-        if kind:
-            cpu_of[pid] = (kind, (int(fields[11]) + int(fields[12])) / _TICKS)

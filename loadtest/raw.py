@@ -1,6 +1,5 @@
 """What the databases give without an engine: the same tables, one connection, batches of 100, nothing run in between."""
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,23 +9,26 @@ import psycopg
 BATCH = 100
 
 
-def claim_and_archive(dsn: str, consumer: int) -> float:
+def claim_and_archive(dsn: str, consumer: int, payloads: bool = False) -> float:
     """Seconds to claim every message of the only queue behind a watermark, and to archive it: two transactions a batch."""
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
-        for ids in _claimed(connection, consumer):
+        for ids in _claimed(connection, consumer, payloads):
             connection.execute(ARCHIVE, (ids,))
             connection.commit()
     return time.perf_counter() - began
 
 
-def _claimed(connection: psycopg.Connection[Any], consumer: int) -> Iterator[list[int]]:
+def _claimed(
+    connection: psycopg.Connection[Any], consumer: int, payloads: bool = False
+) -> Iterator[list[int]]:
     """One batch of message ids after another, each claimed and committed, until there is none."""
     after_vt, after_id = "-infinity", 0
-    while rows := connection.execute(CLAIM, (after_vt, after_id, BATCH, consumer)).fetchall():
+    claim = CLAIM + (", c.payload::text" if payloads else "")
+    while rows := connection.execute(claim.encode(), (after_vt, after_id, BATCH, consumer)).fetchall():
         connection.commit()
-        after_id, after_vt = max(rows, key=lambda row: (row[1], row[0]))
-        yield [n for n, _ in rows]
+        after_id, after_vt = max((row[:2] for row in rows), key=lambda row: (row[1], row[0]))
+        yield [row[0] for row in rows]
 
 
 ARCHIVE = "update pgqrs_messages set archived_at = now() where id = any(%s)"
@@ -72,31 +74,6 @@ END = """
 update pgqrs_workflow_runs set status = 'SUCCESS', output = '1', completed_at = now(), updated_at = now()
 where message_id = any(%s)
 """
-
-
-def sqlite_claim_and_archive(path: str, consumer: int) -> float:
-    began = time.perf_counter()
-    file = sqlite3.connect(path, isolation_level=None)
-    file.execute("pragma journal_mode = wal")
-    file.execute("pragma synchronous = full")
-    while True:
-        file.execute("begin immediate")
-        ids = file.execute(
-            "update pgqrs_messages set consumer_worker_id = ?, claim_no = claim_no + 1, read_ct = read_ct + 1, "
-            "dequeued_at = strftime('%Y-%m-%d %H:%M:%f') where id in (select id from pgqrs_messages "
-            "where queue_id = (select min(id) from pgqrs_queues) and archived_at is null "
-            "and consumer_worker_id is null order by vt, id limit ?) returning id",
-            (consumer, BATCH),
-        ).fetchall()
-        file.execute("commit")
-        if not ids:
-            file.close()
-            return time.perf_counter() - began
-        file.execute("begin immediate")
-        file.executemany(
-            "update pgqrs_messages set archived_at = strftime('%Y-%m-%d %H:%M:%f') where id = ?", ids
-        )
-        file.execute("commit")
 
 
 def copy_in(dsn: str, queue_id: int, payloads: list[bytes]) -> float:

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -124,16 +124,21 @@ class PostgresServer(Postgres):
     process: subprocess.Popen[bytes]
     port: int
 
-    def __init__(self, bindir: Path, directory: Path, owner_lock: IO[str], durable: bool) -> None:
+    def __init__(
+        self, bindir: Path, directory: Path, owner_lock: IO[str], durable: bool, settings: Mapping[str, str]
+    ) -> None:
         self.bindir = bindir
         self.directory = directory  # holds the cluster, the log and the socket
         self.durable = durable
+        self._settings = settings
         self._owner_lock = owner_lock
         self._identity = "same"
 
     @classmethod
-    def start(cls, binaries: Path | None = None, durable: bool = False) -> PostgresServer:
-        """`durable` leaves fsync on. Call it from the main thread: the server dies with the thread that starts it."""
+    def start(
+        cls, binaries: Path | None = None, durable: bool = False, settings: Mapping[str, str] | None = None
+    ) -> PostgresServer:
+        """`durable` leaves fsync on; `settings` come on top of ours. Call it from the main thread: the server dies with the thread that starts it."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
                 "start a PostgresServer from the main thread: it dies with the thread that starts it"
@@ -141,7 +146,7 @@ class PostgresServer(Postgres):
         bindir = Path(binaries).resolve() if binaries else default_binaries()
         remove_what_killed_owners_left()
         directory, owner_lock = make_directory()
-        server = cls(bindir, directory, owner_lock, durable)
+        server = cls(bindir, directory, owner_lock, durable, settings or {})
         try:
             server._create_cluster()
             server._launch_on_a_free_port()
@@ -233,6 +238,7 @@ class PostgresServer(Postgres):
             "max_connections": str(CONNECTIONS_MAX),
             "timezone": "UTC",
             **({} if self.durable else NOT_DURABLE),
+            **self._settings,
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with (self.directory / "log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""What the drains handle: nothing, so that what is measured is the engine."""
+"""What drains and workflows do: nothing, so that what is measured is the engine."""
 
 import pgqrs
 from loadtest.mark import mark_start
@@ -49,3 +49,21 @@ def pure_third(n: int) -> int:
 @pgqrs.workflow
 def pure(n: int) -> int:
     return pure_third(pure_second(pure_first(n)))
+
+
+@pgqrs.handler(queue="sized")
+def sized(payload: str) -> None:
+    mark_start()
+
+
+@pgqrs.step
+def nothing(n: int) -> int:
+    mark_start()
+    return n
+
+
+@pgqrs.workflow
+def many_steps(n: int, steps: int) -> int:
+    for _ in range(steps):
+        nothing(n)
+    return n

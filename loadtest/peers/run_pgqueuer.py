@@ -1,4 +1,4 @@
-"""PgQueuer 1.6.0 in its own environment: `fill DSN COUNT`, or `drain DSN BATCH` in one process."""
+"""PgQueuer 1.6.0 in its drain mode, which ends when the queue is empty."""
 
 import asyncio
 import sys
@@ -10,7 +10,8 @@ from pgqueuer.queries import Queries
 from pgqueuer.types import QueueExecutionMode
 
 
-async def fill(dsn, count):
+async def fill(dsn, count, work):
+    count = int(count)
     connection = await asyncpg.connect(dsn)
     queries = Queries(AsyncpgDriver(connection))
     await queries.install()
@@ -21,7 +22,7 @@ async def fill(dsn, count):
     await connection.close()
 
 
-async def drain(dsn, batch):
+async def drain(dsn, batch, work):
     connection = await asyncpg.connect(dsn)
     queue = PgQueuer(AsyncpgDriver(connection))
 
@@ -31,9 +32,9 @@ async def drain(dsn, batch):
 
     print("ready", flush=True)
     sys.stdin.readline()
-    await queue.run(batch_size=batch, mode=QueueExecutionMode.drain)
+    await queue.run(batch_size=int(batch), mode=QueueExecutionMode.drain)
     await connection.close()
 
 
-command, dsn, number = sys.argv[1:]
-asyncio.run({"fill": fill, "drain": drain}[command](dsn, int(number)))
+command, *rest = sys.argv[1:]
+asyncio.run({"fill": fill, "drain": drain}[command](*rest))

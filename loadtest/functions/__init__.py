@@ -1,0 +1,1 @@
+"""What the supervisors under test are pointed at."""
