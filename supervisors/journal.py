@@ -18,7 +18,7 @@ from supervisors.board import Board
 
 READ_BYTES = 256 * 1024
 CPU_EXACT_S = 0.001
-HOLD_S = 0.02  # how long a frame may wait for company: less than it will for its commit
+HOLD_S, HOLD_FRAMES = 0.02, 32  # how long a frame may wait for company: less than it will for its commit
 
 
 class CpuClock:
@@ -62,6 +62,7 @@ class Outbox:
         self._frames: list[bytes] = []  # without a board
         self._board = board
         self._oldest = math.inf  # when the first of what waits on the board came
+        self._waiting = 0  # frames on the board
         self._took: dict[str, float] = {}  # seconds, by step or handler
 
     def add(self, frame: wire.Up) -> None:
@@ -73,9 +74,10 @@ class Outbox:
         if not self._board.has_room(len(data)):
             self.flush()
         if not self._board.unsent:
-            self._oldest = CLOCKS.now_s()
+            self._oldest, self._waiting = CLOCKS.now_s(), 0
         if self._board.has_room(len(data)):
             self._board.put(data)
+            self._waiting += 1
         else:
             self._sock.sendall(data)
             self._board.passed(len(data))
@@ -106,7 +108,7 @@ class Outbox:
             self.flush()
         elif self._board.unsent:
             expected_s = self._took.get(what, math.inf) if what else 0.0
-            if expected_s > HOLD_S or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
+            if self._waiting >= HOLD_FRAMES or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
                 self.flush()
 
     def ended(self, step: wire.Checkpoint, what: str) -> None:

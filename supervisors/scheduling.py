@@ -82,13 +82,8 @@ class Scheduling:
         self.waiting.extendleft(reversed(put_back))
 
     def _host(self, run: Run) -> Worker | None:
-        kind: Kind = "async" if run.function.is_async else "sync"
-        able = [
-            w
-            for w in self._workers.values()
-            if w.kind == kind and w.ready and w.killing is None and not w.exclusive and not w.retiring
-        ]
-        if run.isolated and kind == "sync":
+        if run.isolated and not run.function.is_async:
+            able = [w for w in self._workers.values() if w.kind == "sync" and _able(w)]
             empty = [w for w in able if not w.runs]
             if empty:
                 empty[0].exclusive, empty[0].reserved = True, False
@@ -98,9 +93,18 @@ class Scheduling:
                 fewest.reserved = True
                 self._revoke(fewest, len(fewest.runs))
             return None
+        kind: Kind = "async" if run.function.is_async else "sync"
         lanes = self.lanes(run.function)
-        open_ = [w for w in able if not w.reserved and self._free(w, lanes) and w.bytes < LANES_BYTES_MAX]
-        return min(open_, key=lambda w: len(w.runs), default=None)
+        emptiest = None
+        for w in self._workers.values():
+            if (
+                (emptiest is None or len(w.runs) < len(emptiest.runs))
+                and w.kind == kind
+                and _open(w)
+                and self._free(w, lanes)
+            ):
+                emptiest = w
+        return emptiest
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
         worker.take(run)
@@ -239,12 +243,11 @@ class Scheduling:
 
 def _open(w: Worker) -> bool:
     """Whether it may be given more at all."""
-    return (
-        w.ready
-        and w.killing is None
-        and not (w.exclusive or w.reserved or w.retiring)
-        and w.bytes < LANES_BYTES_MAX
-    )
+    return _able(w) and not w.reserved and w.bytes < LANES_BYTES_MAX
+
+
+def _able(w: Worker) -> bool:
+    return w.ready and w.killing is None and not w.exclusive and not w.retiring
 
 
 def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

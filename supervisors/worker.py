@@ -1,6 +1,6 @@
 """The worker process: a pipe, the user's functions, nothing else.
 
-A worker has several runs at hand, one of which runs user code at any moment. Each is a lane: a greenlet that runs until
+A worker has several runs at hand, one of which runs user code at any moment. Each is a lane: in a greenlet, it runs until
 its next step must wait for the commit of the one before, and then yields to another. So the CPU does not idle through a
 commit, lanes change only where a step begins or ends, and user code meets no thread. `async def` runs have a worker of
 their own (async_worker.py), where an event loop takes the lanes' place.
@@ -30,13 +30,26 @@ LOOK_EVERY_S = 0.001
 
 
 class Lane(PipeJournal):
-    """One run, in a greenlet of its own."""
+    """One run."""
 
     def __init__(self, order: wire.Execute, steps: tuple[RecordedStep, ...], worker: "Worker") -> None:
         super().__init__(order, steps, worker, ordered=True)
         self._worker = worker
-        self.greenlet = greenlet.greenlet(self._main)
-        self.greenlet.gr_context = contextvars.copy_context()
+        self._carrier: greenlet.greenlet | None = None
+        self.ended = False
+
+    def run(self) -> None:
+        """To its end; a plain handler has nothing to wait for on the way."""
+        contextvars.copy_context().run(self._main)
+
+    def start(self) -> None:
+        """Until it waits."""
+        self._carrier = self._worker.spare_carrier()
+        self._carrier.switch(self)
+
+    def go_on(self) -> None:
+        assert self._carrier is not None, "it was started"
+        self._carrier.switch()
 
     def begin(self, call: StepCall) -> None:
         while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
@@ -85,6 +98,7 @@ class Worker(Leased):
         self._fresh: deque[wire.Execute] = deque()
         self._history: dict[int, list[RecordedStep]] = {}
         self._lanes: dict[int, Lane] = {}
+        self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
         self._ready: deque[Lane] = deque()  # may go on
         self._drained = False
         self._looked_at = -math.inf
@@ -98,12 +112,18 @@ class Worker(Leased):
                 continue
             # Runs under way go before new ones: what is begun should end.
             if self._ready:
-                self._enter(self._ready.popleft())
+                lane = self._ready.popleft()
+                lane.go_on()
+                self._left(lane)
             elif self._fresh:
                 order = self._fresh.popleft()
                 lane = Lane(order, tuple(self._history.pop(order.message_id, ())), self)
-                self._lanes[order.message_id] = lane
-                self._enter(lane)
+                if order.kind == "handler":
+                    lane.run()
+                else:
+                    self._lanes[order.message_id] = lane
+                    lane.start()
+                    self._left(lane)
             else:
                 self.outbox.nobody()
                 self.outbox.add(wire.Idle())
@@ -111,9 +131,24 @@ class Worker(Leased):
                 if not self._read(block=True):
                     return
 
-    def _enter(self, lane: Lane) -> None:
-        lane.greenlet.switch()
-        if lane.greenlet.dead:
+    def spare_carrier(self) -> greenlet.greenlet:
+        """A greenlet that runs one lane after another: to make one costs as much as a tiny step."""
+        if self._carriers:
+            return self._carriers.pop()
+        made = greenlet.greenlet(self._carry)
+        made.gr_context = contextvars.copy_context()
+        return made
+
+    def _carry(self, lane: Lane) -> None:
+        here = greenlet.getcurrent()
+        while True:
+            lane.run()
+            lane.ended = True
+            self._carriers.append(here)
+            lane = self.hub.switch()
+
+    def _left(self, lane: Lane) -> None:
+        if lane.ended:
             if self._lanes.get(lane.message_id) is lane:
                 del self._lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
