@@ -150,6 +150,8 @@ class Aside:
             call, then = asked
             try:
                 self.news.put(Answer(then, call()))
+            except errors.SchemaError as e:  # which no waiting mends
+                self.news.put(Broken(e))
             except errors.PgqrsConnectionError:
                 self.news.put(Answer(then, None))
             except BaseException as e:

@@ -226,7 +226,7 @@ class Core:
                 back = Release(_within(run, delay, now))
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
-                self.finished += 1
+                run.outcome = "finished"
                 if frame.seconds is not None:
                     self._measured(run, frame.seconds)  # a plain handler is one step
                 elif run.function.workflow_id is None and began is not None:
@@ -254,7 +254,8 @@ class Core:
         self._save(write, urgent)
 
     def _end_as(self, run: Run, ending: endings.Ending, urgent: bool = False) -> None:
-        self.failed += ending.failed
+        if ending.failed:
+            run.outcome = "failed"
         if ending.note:
             self._out.append(ending.note)
         self._end(run, ending.write, urgent)
@@ -294,6 +295,8 @@ class Core:
                 self._not_applied(run, outcome)
             elif write.message is not None:
                 self.runs.pop(run.id)
+                self.finished += run.outcome == "finished"
+                self.failed += run.outcome == "failed"
                 self.queues[run.function.queue_id].empty = False
             elif run.worker is not None:
                 if outcome.status == WorkflowStatus.Cancelling and not run.cancelling:
@@ -395,7 +398,7 @@ class Core:
         self.waiting.clear()
         for queue in self.queues.values():
             queue.consumer_id = None
-            queue.after, queue.wanted = None, 0
+            queue.after, queue.wanted, queue.empty = None, 0, False
         for worker in self.workers.values():
             worker.leaving |= worker.runs.keys()
             worker.runs.clear()

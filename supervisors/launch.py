@@ -39,6 +39,7 @@ StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
 STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
+DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
 
@@ -181,6 +182,9 @@ class Nursery:
         self._payload_bytes_max = payload_bytes_max
         self._wanted: dict[int, Literal["sync", "async"]] = {}
         self._loaded = False
+        self._deaths: list[float] | None = (
+            None  # of new ones that came to nothing; None: none was ever loaded
+        )
         self._start()
 
     def _start(self) -> None:
@@ -228,7 +232,7 @@ class Nursery:
             return self._restart()
         said = msgspec.msgpack.decode(data, type=Loaded | LoadFailed | Forked | ForkFailed)
         if isinstance(said, Loaded):
-            self._loaded = True
+            self._loaded, self._deaths = True, []
             for worker in self._wanted:
                 self._ask(worker)
         if isinstance(said, ForkFailed):
@@ -253,10 +257,18 @@ class Nursery:
     def _restart(self) -> list[News]:
         before = self._loaded
         self._reap()
-        if not before:
+        if not before and not self._worth_another_try():
             return [LoadFailed(f"{self._target}: the process that imported it died ({self._ended})")]
         self._start()
         return [Restarted(self._ended)]
+
+    def _worth_another_try(self) -> bool:
+        """What was imported before can be imported again, unless it fails time after time: something kills it then."""
+        if self._deaths is None:
+            return False
+        now = CLOCKS.now_s()
+        self._deaths = [d for d in self._deaths if now - d < DEATHS_WITHIN_S] + [now]
+        return len(self._deaths) <= DEATHS_MAX
 
     def _reap(self) -> None:
         self._sock.close()

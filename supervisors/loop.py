@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pgqrs import targets
+from pgqrs import errors, targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
@@ -87,6 +87,7 @@ class Loop:
         self._joined = True  # False between a lease that was lost and the next one
         self._next_join = 0.0
         self._stop_now_at: float | None = None
+        self._supervisor_id: int | None = None
 
     def run(self) -> int:
         """Until told to stop or, with `burst`, until there is nothing left. The exit code. Raises PgqrsError for what
@@ -178,13 +179,30 @@ class Loop:
 
     def _join(self) -> "Joined":
         """A new supervisor, also after a lost lease. Talks to the database, and touches nothing else."""
-        recovered = self._take_back()
         queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
+        if self._supervisor_id is not None:
+            self._make_sure_of(queues)
+            # What we were is dead, and so is all that ran for it: there is no need to wait until its lease is over.
+            self._lease_store.expire_lease(self._supervisor_id)
+        recovered = self._take_back()
         began = time.monotonic()
         supervisor_id, consumers = self._lease_store.register_supervisor(
             own_identity(), queues, self._options.lease_s
         )
         return Joined(supervisor_id, {queues[name]: c for name, c in consumers.items()}, recovered, began)
+
+    def _make_sure_of(self, queues: dict[str, int]) -> None:
+        """Raises SchemaError where this is another database by now than the one that the supervisor started with."""
+        for name, queue_id in queues.items():
+            try:
+                same = self._lease_store.find_queue(name) == queue_id
+            except errors.QueueNotFoundError:
+                same = False
+            if not same:
+                raise errors.SchemaError(
+                    f"the database was replaced by another: queue {name!r} is not the one in it that this supervisor knew; "
+                    "start the supervisor again"
+                )
 
     def _take_back(self) -> int:
         """What supervisors held whose lease is over, and at once what a dead one of this host held: how many messages."""
@@ -546,9 +564,10 @@ class Loop:
 
     def _sign_off(self) -> None:
         self._lease.close()
-        if self._away is None and self._joined:  # else the lease will say it
+        supervisor_id = self._supervisor_id
+        if supervisor_id is not None and self._away is None and self._joined:  # else the lease will say it
             self._aside.ask(
-                lambda: self._lease_store.retire(self._supervisor_id, self._config.max_read_ct),
+                lambda: self._lease_store.retire(supervisor_id, self._config.max_read_ct),
                 lambda _: None,
             )
         self._aside.close(SIGN_OFF_S)

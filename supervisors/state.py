@@ -60,6 +60,7 @@ class Run(Struct, eq=False):
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
     refused: bool = False  # the database refused what it wrote: its last write says so
+    outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
 
     @property
     def id(self) -> int:

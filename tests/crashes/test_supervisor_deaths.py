@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import pgqrs
@@ -352,6 +353,43 @@ def stop_between_transactions(pid: int, dsn: str) -> None:
             return
         os.kill(pid, signal.SIGCONT)
     raise AssertionError("never found between two transactions")
+
+
+def test_a_burst_that_lost_its_lease_goes_on_with_what_it_held(dsn: str, tmp_path: Path) -> None:
+    """It is not at its end because everything is still held, by what it was before."""
+    with connected(dsn) as store:
+        store.install()
+        runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"{n}"), 0.5) for n in range(4)]
+        options = ("--workers", "1", "--lease", "2s", "--burst")
+        with Supervised(dsn, tmp_path / "log", *options, target=f"{PIPELINE}:three_steps") as supervisor:
+            eventually(lambda: starts(tmp_path / "0"))
+            stop_between_transactions(supervisor.pid, dsn)
+            time.sleep(2.5)
+            supervisor.signal(signal.SIGCONT)
+            assert supervisor.wait(60) == 0, supervisor.said()
+        assert "the lease ran out" in supervisor.said()
+        assert [run.status for run in runs] == ["SUCCESS"] * 4
+    finished = [line for line in supervisor.said().splitlines() if "nothing left to do" in line]
+    assert "4 finished" in finished[-1], "what was not recorded does not count"
+
+
+def test_one_whose_database_was_replaced_meanwhile_says_so(postgres_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 60.0)
+        options = ("--workers", "1", "--lease", "2s")
+        with Supervised(postgres_dsn, tmp_path / "log", *options) as supervisor:
+            eventually(lambda: run.status == "RUNNING")
+            stop_between_transactions(supervisor.pid, postgres_dsn)
+            with psycopg.connect(postgres_dsn, autocommit=True) as connection:
+                connection.execute("drop schema public cascade")
+                connection.execute("create schema public")
+            store.install()
+            supervisor.signal(signal.SIGCONT)
+            assert supervisor.wait(20) != 0, supervisor.said()
+        said = supervisor.said()
+        assert "the database was replaced by another" in said, said
+        assert "Traceback" not in said, said
 
 
 def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(

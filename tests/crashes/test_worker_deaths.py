@@ -13,7 +13,7 @@ import pytest
 
 import pgqrs
 from pgqrs import targets
-from supervisors.launch import Nursery, Restarted
+from supervisors.launch import DEATHS_MAX, LoadFailed, Nursery, Restarted
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import (
@@ -258,6 +258,20 @@ def test_a_nursery_that_dies_with_an_order_unread_is_replaced_as_any_other() -> 
         nursery.launch(1, "sync")
         os.kill(pid, signal.SIGKILL)
         assert nursery.read() == [Restarted("killed by SIGKILL")]
+    finally:
+        nursery.close()
+
+
+def test_a_nursery_that_dies_while_it_imports_is_replaced_a_few_times() -> None:
+    nursery = Nursery(targets.parse(str(PIPELINE)), 1024)
+    try:
+        nursery.load()
+        said: list[object] = []
+        while not any(isinstance(news, LoadFailed) for news in said):
+            pid = nursery._process.pid
+            os.kill(pid, signal.SIGKILL)
+            said += nursery.read()
+        assert said[:-1] == [Restarted("killed by SIGKILL")] * (1 + DEATHS_MAX)
     finally:
         nursery.close()
 
