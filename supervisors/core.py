@@ -196,6 +196,7 @@ class Core:
             return
         if begin := _begin(run):  # nobody said so while it lasted
             self._save(Write(run.claim, begin=begin))
+        worker.last_run = run.id
         began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
         match frame:

@@ -1,6 +1,6 @@
 """The seam: run a named statement in a transaction. Everything above it is the same for every database."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
@@ -9,7 +9,6 @@ from pgqrs.states import SyncState
 from pgqrs.store.sql import Dialect
 
 Row = tuple[Any, ...]
-Answer = Callable[[], list[Row]]  # waits for it
 
 
 class Transaction(Protocol):
@@ -18,10 +17,6 @@ class Transaction(Protocol):
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         """Runs the statement of that name; `rows` fill its {rows: …}. Returns what it selects or returns, in no order
         but its own. JSON comes as bytes or text, undecoded; times as the driver has them."""
-
-    def send(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> Answer:
-        """The same, without waiting for the answer if the transaction is pipelined. What the database has against it is raised by
-        the first answer that is asked for, or on leaving the transaction."""
 
     def script(self, sql: str) -> None:
         """Runs the statements of a migration."""
@@ -41,10 +36,6 @@ class Database(Protocol):
         then took place is unknown. SchemaError when the tables are missing. DatabaseError for what it refuses.
         Within a `calls.Call` whose caller has left it raises `calls.Left` instead of committing.
         """
-
-    def pipelined(self, lazily: bool = False) -> AbstractContextManager[Transaction]:
-        """A transaction whose `send` does not wait, where the database is a server. Answers can be asked for after it as well.
-        `lazily`: its commit may be undone by a crash of the server in the next moments."""
 
     def single(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
         """The same for one statement that is a transaction by itself: a server then answers once instead of three times."""

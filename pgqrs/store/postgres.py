@@ -20,7 +20,7 @@ from pgqrs import errors
 from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
-from pgqrs.store.database import Answer, Row
+from pgqrs.store.database import Row
 from pgqrs.store.pooling import MAX_IDLE_S, Connections, abandon, give_back, lend
 from pgqrs.store.sql import Dialect
 
@@ -60,18 +60,6 @@ class PostgresDatabase:
             interruptible(connection.cancel_safe),
         ):
             yield self._on(connection, at)
-
-    @contextmanager
-    def pipelined(self, lazily: bool = False) -> Iterator["PostgresTransaction"]:
-        with (
-            self._connection() as connection,
-            connection.pipeline(),
-            connection.transaction(),
-            interruptible(connection.cancel_safe),
-        ):
-            if lazily:
-                connection.execute(b"set local synchronous_commit = off")
-            yield self._on(connection, None)
 
     @contextmanager
     def single(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
@@ -174,9 +162,6 @@ class PostgresTransaction:
         self._clock = clock
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
-        return self.send(statement, rows, **params)()
-
-    def send(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> Answer:
         known = sql.statement(statement, "postgres", self._clock is not None)
         params = sql.askable(params)
         if rows is not None:
@@ -187,8 +172,7 @@ class PostgresTransaction:
             params["now"] = self._clock()
         cursor = self._connection.cursor(row_factory=tuple_row)
         cursor.execute(known.encoded, params)
-        # Not by the cursor's description, which comes with the answer.
-        return cursor.fetchall if known.has_rows else list
+        return cursor.fetchall() if cursor.description else []
 
     def script(self, sql: str) -> None:
         self._connection.execute(sql.encode())

@@ -39,7 +39,6 @@ class Statement(Struct, frozen=True):
     sql: str
     columns: tuple[tuple[str, str], ...]
     encoded: bytes  # `sql`, as the driver wants it
-    has_rows: bool  # for an answer, if only none of them
 
 
 @cache
@@ -91,9 +90,7 @@ def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Stat
     else:
         sql, words = source, _sqlite_words()
     sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
-    return Statement(
-        name, sql, columns, sql.encode(), bool(re.match(r"select|with|show", sql) or "returning" in sql)
-    )
+    return Statement(name, sql, columns, sql.encode())
 
 
 def _postgres_words(own_clock: bool) -> Callable[[str], str]:

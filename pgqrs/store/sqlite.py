@@ -16,7 +16,7 @@ from pgqrs import errors
 from pgqrs.config import Config, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
-from pgqrs.store.database import Answer, Row
+from pgqrs.store.database import Row
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
@@ -74,9 +74,6 @@ class SqliteDatabase:
             yield tx
 
     single = transaction
-
-    def pipelined(self, lazily: bool = False) -> AbstractContextManager["SqliteTransaction"]:
-        return self.transaction()
 
     @contextmanager
     def reading(self) -> Iterator["SqliteTransaction"]:
@@ -197,10 +194,6 @@ class SqliteTransaction:
         params = {k: text_time(v) if isinstance(v, datetime) else v for k, v in params.items()}
         params["now"] = self._now
         return self._connection.execute(sql.statement(statement, "sqlite").sql, params).fetchall()
-
-    def send(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> Answer:
-        found = self.run(statement, rows, **params)
-        return lambda: found
 
     def script(self, sql: str) -> None:
         for one in _statements(sql):

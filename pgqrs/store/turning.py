@@ -1,12 +1,11 @@
 """A supervisor's turn: what its runs wrote and what it claims, one transaction for all of it.
 
-The statements go out together, without waiting for each other's answers, on the assumption that every write is still its
-writer's to make, which the fence, the first of them, then confirms. Where it does not, everything is rolled back and done again
-with what the fence lets through.
+Each statement is answered before the next one is sent. In a pipeline, which would save that time, a server waits for more without
+its clock running: a supervisor that was stopped in the middle would keep its locks, and everybody from taking over from it, until it
+went on. `idle_in_transaction_session_timeout` counts from an answer that was waited for.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +13,7 @@ from msgspec import Struct
 
 from pgqrs import errors
 from pgqrs.states import WorkflowStatus
-from pgqrs.store.database import Answer, Database, Row, Transaction
+from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.sql import DAWN
 from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
 
@@ -71,109 +70,98 @@ def _alone(database: Database, write: Write, unsure: bool) -> Outcome:
 
 
 def _turn(database: Database, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
-    if writes and not unsure:
-        with suppress(_NotOurs), database.pipelined() as tx:
-            fence, states = tx.send("fence", _claims(writes)), _write(tx, writes)
-            claims = [_claim(tx, w) for w in wanted]
-            if len(fence()) < len(_claims(writes)):
-                raise _NotOurs
-            status_of: dict[int, str] = dict(states())
-            outcomes = [_outcome(w, True, status_of.get(w.claim.message_id)) for w in writes]
-            return Turn(outcomes, [_taken(tx, w, c) for w, c in zip(wanted, claims, strict=True)])
     if writes:
         with database.transaction() as tx:
             return carry_out(tx, writes, wanted, unsure)
-    return _claims_alone(database, wanted)
-
-
-class _NotOurs(Exception):
-    """A message is another's by now: nothing of this may be committed."""
+    return Turn([], _claims_alone(database, wanted))
 
 
 def carry_out(
     tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Wanted] = (), unsure: bool = False
 ) -> Turn:
     """In the caller's transaction: only what the fence lets through."""
-    ours = set(tx.run("fence", _claims(writes))) if writes else set()
-    ended = {(m, n): s for m, n, s in tx.run("archived_by", _claims(writes))} if unsure else {}
-    status_of: dict[int, str] = dict(_write(tx, [w for w in writes if _key(w) in ours])())
-    return Turn(
-        [
-            _outcome(w, True, status_of.get(w.claim.message_id))
-            if _key(w) in ours
-            else _outcome(w, _key(w) in ended, ended.get(_key(w)))
-            for w in writes
-        ],
-        [_taken(tx, w, _claim(tx, w)) for w in wanted],
-    )
+    claims = sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
+    ours = set(tx.run("fence", claims)) if writes else set()
+    ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
+    status_of = _write(tx, [w for w in writes if _key(w) in ours])
+
+    def outcome(w: Write) -> Outcome:
+        status = status_of.get(w.claim.message_id) if _key(w) in ours else ended.get(_key(w))
+        return Outcome(w, _key(w) in ours or _key(w) in ended, WorkflowStatus(status) if status else None)
+
+    return Turn([outcome(w) for w in writes], [_taken(tx, w, _claim(tx, w)) for w in wanted])
 
 
-def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> Turn:
-    """Nothing to be confirmed: one round trip, and no waiting for the disk. A claim that a crash of the server undoes is found to be
-    gone (`held`), and whatever was written for it by then has made it durable."""
-    if polled := [w for w in wanted if w.polls]:
+def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
+    """For queues of which nothing is expected, one look goes before. On a server each is a statement that commits by itself; to a file
+    they are written together."""
+    ready = {w.queue_id for w in wanted if not w.polls}
+    if polled := [(w.queue_id,) for w in wanted if w.polls]:
         with database.reading() as tx:
-            queues = [(w.queue_id,) for w in polled]
-            ready = {q for (q,) in tx.run("ready_queues", queues, read_ct_max=polled[0].read_ct_max)}
-        if not any(w.queue_id in ready or not w.polls for w in wanted):
-            return Turn([], [Taken(w, [], w.after) for w in wanted])
-    if any(w.lapsed for w in wanted):
-        with database.pipelined() as tx:
-            return Turn([], [_taken(tx, w, _claim(tx, w)) for w in wanted])
-    with database.pipelined(lazily=True) as tx:
-        claims = [_claim(tx, w) for w in wanted]
+            ready |= {q for (q,) in tx.run("ready_queues", polled, read_ct_max=wanted[0].read_ct_max)}
+    due = [w for w in wanted if w.queue_id in ready]
+    if database.dialect == "postgres":
+        taken = [_claim_alone(database, w) for w in due]
+    elif due:
+        with database.transaction() as tx:
+            taken = carry_out(tx, (), due).taken
+    else:
+        taken = []
+    return taken + [Taken(w, [], w.after) for w in wanted if w.queue_id not in ready]
+
+
+def _claim_alone(database: Database, wanted: Wanted) -> Taken:
+    if wanted.lapsed:
+        with database.transaction() as tx:
+            return _taken(tx, wanted, _claim(tx, wanted))
+    with database.single() as tx:
+        rows = _claim(tx, wanted)
+    if not any(begun for *_, begun in rows):
+        return _as_taken(wanted, rows, {})
     with database.reading() as tx:
-        return Turn([], [_taken(tx, w, c) for w, c in zip(wanted, claims, strict=True)])
+        return _taken(tx, wanted, rows)
 
 
 def _key(w: Write) -> tuple[int, int]:
     return w.claim.message_id, w.claim.claim_no
 
 
-def _outcome(w: Write, applied: bool, status: str | None) -> Outcome:
-    return Outcome(w, applied, WorkflowStatus(status) if status else None)
-
-
-def _claims(writes: Iterable[Write]) -> list[Row]:
-    return sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
-
-
 # Writing
 
 
-def _write(tx: Transaction, live: Sequence[Write]) -> Answer:
-    """Applies the parts by kind, runs before messages. The answer is what their runs are afterwards."""
+def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
+    """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
     if not live:
-        return list
+        return {}
     if begun := {
         w.claim.message_id: (w.begin.workflow_id, w.claim.message_id, w.claim.consumer_id, w.begin.attempt)
         for w in live
         if w.begin
     }:
-        tx.send("begin_runs", begun.values())
+        tx.run("begin_runs", begun.values())
     if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
-        tx.send("save_steps", [_step_row(w) for w in steps.values()])
+        tx.run("save_steps", [_step_row(w) for w in steps.values()])
     if forgiven := sorted({(w.claim.message_id,) for w in live if w.forgives}):
-        tx.send("forgive_crashes", forgiven)
+        tx.run("forgive_crashes", forgiven)
     if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in live if w.crash}:
-        tx.send("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
+        tx.run("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
         if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
-            tx.send("crash_steps", stepped)
+            tx.run("crash_steps", stepped)
     if settled := {
         w.claim.message_id: (w.claim.message_id, w.settle.status.value, w.settle.output, w.settle.error)
         for w in live
         if w.settle
     }:
-        tx.send("settle_runs", settled.values())
+        tx.run("settle_runs", settled.values())
     # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
-    states = tx.send("run_states", sorted({(w.claim.message_id,) for w in live}))
+    states = tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))
     if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
-        tx.send("release", [(m, r.delay_s, r.refund) for m, r in released.items()])
+        tx.run("release", [(m, r.delay_s, r.refund) for m, r in released.items()])
     if archived := {
         w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
     }:
-        tx.send("archive", archived.items())
-    return states
+        tx.run("archive", archived.items())
+    return dict(states)
 
 
 def _step_row(w: Write) -> Row:
@@ -192,9 +180,9 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
 # Claiming
 
 
-def _claim(tx: Transaction, wanted: Wanted) -> Answer:
+def _claim(tx: Transaction, wanted: Wanted) -> list[Row]:
     after_vt, after_id = wanted.after or (DAWN[tx.dialect], 0)
-    return tx.send(
+    return tx.run(
         "claim",
         queue_id=wanted.queue_id,
         consumer_id=wanted.consumer_id,
@@ -205,26 +193,34 @@ def _claim(tx: Transaction, wanted: Wanted) -> Answer:
     )
 
 
-def _taken(tx: Transaction, wanted: Wanted, claim: Answer) -> Taken:
-    rows = sorted(claim(), key=lambda r: (r[4], r[0]))
-    watermark = (rows[-1][4], rows[-1][0]) if rows else wanted.after
+def _taken(tx: Transaction, wanted: Wanted, rows: list[Row]) -> Taken:
+    """With the lapsed, where they are wanted, and the history of those who have one."""
     if wanted.lapsed and len(rows) < wanted.limit:
-        rows += tx.run(
+        lapsed = tx.run(
             "claim_lapsed",
             queue_id=wanted.queue_id,
             consumer_id=wanted.consumer_id,
             read_ct_max=wanted.read_ct_max,
             limit=wanted.limit - len(rows),
         )
-    history = _history(tx, [(r[0],) for r in rows if r[5]])
+    else:
+        lapsed = []
+    history = _history(tx, [(r[0],) for r in rows + lapsed if r[5]])
+    return _as_taken(wanted, rows, history, lapsed)
+
+
+def _as_taken(
+    wanted: Wanted, rows: list[Row], history: "dict[int, _Begun]", lapsed: Sequence[Row] = ()
+) -> Taken:
+    rows.sort(key=lambda r: (r[4], r[0]))
     messages = []
-    for message_id, claim_no, read_ct, payload, _, _ in rows:
-        claim_ = Claim(message_id, wanted.consumer_id, claim_no)
+    for message_id, claim_no, read_ct, payload, _, _ in [*rows, *lapsed]:
+        claim = Claim(message_id, wanted.consumer_id, claim_no)
         status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
         messages.append(
-            Claimed(claim_, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
+            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
         )
-    return Taken(wanted, messages, watermark)
+    return Taken(wanted, messages, (rows[-1][4], rows[-1][0]) if rows else wanted.after)
 
 
 _Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
