@@ -59,6 +59,7 @@ class Board:
         self._memory = mmap.mmap(fd, SIZE)
         os.close(fd)
         self._start = self._end = self._turn = 0
+        self._is_idle = False
 
     @property
     def unsent(self) -> int:
@@ -89,7 +90,10 @@ class Board:
         _NUMBER.pack_into(self._memory, _END, self._end)
 
     def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
-        """Message 0: nobody."""
+        """Message 0: nobody; who it was before then stays to be read."""
+        if not message_id and self._is_idle:
+            return
+        self._is_idle = not message_id
         turn = self._turn + 1
         at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
         name = b"" if step is None else step.encode()[:NAME_BYTES_MAX]
@@ -122,12 +126,21 @@ class BoardReader:
     def on_cpu(self) -> OnBoard | None:
         """None where nothing is to be read: not yet, or just now."""
         turn = self._number(_TURN)
+        entry = self._entry(turn)
+        return entry if turn and self._number(_TURN) == turn else None
+
+    def last_on_cpu(self) -> OnBoard | None:
+        """The same, but for nobody who it was before."""
+        running = self.on_cpu()
+        if running is not None and not running.message_id and (turn := self._number(_TURN)) > 1:
+            return self._entry(turn - 1)
+        return running
+
+    def _entry(self, turn: int) -> OnBoard:
         at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
         message_id, claim_no, position, length = _ENTRY.unpack_from(self._memory, at)
         at += _ENTRY.size
         name = self._memory[at : at + max(0, min(length, NAME_BYTES_MAX))]
-        if not turn or self._number(_TURN) != turn:
-            return None
         return OnBoard(message_id, claim_no, position, None if length < 0 else name.decode(errors="replace"))
 
     def _number(self, at: int) -> int:

@@ -200,13 +200,12 @@ class Pipes:
         for run, text in pipe.lines.feed(data):
             if run is None and pipe.stacks is not None and pipe.stacks.take(text, time.monotonic()):
                 continue
-            self._show(n, self._probably(n, pipe) if run is None else run, text)
+            self._show(n, self._probably(pipe) if run is None else run, text)
 
-    def _probably(self, n: int, pipe: _Pipe) -> int | None:
-        """Whose line without a run is, such as a subprocess's: his who has the CPU, if anybody; None for who had it last."""
-        self._read_unsent(n, pipe)
-        running = pipe.child.board and pipe.child.board.on_cpu()
-        return running.message_id or None if running else None
+    def _probably(self, pipe: _Pipe) -> int | None:
+        """Whose line without a run is, such as a subprocess's: his who has the CPU or had it last."""
+        running = pipe.child.board and pipe.child.board.last_on_cpu()
+        return running.message_id if running else None
 
     def _bury(self, n: int) -> None:
         """A worker is dead. First everything that it sent, then how it ended."""

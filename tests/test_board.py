@@ -65,7 +65,9 @@ def test_who_has_the_cpu(both):
     writer.on_cpu(9, 1, 0, "\N{PARTY POPPER}" * 255)
     assert reader.on_cpu() == OnBoard(9, 1, 0, "\N{PARTY POPPER}" * 255)
     writer.on_cpu(0)
+    writer.on_cpu(0)
     assert reader.on_cpu() == OnBoard(0, 0, 0, None)
+    assert reader.last_on_cpu().message_id == 9
 
 
 def test_the_stream_is_whole_whichever_way_its_bytes_come():

@@ -230,7 +230,7 @@ def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path
 def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> None:
     with connected(dsn) as store:
         store.install()
-        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
+        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 3.0)
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
             eventually(lambda: len(starts(tmp_path / "e")) == 2)
             assert handle.cancel() == pgqrs.WorkflowStatus.Cancelling
