@@ -63,6 +63,7 @@ _VARIABLES = {
     "RECLAIM_AFTER": "reclaim_after_seconds",
     "SQLITE_USE_WAL": "sqlite_use_wal",
     "S3_MODE": "s3_mode",
+    "S3_CACHE_DIR": "s3_cache_dir",
 }
 
 

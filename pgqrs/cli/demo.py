@@ -1,5 +1,6 @@
 """`pgqrs demo`: real work on every core, and with --chaos its survival."""
 
+import functools
 import os
 import random
 import signal
@@ -37,16 +38,16 @@ TOP = 12
     help="Worker processes [default: the cores this process may use].",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many modules, the largest first.")
-@database_options
+@functools.partial(database_options, default="a temporary SQLite file, whatever $PGQRS_DSN is")
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
     """Measure and compress Python's standard library, one durable run for each module.
 
-    Without --dsn the state lives in a temporary SQLite file. The workflow is pgqrs/demo/standard_library.py: read it,
+    Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The workflow is pgqrs/demo/standard_library.py: read it,
     change it, run it again.
     """
     from pgqrs import targets
     from pgqrs.client import Store
-    from pgqrs.config import Config
+    from pgqrs.config import DSN_VARIABLE, Config, redact
     from pgqrs.demo import standard_library
     from pgqrs.demo.proof import examine
     from supervisors.loop import Loop
@@ -56,6 +57,12 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgqrs-demo-")))
         evidence = folder / "evidence.log"
         config = database.config() if database.chosen else Config(f"sqlite:///{folder / 'demo.db'}")
+        where = redact(config.dsn)
+        if not database.chosen:
+            where = "a temporary SQLite file, removed at the end"
+            if os.environ.get(DSN_VARIABLE):
+                where += f"; {DSN_VARIABLE} is ignored: name a database with --dsn"
+        click.echo(f"database: {where}")
         store = stack.enter_context(Store(config))
         store.install()
         modules = standard_library.modules()[:limit]

@@ -97,8 +97,12 @@ class Database:
         return config
 
 
-def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    @click.option("--dsn", metavar="DSN", help="The database [default: $PGQRS_DSN, else ./pgqrs.db].")
+def database_options(
+    command: Callable[..., Any], default: str = "$PGQRS_DSN, else ./pgqrs.db"
+) -> Callable[..., Any]:
+    """`default`: what help says that the database is without --dsn."""
+
+    @click.option("--dsn", metavar="DSN", help=f"The database [default: {default}].")
     @click.option("--schema", metavar="NAME", help="The PostgreSQL schema [default: public].")
     @functools.wraps(command)
     def with_database(*args: Any, dsn: str | None, schema: str | None, **kwargs: Any) -> Any:

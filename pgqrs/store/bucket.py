@@ -33,9 +33,10 @@ OBJECT_BYTES_MAX = (
 )  # the whole file goes up with each commit: long before, that is the wrong place for it
 MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is not empty counts
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+ROLE_SERVICE = "169.254.169.254"  # where the driver looks for a machine's role when no keys are given
 IN_HEADERS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
+    *KEYS,
     "AWS_SESSION_TOKEN",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
@@ -68,6 +69,7 @@ class S3Object:
         self.bucket, self.key = s3_object(dsn)
         self.endpoint = endpoint()
         _refuse_line_breaks()
+        _refuse_half_a_key()
         self._obstore = _driver()
         options: dict[str, Any] = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": f"{CONNECT_S:g}s"}
         if self.endpoint.startswith("http://"):
@@ -95,7 +97,9 @@ class S3Object:
         def get() -> Fetched | Unchanged | None:
             try:
                 result = self._get({"if_none_match": unless} if unless else {})
-            except FileNotFoundError:
+            except FileNotFoundError as e:
+                if _code(e) == "NoSuchBucket":
+                    raise self._no_bucket() from None
                 return None
             except self._obstore.exceptions.NotModifiedError:
                 return Unchanged()
@@ -122,13 +126,17 @@ class S3Object:
         for _ in _tries():
             try:
                 return Version(self._put(body, expected, marker), marker)
-            except FileNotFoundError:
-                raise self._refused(f"there is no bucket {self.bucket!r}") from None
+            except FileNotFoundError as e:
+                if expected is None or _code(e) != "NoSuchKey":
+                    raise self._no_bucket() from None
+                said = e  # Amazon's answer where a version is expected and there is none
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
                 raise self._refused(_short(e)) from None
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as e:
                 said = e  # 412, or a 409: whose request was in our way may have failed
             except (exceptions.BaseError, OSError) as e:
+                if not unsure and _definite(e):
+                    raise self._refused(_short(e)) from None
                 said, unsure = e, True
             try:
                 there = self._look()
@@ -146,9 +154,8 @@ class S3Object:
                         "this call was written: make it again"
                     )
                 break
-        raise errors.PgqrsConnectionError(
-            f"{self.dsn} could not be written, or it is unknown whether it was: {_short(said)}"
-        )
+        told = f"{self.dsn} could not be written, or it is unknown whether it was"
+        raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}: {_short(said)}")
 
     def _put(self, body: bytes, expected: str | None, marker: str) -> str:
         result = self._obstore.put(
@@ -179,10 +186,16 @@ class S3Object:
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
                 raise self._refused(_short(e)) from None
             except (exceptions.BaseError, OSError) as e:
+                if _definite(e):
+                    raise self._refused(_short(e)) from None
                 said = e
         if isinstance(said, Damaged):
             raise errors.PgqrsConnectionError(f"{self.dsn} is damaged, or arrives so: {said}")
-        raise errors.PgqrsConnectionError(f"cannot reach {self.dsn}{self._found_by(_short(said))}")
+        told = f"S3 fails for {self.dsn}" if _status(said) else f"cannot reach {self.dsn}"
+        raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}{self._found_by(_short(said))}")
+
+    def _no_bucket(self) -> errors.PgqrsConnectionError:
+        return self._refused(f"there is no bucket {self.bucket!r}")
 
     def _refused(self, told: str) -> errors.PgqrsConnectionError:
         return errors.PgqrsConnectionError(f"S3 refuses {self.dsn}{self._found_by(told)}")
@@ -238,6 +251,39 @@ def _short(error: Exception | None) -> str:
     return ": ".join(part for part in (words.strip().rstrip(":"), *said) if part)
 
 
+def _code(error: Exception) -> str:
+    """The driver tells S3's own word for an error in its message alone."""
+    found = re.search(r"<Code>(.*?)</", str(error), re.S)
+    return found[1].strip() if found else ""
+
+
+def _status(error: Exception | None) -> int:
+    """0 where S3 gave no answer."""
+    told = str(error)
+    if "Received redirect without LOCATION" in told:
+        return 301
+    found = re.search(r"status code: (\d{3})", told)
+    return int(found[1]) if found else 0
+
+
+def _definite(error: Exception) -> bool:
+    """Whether S3 will say the same next time, to what it has not carried out."""
+    status = _status(error)
+    if ROLE_SERVICE in str(error) or _code(error) == "RequestTimeout" or status in (408, 409, 412, 429):
+        return False
+    return 300 <= status < 500 or status == 501
+
+
+def _no_keys(dsn: str, error: Exception | None) -> str | None:
+    """What to say where keys were sought at the machine's role, and not found."""
+    if ROLE_SERVICE not in str(error):
+        return None
+    return (
+        f"no credentials were found for {dsn}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (without them this machine's role "
+        f"is asked for, and it seems to have none: {_short(error)})"
+    )
+
+
 def endpoint() -> str:
     """The address that the environment names; "" for Amazon's own. Raises ConfigError."""
     name = next((n for n in ENDPOINTS if os.environ.get(n)), "")
@@ -269,6 +315,12 @@ def _refuse_line_breaks() -> None:
     for name in IN_HEADERS:
         if not os.environ.get(name, "").isprintable():
             raise errors.ConfigError(f"{name} holds a line break or another character that cannot be sent")
+
+
+def _refuse_half_a_key() -> None:
+    there, missing = sorted(KEYS, key=lambda name: not os.environ.get(name))
+    if os.environ.get(there) and not os.environ.get(missing):
+        raise errors.ConfigError(f"{there} is set and {missing} is not: S3 takes both")
 
 
 def _driver() -> Any:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # the bucket may be nobody else's to read
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
-            raise _unusable(folder, e) from e
+            raise errors.ConfigError(unusable(folder, of.dsn, e.strerror)) from e
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -42,13 +43,17 @@ def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
             continue
         except OSError as e:
             os.close(descriptor)
-            raise _unusable(folder, e) from e
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            raise errors.ConfigError(unusable(folder, of.dsn, e.strerror)) from e
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        except OSError as e:
+            os.close(descriptor)
+            raise errors.ConfigError(unusable(folder, of.dsn, e.strerror)) from e
         return folder, Lock(descriptor, os.getpid())
     raise errors.PgqrsConnectionError(
         f"the S3 cache folder {folder} of {of.dsn} is in use by another process (pid {holder}), and only one can have it: give each "
-        "process an s3_cache_dir of its own"
+        "process an s3_cache_dir (PGQRS_S3_CACHE_DIR) of its own"
         + (", or leave it out" if config.s3_cache_dir and config.s3_mode is DurabilityMode.Durable else "")
     )
 
@@ -59,6 +64,24 @@ def leave_folder(lock: Lock) -> None:
         with suppress(OSError):
             fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
     os.close(lock.descriptor)
+
+
+def unusable(folder: Path, dsn: str, why: object) -> str:
+    return (
+        f"the S3 cache folder {folder}, in which the local copy of {dsn} is kept, cannot be used: {why}; make room there, or name "
+        "another with XDG_CACHE_HOME, PGQRS_S3_CACHE_DIR or s3_cache_dir"
+    )
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether SQLite says that it is the disk's or the folder's fault, and no matter of what is in the file."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    )
 
 
 def hint_file(of: S3Object) -> Path | None:
@@ -82,7 +105,7 @@ def _candidates(of: S3Object, config: Config) -> list[Path]:
     cache = _default_cache()
     if cache is None:
         raise errors.ConfigError(
-            "there is no home folder for the S3 cache: set s3_cache_dir, or XDG_CACHE_HOME"
+            "there is no home folder for the S3 cache: set s3_cache_dir, PGQRS_S3_CACHE_DIR or XDG_CACHE_HOME"
         )
     if config.s3_mode is DurabilityMode.Local:
         return [cache / _name(of) / "local"]
@@ -100,9 +123,3 @@ def _default_cache() -> Path | None:
         return (Path(base) if base else Path.home() / ".cache") / "pgqrs" / "s3"
     except RuntimeError:  # a container's user without a home
         return None
-
-
-def _unusable(folder: Path, error: OSError) -> errors.ConfigError:
-    return errors.ConfigError(
-        f"the S3 cache folder {folder} cannot be used: {error.strerror}; set s3_cache_dir to one that can"
-    )

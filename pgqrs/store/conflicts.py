@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from pgqrs.errors import ConflictError
+from pgqrs.errors import ConflictError, SchemaError
 from pgqrs.records import WorkflowRecord
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.s3 import S3Database
@@ -37,6 +37,17 @@ class CopiedStore(MessageStore):
 
     def install(self) -> int:
         return _again(super().install)
+
+    def verify(self) -> int:
+        try:
+            return super().verify()
+        except SchemaError:
+            if not self._s3.absent():
+                raise
+            raise SchemaError(
+                f"there is no database at {self._s3.dsn} yet; name another with --dsn or PGQRS_DSN, or make it: "
+                f"pgqrs install --dsn {self._s3.dsn}"
+            ) from None
 
     def ensure_queue(self, name: str) -> int:
         return _again(super().ensure_queue, name)

@@ -94,7 +94,10 @@ class Replica:
             with closing(open_file(self.path, patience_s)) as connection:
                 connection.execute("pragma journal_mode = wal")
                 stamp = _stamp(connection)
-        except (errors.PgqrsConnectionError, sqlite3.DatabaseError):
+        except (errors.PgqrsConnectionError, sqlite3.DatabaseError) as e:
+            cause = e.__cause__ if isinstance(e, errors.PgqrsConnectionError) else e
+            if cache.is_of_the_disk(cause):
+                raise self.unusable(cause) from e
             if self.dirty or not Path(self.path).is_file():
                 raise
             with self._on_disk():
@@ -111,9 +114,10 @@ class Replica:
         try:
             yield
         except OSError as e:
-            raise errors.PgqrsConnectionError(
-                f"the S3 cache folder {self.folder} cannot be written: {e.strerror}"
-            ) from e
+            raise self.unusable(e.strerror) from e
+
+    def unusable(self, why: object) -> errors.PgqrsConnectionError:
+        return errors.PgqrsConnectionError(cache.unusable(self.folder, self.object.dsn, why))
 
     # From S3 and to it. The caller holds the lock, and `writer` is in no transaction unless said.
 

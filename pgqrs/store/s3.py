@@ -5,6 +5,7 @@ commit. A process that dies between the two leaves a copy of an older version, w
 object. In Local mode only `sync` PUTs.
 """
 
+import sqlite3
 import threading
 import time
 import weakref
@@ -17,6 +18,7 @@ from pgqrs.config import Config, DurabilityMode
 from pgqrs.states import SyncState
 from pgqrs.store import sql
 from pgqrs.store.bucket import Fetched, Version, new_marker
+from pgqrs.store.cache import is_of_the_disk
 from pgqrs.store.replica import give_back, lend
 from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
 
@@ -55,6 +57,20 @@ class S3Database(SqliteDatabase):
             self._lent()
             raise
         return self._writer
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with super()._translated():
+            try:
+                yield
+            except sqlite3.OperationalError as e:
+                if is_of_the_disk(e):
+                    raise self._replica.unusable(e) from e
+                raise
+
+    def absent(self) -> bool:
+        """Whether there was no object when S3 was last asked."""
+        return self._durable and self._replica.etag is None
 
     # Transactions
 

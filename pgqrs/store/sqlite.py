@@ -22,6 +22,10 @@ from pgqrs.store.sql import Dialect
 VERSION_MIN = (3, 40)
 BUSY_POLL_S = 0.005
 BUSY_SLICE_MS = 50
+LOCKED_BY = (
+    "; somebody else holds it for longer than we wait: another process that is writing, or has it open with turso://. Wait for its "
+    "end, or stop it"
+)
 
 
 class Cursor(Protocol):
@@ -66,7 +70,7 @@ class SqliteDatabase:
 
     def _is_busy(self, error: Exception) -> bool:
         """Whether it says that another connection is writing."""
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        return is_locked(error)
 
     @contextmanager
     def transaction(self, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
@@ -226,7 +230,9 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
         connection.execute("select 1 from sqlite_master")  # the file is only looked at now
     except sqlite3.DatabaseError as e:
         told = f"cannot open the SQLite database {path}: {e}"
-        if isinstance(e, sqlite3.OperationalError):
+        if is_locked(e):
+            told += LOCKED_BY
+        elif isinstance(e, sqlite3.OperationalError):
             folder = Path(path).absolute()
             told += (
                 f"; {folder} is a folder: name a file in it"
@@ -248,13 +254,19 @@ def translated(dsn: str) -> Iterator[None]:
             raise errors.DatabaseError(
                 str(e)
             ) from e  # a value that the statement cannot take: malformed JSON
-        raise errors.PgqrsConnectionError(f"SQLite database {dsn}: {e}") from e
+        raise errors.PgqrsConnectionError(
+            f"SQLite database {dsn}: {e}{LOCKED_BY if is_locked(e) else ''}"
+        ) from e
     except sqlite3.ProgrammingError as e:
         if "closed" in str(e):
             raise errors.PgqrsConnectionError(f"the store on {dsn} was closed") from e
         raise errors.DatabaseError(str(e)) from e
     except sqlite3.Error as e:
         raise errors.DatabaseError(str(e)) from e
+
+
+def is_locked(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
 
 def lacks_schema(said: str) -> bool:

@@ -1,4 +1,5 @@
-"""Turso: SQLite's format and dialect, written anew in Rust. A file belongs to one process.
+"""Turso: SQLite's format and dialect, written anew in Rust. A file belongs to one process, or to those that share it by the
+driver's experiment (`turso_lock.py`).
 
 The driver locks a file against other processes, sqlite3 among them, and loses that lock as soon as the process opens the file a
 second time (POSIX drops all locks with any descriptor). So it is opened once, however many stores a process has: they share a
@@ -17,6 +18,7 @@ from typing import Any
 
 from pgqrs import errors
 from pgqrs.config import TURSO_SHARED, Config, turso_file
+from pgqrs.store import turso_lock
 from pgqrs.store.sqlite import (
     BUSY_POLL_S,
     Connection,
@@ -34,7 +36,8 @@ LOCKED = "locked by another process"
 
 class TursoDatabase(SqliteDatabase):
     def _opened(self, config: Config) -> Connection:
-        self._path, shared = turso_file(config.dsn)
+        named, shared = turso_file(config.dsn)
+        self._path = os.path.realpath(named)  # the driver would keep a log for each name of a file
         self._file = lend(self._path, shared, config.connection_timeout_seconds)
         self._lock = self._file.lock
         self._lent = weakref.finalize(self, give_back, self._file)
@@ -72,8 +75,14 @@ class TursoDatabase(SqliteDatabase):
 class File:
     """An open file, and the locks under which this process uses its connections."""
 
-    def __init__(self, key: tuple[object, ...], writer: "OneConnection", reader: "OneConnection") -> None:
-        self.key = key
+    def __init__(
+        self,
+        key: tuple[object, ...],
+        claim: turso_lock.Claim,
+        writer: "OneConnection",
+        reader: "OneConnection",
+    ) -> None:
+        self.key, self.claim = key, claim
         self.writer, self.lock = writer, threading.RLock()
         self.reader, self.reading = reader, threading.RLock()
         self.users = 0
@@ -108,12 +117,26 @@ _open: dict[tuple[object, ...], File] = {}
 
 
 def lend(path: str, shared: bool, patience_s: float) -> File:
-    """This process's connections to a file, to be given back once. Raises PgqrsConnectionError."""
-    key = (os.getpid(), os.path.realpath(path), shared)
+    """This process's connections to a file, by its real path, to be given back once. Raises PgqrsConnectionError."""
+    key = (os.getpid(), path, shared)
     with _lock:
+        if (os.getpid(), path, not shared) in _open:
+            raise errors.PgqrsConnectionError(
+                f"this process has the Turso database {path} open by a DSN {'without' if shared else 'with'} ?{TURSO_SHARED}: close those "
+                "stores first, or use the same DSN for all"
+            )
         file = _open.get(key)
         if file is None:
-            file = _open[key] = File(key, *_connect(path, shared, patience_s))
+            if Path(path).is_dir():
+                raise errors.PgqrsConnectionError(
+                    f"cannot open the Turso database {path}: it is a folder: name a file in it"
+                )
+            claim = turso_lock.claim(path, shared)
+            try:
+                file = _open[key] = File(key, claim, *_connect(path, shared, patience_s))
+            except BaseException:
+                claim.leave()
+                raise
         file.users += 1
         return file
 
@@ -128,6 +151,7 @@ def give_back(file: File) -> None:
     for connection in (file.reader, file.writer):
         with suppress(Exception):
             connection.close()
+    file.claim.leave()
 
 
 def _connect(path: str, shared: bool, patience_s: float) -> tuple[OneConnection, OneConnection]:
@@ -169,17 +193,10 @@ def _prepared(driver: Any, patience_s: float) -> OneConnection:
 def _why_not(path: str, error: Exception) -> str:
     if LOCKED in str(error):
         return (
-            f"the Turso database {path} is in use by another process, and only one can have it: while a supervisor runs on it, no "
-            f"other process reads, triggers or enqueues. Stop that process first, or let both name the file with ?{TURSO_SHARED} "
-            "(an experiment of the driver's), or use sqlite:// or postgresql://, which many processes share"
+            f"the Turso database {path} is in use by another program, such as sqlite3 or a process with sqlite://, and nothing else may "
+            "have it open meanwhile: stop that first"
         )
-    folder = Path(path).absolute()
-    told = f"cannot open the Turso database {path}: {error}"
-    if folder.is_dir():
-        return f"{told}; {folder} is a folder: name a file in it"
-    if not os.access(folder.parent, os.W_OK):
-        return f"{told}; the folder {folder.parent} must exist and be writable"
-    return told
+    return f"cannot open the Turso database {path}: {error}"
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_a_second_process_cannot_have_the_same_cache_folder(opened, address, tmp
     told = elsewhere(address, cache)
     assert told.returncode == 1
     assert "in use by another process (pid " in told.stderr
-    assert "s3_cache_dir of its own" in told.stderr
+    assert "s3_cache_dir (PGQRS_S3_CACHE_DIR) of its own" in told.stderr
     store.close()
     assert elsewhere(address, cache).stdout == "1\n"
 
@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_as_such_and_costs_nothing(opened, tmp_path, monkeyp
         opened().enqueue("tasks", 3)
         patched.setattr(Path, "write_bytes", full)
         time.sleep(0.06)
-        with pytest.raises(pgqrs.PgqrsConnectionError, match="cannot be written: No space left"):
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="cannot be used: No space left"):
             store.queues()
     assert [q.ready for q in store.queues()] == [3]
     store.close()

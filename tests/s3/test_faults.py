@@ -134,11 +134,14 @@ def test_connecting_to_an_s3_that_is_away_says_how_to_name_another(address, monk
 
 
 def test_a_bucket_that_is_not_there_is_named(proxy):
-    with (
-        pgqrs.connect("s3://no-such-bucket/key") as store,
-        pytest.raises(pgqrs.PgqrsConnectionError, match="there is no bucket 'no-such-bucket'"),
-    ):
+    config = pgqrs.Config("s3://no-such-bucket/key")
+    with pytest.raises(pgqrs.PgqrsConnectionError, match="there is no bucket 'no-such-bucket'"):
+        pgqrs.connect_with(config).open()
+    config.s3_mode = pgqrs.DurabilityMode.Local
+    with pgqrs.connect_with(config) as store:
         store.install()
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="there is no bucket 'no-such-bucket'"):
+            pgqrs.as_s3(store).sync()
 
 
 def test_an_object_damaged_in_s3_is_not_taken(store, opened, s3_server, address):

@@ -20,6 +20,7 @@ VARIABLES = {
     "POLL_INTERVAL_MS": ("250", "poll_interval_ms", 250),
     "SQLITE_USE_WAL": ("false", "sqlite_use_wal", False),
     "S3_MODE": ("local", "s3_mode", DurabilityMode.Local),
+    "S3_CACHE_DIR": ("some/folder", "s3_cache_dir", "some/folder"),
 }
 
 FILES = {

@@ -37,8 +37,11 @@ def test_a_second_process_is_told_that_only_one_can_have_the_file(turso_dsn):
         store.install()
         told = elsewhere(turso_dsn).stderr.splitlines()[-1]
         assert told.startswith("pgqrs.errors.PgqrsConnectionError: the Turso database /")
-        assert "is in use by another process, and only one can have it" in told
-        assert "?experimental=multiprocess_wal" in told
+        assert f"is in use by another process (pid {os.getpid()}), and only one can have it" in told
+        assert (
+            "Stop that process first. To share the file, restart it with ?experimental=multiprocess_wal"
+            in told
+        )
         assert "sqlite:// or postgresql://" in told
     assert elsewhere(turso_dsn).stdout == "1\n"
 
