@@ -38,6 +38,7 @@ def test_a_dsn_that_takes_an_extra_says_which(address, extra):
     assert (told.returncode, told.stdout) == (2, "")
     assert extra in told.stderr
     assert "Traceback" not in told.stderr
+    assert not list(ROOT.glob("x.db*"))
 
 
 def test_sqlite_runs_without_them(tmp_path):

@@ -131,6 +131,7 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
                 raise errors.PgqrsConnectionError(
                     f"cannot open the Turso database {path}: it is a folder: name a file in it"
                 )
+            _driver()  # without it, nothing is made
             claim = turso_lock.claim(path, shared)
             try:
                 file = _open[key] = File(key, claim, *_connect(path, shared, patience_s))
