@@ -35,14 +35,16 @@ limit :limit
 -- Those of these queues of which a claim would get something: what an idle supervisor asks again and again, for all at once.
 select r.queue_id
 from {rows: queue_id bigint}
-where exists (
+where (
     select 1 from pgqrs_messages m
     where m.queue_id = r.queue_id and m.archived_at is null and m.consumer_worker_id is null and m.vt <= {now}
-      and m.read_ct < :read_ct_max)
-or exists (
+      and m.read_ct < :read_ct_max
+    limit 1) = 1
+or (
     select 1 from pgqrs_messages m join pgqrs_workers h on h.id = m.consumer_worker_id
     where m.queue_id = r.queue_id and m.held_by_vt and m.archived_at is null and m.vt <= {now}
-      and m.read_ct < :read_ct_max and h.client = 'library');
+      and m.read_ct < :read_ct_max and h.client = 'library'
+    limit 1) = 1;
 
 -- name: lease
 -- Of the claiming consumer's supervisor, if it holds. It is kept from being recovered or retired until we commit: whoever does
@@ -56,7 +58,7 @@ where c.id = :consumer_id and s.lease_until > {now}
 -- name: claim
 -- The next messages of a queue for a supervisor; nothing without its lease, since what it took then nobody would ever give back.
 -- The CTE is the fence: joined as a subquery with a LIMIT, the planner may update more rows than the limit. Rows come back in no
--- order: the caller sorts by (vt, id). `begun`: it has a history.
+-- order: the caller sorts by (vt, id). `begun`: it has a history; an `exists` would do, but may be planned by hashing all runs.
 with lease as (
     {use lease}
 ), due as (
@@ -67,7 +69,7 @@ set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.re
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
-    exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
+    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
 
 -- name: claim_lapsed
 with lease as (
@@ -80,7 +82,7 @@ set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.re
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
-    exists (select 1 from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) as begun;
+    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
 
 -- name: history
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.

@@ -108,7 +108,7 @@ join pgqrs_workflow_runs w on w.message_id = r.message_id;
 update pgqrs_messages as m
 set consumer_worker_id = null,
     vt = case when r.delay_s is null
-                or exists (select 1 from pgqrs_workflow_runs w where w.message_id = m.id and w.status = 'CANCELLING')
+                or (select w.status from pgqrs_workflow_runs w where w.message_id = m.id) = 'CANCELLING'
               then m.vt else {now + r.delay_s} end,
     read_ct = case when r.refund and m.read_ct > 0 then m.read_ct - 1 else m.read_ct end
 from {rows: message_id bigint, delay_s float, refund bool}
