@@ -29,16 +29,18 @@ _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
 
 _NUMBER = Packed("<Q")
-_ENTRY = Packed(
-    "<qqqq"
-)  # message, claim number, position, length of the step's name (-1: the function's own code)
+# Message, claim number, position, length of the step's name; -1: the function's own code.
+_ENTRY = Packed("<qqqq")
 
 
 def new_board() -> int | None:
     """A descriptor to be shared, None where there are no boards."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return None
-    fd = os.memfd_create("pgqrs-board")
+    try:
+        fd = os.memfd_create("pgqrs-board")
+    except OSError:  # a sandbox that does not know or allow it
+        return None
     os.ftruncate(fd, SIZE)
     return fd
 

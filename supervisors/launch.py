@@ -182,9 +182,8 @@ class Nursery:
         self._payload_bytes_max = payload_bytes_max
         self._wanted: dict[int, Literal["sync", "async"]] = {}
         self._loaded = False
-        self._deaths: list[float] | None = (
-            None  # of new ones that came to nothing; None: none was ever loaded
-        )
+        # When new ones died before they were loaded; None: none was ever loaded.
+        self._deaths: list[float] | None = None
         self._start()
 
     def _start(self) -> None:

@@ -42,6 +42,14 @@ def test_who_dies_while_it_sends_leaves_the_rest(both):
     assert reader.unsent(2) == b"etwo"
 
 
+def test_a_sandbox_that_allows_no_shared_page_has_no_boards(monkeypatch):
+    def refused(name):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    assert board.new_board() is None
+
+
 def interrupted(frames):
     raise KeyboardInterrupt
 

@@ -1,6 +1,6 @@
 -- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
 -- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
--- nothing that was written for it may be committed. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
+-- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
 -- checkpoint after a takeover.
 
 -- name: fence

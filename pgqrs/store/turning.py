@@ -1,4 +1,4 @@
-"""A supervisor's turn: what its runs wrote and what it claims, one transaction for all of it.
+"""A supervisor's turn: what its runs wrote and what it claims. Writes, and the claims that come with them, are one transaction.
 
 Each statement is answered before the next one is sent. In a pipeline, which would save that time, a server waits for more without
 its clock running: a supervisor that was stopped in the middle would keep its locks, and everybody from taking over from it, until it
@@ -47,7 +47,8 @@ class Turn(Struct, frozen=True):
 def turn(
     database: Database, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False
 ) -> Turn:
-    """One transaction: the writes in their order of kinds, then the claims, which see what the writes released.
+    """One transaction: the writes in their order of kinds, then the claims, which see what the writes released. Without writes, each
+    claim on a server commits by itself.
 
     If the database refuses a value, the writes are replayed one by one, so that it hurts its own run only.
     `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its

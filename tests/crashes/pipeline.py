@@ -256,6 +256,16 @@ def gated(evidence: str, gate: str) -> list[str]:
     return [first(evidence), wait_for(evidence, gate), last(evidence)]
 
 
+@pgqrs.workflow
+def busy_between_steps(evidence: str, gate: str) -> list[str]:
+    """In its own code the first time only."""
+    done = first(evidence)
+    if note(evidence) == 1:
+        while not Path(gate).exists():
+            time.sleep(0.001)
+    return [done, last(evidence)]
+
+
 @pgqrs.step(retry=pgqrs.StepRetryPolicy(3, pgqrs.BackoffStrategy.fixed(0.05)))
 def flaky(evidence: str) -> int:
     tries = note(evidence)

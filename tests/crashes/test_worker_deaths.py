@@ -276,6 +276,30 @@ def test_a_nursery_that_dies_while_it_imports_is_replaced_a_few_times() -> None:
         nursery.close()
 
 
+def test_a_checkpoint_is_recorded_while_the_function_s_own_code_goes_on(dsn: str, tmp_path: Path) -> None:
+    """Its worker has nothing to send it with until that ends: the supervisor looks for itself."""
+    gate = tmp_path / "gate"
+    with connected(dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.busy_between_steps, str(tmp_path / "e"), str(gate))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=f"{PIPELINE}:busy_between_steps"):
+            eventually(lambda: [s.step_name for s in run.steps()] == ["first"])
+            assert run.status == "RUNNING"
+            gate.touch()
+            assert run.result(20) == ["first", "last"]
+
+
+def test_a_death_in_the_function_s_own_code_does_not_repeat_the_step_before(dsn: str, tmp_path: Path) -> None:
+    with connected(dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.busy_between_steps, str(tmp_path / "e"), str(tmp_path / "gate"))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=f"{PIPELINE}:busy_between_steps"):
+            os.kill(eventually(lambda: starts(tmp_path / "e")[1:])[0].pid, signal.SIGKILL)
+            assert run.result(20) == ["first", "last"]
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "None", "None", "last"]
+        assert run.record().attempt == 2
+
+
 def test_async_runs_survive_the_death_of_their_worker(
     sqlite_dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
