@@ -205,7 +205,9 @@ class Core:
                 worker.on_cpu = _on_cpu(
                     worker, run, wire.Started(run.id, 0, position=frame.position + 1), now
                 )
-                self._save(Write(run.claim, step=_step_of(frame, worker)), urgent=len(worker.runs) == 1)
+                step = _step_of(frame, worker)
+                run.record(step)
+                self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
                 self._measured(run, frame.seconds)
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
@@ -262,18 +264,21 @@ class Core:
         self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
-        """A worker returned it: cancelled, never started, or left at a boundary for a shutdown."""
+        """From a worker that did not end it: never started there, or left at a boundary, or not what that died of. It goes on in
+        another, under the same claim and from its last recorded step, once that is committed."""
         if run.ending:
             return
+        run.worker = None
         if run.cancelling:
             self._end(
                 run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
             )
-        elif self.level or run.started:
+        elif self.level or run.recorded is None:
             self._end(run, Write(run.claim, message=Release()), urgent=True)
-        else:
-            run.worker = None
+        elif not run.unsaved:
             self.waiting.appendleft(run)
+        else:
+            self._out.append(Hurry())
 
     def _off_cpu(self, worker: Worker, message_id: int) -> None:
         if worker.on_cpu and worker.on_cpu.run == message_id:
@@ -292,6 +297,7 @@ class Core:
             run = self.runs.get(write.claim.message_id)
             if run is None or run.claim != write.claim:
                 continue
+            run.unsaved -= 1
             if not outcome.applied:
                 self._not_applied(run, outcome)
             elif write.message is not None:
@@ -307,6 +313,9 @@ class Core:
                     self._out.append(
                         Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
                     )
+            elif not run.ending and not run.unsaved:
+                run.cancelling = outcome.status == WorkflowStatus.Cancelling
+                self._came_back(run)
 
     def _not_applied(self, run: Run, outcome: Outcome) -> None:
         if outcome.failure is None:
@@ -423,7 +432,7 @@ class Core:
             if run.ending:
                 continue
             if blamed is None or blamed.run != run.id:
-                self._came_back_from_the_dead(run)
+                self._came_back(run)
             elif over is None:
                 self._end_as(run, endings.crashed(run, worker, event, blamed, self.settings), urgent=True)
             elif over.limit == "run":
@@ -436,7 +445,6 @@ class Core:
             self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
-            self.scheduling.unsteady(now)
             note = f"worker {worker.id} (pid {worker.pid}) {how}"
             self._out.append(
                 Note(
@@ -452,18 +460,6 @@ class Core:
         if run.worker is not None and (worker := self.workers.get(run.worker)):
             self._stop_at(worker, run)
         self._end_as(run, endings.run_over_limit(run, self.settings), urgent=True)
-
-    def _came_back_from_the_dead(self, run: Run) -> None:
-        """Not what killed the worker: back in the queue at its old place, uncharged, and claimed in the same turn."""
-        if run.cancelling:
-            self._end(
-                run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
-            )
-        elif not run.started and not self.level:
-            run.worker = None
-            self.waiting.appendleft(run)
-        else:
-            self._end(run, Write(run.claim, message=Release()), urgent=True)
 
     # Stopping
 
@@ -541,18 +537,22 @@ class Core:
         self._out.append(command)
 
     def _save(self, write: Write, urgent: bool = False) -> None:
-        if write.step is not None and (run := self.runs[write.claim.message_id]).crashes:
-            run.crashes = 0  # this is committed before its next crash is: the budget starts anew
-            write = replace(write, forgives=True)
         self._saving += 1
+        run = self.runs.get(write.claim.message_id)
+        if run is not None and run.claim == write.claim:
+            run.unsaved += 1
+            if write.step is not None and run.crashes:
+                run.crashes = 0  # this is committed before its next crash is: the budget starts anew
+                write = replace(write, forgives=True)
         self._out.append(Save(write, urgent))
 
 
 def _begin(run: Run) -> Begin | None:
-    """Of a run that has not been seen before."""
-    if run.started:
-        return None
+    """Of a run that no worker has begun before."""
     run.started = True
+    if run.begun:
+        return None
+    run.begun = True
     workflow_id = run.function.workflow_id
     return None if workflow_id is None else Begin(workflow_id, run.claimed.attempt + 1)
 

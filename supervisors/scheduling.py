@@ -6,15 +6,7 @@ from typing import Any
 
 from supervisors import wire
 from supervisors.events import Command, Kind, Send, Want
-from supervisors.state import (
-    COMMIT_HIDE_UNSTEADY_S,
-    STEADY_AFTER_S,
-    Function,
-    Queue,
-    Run,
-    Settings,
-    Worker,
-)
+from supervisors.state import Function, Queue, Run, Settings, Worker
 
 CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
 LANES_MIN, LANES_MAX = 2, 256
@@ -43,23 +35,14 @@ class Scheduling:
         self._workers = workers
         self._order = order
         self._turn = 0
-        self._hide_s = settings.commit_hide_s
-        self._steady_from = 0.0
 
     @property
     def commit_every_s(self) -> float:
         """How long what nobody waits for may wait for company: half of what workers have at hand."""
-        return self._hide_s / 2
-
-    def unsteady(self, now: float) -> None:
-        """A worker has died: as long as that goes on, each has less at hand."""
-        self._steady_from = now + STEADY_AFTER_S
-        self._hide_s = min(COMMIT_HIDE_UNSTEADY_S, self._settings.commit_hide_s)
+        return self._settings.commit_hide_s / 2
 
     def dispatch(self, now: float) -> None:
         """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
-        if now >= self._steady_from:
-            self._hide_s = self._settings.commit_hide_s
         for worker in self._workers.values():
             if not worker.runs:
                 worker.exclusive = False
@@ -109,9 +92,8 @@ class Scheduling:
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
         worker.take(run)
         worker.given += 1
-        run.worker = worker.id
-        steps = run.claimed.steps
-        for chunk in _chunks(steps):
+        run.worker, run.started = worker.id, False
+        for chunk in _chunks(run.history()):
             self._order(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
@@ -238,7 +220,7 @@ class Scheduling:
         if function.is_async:
             return ASYNC_LANES
         step_s = self._queues[function.queue_id].step_s
-        return max(LANES_MIN, min(LANES_MAX, round(self._hide_s / max(step_s, 1e-6))))
+        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
 
 
 def _open(w: Worker) -> bool:

@@ -6,11 +6,15 @@ import msgspec
 from msgspec import Struct
 
 from pgqrs.retry import BackoffStrategy
-from pgqrs.writes import Claim, Claimed
+from pgqrs.writes import Claim, Claimed, RecordedStep, Step
 from supervisors import wire
 from supervisors.events import Kind
 
 POLL_MIN_S = 0.005
+RECORDED_BYTES_MAX = (
+    64 * 1024
+)  # of a run's steps, kept for the death of its worker; with more, it is claimed anew
+RECORDED_STEP_BYTES = 400  # the objects of one
 
 Limit = Literal["time", "memory", "run"]  # of a step, of its process, of the whole run
 
@@ -28,10 +32,8 @@ class Function(Struct, frozen=True):
 
 
 # Work that a worker should have at hand to be busy until it is committed: 20 lanes of 10 ms steps. Each turn costs some 3 ms of CPU
-# on both sides, so few turns are good for the steps; but the death of a worker makes its lanes start anew elsewhere.
+# on both sides, so few turns are good for the steps.
 COMMIT_HIDE_S = 0.2
-COMMIT_HIDE_UNSTEADY_S = 0.05
-STEADY_AFTER_S = 5.0  # without a death
 
 
 class Settings(Struct, frozen=True):
@@ -55,7 +57,13 @@ class Run(Struct, eq=False):
     claimed: Claimed
     crashes: int
     worker: int | None = None
-    started: bool = False
+    begun: bool = False  # its row says so, or will
+    started: bool = False  # on this worker
+    unsaved: int = 0  # writes on their way
+    recorded: list[Step] | None = msgspec.field(
+        default_factory=list
+    )  # since it was claimed; None: too much to keep
+    recorded_bytes: int = 0
     cancelling: bool = False
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
@@ -73,6 +81,24 @@ class Run(Struct, eq=False):
     @property
     def isolated(self) -> bool:
         return self.crashes > 0
+
+    def record(self, step: Step) -> None:
+        self.recorded_bytes += RECORDED_STEP_BYTES + len(step.output or b"") + len(step.error or b"")
+        if self.recorded_bytes > RECORDED_BYTES_MAX:
+            self.recorded = None
+        elif self.recorded is not None:
+            self.recorded.append(step)
+
+    def history(self) -> tuple[RecordedStep, ...]:
+        """What was recorded of it, before it was claimed and since."""
+        if not self.recorded:
+            return self.claimed.steps
+        latest = {s.name: s for s in self.claimed.steps}
+        for s in self.recorded:
+            latest[s.name] = RecordedStep(
+                s.name, s.position, s.status.value, s.output, s.error, s.retry_count
+            )
+        return tuple(latest.values())
 
 
 class OnCpu(Struct, frozen=True):

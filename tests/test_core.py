@@ -12,7 +12,7 @@ from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, 
 from supervisors import core as cores
 from supervisors import events, limits, scheduling, wire
 from supervisors.core import Core
-from supervisors.state import Function, Settings
+from supervisors.state import RECORDED_BYTES_MAX, Function, Settings
 
 FLOW = Function("flow", "workflow", False, "flow", 1, 11)
 PLAIN = Function("plain", "handler", False, "plain", 2, None)
@@ -372,8 +372,66 @@ def test_only_the_run_on_the_cpu_is_charged():
     assert by_run[2].crash.step == "b"
     assert by_run[2].crash.signal == "SIGSEGV"
     assert by_run[2].message == Release()
+    assert set(by_run) == {2}
+
+
+def test_what_a_dead_worker_had_begun_goes_on_in_another_from_what_it_has_recorded():
+    before = RecordedStep("s0", 0, "ERROR", None, b"null", 1)
+    scene = Scene(lanes=2).up().takes(message(1, steps=(before,), attempt=1), message(2))
+    scene.says(1, started(1), checkpoint(1), started(2, "b")).saves().dies(1).boot()
+    recorded = RecordedStep("s0", 0, "SUCCESS", b"1", None, 0)
+    assert scene.all_sent(wire.History, 2) == [wire.History(1, (recorded,))]
+    [again] = scene.all_sent(wire.Execute, 2)
+    assert (again.message_id, again.claim_no, again.attempt) == (1, 1, 2)
+    scene.take_unsaved()
+    scene.says(2, started(1), started(1, "c", 1), checkpoint(1, 1), finished(1))
+    assert [(w.begin, bool(w.step), w.message) for w in scene.unsaved] == [
+        (None, True, None),
+        (None, False, Archive()),
+    ]
+
+
+def test_a_run_goes_on_only_when_what_it_said_before_is_committed():
+    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2, "b"))
+    assert scene.dies(1).ordered(events.Hurry)
+    scene.boot()
+    assert scene.all_sent(wire.Execute, 2) == []
+    assert [e.message_id for e in scene.saves().sent(wire.Execute, 2)] == [1]
+
+
+@pytest.mark.parametrize("answer", ["cancelling", "lost", "refused", "stopping"])
+def test_a_run_between_two_workers_hears_what_becomes_of_it(answer):
+    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2, "b")).dies(1)
+    match answer:
+        case "cancelling":
+            [end] = scene.saves(CANCELLING).unsaved
+            assert (end.settle, end.message) == (Settle(CANCELLED), Archive())
+        case "lost":
+            assert scene.loses().core.runs == {}
+        case "refused":
+            ends = {w.claim.message_id: w for w in scene.refuses().unsaved}
+            assert ends[1].settle.status == ERROR
+        case "stopping":
+            [end] = scene.stop(1).saves().unsaved
+            assert (end.claim.message_id, end.message) == (1, Release())
+    assert scene.waiting() == []
+    assert scene.all_sent(wire.Execute, 2) == []
+
+
+def test_a_run_that_recorded_too_much_to_keep_is_claimed_anew():
+    scene = running(1, 2, lanes=2)
+    long = wire.Checkpoint(1, 1, 0, "s0", b"x" * RECORDED_BYTES_MAX, None, 0.01, 0.0, 0)
+    scene.says(1, started(1), long, started(2, "b")).saves().dies(1)
+    by_run = {w.claim.message_id: w for w in scene.unsaved}
     assert (by_run[1].crash, by_run[1].message) == (None, Release())
-    assert 3 not in by_run
+
+
+def test_what_was_begun_in_a_dead_worker_and_not_yet_in_the_next_is_given_back_like_any_other():
+    scene = running(1, 2).says(1, started(1), checkpoint(1), started(2, "b")).saves().dies(1).boot()
+    assert scene.at(2) == [1]
+    scene.take_unsaved()
+    assert scene.says(2, wire.Returned((1,))).unsaved == []
+    assert [e.message_id for e in scene.all_sent(wire.Execute, 2)] == [1, 1]
 
 
 def test_what_had_not_started_goes_to_another_worker_without_a_write():
@@ -395,8 +453,9 @@ def test_a_worker_that_dies_with_nothing_on_the_cpu_charges_nobody():
         .saves()
         .says(1, wire.Idle())
     )
-    scene.dies(1)
-    assert [w.crash for w in scene.unsaved] == [None, None]
+    scene.dies(1).boot()
+    assert scene.unsaved == []
+    assert sorted(scene.at(2)) == [1, 2]
 
 
 def test_code_between_two_steps_is_charged_as_the_functions_own():
@@ -406,7 +465,7 @@ def test_code_between_two_steps_is_charged_as_the_functions_own():
 
 
 def test_a_checkpoint_that_arrived_before_the_death_is_kept():
-    scene = in_step().says(1, checkpoint(1)).dies(1)
+    scene = in_step().says(1, checkpoint(1)).says(1, started(1, "b", 1)).dies(1)
     assert [bool(w.step) for w in scene.unsaved] == [True, False]
 
 
@@ -552,10 +611,8 @@ def test_a_step_killed_at_its_limit_has_failed(retry, count):
 
 def test_a_step_that_ends_while_it_is_being_killed_is_not_charged():
     scene = in_step(timeout_s=10.0).after(10).says(1, checkpoint(1)).dies(1, "SIGTERM")
-    assert [(w.crash, w.step.status if w.step else None) for w in scene.unsaved] == [
-        (None, SUCCESS),
-        (None, None),
-    ]
+    assert [(w.crash, w.step.status) for w in scene.unsaved] == [(None, SUCCESS)]
+    assert [e.message_id for e in scene.saves().boot().all_sent(wire.Execute, 2)] == [1]
 
 
 def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
@@ -565,7 +622,8 @@ def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
     scene.after(1)
     scene.dies(1, "SIGKILL")
     charged = {w.claim.message_id: (w.crash, w.step is not None) for w in scene.unsaved}
-    assert charged == {1: (None, False), 2: (None, True)}
+    assert charged == {2: (None, True)}
+    assert scene.boot().at(2) == [1]
 
 
 def test_a_step_without_a_limit_may_take_for_ever():

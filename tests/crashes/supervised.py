@@ -86,15 +86,21 @@ class Supervised:
 
 
 def children(pid: int) -> list[int]:
+    """Those that live."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            found += [int(child) for child in listed.read_text().split()]
         except OSError:
             continue
-        if int(parent) == pid and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
+    return [child for child in found if _lives(child)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def zombies(parent: int) -> int:
