@@ -9,12 +9,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from pgqrs import errors
+from pgqrs.store.prepared import Prepared
 
 Row = tuple[Any, ...]
 Key = tuple[object, ...]
@@ -26,13 +28,19 @@ MAX_IDLE_S = 30.0
 HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was woken polls again by itself
 
 
+class PooledConnection(psycopg.Connection[Row]):
+    @cached_property
+    def prepared(self) -> Prepared:
+        return Prepared(self)
+
+
 class Connections:
     """A pool for transactions, and one connection outside it for hints, opened when first needed."""
 
     def __init__(
         self,
         key: Key | None,
-        pool: "ConnectionPool[psycopg.Connection[Row]]",
+        pool: "ConnectionPool[PooledConnection]",
         connect: Callable[[], psycopg.Connection[Row]],
         notify: Callable[[psycopg.Connection[Row], list[str]], bool],
     ) -> None:

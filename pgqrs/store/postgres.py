@@ -21,7 +21,8 @@ from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row
-from pgqrs.store.pooling import MAX_IDLE_S, Connections, abandon, give_back, lend
+from pgqrs.store.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
+from pgqrs.store.prepared import Prepared
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
@@ -69,7 +70,7 @@ class PostgresDatabase:
     reading = single
 
     @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+    def _connection(self) -> Iterator[PooledConnection]:
         """In autocommit: what is more than a statement says where it begins and ends."""
         if os.getpid() != self._pid:
             raise errors.InternalError(
@@ -77,11 +78,16 @@ class PostgresDatabase:
             )
         if not self._lent.alive:
             raise errors.PgqrsConnectionError(f"the store on {redact(self.dsn)} was closed")
-        with self._translated(), self._pool.connection() as connection:
-            yield connection
+        # Not `pool.connection()`: that commits, which in autocommit is work for nothing.
+        with self._translated():
+            connection = self._pool.getconn()
+            try:
+                yield connection
+            finally:
+                self._pool.putconn(connection)
 
-    def _on(self, connection: psycopg.Connection[Row], at: datetime | None) -> "PostgresTransaction":
-        return PostgresTransaction(connection, self._clock if at is None else lambda: at)
+    def _on(self, connection: PooledConnection, at: datetime | None) -> "PostgresTransaction":
+        return PostgresTransaction(connection, self._clock if at is None else lambda: at, connection.prepared)
 
     def prepare(self) -> None:
         pass
@@ -118,15 +124,16 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
 
 
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
-    def configure(connection: psycopg.Connection[Row]) -> None:
+    def configure(connection: PooledConnection) -> None:
         connections.opened.add(connection)
         prepare_connection(connection, config)
         if steady_plans:
             connection.execute(STEADY_PLANS)
             connection.execute(IDLE_TRANSACTION)
 
-    pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
+    pool = ConnectionPool(
         conninfo(config.dsn),
+        connection_class=PooledConnection,
         min_size=0,
         max_size=config.max_connections,
         timeout=config.connection_timeout_seconds,
@@ -156,10 +163,15 @@ class PostgresTransaction:
     dialect: Dialect = "postgres"
 
     def __init__(
-        self, connection: psycopg.Connection[Any], clock: Callable[[], datetime] | None = None
+        self,
+        connection: psycopg.Connection[Any],
+        clock: Callable[[], datetime] | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
+        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose what was prepared."""
         self._connection = connection
         self._clock = clock
+        self._prepared = prepared
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         known = sql.statement(statement, "postgres", self._clock is not None)
@@ -170,6 +182,8 @@ class PostgresTransaction:
                 params[name] = _array(kind, values)
         if self._clock is not None:
             params["now"] = self._clock()
+        if self._prepared is not None:
+            return self._prepared.run(known, params)
         cursor = self._connection.cursor(row_factory=tuple_row)
         cursor.execute(known.encoded, params)
         return cursor.fetchall() if cursor.description else []

@@ -38,7 +38,9 @@ class Statement(Struct, frozen=True):
     name: str
     sql: str
     columns: tuple[tuple[str, str], ...]
-    encoded: bytes  # `sql`, as the driver wants it
+    encoded: bytes  # `sql`, as the driver's cursor wants it
+    numbered: bytes = b""  # the same for the server itself, with $1 for the first of `parameters`
+    parameters: tuple[str, ...] = ()
 
 
 @cache
@@ -90,7 +92,11 @@ def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Stat
     else:
         sql, words = source, _sqlite_words()
     sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
-    return Statement(name, sql, columns, sql.encode())
+    if dialect == "sqlite":
+        return Statement(name, sql, columns, sql.encode())
+    parameters = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda m: f"${parameters.index(m[1]) + 1}", sql)
+    return Statement(name, sql, columns, sql.encode(), numbered.encode(), parameters)
 
 
 def _postgres_words(own_clock: bool) -> Callable[[str], str]:

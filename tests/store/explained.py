@@ -15,6 +15,9 @@ from msgspec import Struct
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from pgqrs.store.prepared import Prepared
+from pgqrs.store.sql import Statement
+
 LIVE = ("pgqrs_messages", "pgqrs_workflow_runs", "pgqrs_workflow_steps")
 VERBS = ("select", "with", "insert", "update", "delete")
 
@@ -86,11 +89,19 @@ def explaining() -> Iterator[list[Explained]]:
             seen.append(found)
         return sent(self, query, params, **options)
 
+    def run(self: Any, statement: Statement, params: dict[str, Any]) -> list[Any]:
+        cursor = self._connection.cursor(row_factory=tuple_row)
+        cursor.execute(statement.encoded, params)
+        return cursor.fetchall() if cursor.description else []
+
+    prepared = Prepared.run
     psycopg.Cursor.execute = execute  # type: ignore[method-assign]
+    Prepared.run = run  # type: ignore[method-assign]
     try:
         yield seen
     finally:
         psycopg.Cursor.execute = sent  # type: ignore[method-assign]
+        Prepared.run = prepared  # type: ignore[method-assign]
 
 
 def _explain(connection: Any, sent: Any, text: str, params: Any) -> Explained | None:

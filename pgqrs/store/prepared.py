@@ -1,0 +1,74 @@
+"""Our statements on a connection of our own, prepared, past the driver's cursor: that looks at each execution anew for what never
+changes here, the placeholders, the types, whether to prepare, which takes as long as the server does to insert a row."""
+
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import generators
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus
+
+from pgqrs.store.database import Row
+from pgqrs.store.sql import Statement
+
+PREPARE_AT = 2  # executions on a connection: once is not worth a turn of its own
+
+
+class Prepared:
+    """Statements by one connection. Nothing else may deallocate what it prepared there."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._loading = Transformer(connection)
+        self._executions: dict[tuple[bytes, tuple[int, ...]], int] = {}
+        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+
+    def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
+        """As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and datetime."""
+        values = [params[name] for name in statement.parameters]
+        types = tuple([_OID[type(v)] for v in values])
+        data = [None if v is None else _text(v) for v in values]
+        link, what = self._connection.pgconn, (statement.numbered, types)
+        with self._connection.lock:
+            name = self._names.get(what) or self._prepared(what)
+            if name is None:
+                link.send_query_params(statement.numbered, data, types)
+            else:
+                link.send_query_prepared(name, data)
+            return self._answer()
+
+    def _prepared(self, what: tuple[bytes, tuple[int, ...]]) -> bytes | None:
+        self._executions[what] = count = self._executions.get(what, 0) + 1
+        if count < PREPARE_AT:
+            return None
+        name = b"pgqrs_%d" % len(self._names)
+        self._connection.pgconn.send_prepare(name, *what)
+        self._answer()
+        self._names[what] = name
+        return name
+
+    def _answer(self) -> list[Row]:
+        link = self._connection.pgconn
+        *_, result = self._connection.wait(generators.execute(link))
+        if result.status == ExecStatus.TUPLES_OK:
+            self._loading.set_pgresult(result)
+            return self._loading.load_rows(0, result.ntuples, tuple)
+        if result.status != ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+        return []
+
+
+# By these a server knows what an expression of parameters alone is; of text it finds out itself.
+_OID: dict[type, int] = {type(None): 0, bool: 16, int: 20, float: 701, str: 0, datetime: 1184}
+
+
+def _text(value: Any) -> bytes:
+    match value:
+        case str():
+            return value.encode()
+        case bool():
+            return b"t" if value else b"f"
+        case datetime():
+            return value.isoformat().encode()
+    return repr(value).encode()
