@@ -21,6 +21,11 @@ select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bi
 from {rows: payload json}
 returning id;
 
+-- name: reserve_messages
+-- PostgreSQL's own, for a COPY, which returns no ids: they are taken first, and the times with them.
+select nextval(pg_get_serial_sequence('pgqrs_messages', 'id')), {now + :delay_s}, {now}
+from generate_series(1, cast(:count as bigint));
+
 -- name: lock_message
 -- What a caller changes goes through here. It locks and no more: having waited for a lock, a statement still sees other
 -- tables as they were before.

@@ -22,6 +22,13 @@ class Transaction(Protocol):
         """Runs the statements of a migration."""
 
 
+class Copying(Transaction, Protocol):
+    """One of PostgreSQL's."""
+
+    def copy_in(self, table: str, data: bytes) -> None:
+        """COPY into these columns of a table; `data` is a line a row, in COPY's text format."""
+
+
 class Database(Protocol):
     """One database. Safe to use from several threads; refused after a fork."""
 

@@ -188,6 +188,13 @@ class PostgresTransaction:
         cursor.execute(known.encoded, params)
         return cursor.fetchall() if cursor.description else []
 
+    def copy_in(self, table: str, data: bytes) -> None:
+        with (
+            self._connection.cursor() as cursor,
+            cursor.copy(f"copy {table} from stdin".encode()) as copy,
+        ):
+            copy.write(data)
+
     def script(self, sql: str) -> None:
         self._connection.execute(sql.encode())
 

@@ -20,14 +20,16 @@ left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.archived_at is not null;
 
 -- name: begin_runs
+-- A run that ends in the turn in which it begins is written once: `settle_runs` then finds it ended, and has nothing to do.
 insert into pgqrs_workflow_runs as w
-    (workflow_id, message_id, status, input, created_at, updated_at, started_at, worker_id, attempt)
-select r.workflow_id, r.message_id, cast('RUNNING' as {status}), m.payload, {now}, {now}, {now}, r.consumer_id, r.attempt
-from {rows: workflow_id bigint, message_id bigint, consumer_id bigint, attempt int}
+    (workflow_id, message_id, status, input, output, error, created_at, updated_at, started_at, completed_at, worker_id, attempt)
+select r.workflow_id, r.message_id, cast(coalesce(r.ended, 'RUNNING') as {status}), m.payload, r.result, r.failure,
+       {now}, {now}, {now}, case when r.ended is not null then {now} end, r.consumer_id, r.attempt
+from {rows: workflow_id bigint, message_id bigint, consumer_id bigint, attempt int, ended text, result json, failure json}
 join pgqrs_messages m on m.id = r.message_id
 where true
 on conflict (message_id) do update
-set status = case when w.status = 'CANCELLING' then w.status else excluded.status end,
+set status = case when w.status = 'CANCELLING' then w.status else 'RUNNING' end,
     started_at = coalesce(w.started_at, excluded.started_at),
     updated_at = excluded.updated_at,
     paused_at = null,

@@ -134,11 +134,8 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
     """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
     if not live:
         return {}
-    if begun := {
-        w.claim.message_id: (w.begin.workflow_id, w.claim.message_id, w.claim.consumer_id, w.begin.attempt)
-        for w in live
-        if w.begin
-    }:
+    settled = {w.claim.message_id: _settle_row(w) for w in live if w.settle}
+    if begun := {w.claim.message_id: _begin_row(w, settled.get(w.claim.message_id)) for w in live if w.begin}:
         tx.run("begin_runs", begun.values())
     if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
         tx.run("save_steps", [_step_row(w) for w in steps.values()])
@@ -148,11 +145,7 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
         tx.run("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
         if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
             tx.run("crash_steps", stepped)
-    if settled := {
-        w.claim.message_id: (w.claim.message_id, w.settle.status.value, w.settle.output, w.settle.error)
-        for w in live
-        if w.settle
-    }:
+    if settled:
         tx.run("settle_runs", settled.values())
     # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
     states = tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))
@@ -163,6 +156,23 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
     }:
         tx.run("archive", archived.items())
     return dict(states)
+
+
+def _settle_row(w: Write) -> Row:
+    s = w.settle
+    assert s is not None
+    return w.claim.message_id, s.status.value, s.output, s.error
+
+
+def _begin_row(w: Write, settled: Row | None) -> Row:
+    """`settled`: what its run is settled to in the same turn."""
+    b = w.begin
+    assert b is not None
+    ending = settled[1:] if settled is not None and settled[1] in _ENDED else (None, None, None)
+    return b.workflow_id, w.claim.message_id, w.claim.consumer_id, b.attempt, *ending
+
+
+_ENDED = {s.value for s in WorkflowStatus if s.terminal}
 
 
 def _step_row(w: Write) -> Row:

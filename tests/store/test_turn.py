@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from tests.store.given import (
     CANCELLED,
@@ -295,6 +296,44 @@ def test_a_whole_run_may_go_in_one_turn(flow):
     )
     assert [o.status for o in turn.outcomes] == [SUCCESS] * 4
     assert json(flow.store.settled(claim.message_id).output) == 9
+
+
+@pytest.mark.parametrize("status", [SUCCESS, ERROR, CANCELLED])
+def test_a_run_that_ends_in_the_turn_in_which_it_begins_is_whole(status, flow, clock):
+    flow.trigger(2)
+    alone, together = (c.claim for c in flow.consumer.claim())
+    end = Settle(status, b"[1]", b'{"e": 2}')
+    flow.store.turn([flow.begin(alone, 3)])
+    flow.store.turn([Write(alone, settle=end, message=Archive())])
+    flow.store.turn([flow.begin(together, 3), Write(together, settle=end, message=Archive())])
+    one, other = (flow.store.run(c.message_id) for c in (alone, together))
+    same = (
+        "status",
+        "output",
+        "error",
+        "attempt",
+        "created_at",
+        "started_at",
+        "updated_at",
+        "completed_at",
+    )
+    assert [getattr(one, f) for f in same] == [getattr(other, f) for f in same]
+    assert (other.status, other.output, other.attempt) == (status, [1], 3)
+
+
+@pytest.mark.parametrize("status", [WorkflowStatus.Running, WorkflowStatus.Paused])
+def test_a_run_that_only_leaves_in_the_turn_in_which_it_begins_has_not_ended(status, flow):
+    flow.trigger()
+    claim = flow.consumer.claim_one()
+    leaves = Write(claim, settle=Settle(status, error=b'"later"'), message=Release(5.0))
+    assert [o.status for o in flow.store.turn([flow.begin(claim), leaves]).outcomes] == [status] * 2
+    assert flow.store.run(claim.message_id).completed_at is None
+
+
+def test_what_was_to_be_cancelled_and_begins_and_ends_in_one_turn_is_cancelled(flow, cancelling):
+    turn = flow.store.turn([flow.begin(cancelling, 2), finish(cancelling, SUCCESS, b"1")])
+    assert [o.status for o in turn.outcomes] == [CANCELLED] * 2
+    assert flow.store.run(cancelling.message_id).output is None
 
 
 def test_outcomes_come_in_the_order_of_the_writes(flow):
