@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from pgqrs import errors
+from pgqrs.store.store import COPY_MIN
 from tests.store.given import Consumer, columns, execute, ids, when
 
 
@@ -44,6 +45,24 @@ def test_payloads_come_back_as_they_were(store, queue, consumer):
     numbers = store.enqueue(queue, [msgspec.json.encode(v) for v in VALUES])
     assert [msgspec.json.decode(c.payload) for c in consumer.claim(100)] == VALUES
     assert [store.message(n).payload for n in numbers] == VALUES
+
+
+def test_many_at_once_are_what_they_are_alone(store, queue, dsn):
+    """Many go another way on PostgreSQL, by COPY: with the same columns, whatever is in the payloads."""
+    raw = [msgspec.json.encode(v) for v in VALUES] + [
+        b'{"a":\n\t[1,\r\n2]}',
+        b'"\\\\N"',
+        b'"\\\\."',
+        b'"\\\\t\\\\\\\\"',
+    ]
+    many = raw * (-(-COPY_MIN // len(raw)))
+    alone = [store.enqueue(queue, [p], delay_s=2.5, producer_id=7)[0] for p in raw]
+    together = store.enqueue(queue, many, delay_s=2.5, producer_id=7)
+    assert together == list(range(together[0], together[0] + len(many)))
+    rest = "payload, queue_id, vt, enqueued_at, read_ct, producer_worker_id, consumer_worker_id, archived_at, claim_no"
+    rows = {row[0]: row[1:] for row in columns(dsn, "pgqrs_messages", f"id, {rest}")}
+    for one, other in zip(alone * (len(many) // len(raw)), together, strict=True):
+        assert rows[one] == rows[other]
 
 
 def test_a_mebibyte_comes_back_as_it_was(store, queue, consumer):

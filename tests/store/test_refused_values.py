@@ -3,6 +3,7 @@
 import pytest
 
 from pgqrs import errors
+from pgqrs.store.store import COPY_MIN
 from tests.store.given import RUNNING, SUCCESS, columns, execute, finish, ids, step, wrote
 
 LONG = "n" * 300
@@ -62,15 +63,17 @@ def test_writes_of_one_run_around_the_bad_one_keep_their_order(flow):
 
 
 @pytest.mark.parametrize("value", [b'"\\u0000"', b'{"\\u0000": 1}', b"{not json", b'"\\ud800"'])
-def test_what_jsonb_refuses_is_a_refusal_on_postgres(value, flow):
+def test_what_jsonb_refuses_is_a_refusal_on_postgres(value, flow, dsn):
     if flow.store.database.dialect == "sqlite":
         return  # holds text as it is
     claim = flow.begun()
     outcome = wrote(flow.store, step(claim, output=value))
     assert not outcome.applied
     assert outcome.failure
-    with pytest.raises(errors.DatabaseError):
-        flow.store.enqueue(flow.workflow.queue_id, [value])
+    for beside in (0, COPY_MIN):
+        with pytest.raises(errors.DatabaseError):
+            flow.store.enqueue(flow.workflow.queue_id, [b"1"] * beside + [value])
+    assert columns(dsn, "pgqrs_messages", "id") == [(claim.message_id,)]
 
 
 def test_json_nested_too_deeply_for_the_server_is_no_loss_of_connection(flow):
