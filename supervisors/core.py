@@ -202,9 +202,7 @@ class Core:
         match frame:
             case wire.Checkpoint():
                 # The function's own code goes on from here, until another run starts or the worker says it is idle.
-                worker.on_cpu = _on_cpu(
-                    worker, run, wire.Started(run.id, 0, position=frame.position + 1), now
-                )
+                worker.on_cpu = _in_its_own_code(worker, run, frame.position + 1, now)
                 step = _step_of(frame, worker)
                 run.record(step)
                 self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
@@ -577,6 +575,12 @@ def _on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
         frame.retry_in_s,
         frame.memory_bytes,
     )
+
+
+def _in_its_own_code(worker: Worker, run: Run, position: int, now: float) -> OnCpu:
+    if run.deadline is not None:
+        return _on_cpu(worker, run, wire.Started(run.id, 0, position=position), now)
+    return OnCpu(run.id, None, position, now, None, "time", 0, None)
 
 
 def _within(run: Run, delay_s: float, now: float) -> float:

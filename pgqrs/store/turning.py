@@ -87,10 +87,15 @@ def carry_out(
     status_of = _write(tx, [w for w in writes if _key(w) in ours])
 
     def outcome(w: Write) -> Outcome:
-        status = status_of.get(w.claim.message_id) if _key(w) in ours else ended.get(_key(w))
-        return Outcome(w, _key(w) in ours or _key(w) in ended, WorkflowStatus(status) if status else None)
+        key = _key(w)
+        if key in ours:
+            return Outcome(w, True, _STATUS[status_of.get(key[0])])
+        return Outcome(w, key in ended, _STATUS[ended.get(key)])
 
     return Turn([outcome(w) for w in writes], [_taken(tx, w, _claim(tx, w)) for w in wanted])
+
+
+_STATUS: dict[str | None, WorkflowStatus | None] = {s.value: s for s in WorkflowStatus} | {None: None}
 
 
 def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
