@@ -201,10 +201,11 @@ class AsyncWorker(Leased):
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():
-                lane = self.lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
-                    lane.durable += 1
-                    lane.woken()
+                for message_id, claim_no in frame.runs:
+                    lane = self.lanes.get(message_id)
+                    if lane is not None and lane.claim_no == claim_no:
+                        lane.durable += 1
+                        lane.woken()
             case wire.Cancel():
                 lane = self.lanes.get(frame.message_id)
                 if lane is not None and lane.claim_no == frame.claim_no:

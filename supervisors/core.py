@@ -289,6 +289,7 @@ class Core:
     # What the database says
 
     def _saved(self, outcomes: Iterable[Outcome], now: float) -> None:
+        durable: dict[int, list[tuple[int, int]]] = {}  # by worker
         for outcome in outcomes:
             self._saving -= 1
             write = outcome.write
@@ -308,12 +309,12 @@ class Core:
                     run.cancelling = True
                     self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
                 if write.step is not None and not run.cancelling:
-                    self._out.append(
-                        Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
-                    )
+                    durable.setdefault(run.worker, []).append((run.id, run.claim.claim_no))
             elif not run.ending and not run.unsaved:
                 run.cancelling = outcome.status == WorkflowStatus.Cancelling
                 self._came_back(run)
+        for worker, runs in durable.items():
+            self._out.append(Send(worker, wire.Committed(tuple(runs))))
 
     def _not_applied(self, run: Run, outcome: Outcome) -> None:
         if outcome.failure is None:

@@ -52,11 +52,9 @@ class History(Frame, frozen=True):
 
 
 class Committed(Frame, frozen=True):
-    """The checkpoint at this position is durable: the run may go on."""
+    """A checkpoint of each of these runs (message id and claim number) is durable, the first that was not: it may go on."""
 
-    message_id: int
-    claim_no: int
-    position: int
+    runs: tuple[tuple[int, int], ...]
 
 
 class Revoke(Frame, frozen=True):

@@ -181,11 +181,12 @@ class Worker(Leased):
             case wire.History():
                 self._history.setdefault(frame.message_id, []).extend(frame.steps)
             case wire.Committed():
-                lane = self._lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
-                    lane.durable += 1
-                    if lane.durable >= lane.sent and lane not in self._ready:
-                        self._ready.append(lane)
+                for message_id, claim_no in frame.runs:
+                    lane = self._lanes.get(message_id)
+                    if lane is not None and lane.claim_no == claim_no:
+                        lane.durable += 1
+                        if lane.durable >= lane.sent and not lane.stopped:
+                            self._ready.append(lane)
             case wire.Cancel():
                 lane = self._lanes.get(frame.message_id)
                 if lane is not None and lane.claim_no == frame.claim_no:

@@ -274,7 +274,7 @@ def test_a_plain_message_is_not_begun():
 def test_a_checkpoint_is_committed_before_the_worker_hears_so():
     scene = in_step().says(1, checkpoint(1))
     assert scene.sent(wire.Committed) == []
-    assert scene.saves().sent(wire.Committed, 1) == [wire.Committed(1, 1, 0)]
+    assert scene.saves().sent(wire.Committed, 1) == [wire.Committed(((1, 1),))]
 
 
 def test_the_checkpoint_of_a_worker_that_has_nothing_else_is_urgent():

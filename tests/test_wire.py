@@ -18,7 +18,7 @@ DOWN = [
     wire.Execute(1, 2, "flow", "workflow", b'{"input": 1}', 3, STEPS),
     wire.Execute(2**62, 1, "plain", "handler", b"", 1, ()),
     wire.History(1, STEPS),
-    wire.Committed(1, 2, 3),
+    wire.Committed(((1, 2), (3, 4))),
     wire.Revoke(4),
     wire.Cancel(1, 2),
     wire.Drain(True),

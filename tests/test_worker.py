@@ -80,7 +80,7 @@ class Pipe:
         return self.until(wire.Idle)[:-1]
 
     def commit(self, *checkpoints):
-        self.send(*(wire.Committed(c.message_id, c.claim_no, c.position) for c in checkpoints))
+        self.send(wire.Committed(tuple((c.message_id, c.claim_no) for c in checkpoints)))
 
     def commit_all(self):
         """Commits whatever comes, until a run has ended. Everything that was said."""
@@ -167,7 +167,7 @@ def test_a_commit_of_another_claim_does_not_count():
     with Pipe(two) as pipe:
         pipe.execute(two, 1)
         checkpoint = pipe.until_idle()[-1]
-        pipe.send(wire.Committed(1, 9, 0), wire.Committed(7, 1, 0), wire.Revoke(0))
+        pipe.send(wire.Committed(((1, 9), (7, 1))), wire.Revoke(0))
         pipe.until(wire.Returned)
         pipe.until_idle()
         assert ran == [(1, "first")]

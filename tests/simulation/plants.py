@@ -81,9 +81,8 @@ def an_answer_before_the_commit() -> Iterator[None]:
         save(self, write, urgent)
         run = self.runs.get(write.claim.message_id)
         if write.step is not None and write.message is None and run is not None and run.worker is not None:
-            self._out.append(
-                events.Send(run.worker, wire.Committed(run.id, run.claim.claim_no, write.step.position))
-            )
+            told = wire.Committed(((run.id, run.claim.claim_no),))
+            self._out.append(events.Send(run.worker, told))
 
     with patch.object(core.Core, "_save", eager):
         yield
