@@ -88,6 +88,25 @@ def an_answer_before_the_commit() -> Iterator[None]:
         yield
 
 
+@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once")
+def a_run_that_goes_on_elsewhere_before_what_it_said_is_committed() -> Iterator[None]:
+    came_back = core.Core._came_back
+
+    def eager(self: core.Core, run: Any) -> None:
+        unsaved, run.unsaved = run.unsaved, 0
+        came_back(self, run)
+        run.unsaved = unsaved
+
+    with patch.object(core.Core, "_came_back", eager):
+        yield
+
+
+@plant("step-repeated result-mismatch")
+def a_run_that_goes_on_elsewhere_without_what_it_recorded() -> Iterator[None]:
+    with patch.object(sim.state.Run, "history", lambda self: self.claimed.steps):
+        yield
+
+
 @plant("crash-budget not-ended too-many-events")
 def a_crash_budget_without_an_end() -> Iterator[None]:
     with patch.object(endings, "CRASHES_MAX", 10**9):
