@@ -36,6 +36,7 @@ MODULES = {
     "chaos": "tests.crashes.chaos",
     "guarantees": "tests.crashes.guarantees",
     "stale-writer": "tests.crashes.stale_writer",
+    "stopping": "tests.stopping_page",
 }
 
 

@@ -47,6 +47,7 @@ from supervisors.events import (
 from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
 from supervisors.scheduling import Scheduling
 from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
+from supervisors.stopping import TOLD, Happened, Level, after
 
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
@@ -57,7 +58,7 @@ class Core:
         self.queues = {f.queue_id: Queue(f) for f in functions}
         self.runs: dict[int, Run] = {}
         self.workers: dict[int, Worker] = {}
-        self.level = 0  # of stopping
+        self.level = Level.RUNNING
         self.exit: Exit | None = None
         self.finished = 0
         self.failed = 0
@@ -70,10 +71,10 @@ class Core:
         self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._order)
         self.waiting = self.scheduling.waiting
         self.limits = Limits(
-            functions, settings, self.workers, self.runs, self.scheduling, self._order, self._finish
+            functions, settings, self.workers, self.runs, self.scheduling, self._order, self._happened
         )
         self._next_worker = 1
-        self._deadline: float | None = None  # of draining
+        self._deadline: float | None = None  # of finishing what runs
         self._saving = 0
         self._timer: float | None = None
         self._claim_from = 0.0
@@ -115,7 +116,7 @@ class Core:
             case Held():
                 self._held(event)
             case Stop():
-                self._stop(event.level, now)
+                self._happened(TOLD[event.level], now)
             case Gone():
                 for claim in event.claims:
                     run = self.runs.get(claim.message_id)
@@ -125,7 +126,7 @@ class Core:
             case Measured():
                 self.limits.weigh(event)
             case LeaseLost():
-                self._lease_lost(event.in_flight)
+                self._lease_lost(event.in_flight, now)
             case Registered():
                 for queue_id, consumer_id in event.consumers.items():
                     self.queues[queue_id].consumer_id = consumer_id
@@ -156,7 +157,7 @@ class Core:
                 worker.ready = True
                 self._out.append(Send(worker.id, wire.Lease(self._until)))
                 if self.level:
-                    self._out.append(Send(worker.id, wire.Drain(self.level > 1)))
+                    self._out.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
             case wire.Idle():
                 worker.on_cpu = None
                 self._out.append(Hurry())
@@ -400,7 +401,7 @@ class Core:
                 queue.next_claim_at, queue.poll_s = 0.0, POLL_MIN_S
                 queue.hinted = queue.wanting
 
-    def _lease_lost(self, in_flight: int) -> None:
+    def _lease_lost(self, in_flight: int, now: float) -> None:
         self._saving = in_flight
         self._out.append(Note("the lease ran out: what ran here is another's now; starting afresh", "error"))
         self.runs.clear()
@@ -413,6 +414,7 @@ class Core:
             worker.runs.clear()
             worker.on_cpu = None
             self.limits.kill(worker, "the lease ran out", force=True)
+        self._happened(Happened.LEASE_LOST, now)
 
     def _renewed(self, until: float) -> None:
         self._until = until
@@ -462,29 +464,35 @@ class Core:
 
     # Stopping
 
-    def _stop(self, level: int, now: float) -> None:
-        if level <= self.level:
-            return
+    def _happened(self, what: Happened, now: float, reason: str = "") -> None:
+        then = after(self.level, what, reason)
+        if isinstance(then, Exit):
+            self._finish(then)
+        elif then is not self.level:
+            self._enter(then, now)
+
+    def _enter(self, level: Level, now: float) -> None:
         self.level = level
-        if level == 1:
-            self._deadline = now + self.settings.drain_timeout_s
-            self._out.append(
-                Note(
-                    f"stopping: finishing {self._started()} runs, for at most {self.settings.drain_timeout_s:g} s"
-                )
-            )
-        elif level == 2:
-            self._out.append(Note("stopping at the next step of every run", "warning"))
-        else:
+        limit_s = self.settings.drain_timeout_s
+        if level is Level.KILLING:
             self._deadline = None
-            self._out.append(Note("stopping now", "warning"))
+        elif self._deadline is None:  # also where it is told twice at once
+            self._deadline = now + limit_s
+        match level:
+            case Level.FINISHING:
+                text = f"stopping: finishing {self._started()} runs, for at most {limit_s:g} s"
+                self._out.append(Note(text))
+            case Level.STOPPING:
+                self._out.append(Note("stopping at the next step of every run", "warning"))
+            case Level.KILLING:
+                self._out.append(Note("stopping now", "warning"))
         while self.waiting:
             self._end_released(self.waiting.popleft())
         for worker in self.workers.values():
-            if level > 2 or not worker.ready:
+            if level is Level.KILLING or not worker.ready:
                 self.limits.kill(worker, "stopping", force=True)
             else:
-                self._out.append(Send(worker.id, wire.Drain(level > 1)))
+                self._out.append(Send(worker.id, wire.Drain(level is Level.STOPPING)))
 
     def _end_released(self, run: Run) -> None:
         self._end(run, Write(run.claim, message=Release()))
@@ -507,10 +515,10 @@ class Core:
             self._out_of_time(run)
         if self._deadline is not None and now >= self._deadline:
             self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
-            self._stop(3, now)
+            self._happened(Happened.TIME_OVER, now)
         if self.level:
             if not self.runs and not self._saving and not any(q.wanting for q in self.queues.values()):
-                self._finish(Exit(0, "drained"))
+                self._happened(Happened.EMPTY, now)
             return
         self._staff(now)
         self.scheduling.dispatch(now)
@@ -518,7 +526,7 @@ class Core:
         if now >= self._claim_from:
             self.scheduling.claim(now)
         if self.settings.burst and not self.runs and not self._saving and self._all_empty():
-            self._finish(Exit(0, "nothing left to do"))
+            self._happened(Happened.NOTHING_TO_DO, now)
 
     def _staff(self, now: float) -> None:
         for kind, wanted in self._kinds.items():

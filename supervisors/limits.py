@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from supervisors.events import Command, Dump, Exit, Kill, Measured, Note
+from supervisors.events import Command, Dump, Kill, Measured, Note
 from supervisors.scheduling import Scheduling
 from supervisors.state import Function, OnCpu, Run, Settings, Worker
+from supervisors.stopping import Happened
 
 KILL_GRACE_S = 1.0
 DUMP_BEFORE_S = 0.1
@@ -18,7 +19,7 @@ ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds
 
 
 class Limits:
-    """Works on the core's own workers and runs; `order` takes a command, `finish` the end of everything."""
+    """Works on the core's own workers and runs; `order` takes a command, `happened` what it may end with."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class Limits:
         runs: Mapping[int, Run],
         scheduling: Scheduling,
         order: Callable[[Command], None],
-        finish: Callable[[Exit], None],
+        happened: Callable[[Happened, float, str], None],
     ) -> None:
         self._timed = any(f.timeout_s is not None for f in functions)
         self._settings = settings
@@ -36,7 +37,7 @@ class Limits:
         self._runs = runs
         self._scheduling = scheduling
         self._order = order
-        self._finish = finish
+        self._happened = happened
         self._boot_failures: deque[float] = deque()
 
     def next_timers(self) -> Iterator[float]:
@@ -125,7 +126,7 @@ class Limits:
             self._boot_failures.popleft()
         if len(self._boot_failures) >= RESTARTS_MAX:
             reason = f"{RESTARTS_MAX} workers died while starting within {RESTARTS_WINDOW_S:g} s; the last one {how}"
-            self._finish(Exit(1, reason))
+            self._happened(Happened.NO_WORKERS, now, reason)
 
 
 def exceeded(worker: Worker) -> OnCpu | None:

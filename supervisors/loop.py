@@ -40,6 +40,7 @@ from supervisors.launch import (
 )
 from supervisors.pipes import Pipes
 from supervisors.serving import Health, listeners
+from supervisors.stopping import Happened, after
 from supervisors.view import Options, Report, State, View, cores, worker_states
 from supervisors.watching import watch
 
@@ -53,10 +54,6 @@ JOIN_EVERY_S = 1.0  # while the database does not let us
 REFRESH_S = 0.25
 SIGN_OFF_S = 5.0  # for the database to hear it
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
-
-STOPPED_WHILE_AWAY = events.Exit(
-    3, "stopped while the database was away; what ran is given back by its lease"
-)
 
 
 class Loop:
@@ -264,8 +261,7 @@ class Loop:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
-            if self._core.level > 2 and (self._away is not None or not self._joined):
-                self._exit = STOPPED_WHILE_AWAY
+            if (self._away is not None or not self._joined) and self._ends_with(Happened.AWAY):
                 break
             self._pipes.flush()
             for key, _ in self._selector.select(self._timeout(now)):
@@ -500,8 +496,6 @@ class Loop:
         self._settle()  # kills, before anything that may wait
         self._oldest = None
         self._joined = False
-        if self._core.level > 2:
-            self._exit = STOPPED_WHILE_AWAY  # not drained, though nothing is left here
         # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
         sever(self._store, self._lease_store)
         self._lease.close(0.0)
@@ -531,7 +525,9 @@ class Loop:
                 case Child():
                     self._pipes.adopt(news)
                 case LoadFailed():
-                    self._exit = events.Exit(1, f"the target can no longer be imported: {news.error}")
+                    self._ends_with(
+                        Happened.NO_WORKERS, f"the target can no longer be imported: {news.error}"
+                    )
                 case ForkFailed():
                     self._handle(
                         events.Exited(news.worker, None, None, failure=f"could not be started: {news.error}")
@@ -551,6 +547,12 @@ class Loop:
         self._view.line(run, text)
 
     # Ending
+
+    def _ends_with(self, what: Happened, reason: str = "") -> bool:
+        then = after(self._core.level, what, reason)
+        if isinstance(then, events.Exit):
+            self._exit = then
+        return self._exit is not None
 
     def _hear_parent(self) -> None:
         """The level of stopping that it wants; its end without a word is its death."""

@@ -880,6 +880,25 @@ def test_a_drain_has_a_time_limit():
     assert scene.after(1).ordered(events.Kill) == [events.Kill(1, True)]
 
 
+def test_a_drain_has_a_time_limit_also_where_it_is_told_twice_at_once():
+    scene = in_step().stop(2).after(29)
+    assert scene.ordered(events.Kill) == []
+    assert scene.after(1).ordered(events.Kill) == [events.Kill(1, True)]
+
+
+def test_a_second_stop_does_not_begin_the_time_anew():
+    scene = in_step().stop(1).after(20).stop(2)
+    assert scene.after(10).ordered(events.Kill) == [events.Kill(1, True)]
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_one_that_loses_its_lease_while_it_stops_has_drained_nothing(level: int):
+    scene = in_step().stop(level).tell(events.LeaseLost(0))
+    assert scene.core.exit is not None
+    assert (scene.core.exit.code, scene.ordered(events.Exit)) == (3, [scene.core.exit])
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)], "nothing may run on"
+
+
 def test_what_waits_for_a_worker_is_given_back_at_once():
     scene = Scene(workers=1).up().takes(message(1))
     scene.dies(1)

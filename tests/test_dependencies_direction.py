@@ -25,7 +25,9 @@ CLOCKS = re.compile(
     r"time\.(time|monotonic|perf_counter)(_ns)?|datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today"
 )
 
-CORE = tuple(f"supervisors.{part}" for part in ("core", "endings", "limits", "scheduling", "state"))
+CORE = tuple(
+    f"supervisors.{part}" for part in ("core", "endings", "limits", "scheduling", "state", "stopping")
+)
 
 # What would make the core impure.
 WORLD = {

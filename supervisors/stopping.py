@@ -1,0 +1,83 @@
+"""How a supervisor stops: one table, which it follows, and from which docs/operating.md is drawn (`dev.py run stopping`).
+
+A level is never left for a lower one: to stop is not taken back.
+"""
+
+from enum import Enum, IntEnum
+
+from msgspec.structs import replace
+
+from supervisors.events import Exit
+
+
+class Level(IntEnum):
+    RUNNING = 0
+    FINISHING = 1
+    STOPPING = 2
+    KILLING = 3
+
+
+DOES = {
+    Level.RUNNING: "claims and runs",
+    Level.FINISHING: "claims nothing more, gives back what is not begun, finishes what runs",
+    Level.STOPPING: "every run stops at its next step, and is given back there",
+    Level.KILLING: "workers are killed, what they had is given back, nobody is charged",
+}
+
+
+class Happened(Enum):
+    """What leads to another level, or to the end."""
+
+    TOLD = "told to stop"
+    TOLD_TWICE = "told twice"
+    TOLD_THREE_TIMES = "told three times"
+    TIME_OVER = "`--drain-timeout` is over"
+    EMPTY = "nothing is held any more"
+    LEASE_LOST = "the lease is lost"
+    AWAY = "the database is away"
+    NOTHING_TO_DO = "`--burst`, and nothing is left to do"
+    NO_WORKERS = "no worker can be started any more"
+
+
+TOLD = {1: Happened.TOLD, 2: Happened.TOLD_TWICE, 3: Happened.TOLD_THREE_TIMES}
+
+DRAINED = Exit(0, "drained")
+STILLBORN = Exit(1, "no worker can be started any more")
+LEFT_TO_THE_LEASE = Exit(3, "stopped while the database was away; what ran is given back by its lease")
+
+TABLE: dict[Level, dict[Happened, Level | Exit]] = {
+    Level.RUNNING: {
+        Happened.TOLD: Level.FINISHING,
+        Happened.TOLD_TWICE: Level.STOPPING,  # both before it looked, or a program that failed in `with store.workers()`
+        Happened.TOLD_THREE_TIMES: Level.KILLING,
+        Happened.NOTHING_TO_DO: Exit(0, "nothing left to do"),
+        Happened.NO_WORKERS: STILLBORN,
+    },
+    Level.FINISHING: {
+        Happened.TOLD_TWICE: Level.STOPPING,
+        Happened.TOLD_THREE_TIMES: Level.KILLING,
+        Happened.TIME_OVER: Level.KILLING,
+        Happened.EMPTY: DRAINED,
+        Happened.LEASE_LOST: LEFT_TO_THE_LEASE,
+        Happened.NO_WORKERS: STILLBORN,
+    },
+    Level.STOPPING: {
+        Happened.TOLD_THREE_TIMES: Level.KILLING,
+        Happened.TIME_OVER: Level.KILLING,
+        Happened.EMPTY: DRAINED,
+        Happened.LEASE_LOST: LEFT_TO_THE_LEASE,
+        Happened.NO_WORKERS: STILLBORN,
+    },
+    Level.KILLING: {
+        Happened.EMPTY: DRAINED,
+        Happened.LEASE_LOST: LEFT_TO_THE_LEASE,
+        Happened.AWAY: LEFT_TO_THE_LEASE,
+        Happened.NO_WORKERS: STILLBORN,
+    },
+}
+
+
+def after(level: Level, happened: Happened, reason: str = "") -> Level | Exit:
+    """Where it goes from here: it stays where the table says nothing. An end says `reason`, where that is known better."""
+    then = TABLE[level].get(happened, level)
+    return replace(then, reason=reason) if reason and isinstance(then, Exit) else then
