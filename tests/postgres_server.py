@@ -171,16 +171,33 @@ class PostgresServer(Postgres):
 
     def restart(self, mode: str = "fast") -> None:
         """Stop as pg_ctl would in this mode (smart, fast, immediate: as in a crash) and start on the same port."""
-        self._shut_down(mode)
+        self.shut_down(mode)
         for attempt in range(PORT_ATTEMPTS):
             if self._launch(self.port):
                 return
             time.sleep(0.1 * 2**attempt)
         raise self._failure(f"PostgreSQL did not come back: somebody else has taken port {self.port}")
 
+    def shut_down(self, mode: str) -> None:
+        """As pg_ctl would in this mode; `restart` brings it back."""
+        process = getattr(self, "process", None)
+        if process is None:
+            return
+        harder = {"smart": ["smart", "fast", "immediate"], "fast": ["fast", "immediate"]}
+        for step in harder.get(mode, [mode]):
+            process.send_signal(STOP_SIGNALS[step])
+            try:
+                process.wait(STOP_S)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+        # Its backends notice by themselves that the postmaster has gone.
+        process.kill()
+        process.wait()
+
     def stop(self) -> None:
         """Fast, bounded in time, and for good: the cluster is removed. A second call does nothing."""
-        self._shut_down("fast")
+        self.shut_down("fast")
         shutil.rmtree(self.directory, ignore_errors=True)
         self._owner_lock.close()
 
@@ -262,7 +279,7 @@ class PostgresServer(Postgres):
                     return False
                 raise self._failure(f"PostgreSQL ended with status {self.process.returncode} as it started")
             if time.monotonic() > deadline:
-                self._shut_down("immediate")
+                self.shut_down("immediate")
                 raise self._failure(f"PostgreSQL was not ready within {START_S:.0f} s")
             time.sleep(0.01)
         return True
@@ -274,22 +291,6 @@ class PostgresServer(Postgres):
         except OSError:
             return False
         return len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
-
-    def _shut_down(self, mode: str) -> None:
-        process = getattr(self, "process", None)
-        if process is None:
-            return
-        harder = {"smart": ["smart", "fast", "immediate"], "fast": ["fast", "immediate"]}
-        for step in harder.get(mode, [mode]):
-            process.send_signal(STOP_SIGNALS[step])
-            try:
-                process.wait(STOP_S)
-                return
-            except subprocess.TimeoutExpired:
-                continue
-        # Its backends notice by themselves that the postmaster has gone.
-        process.kill()
-        process.wait()
 
     def _failure(self, what: str) -> NoPostgres:
         tail = "\n".join(self.log.splitlines()[-LOG_LINES_SHOWN:])

@@ -1,5 +1,7 @@
 """The database goes away under a running supervisor: nothing is lost, and nothing is assumed."""
 
+import signal
+import time
 from pathlib import Path
 
 import psycopg
@@ -8,7 +10,7 @@ import pytest
 import pgqrs
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
-from tests.crashes.supervised import PIPELINE, Supervised, eventually, starts
+from tests.crashes.supervised import PIPELINE, Supervised, alive, eventually, starts
 from tests.postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
@@ -93,3 +95,47 @@ def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: 
 def status(dsn: str, run_id: int) -> pgqrs.WorkflowStatus:
     with pgqrs.connect(dsn) as store:
         return store.run(run_id).status
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "drain_s", "because"),
+    [(15.0, 1.0, "the drain's time is over"), (3.0, 30.0, "the lease ran out")],
+)
+def test_one_that_cannot_finish_for_want_of_the_database_ends_with_3(
+    tmp_path: Path, lease_s: float, drain_s: float, because: str, proves: Proves
+) -> None:
+    options = ("--workers", "2", "--lease", f"{lease_s}s", "--drain-timeout", f"{drain_s}s")
+    with PostgresServer.start() as server:
+        dsn = server.create_database("away")
+        with pgqrs.connect(dsn) as store:
+            store.install()
+            long = store.trigger(pipeline.three_steps, str(tmp_path / "long"), 30.0).id
+            # Its step ends while the server is away: it is its write that finds that out.
+            short = store.trigger(pipeline.three_steps, str(tmp_path / "short"), 0.5).id
+        with Supervised(dsn, tmp_path / "log", *options) as supervisor:
+            body = eventually(lambda: starts(tmp_path / "long")[1:])[0]
+            eventually(lambda: starts(tmp_path / "short")[1:])
+            server.shut_down("immediate")
+            began = time.monotonic()
+            supervisor.signal(signal.SIGTERM)
+            assert supervisor.wait(20) == 3, supervisor.said()
+            ended_s = time.monotonic() - began
+            assert not alive(body.pid)
+        said = supervisor.said()
+        assert because in said
+        assert "given back by its lease" in said
+        assert "Traceback" not in said, said
+        server.restart()
+        with pgqrs.connect(dsn) as store, Supervised(dsn, tmp_path / "log2", "--burst") as second:
+            assert second.wait() == 0, second.said()
+            for run in (long, short):
+                assert store.run(run).result(0) == ["first", "slow", "last"]
+                assert store.run(run).record().crash_count == 0
+        assert [s.step for s in starts(tmp_path / "long")] == ["first", "slow", "slow", "last"]
+    proves(
+        "it is told to stop while the database is away, and `--drain-timeout` is over, or its lease",
+        "workers are killed, and it ends with exit code 3; the next one on its host, or its lease, gives back what ran",
+        charged="nobody",
+        seconds=ended_s,
+        within=10.0,
+    )

@@ -141,19 +141,22 @@ def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path, proves: Proves)
     )
 
 
-def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path, times: int, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 30.0)
         with Supervised(
             sqlite_dsn, tmp_path / "log", "--workers", "1", "--drain-timeout", "500ms"
         ) as supervisor:
             eventually(lambda: len(starts(tmp_path / "e")) == 2)
-            supervisor.signal(signal.SIGINT)
+            for _ in range(times):  # at once: perhaps both before it looks
+                supervisor.signal(signal.SIGINT)
             assert supervisor.wait(5) == 0
         assert handle.status == pgqrs.WorkflowStatus.Running
         assert handle.record().due_at is not None, "given back"
+        assert handle.record().crash_count == 0
     proves(
-        "… and a step runs longer than `--drain-timeout`",
+        "… and a step runs longer than `--drain-timeout`, told once or twice",
         "it is killed then, and given back",
         charged="nobody",
     )
