@@ -99,6 +99,20 @@ def hungry_run(evidence: str, megabytes: int) -> str:
 
 
 @pgqrs.step
+def greedy(evidence: str, size_bytes: int, times: int) -> str:
+    """Takes so much memory, page by page, as often as that."""
+    if note(evidence) <= times:
+        held = bytearray(size_bytes)
+        held[::4096] = b"x" * len(held[::4096])
+    return "satisfied"
+
+
+@pgqrs.workflow
+def greedy_run(evidence: str, size_bytes: int, times: int) -> list[str]:
+    return [first(evidence), greedy(evidence, size_bytes, times), last(evidence)]
+
+
+@pgqrs.step
 def die(evidence: str, how: str, times: int) -> str:
     if note(evidence) <= times:
         DEATHS[how]()
