@@ -33,6 +33,9 @@ STEADY_PLANS = (
     b"set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
 )
 # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+# What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
+# stopped), or that took too long.
+PASSING = ("25006", "25P03", "25P04")
 IDLE_TRANSACTION = b"set idle_in_transaction_session_timeout = '3s'"
 
 
@@ -324,9 +327,14 @@ class _Translated:
                 f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …"
                 + ("" if self._schema == "public" else f" --schema {self._schema}")
             ) from error
-        # Class 54, a limit of the server's (JSON nested too deeply), is the value's fault though psycopg calls it operational.
-        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not (
-            error.sqlstate or ""
-        ).startswith("54"):
+        if _passes(error):
             raise errors.PgqrsConnectionError(f"PostgreSQL: {text}") from error
         raise errors.DatabaseError(text) from error
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Whether it is the server's state, or the way to it, and not what was asked: the same may succeed later, or elsewhere."""
+    # Class 54, a limit of the server's (JSON nested too deeply), is the value's fault though psycopg calls it operational.
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return not (error.sqlstate or "").startswith("54")
+    return error.sqlstate in PASSING

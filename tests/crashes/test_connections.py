@@ -1,6 +1,7 @@
 """PostgreSQL itself gets in the way: backends are terminated, statements cut short, tables locked, the disk is full."""
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -120,6 +121,79 @@ def test_a_statement_timeout_of_the_database_delays_and_loses_nothing(
     proves(
         "a statement_timeout of the role or database cuts a turn short",
         "the turn is repeated until it is committed; no step runs again",
+        charged="nobody",
+    )
+
+
+def test_a_supervisor_that_is_stopped_in_mid_transaction_holds_up_nobody_and_goes_on(
+    postgres_dsn: str, admin: psycopg.Connection[Any], tmp_path: Path, proves: Proves
+) -> None:
+    idle_s = 3.0  # which the supervisor asks of its server
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        with Supervised(postgres_dsn, tmp_path / "log", "--workers", "1", target=THREE_STEPS) as supervisor:
+            run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 0.5)
+            eventually(lambda: starts(tmp_path / "e")[1:])
+            with locked(postgres_dsn, "lock table pgqrs_workflow_steps in access exclusive mode"):
+                backend = find(admin, "pgqrs_workflow_steps", waiting=True)
+                supervisor.signal(signal.SIGSTOP)
+            eventually(lambda: state(admin, backend) == "idle in transaction")
+            began = time.monotonic()
+            eventually(lambda: state(admin, backend) is None, what="the server ends what is left alone")
+            gone_s = time.monotonic() - began
+            supervisor.signal(signal.SIGCONT)
+            assert run.result(10) == ONCE, supervisor.said()
+            assert run.record().crash_count == 0
+            assert "the lease ran out" not in supervisor.said()
+            assert "Traceback" not in supervisor.said(), supervisor.said()
+    assert [s.step for s in starts(tmp_path / "e")] == ONCE
+    proves(
+        "a supervisor is stopped (SIGSTOP) in the middle of a transaction, for less than its lease",
+        "the server ends that transaction after 3 s, so its locks hold up nobody; the turn is repeated; no step runs again",
+        charged="nobody",
+        seconds=gone_s,
+        within=idle_s + 2.0,
+    )
+
+
+def state(admin: psycopg.Connection[Any], backend: int) -> str | None:
+    row = admin.execute("select state from pg_stat_activity where pid = %s", (backend,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+@pytest.mark.parametrize("for_s", [0.5, 4.0], ids=["less than the lease", "longer"])
+def test_a_database_that_can_only_be_read_delays_and_loses_nothing(
+    postgres_dsn: str, admin: psycopg.Connection[Any], tmp_path: Path, for_s: float, proves: Proves
+) -> None:
+    database = postgres_dsn.rpartition("/")[2]
+
+    def only_reads(how: str) -> None:
+        with psycopg.connect(postgres_dsn, autocommit=True) as writable:
+            writable.execute("set default_transaction_read_only = off")
+            writable.execute(f"alter database {database} set default_transaction_read_only = {how}".encode())
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgqrs' "
+            "and datname = current_database()"
+        )
+
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"{n}"), 0.05) for n in range(20)]
+    options = ("--workers", "2", "--lease", "3s")
+    with Supervised(postgres_dsn, tmp_path / "log", *options, target=THREE_STEPS) as supervisor:
+        eventually(lambda: starts(tmp_path / "0")[1:])
+        only_reads("on")
+        eventually(lambda: "read-only" in supervisor.said())
+        time.sleep(for_s)  # the fault itself: this long
+        only_reads("off")
+        with pgqrs.connect(postgres_dsn) as store:
+            for run in runs:
+                assert store.run(run.id).result(20) == ONCE, supervisor.said()
+                assert store.run(run.id).record().crash_count == 0
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+    proves(
+        "the database can only be read for a while: a failover left the supervisor at a standby",
+        "as where it does not answer: turns are repeated until one is committed; no run fails for it",
         charged="nobody",
     )
 
