@@ -109,6 +109,8 @@ class Core:
             case Launched():
                 if worker := self.workers.get(event.worker):
                     worker.pid = event.pid
+                    if worker.killing is not None:  # there was nothing to kill yet
+                        self.limits.kill(worker, worker.killing, force=True)
             case Hinted():
                 self._hinted(event)
             case ClaimLost():

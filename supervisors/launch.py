@@ -16,6 +16,7 @@ import gc
 import importlib
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -39,6 +40,7 @@ StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
 STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
+FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
@@ -149,6 +151,9 @@ class Launcher(Protocol):
 
     def read(self) -> list[News]: ...
 
+    def look(self) -> None:
+        """Now and then: what should have answered and has not is ended, and is replaced as if it had died."""
+
     def reap_strangers(self, known: Container[int]) -> None:
         """Reaps dead children of this process that are neither known nor about to be: what workers started, and left to their
         reaper when they died."""
@@ -181,6 +186,7 @@ class Nursery:
         self._target = target
         self._payload_bytes_max = payload_bytes_max
         self._wanted: dict[int, Literal["sync", "async"]] = {}
+        self._asked: dict[int, float] = {}  # when, for those of them that it was asked for
         self._loaded = False
         # When new ones died before they were loaded; None: none was ever loaded.
         self._deaths: list[float] | None = None
@@ -205,6 +211,7 @@ class Nursery:
         carrier.close()
         self._sock = ours
         self._loaded = False
+        self._asked.clear()
 
     def load(self) -> Loaded:
         while True:
@@ -234,11 +241,11 @@ class Nursery:
             self._loaded, self._deaths = True, []
             for worker in self._wanted:
                 self._ask(worker)
-        if isinstance(said, ForkFailed):
+        if isinstance(said, Forked | ForkFailed):
             self._wanted.pop(said.worker, None)
+            self._asked.pop(said.worker, None)
         if not isinstance(said, Forked):
             return [said]
-        self._wanted.pop(said.worker, None)
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(False)
         os.set_blocking(fds[1], False)
@@ -249,7 +256,14 @@ class Nursery:
         if not self._wanted:
             _reap_all_but(lambda pid: pid in known or pid == self._process.pid)
 
+    def look(self) -> None:
+        late = self._asked and CLOCKS.now_s() - min(self._asked.values()) > FORK_S
+        if late and not select.select([self._sock], [], [], 0)[0]:
+            self._process.kill()  # `read` will see it
+            self._asked.clear()
+
     def _ask(self, worker: int) -> None:
+        self._asked[worker] = CLOCKS.now_s()
         with suppress(OSError):  # dead: `read` will see it, and ask again
             self._sock.send(msgspec.msgpack.encode(Fork(worker, self._wanted[worker])))
 
@@ -338,6 +352,9 @@ class SpawnLauncher:
     def reap_strangers(self, known: Container[int]) -> None:
         if not self._born:
             _reap_all_but(known.__contains__)
+
+    def look(self) -> None:
+        pass
 
     def close(self) -> None:
         os.close(self._wake_read)

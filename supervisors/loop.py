@@ -337,6 +337,7 @@ class Loop:
             self._next_refresh = now + REFRESH_S
             self._pipes.look_at_boards(self._on_cpu)
             self._weigh()
+            self._launcher.look()
             if self._options.subreaper:
                 self._launcher.reap_strangers(self._pipes.pids())
             self._view.state(self._state())

@@ -843,6 +843,13 @@ def test_what_is_taken_from_us_is_stopped():
     assert scene.dies(1, "SIGKILL").take_unsaved() == []
 
 
+def test_a_worker_that_comes_when_it_was_given_up_is_killed_then():
+    scene = Scene().registered().after(limits.BOOT_DEADLINE_S)
+    assert scene.ordered(events.Kill) == [events.Kill(1, True)]
+    assert scene.tell(events.Launched(1, 1001)).ordered(events.Kill) == [events.Kill(1, True)]
+    assert scene.tell(events.Launched(2, 1002)).ordered(events.Kill) == []
+
+
 # Stopping
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import pgqrs
 from pgqrs import targets
-from supervisors.launch import DEATHS_MAX, LoadFailed, Nursery, Restarted
+from supervisors.launch import DEATHS_MAX, FORK_S, LoadFailed, Nursery, Restarted
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import (
@@ -245,6 +245,31 @@ def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(
         charged="nobody",
         seconds=noticed_s,
         within=2.0,
+    )
+
+
+def test_a_nursery_that_hangs_is_ended_and_a_new_one_takes_over(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    evidence = tmp_path / "evidence"
+    with pgqrs.connect(sqlite_dsn) as store:
+        target = f"{PIPELINE}:three_steps"
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", target=target) as supervisor:
+            [worker] = eventually(supervisor.workers)
+            [nursery] = [p for p in children(supervisor.pid) if p != worker and "spawn_main" in _command(p)]
+            os.kill(nursery, signal.SIGSTOP)
+            handle = store.trigger(pipeline.three_steps, str(evidence), 30.0)
+            begun = eventually(lambda: [s for s in starts(evidence) if s.step == "slow"])[0]
+            killed_at = kill(begun.pid)
+            assert handle.result(FORK_S + 10) == ["first", "slow", "last"]
+            assert not alive(nursery)
+        again = [s for s in starts(evidence) if s.step == "slow"][1]
+    proves(
+        "the nursery hangs: it does not answer to an order for a worker within 10 s",
+        "it is killed, and a new one is started; workers go on",
+        charged="nobody",
+        seconds=again.at - killed_at,
+        within=FORK_S + 4.0,
     )
 
 
