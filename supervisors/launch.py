@@ -11,11 +11,13 @@ every worker has its own copy of everything. Both stand behind `Launcher`.
 
 import array
 import ctypes
+import errno
 import faulthandler
 import gc
 import importlib
 import os
 import random
+import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
 import select
 import signal
 import socket
@@ -231,7 +233,7 @@ class Nursery:
 
     def read(self) -> list[News]:
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
+            data, fds, flags, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
         except ConnectionResetError:  # it died with an order of ours unread
             return self._restart()
         if not data:
@@ -246,11 +248,23 @@ class Nursery:
             self._asked.pop(said.worker, None)
         if not isinstance(said, Forked):
             return [said]
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pidfd = os.pidfd_open(said.pid)
+        except OSError as e:
+            for fd in fds:  # whose closing ends the worker
+                os.close(fd)
+            return [
+                ForkFailed(
+                    said.worker, f"the supervisor could not take its descriptors: {e.strerror} (ulimit -n)"
+                )
+            ]
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(False)
         os.set_blocking(fds[1], False)
         board = BoardReader(fds[2]) if len(fds) > 2 else None
-        return [Child(said.worker, said.pid, sock, fds[1], os.pidfd_open(said.pid), board)]
+        return [Child(said.worker, said.pid, sock, fds[1], pidfd, board)]
 
     def reap_strangers(self, known: Container[int]) -> None:
         if not self._wanted:

@@ -1,6 +1,7 @@
 """A worker dies: its run goes on behind the last checkpoint, on another worker, and nothing else is disturbed."""
 
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -469,4 +470,31 @@ def test_a_module_that_can_no_longer_be_imported_ends_the_supervisor_and_says_so
         charged="nobody",
         seconds=ended_s,
         within=10.0,
+    )
+
+
+def test_a_supervisor_without_descriptors_for_another_worker_ends_and_says_so(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
+        target = f"{PIPELINE}:three_steps"
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", target=target) as supervisor:
+            body = eventually(lambda: starts(tmp_path / "e")[1:])[0]
+            _, hard = resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (8, hard))  # fewer than it has
+            kill(body.pid)
+            assert supervisor.wait(10) == 1, supervisor.said()
+        assert "5 workers died while starting" in supervisor.said()
+        assert "Too many open files" in supervisor.said()
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+        assert run.record().crash_count == 1
+        with Supervised(sqlite_dsn, tmp_path / "log2", "--workers", "1", "--burst", target=target) as second:
+            assert second.wait() == 0, second.said()
+        assert run.result(0) == ["first", "slow", "last"]
+    proves(
+        "the supervisor has no file descriptors left for another worker (EMFILE)",
+        "it ends with exit code 1 and the reason; what ran is given back",
+        charged="nobody",
     )
