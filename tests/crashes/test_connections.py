@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,51 @@ def test_a_database_that_can_only_be_read_delays_and_loses_nothing(
         "as where it does not answer: turns are repeated until one is committed; no run fails for it",
         charged="nobody",
     )
+
+
+def test_a_server_without_a_connection_left_delays_and_loses_nothing(tmp_path: Path, proves: Proves) -> None:
+    with (
+        PostgresServer.start(settings={"max_connections": "12"}) as server,
+        psycopg.connect(server.dsn(), autocommit=True) as admin,
+    ):
+        admin.execute("create role app login")  # for a superuser some are always left
+        admin.execute("create database full_up owner app")
+        dsn = server.dsn("full_up").replace("postgres@", "app@")
+        with pgqrs.connect(dsn) as store:
+            store.install()
+            runs = [store.trigger(pipeline.three_steps, str(tmp_path / f"{n}"), 0.3).id for n in range(3)]
+        options = ("--workers", "1", "--lease", "3s")
+        with Supervised(dsn, tmp_path / "log", *options, target=THREE_STEPS) as supervisor:
+            eventually(lambda: starts(tmp_path / "0")[1:])
+            with every_connection(dsn, admin):
+                eventually(lambda: "the database is away" in supervisor.said())
+                eventually(lambda: "the lease ran out" in supervisor.said())
+            with pgqrs.connect(dsn) as store:
+                for run in runs:
+                    assert store.run(run).result(20) == ONCE, supervisor.said()
+                    assert store.run(run).record().crash_count == 0
+            assert "Traceback" not in supervisor.said(), supervisor.said()
+    proves(
+        "the server has no connection left for longer than the lease (`max_connections`)",
+        "as where it does not answer: what runs is killed before the lease ends, and goes on when there is one again",
+        charged="nobody",
+    )
+
+
+@contextmanager
+def every_connection(dsn: str, admin: psycopg.Connection[Any]) -> Iterator[None]:
+    """Takes what is free, and then what the supervisor had."""
+    with ExitStack() as stack:
+        for attempt in range(20):
+            with suppress(psycopg.OperationalError):
+                stack.enter_context(psycopg.connect(dsn, connect_timeout=2, application_name="greedy"))
+                continue
+            theirs = admin.execute(
+                "select count(pg_terminate_backend(pid, 1000)) from pg_stat_activity where application_name = 'pgqrs'"
+            ).fetchone()
+            if attempt and theirs == (0,):
+                break
+        yield
 
 
 def test_a_table_locked_for_longer_than_the_lease_ends_what_runs_before_the_lease_does(
