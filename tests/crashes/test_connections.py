@@ -183,7 +183,7 @@ def test_a_database_that_can_only_be_read_delays_and_loses_nothing(
     with Supervised(postgres_dsn, tmp_path / "log", *options, target=THREE_STEPS) as supervisor:
         eventually(lambda: starts(tmp_path / "0")[1:])
         only_reads("on")
-        eventually(lambda: "read-only" in supervisor.said())
+        eventually(lambda: "the database is away" in supervisor.said(), what=supervisor.said)
         time.sleep(for_s)  # the fault itself: this long
         only_reads("off")
         with pgqrs.connect(postgres_dsn) as store:
