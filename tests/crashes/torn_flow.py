@@ -76,6 +76,7 @@ def tell(checkpoints: int) -> None:
 
 def die(checkpoints: int) -> None:
     tell(checkpoints)
+    open(Cut.told + ".died", "x").close()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
