@@ -347,10 +347,9 @@ def enqueue(
 def _copied(
     tx: Copying, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None
 ) -> list[int]:
-    reserved = tx.run("reserve_messages", delay_s=delay_s, count=len(payloads))
-    ids = [r[0] for r in reserved]
-    vt, now = reserved[0][1:]
-    same = (queue_id, vt.isoformat(), now.isoformat(), "\\N" if producer_id is None else producer_id)
+    [(reserved, vt, now)] = tx.run("reserve_messages", delay_s=delay_s, count=len(payloads))
+    ids = [int(i) for i in reserved.split(",")]
+    same = queue_id, vt, now, "\\N" if producer_id is None else producer_id
     tail = "\t{}\t{}\t{}\t{}\t0\n".format(*same).encode()
     tx.copy_in(
         "pgqrs_messages (id, payload, queue_id, vt, enqueued_at, producer_worker_id, read_ct)",
