@@ -105,7 +105,7 @@ class Scheduling:
 
     def balance(self, now: float) -> None:
         """A worker with nothing to do beside one that has runs it did not start: they change hands."""
-        if self.waiting:
+        if self.waiting or not any(w.runs for w in self._workers.values()):
             return
         for idle in self._workers.values():
             if idle.runs or not idle.ready or idle.killing or idle.retiring or idle.kind != "sync":
@@ -188,7 +188,9 @@ class Scheduling:
         wanted = 0
         for q in self._queues.values():
             kind: Kind = "async" if q.function.is_async else "sync"
-            lanes[kind] = max(lanes[kind], self.lanes(q.function))
+            most = self.lanes(q.function)
+            if most > lanes[kind]:
+                lanes[kind] = most
             wanted += q.wanted
         free, at_hand, short = -len(self.waiting) - wanted, 0, False
         for w in self._workers.values():
@@ -204,14 +206,19 @@ class Scheduling:
     def _room(self, queue: Queue) -> int:
         """How many more of this queue's messages the workers can have at hand."""
         kind: Kind = "async" if queue.function.is_async else "sync"
-        lanes = self.lanes(queue.function)
-        return sum(self._free(w, lanes) for w in self._workers.values() if w.kind == kind and _open(w))
+        lanes, room = self.lanes(queue.function), 0
+        for w in self._workers.values():
+            if w.kind == kind and _open(w):
+                room += self._free(w, lanes)
+        return room
 
     def _free(self, worker: Worker, lanes: int) -> int:
         """How many more runs it may be given."""
-        free = max(0, lanes - len(worker.runs))
+        free = lanes - len(worker.runs)
         most = self._settings.max_runs_per_worker
-        return free if most is None else max(0, min(free, most - worker.given))
+        if most is not None:
+            free = min(free, most - worker.given)
+        return free if free > 0 else 0
 
     def lanes(self, function: Function) -> int:
         """Runs that a worker should have at hand: few for long steps, many for tiny ones."""

@@ -7,7 +7,7 @@ whoever left undoes it.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 _current = threading.local()
 
@@ -68,13 +68,8 @@ def current() -> Call | None:
     return call
 
 
-@contextmanager
-def interruptible(interrupt: Callable[[], object], committed: bool = False) -> Iterator[None]:
+def interruptible(interrupt: Callable[[], object], committed: bool = False) -> AbstractContextManager[None]:
     """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread.
     `committed`: the statement commits by itself, so what has ended in here has happened."""
     call = current()
-    if call is None:
-        yield
-        return
-    with call.interruptible(interrupt, committed):
-        yield
+    return nullcontext() if call is None else call.interruptible(interrupt, committed)
