@@ -50,7 +50,8 @@ class Limits:
                 yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
             if not worker.ready:
                 yield worker.launched_at + BOOT_DEADLINE_S
-        yield from (deadline for _, deadline in self._timed_off_cpu())
+        if self._timed:
+            yield from (deadline for _, deadline in self._timed_off_cpu())
 
     def watch(self, now: float) -> None:
         """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
@@ -76,11 +77,13 @@ class Limits:
 
     def overdue(self, now: float) -> list[Run]:
         """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""
+        if not self._timed:
+            return []
         return [run for run, deadline in self._timed_off_cpu() if now >= deadline]
 
     def _timed_off_cpu(self) -> Iterator[tuple[Run, float]]:
-        """Asked for after every event, so it looks at no run where none can have a time of its own."""
-        for run in self._runs.values() if self._timed else ():
+        """Asked for after every event, but not where no run can have a time of its own."""
+        for run in self._runs.values():
             if run.deadline is not None and self._off_cpu(run):
                 yield run, run.deadline
 

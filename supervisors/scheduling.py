@@ -138,6 +138,11 @@ class Scheduling:
             return
         # Round robin: whoever stands first in one turn stands last in the next.
         self._turn += 1
+        for q in self._queues.values():
+            if now >= q.next_claim_at and q.consumer_id is not None and not q.wanted:
+                break
+        else:
+            return
         queues = list(self._queues.values())
         first = self._turn % len(queues)
         due = [
@@ -176,10 +181,14 @@ class Scheduling:
 
     def next_claim(self) -> float | None:
         """When the next claim is due: of queues that have room, for another would be due at once and again and again."""
-        asleep = [q for q in self._queues.values() if not q.wanting and q.consumer_id is not None]
-        if not asleep or not self._demand():
+        if not self._demand():
             return None
-        return min((q.next_claim_at for q in asleep if self._room(q) > 0), default=None)
+        first: float | None = None
+        for q in self._queues.values():
+            if not q.wanted and q.consumer_id is not None and (first is None or q.next_claim_at < first):
+                if self._room(q) > 0:
+                    first = q.next_claim_at
+        return first
 
     def _demand(self) -> int:
         """How many messages to ask for; 0 where it is not worth a claim yet. Each claim is a transaction, which takes CPU
@@ -213,7 +222,7 @@ class Scheduling:
         return room
 
     def _free(self, worker: Worker, lanes: int) -> int:
-        """How many more runs it may be given."""
+        """How many more runs it may be given. Asked many times after every event, as all here."""
         free = lanes - len(worker.runs)
         most = self._settings.max_runs_per_worker
         if most is not None:
@@ -227,12 +236,20 @@ class Scheduling:
         if function.is_async:
             return ASYNC_LANES
         step_s = self._queues[function.queue_id].step_s
-        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
+        lanes = round(self._settings.commit_hide_s / (step_s if step_s > 1e-6 else 1e-6))
+        return LANES_MIN if lanes < LANES_MIN else LANES_MAX if lanes > LANES_MAX else lanes
 
 
 def _open(w: Worker) -> bool:
     """Whether it may be given more at all."""
-    return _able(w) and not w.reserved and w.bytes < LANES_BYTES_MAX
+    return (
+        w.ready
+        and w.killing is None
+        and not w.exclusive
+        and not w.retiring
+        and not w.reserved
+        and w.bytes < LANES_BYTES_MAX
+    )
 
 
 def _able(w: Worker) -> bool:

@@ -204,7 +204,9 @@ class SqliteTransaction:
         params = sql.askable(params)
         if rows is not None:
             params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
-        params = {k: text_time(v) if isinstance(v, datetime) else v for k, v in params.items()}
+        for name, value in params.items():
+            if isinstance(value, datetime):
+                params[name] = text_time(value)
         params["now"] = self._now
         return self._connection.execute(sql.statement(statement, "sqlite").sql, params).fetchall()
 

@@ -40,7 +40,7 @@ def simulate(seed: int, plant: str | None = None, brief: bool = False) -> Result
             violation = str(e)
         except Exception as e:
             violation = f"exception: {type(e).__name__}: {e}"
-    return Result(seed, world.events, dict(world.faults), violation, list(world.trace))
+    return Result(seed, world.events, dict(world.faults), violation, world.trace)
 
 
 def several(seeds: range, plant: str | None, brief: bool) -> list[Result]:

@@ -10,13 +10,14 @@ from supervisors.endings import CRASHES_MAX
 
 MESSAGES = """
 select m.id, m.consumer_worker_id, m.claim_no, m.read_ct, m.archived_at, f.id
-from pgqrs_messages m left join pgqrs_workflows f on f.queue_id = m.queue_id
+from pgqrs_messages m left join pgqrs_workflows f on f.queue_id = m.queue_id where m.id = ?
 """
 STEPS = """
 select w.message_id, s.step_name, s.status, s.output, s.error
-from pgqrs_workflow_steps s join pgqrs_workflow_runs w on w.id = s.run_id
+from pgqrs_workflow_steps s join pgqrs_workflow_runs w on w.id = s.run_id where s.rowid = ?
 """
-RUNS = "select message_id, status, output, crash_count from pgqrs_workflow_runs"
+RUNS = "select message_id, status, output, crash_count from pgqrs_workflow_runs where id = ?"
+TABLES = {"pgqrs_messages": MESSAGES, "pgqrs_workflow_steps": STEPS, "pgqrs_workflow_runs": RUNS}
 
 
 class Violation(Exception):
@@ -47,8 +48,20 @@ class Watch:
         self._archived: dict[int, Any] = {}
         self._claim: dict[int, tuple[int | None, int]] = {}
         self._furthest: dict[int, int] = {}
-        self._changes = -1
-        self._seen: list[set[Any]] = [set(), set(), set()]
+        self._written: dict[str, set[int]] = {}
+        self._seen: dict[str, dict[int, Any]] = {}
+        for table in TABLES:
+            self._follow(table)
+
+    def _follow(self, table: str) -> None:
+        """Every row that is written is noted, whoever writes it: to read them all after each event would take as long as the event."""
+        self._written[table], self._seen[table] = set(), {}
+        self._connection.create_function(f"written_{table}", 1, self._written[table].add)
+        for what in ("insert", "update"):
+            self._connection.execute(
+                f"create temp trigger {table}_{what} after {what} on main.{table} "
+                f"begin select written_{table}(new.rowid); end"
+            )
 
     # What bodies wrote down
 
@@ -75,12 +88,6 @@ class Watch:
         ).fetchone()
         return row[0], row[1], bool(row[2])
 
-    def claims(self) -> dict[int, tuple[int | None, int, bool]]:
-        rows = self._connection.execute(
-            "select id, consumer_worker_id, claim_no, archived_at is not null from pgqrs_messages"
-        )
-        return {i: (c, n, bool(a)) for i, c, n, a in rows}
-
     def turned(
         self, before: dict[int, tuple[int | None, int, bool]], outcomes: list[Outcome], unsure: bool
     ) -> None:
@@ -100,10 +107,7 @@ class Watch:
         self.look()
 
     def look(self) -> None:
-        if self._connection.total_changes == self._changes:
-            return
-        self._changes = self._connection.total_changes
-        for message, consumer, claim_no, read_ct, archived, workflow in self._new(0, MESSAGES):
+        for message, consumer, claim_no, read_ct, archived, workflow in self._new("pgqrs_messages"):
             holder, number = self._claim.get(message, (None, 0))
             if consumer is not None:
                 if (claim_no <= number) if consumer != holder else (claim_no < number):
@@ -117,7 +121,7 @@ class Watch:
                 raise Violation(f"archived-changed: message {message} was archived, and is no more or anew")
             if archived is not None:
                 self._archived[message] = archived
-        for message, name, status, output, error in self._new(1, STEPS):
+        for message, name, status, output, error in self._new("pgqrs_workflow_steps"):
             key = (message, name)
             if key in self._recorded and self._recorded[key] != (status, output, error):
                 raise Violation(
@@ -125,7 +129,7 @@ class Watch:
                 )
             if status == "SUCCESS":
                 self._recorded[key] = (status, output, error)
-        for message, status, output, crash_count in self._new(2, RUNS):
+        for message, status, output, crash_count in self._new("pgqrs_workflow_runs"):
             if crash_count > min(CRASHES_MAX, self.deaths.get(message, 0)):
                 raise Violation(
                     f"crash-budget: run {message} is charged {crash_count} crashes, of {self.deaths.get(message, 0)} "
@@ -142,10 +146,17 @@ class Watch:
                     f"result-mismatch: run {message} returned {output}, its steps are recorded as {recorded}"
                 )
 
-    def _new(self, number: int, query: str) -> list[Any]:
+    def _new(self, table: str) -> list[Any]:
         """The rows that were not so at the last look."""
-        rows = set(self._connection.execute(query))
-        new, self._seen[number] = rows - self._seen[number], rows
+        written, seen, new = self._written[table], self._seen[table], []
+        if not written:
+            return []
+        for number in written:
+            row = self._connection.execute(TABLES[table], (number,)).fetchone()
+            if row is not None and row != seen.get(number):
+                seen[number] = row
+                new.append(row)
+        written.clear()
         return sorted(new, key=repr)
 
     def _outputs(self, message: int) -> list[Any]:

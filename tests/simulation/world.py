@@ -42,7 +42,7 @@ class World:
         self.now = 0.0
         self.events = 0
         self.faults: Counter[str] = Counter()
-        self.trace: deque[str] = deque(maxlen=60)
+        self._notes: deque[tuple[float, str]] = deque(maxlen=60)
         self.read_ct_max = READ_CT_MAX
         self.plans: dict[int, RunPlan] = {}
         self._bodies: Counter[tuple[int, int]] = Counter()
@@ -54,7 +54,7 @@ class World:
         database = SqliteDatabase(
             Config("sqlite::memory:"), lambda: EPOCH + timedelta(seconds=self.now + self._skew_s)
         )
-        database._connection.deserialize(_installed())
+        _installed().backup(database._connection)
         self.store = MessageStore(database)
         self.functions = self._functions()
         self.watch = Watch(database._connection, READ_CT_MAX)
@@ -111,7 +111,12 @@ class World:
         self.at(self.now + seconds, do)
 
     def note(self, text: str) -> None:
-        self.trace.append(f"{self.now:9.4f} {text}")
+        self._notes.append((self.now, text))
+
+    @property
+    def trace(self) -> list[str]:
+        """What happened last."""
+        return [f"{now:9.4f} {text}" for now, text in self._notes]
 
     def fault(self, kind: str, chance: float) -> bool:
         if self._troubled and self.rng.random() < chance * self._storm:
@@ -158,7 +163,7 @@ class World:
         return self._bodies[message, position]
 
     def turn(self, who: str, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
-        before = self.watch.claims() if writes else {}
+        before = {m: self.watch.holder(m) for m in {w.claim.message_id for w in writes}}
         turn = self.store.turn(writes, wanted, unsure)
         self.note(
             f"{who} turn: {len(writes)} writes, {sum(len(t.messages) for t in turn.taken)} taken, unsure={unsure}"
@@ -276,8 +281,9 @@ class World:
 
 
 @cache
-def _installed() -> bytes:
+def _installed() -> sqlite3.Connection:
+    """What every seed begins with: installing it anew would take longer than the seed does."""
     database = SqliteDatabase(Config("sqlite::memory:"))
     MessageStore(database).install()
     connection: sqlite3.Connection = database._connection
-    return bytes(connection.serialize())
+    return connection
