@@ -35,6 +35,7 @@ class Scheduling:
         self._workers = workers
         self._order = order
         self._turn = 0
+        self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
 
     @property
     def commit_every_s(self) -> float:
@@ -43,6 +44,7 @@ class Scheduling:
 
     def dispatch(self, now: float) -> None:
         """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
+        self._asked = None
         for worker in self._workers.values():
             if not worker.runs:
                 worker.exclusive = False
@@ -133,7 +135,7 @@ class Scheduling:
         self._order(Send(worker.id, wire.Revoke(count)))
 
     def claim(self, now: float) -> None:
-        free = self._demand()
+        free = self._asked = self._demand()
         if free == 0:
             return
         # Round robin: whoever stands first in one turn stands last in the next.
@@ -143,6 +145,7 @@ class Scheduling:
                 break
         else:
             return
+        self._asked = None
         queues = list(self._queues.values())
         first = self._turn % len(queues)
         due = [
@@ -181,13 +184,13 @@ class Scheduling:
 
     def next_claim(self) -> float | None:
         """When the next claim is due: of queues that have room, for another would be due at once and again and again."""
-        if not self._demand():
+        asleep = [q for q in self._queues.values() if not q.wanted and q.consumer_id is not None]
+        if not asleep or not (self._demand() if self._asked is None else self._asked):
             return None
         first: float | None = None
-        for q in self._queues.values():
-            if not q.wanted and q.consumer_id is not None and (first is None or q.next_claim_at < first):
-                if self._room(q) > 0:
-                    first = q.next_claim_at
+        for q in asleep:
+            if (first is None or q.next_claim_at < first) and self._room(q) > 0:
+                first = q.next_claim_at
         return first
 
     def _demand(self) -> int:

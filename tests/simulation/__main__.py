@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -44,6 +45,7 @@ def simulate(seed: int, plant: str | None = None, brief: bool = False) -> Result
 
 
 def several(seeds: range, plant: str | None, brief: bool) -> list[Result]:
+    gc.set_threshold(50_000)  # a seed makes many objects, few of them garbage: look for it more rarely
     results = []
     for seed in seeds:
         results.append(simulate(seed, plant, brief))
