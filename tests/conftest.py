@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import pgqrs
 from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
 from tests.s3_server import S3Server
 
@@ -94,6 +95,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             patch.setenv(name, value)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("s3-cache")))
         yield server
+
+
+@pytest.fixture(scope="session")
+def installed_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be copied: installing takes ten times as long."""
+    path = tmp_path_factory.mktemp("installed") / "pgqrs.db"
+    with pgqrs.connect(f"sqlite://{path}") as store:
+        store.install()
+    return path
 
 
 @pytest.fixture

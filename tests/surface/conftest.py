@@ -19,9 +19,9 @@ import pytest
 import pgqrs
 from pgqrs.connecting import Connecting
 from tests.conftest import turso_dsn_on
+from tests.emptied import Emptied
 from tests.postgres_server import Postgres
 from tests.s3_server import S3Server
-from tests.store.conftest import DELETE_ALL
 from tests.surface import given
 
 
@@ -82,10 +82,9 @@ def installed_s3_dsn(installed_sqlite_file: Path, s3_server: S3Server) -> str:
 
 
 @pytest.fixture
-def installed_postgres_dsn(installed_postgres_database: str) -> str:
-    with psycopg.connect(installed_postgres_database, autocommit=True) as pg:
-        pg.execute(DELETE_ALL)
-    return installed_postgres_database
+def installed_postgres_dsn(installed_postgres_database: Emptied) -> str:
+    installed_postgres_database.empty()
+    return installed_postgres_database.dsn
 
 
 @pytest.fixture
@@ -104,19 +103,10 @@ def empty_dsn(request: pytest.FixtureRequest, dsn: str, tmp_path: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
-def installed_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("installed") / "pgqrs.db"
-    with pgqrs.connect(f"sqlite://{path}") as store:
+def installed_postgres_database(postgres_server: Postgres) -> Iterator[Emptied]:
+    database = Emptied(postgres_server, f"pgqrs_surface_{os.getpid()}")
+    with pgqrs.connect(database.dsn) as store:
         store.install()
-    return path
-
-
-@pytest.fixture(scope="session")
-def installed_postgres_database(postgres_server: Postgres) -> Iterator[str]:
-    name = f"pgqrs_surface_{os.getpid()}"
-    dsn = postgres_server.create_database(name)
-    with pgqrs.connect(dsn) as store:
-        store.install()
-    yield dsn
+    yield database
     with suppress(psycopg.OperationalError):  # a private server has taken it along
-        postgres_server.drop_database(name)
+        database.drop()
