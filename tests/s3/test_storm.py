@@ -47,10 +47,11 @@ class Storm:
             self.told.update(dict.fromkeys(names, word))
 
     def durable(self, who):
-        store = self.opened()
+        store = None
         for n in range(CALLS):
             name = f"{who} {n}"
             try:
+                store = store or self.opened()
                 store.enqueue("tasks", name)
                 self.tell([name], "written")
             except pgqrs.ConflictError:
