@@ -33,10 +33,10 @@ STEADY_PLANS = (
     b"set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
 )
 # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+IDLE_TRANSACTION = b"set idle_in_transaction_session_timeout = '3s'"
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
 # stopped), or that took too long.
 PASSING = ("25006", "25P03", "25P04")
-IDLE_TRANSACTION = b"set idle_in_transaction_session_timeout = '3s'"
 
 
 class PostgresDatabase:
