@@ -206,12 +206,26 @@ def test_what_dev_does_not_know_goes_to_pytest_in_order():
     arguments, rest = dev.parse(["test", "--fast", "-x", "tests/store", "-k", "claim or archive", "--lf"])
     assert arguments.fast
     assert rest == ["-x", "tests/store", "-k", "claim or archive", "--lf"]
-    assert dev.pytest_arguments(True, "2", rest) == ["-n", "2", "-m", "not slow", *rest]
+    assert dev.pytest_arguments(True, "2", rest) == [
+        "-n",
+        "2",
+        "--dist",
+        "worksteal",
+        "-m",
+        "not slow",
+        *rest,
+    ]
 
 
 def test_the_number_of_pytest_processes_can_be_chosen():
     arguments, rest = dev.parse(["test", "-n", "0", "--pdb"])
-    assert dev.pytest_arguments(arguments.fast, arguments.n, rest) == ["-n", "0", "--pdb"]
+    assert dev.pytest_arguments(arguments.fast, arguments.n, rest) == [
+        "-n",
+        "0",
+        "--dist",
+        "worksteal",
+        "--pdb",
+    ]
 
 
 @pytest.mark.parametrize("command", [["demo"], ["load"], ["run", "simulate"]])

@@ -74,5 +74,5 @@ def test_a_worker_that_sends_garbage_is_killed_and_its_run_goes_on(
     proves(
         "a worker sends what is no frame",
         "it is killed; its run goes on behind its last checkpoint",
-        charged="the run on the CPU, if there was one: one crash",
+        charged="the run on the CPU: one crash",
     )

@@ -25,8 +25,9 @@ def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
 ) -> None:
     with connected(dsn) as store:
         store.install()
-        handles = [store.trigger(pipeline.three_steps, str(tmp_path / f"e{n}"), 3.0) for n in range(4)]
+        handles = [store.trigger(pipeline.three_steps, str(tmp_path / f"e{n}"), 2.0) for n in range(4)]
         with Supervised(dsn, tmp_path / "log", "--workers", "2") as supervisor:
+            eventually(lambda: len(supervisor.workers()) == 3)
             eventually(
                 lambda: (
                     len([n for n in range(4) if any(s.step == "slow" for s in starts(tmp_path / f"e{n}"))])
