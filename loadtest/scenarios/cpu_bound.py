@@ -13,7 +13,7 @@ from loadtest.mark import VARIABLE, started_at
 from loadtest.scenario import Aim, Measure, Scenario
 
 POOL = "ProcessPoolExecutor, nothing recorded"
-PAIRS, RUNS = 15, 2000
+PAIRS, RUNS = 15, 400
 QUICK_PAIRS, QUICK_RUNS = 5, 60
 
 
