@@ -216,7 +216,7 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def connection_options(config: Config) -> dict[str, Any]:
-    """A dead link must be noticed in seconds, not in the kernel's two hours."""
+    """A dead link must be noticed in seconds, not in the kernel's two hours. What we say is UTF-8, whatever the environment asks for."""
     wanted = {
         "connect_timeout": max(2, min(int(config.connection_timeout_seconds), 10)),
         "application_name": "pgqrs",
@@ -229,7 +229,7 @@ def connection_options(config: Config) -> dict[str, Any]:
         given = psycopg.conninfo.conninfo_to_dict(conninfo(config.dsn))
     except psycopg.ProgrammingError as e:
         raise errors.ConfigError(f"not a PostgreSQL DSN: {scrub(str(e), config.dsn).strip()}") from e
-    return {k: v for k, v in wanted.items() if k not in given}
+    return {k: v for k, v in wanted.items() if k not in given} | {"client_encoding": "utf8"}
 
 
 def prepare_connection(connection: psycopg.Connection[Any], config: Config) -> None:

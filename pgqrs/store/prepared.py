@@ -16,7 +16,7 @@ PREPARE_AT = 2  # executions on a connection: once is not worth a turn of its ow
 
 
 class Prepared:
-    """Statements by one connection. Nothing else may deallocate what it prepared there."""
+    """Statements by one connection, whose client_encoding is UTF-8. Nothing else may deallocate what it prepared there."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -50,7 +50,10 @@ class Prepared:
 
     def _answer(self) -> list[Row]:
         link = self._connection.pgconn
-        *_, result = self._connection.wait(generators.execute(link))
+        results = self._connection.wait(generators.execute(link))
+        if not results:
+            raise psycopg.OperationalError("the server gave no answer")
+        result = results[-1]
         if result.status == ExecStatus.TUPLES_OK:
             self._loading.set_pgresult(result)
             return self._loading.load_rows(0, result.ntuples, tuple)

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
+import pgqrs
 from pgqrs.store.prepared import PREPARE_AT, Prepared
 from pgqrs.store.sql import _rendered
+from pgqrs.store.store import COPY_MIN
 
 
 @pytest.fixture
@@ -86,3 +88,16 @@ def test_a_value_of_another_kind_is_refused_before_anything_is_sent(connection):
     with pytest.raises(KeyError):
         Prepared(connection).run(statement("select :x"), {"x": b"bytes"})
     assert connection.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("asked", ["latin1", "sql_ascii", "utf8"])
+def test_text_is_utf8_whatever_encoding_the_dsn_asks_for(postgres_dsn, asked):
+    dsn = f"{postgres_dsn}{'&' if '?' in postgres_dsn else '?'}client_encoding={asked}"
+    with pgqrs.connect(dsn) as store:
+        store.install()
+        many = [f"é€𝄞 {n}" for n in range(COPY_MIN)]
+        ids = store.enqueue_many("wörk", ["é€𝄞"]) + store.enqueue_many("wörk", many)
+        assert [store.messages.message(i).payload for i in (ids[0], ids[1], ids[-1])] == [
+            "é€𝄞", many[0], many[-1],
+        ]  # fmt: skip
+        assert store.messages.queues()[0].queue_name == "wörk"
