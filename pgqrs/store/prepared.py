@@ -26,9 +26,8 @@ class Prepared:
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
         """As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and datetime."""
-        values = [params[name] for name in statement.parameters]
-        types = tuple([_OID[type(v)] for v in values])
-        data = [None if v is None else _text(v) for v in values]
+        sent = [_sent(params[name]) for name in statement.parameters]
+        types, data = tuple([oid for oid, _ in sent]), [value for _, value in sent]
         link, what = self._connection.pgconn, (statement.numbered, types)
         with self._connection.lock:
             name = self._names.get(what) or self._prepared(what)
@@ -62,16 +61,24 @@ class Prepared:
         return []
 
 
-# By these a server knows what an expression of parameters alone is; of text it finds out itself.
-_OID: dict[type, int] = {type(None): 0, bool: 16, int: 20, float: 701, str: 0, datetime: 1184}
+# By its types a server knows what an expression of parameters alone is; of text and of nothing it finds out itself.
+TEXT = NULL = 0
+BOOL, INT8, FLOAT8, TIMESTAMPTZ = 16, 20, 701, 1184
 
 
-def _text(value: Any) -> bytes:
+def _sent(value: Any) -> tuple[int, bytes | None]:
+    """Its type and its text. Subclasses, such as NumPy's floats, are what they are one of."""
     match value:
+        case None:
+            return NULL, None
         case str():
-            return value.encode()
+            return TEXT, value.encode()
         case bool():
-            return b"t" if value else b"f"
+            return BOOL, b"t" if value else b"f"
+        case int():
+            return INT8, b"%d" % value
+        case float():
+            return FLOAT8, repr(float(value)).encode()
         case datetime():
-            return value.isoformat().encode()
-    return repr(value).encode()
+            return TIMESTAMPTZ, value.isoformat().encode()
+    raise TypeError(f"a statement takes no {type(value).__name__}")

@@ -2,6 +2,7 @@
 
 import itertools
 from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
 
 import psycopg
 import pytest
@@ -35,6 +36,20 @@ def test_values_come_back_as_they_went(connection):
     ts = ["", "it's", 'a\\b\n"c" $1 %s %(x)s', "ü€𝄞", None]
     for n, f, t, b in itertools.product(ns, fs, ts, [True, False, None]):
         assert prepared.run(ECHO, {"n": n, "f": f, "b": b, "t": t, "at": AT}) == [(n, f, b, t, AT)]
+
+
+class Word(StrEnum):
+    ONE = "one"
+
+
+class Seconds(float):
+    def __repr__(self):
+        return f"Seconds({float(self)})"
+
+
+def test_subclasses_are_what_they_are_one_of(connection):
+    values = {"n": IntEnum("Number", {"SEVEN": 7})(7), "f": Seconds(2.5), "b": None, "t": Word.ONE, "at": AT}
+    assert Prepared(connection).run(ECHO, values) == [(7, 2.5, None, "one", AT)]
 
 
 def test_a_statement_is_prepared_when_it_comes_again_and_for_each_kind_of_values(connection):
@@ -85,7 +100,7 @@ def test_a_dead_link_is_an_operational_error(connection, postgres_dsn):
 
 
 def test_a_value_of_another_kind_is_refused_before_anything_is_sent(connection):
-    with pytest.raises(KeyError):
+    with pytest.raises(TypeError, match="takes no bytes"):
         Prepared(connection).run(statement("select :x"), {"x": b"bytes"})
     assert connection.execute("select 1").fetchone() == (1,)
 
