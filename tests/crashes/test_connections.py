@@ -135,7 +135,7 @@ def test_a_supervisor_that_is_stopped_in_mid_transaction_holds_up_nobody_and_goe
             run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 0.5)
             eventually(lambda: starts(tmp_path / "e")[1:])
             with locked(postgres_dsn, "lock table pgqrs_workflow_steps in access exclusive mode"):
-                backend = find(admin, "pgqrs_workflow_steps", waiting=True)
+                backend = find(admin, "insert into pgqrs_workflow_steps", waiting=True)
                 supervisor.signal(signal.SIGSTOP)
             eventually(lambda: state(admin, backend) == "idle in transaction")
             began = time.monotonic()
