@@ -83,7 +83,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     test.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
     test.add_argument(
-        "-n", default="4", metavar="PROCESSES", help="pytest processes (default 4: many wait; 0 to use --pdb)"
+        "-n",
+        default="2",
+        metavar="PROCESSES",
+        help="pytest processes (default 2; with more, tests that measure time may fail; 0 to use --pdb)",
     )
     test.set_defaults(do=run_tests)
 
