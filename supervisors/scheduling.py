@@ -140,12 +140,6 @@ class Scheduling:
             return
         # Round robin: whoever stands first in one turn stands last in the next.
         self._turn += 1
-        for q in self._queues.values():
-            if now >= q.next_claim_at and q.consumer_id is not None and not q.wanted:
-                break
-        else:
-            return
-        self._asked = None
         queues = list(self._queues.values())
         first = self._turn % len(queues)
         due = [
@@ -153,6 +147,9 @@ class Scheduling:
             for q in queues[first:] + queues[:first]
             if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
         ]
+        if not due:
+            return
+        self._asked = None
         if any(self._idle(q) for q in due):  # one look is for all of them
             due += [q for q in queues if q.consumer_id and not q.wanting and self._idle(q) and q not in due]
         for n, queue in enumerate(due):
@@ -239,20 +236,12 @@ class Scheduling:
         if function.is_async:
             return ASYNC_LANES
         step_s = self._queues[function.queue_id].step_s
-        lanes = round(self._settings.commit_hide_s / (step_s if step_s > 1e-6 else 1e-6))
-        return LANES_MIN if lanes < LANES_MIN else LANES_MAX if lanes > LANES_MAX else lanes
+        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
 
 
 def _open(w: Worker) -> bool:
     """Whether it may be given more at all."""
-    return (
-        w.ready
-        and w.killing is None
-        and not w.exclusive
-        and not w.retiring
-        and not w.reserved
-        and w.bytes < LANES_BYTES_MAX
-    )
+    return _able(w) and not w.reserved and w.bytes < LANES_BYTES_MAX
 
 
 def _able(w: Worker) -> bool:

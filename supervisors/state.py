@@ -11,9 +11,8 @@ from supervisors import wire
 from supervisors.events import Kind
 
 POLL_MIN_S = 0.005
-RECORDED_BYTES_MAX = (
-    64 * 1024
-)  # of a run's steps, kept for the death of its worker; with more, it is claimed anew
+# Of a run's steps, kept for the death of its worker; with more, it is claimed anew.
+RECORDED_BYTES_MAX = 64 * 1024
 RECORDED_STEP_BYTES = 400  # the objects of one
 
 Limit = Literal["time", "memory", "run"]  # of a step, of its process, of the whole run
@@ -60,9 +59,8 @@ class Run(Struct, eq=False):
     begun: bool = False  # its row says so, or will
     started: bool = False  # on this worker
     unsaved: int = 0  # writes on their way
-    recorded: list[Step] | None = msgspec.field(
-        default_factory=list
-    )  # since it was claimed; None: too much to keep
+    # Since it was claimed; None: too much to keep.
+    recorded: list[Step] | None = msgspec.field(default_factory=list)
     recorded_bytes: int = 0
     cancelling: bool = False
     deadline: float | None = None  # when its own time is over, in monotonic seconds

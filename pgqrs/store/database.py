@@ -23,7 +23,7 @@ class Transaction(Protocol):
 
 
 class Copying(Transaction, Protocol):
-    """One of PostgreSQL's."""
+    """One of PostgreSQL's, on a connection of our own: a caller's may be in a pipeline, where there is no COPY."""
 
     def copy_in(self, table: str, data: bytes) -> None:
         """COPY into these columns of a table; `data` is a line a row, in COPY's text format."""

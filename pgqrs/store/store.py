@@ -129,8 +129,10 @@ class MessageStore:
         at: datetime | None = None,
     ) -> list[int]:
         """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now."""
-        several = len(payloads) >= COPY_MIN
-        with self.database.transaction(at) if several else self.database.single(at) as tx:
+        if self.database.dialect == "postgres" and len(payloads) >= COPY_MIN:
+            with self.database.transaction(at) as tx:
+                return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id)
+        with self.database.single(at) as tx:
             return enqueue(tx, queue_id, payloads, delay_s, producer_id)
 
     # A supervisor's life
@@ -336,8 +338,6 @@ def enqueue(
     tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None = None
 ) -> list[int]:
     """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
-    if tx.dialect == "postgres" and len(payloads) >= COPY_MIN:
-        return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id)
     rows = tx.run(
         "enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s, producer_id=producer_id
     )

@@ -30,6 +30,7 @@ SLICES = 5  # of either kind, in turns: a machine is not equally fast all the ti
 KILLS_A_SECOND = 10.0
 SUPERVISOR_EVERY_S = 20.0
 FEED_EVERY_S = 0.1
+SAMPLE_EVERY_S = 5.0
 LEASE = "5s"
 SETTLE_S = 60.0
 
@@ -71,17 +72,19 @@ class Chaos:
         self.stormy_s = 0.0
         self.next_supervisor_s = SUPERVISOR_EVERY_S / 2  # of `stormy_s`
         self.next_feed = 0.0
+        self.next_sample = 0.0
         self._started = 0
 
     def run(self, seconds: float) -> dict[str, Any]:
-        with pgqrs.connect(self.dsn) as store:
-            store.install()
-            self.store = store
-            self.watching = psycopg.connect(self.dsn, autocommit=True)
+        with (
+            pgqrs.connect(self.dsn) as self.store,
+            psycopg.connect(self.dsn, autocommit=True) as self.watching,
+        ):
+            self.store.install()
             self.supervisors = [self.start(), self.start()]
             try:
                 self.phase(2.0, kill=False)  # to warm up
-                self.samples.clear()
+                self.samples = [self.sample()]
                 calm = stormy = 0
                 for _ in range(SLICES):
                     calm += self.phase(seconds / SLICES, kill=False)
@@ -104,7 +107,7 @@ class Chaos:
         """How many runs ended meanwhile."""
         began = time.monotonic()
         before = self.done()
-        next_kill, next_sample = began, began + 5.0
+        next_kill = began
         while (now := time.monotonic()) < began + seconds:
             if now >= self.next_feed:
                 self.next_feed = now + FEED_EVERY_S
@@ -115,8 +118,8 @@ class Chaos:
             if kill and self.stormy_s + now - began >= self.next_supervisor_s:
                 self.next_supervisor_s += SUPERVISOR_EVERY_S
                 self.kill_a_supervisor()
-            if now >= next_sample:
-                next_sample += 5.0
+            if now >= self.next_sample:
+                self.next_sample = now + SAMPLE_EVERY_S
                 self.samples.append(self.sample())
             time.sleep(0.02)
         if kill:
