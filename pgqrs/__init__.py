@@ -6,214 +6,64 @@
 pgqrs.connect(dsn)              a store: trigger, enqueue, look, run workers
 """
 
-from pgqrs import decorators as decorators
-from pgqrs.aio import (
-    Admin,
-    Consumer,
-    ConsumerIterator,
-    Messages,
-    Producer,
-    Queues,
-    Run,
-    RunHandle,
-    StepGuard,
-    StepResult,
-    Store,
-    Workers,
-    WorkflowRuns,
-    Workflows,
-    WorkflowSteps,
-)
-from pgqrs.builders import (
-    DequeueBuilder,
-    EnqueueBuilder,
-    RunBuilder,
-    StepBuilder,
-    TablesBuilder,
-    WorkflowBuilder,
-    WorkflowTriggerBuilder,
-    dequeue,
-    dequeue_builder,
-    enqueue,
-    run,
-    step,
-    tables,
-    workflow,
-)
-from pgqrs.client import Store as BlockingStore
-from pgqrs.config import Config, DurabilityMode
-from pgqrs.connecting import connect, connect_with
-from pgqrs.decorators import WorkflowDef
-from pgqrs.definitions import handler
-from pgqrs.errors import (
-    ClaimLostError,
-    ConfigError,
-    ConflictError,
-    InternalError,
-    MessageNotFoundError,
-    PausedError,
-    PgqrsConnectionError,
-    PgqrsError,
-    QueueAlreadyExistsError,
-    QueueNotFoundError,
-    RateLimitedError,
-    ReplayMismatchError,
-    RetriesExhaustedError,
-    RunCancelledError,
-    RunFailedError,
-    RunNotFoundError,
-    SchemaError,
-    SerializationError,
-    StateTransitionError,
-    StepError,
-    StepNotReadyError,
-    SupervisorError,
-    TargetError,
-    TimeoutError,
-    TransientStepError,
-    ValidationError,
-    WorkerNotFoundError,
-    WorkerSuspendedError,
-    WorkflowAlreadyExistsError,
-    WorkflowNotFoundError,
-    WrongThreadError,
-)
-from pgqrs.flow import Context, current_run, pause
-from pgqrs.records import (
-    QueueCounts,
-    QueueInfo,
-    QueueMessage,
-    QueueMetrics,
-    RunRecord,
-    StepRecord,
-    SystemStats,
-    WorkerHealthStats,
-    WorkerInfo,
-    WorkerStats,
-    WorkflowRecord,
-)
-from pgqrs.retry import BackoffStrategy, StepRetryPolicy
-from pgqrs.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
-from pgqrs.shorthand import (
-    admin,
-    archive,
-    archive_batch,
-    consume,
-    consume_batch,
-    delete,
-    enqueue_batch,
-    enqueue_delayed,
-    extend_vt,
-    produce,
-    produce_batch,
-)
-from pgqrs.states import StepResultStatus, SyncState, WorkerStatus, WorkflowStatus
-from pgqrs.validation import RateLimitStatus, ValidationConfig
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 __version__ = "1.0.0.dev0"
 
-__all__ = [
-    "Admin",
-    "BackoffStrategy",
-    "BlockingS3StoreHandle",
-    "BlockingStore",
-    "ClaimLostError",
-    "Config",
-    "ConfigError",
-    "ConflictError",
-    "Consumer",
-    "ConsumerIterator",
-    "Context",
-    "DequeueBuilder",
-    "DurabilityMode",
-    "EnqueueBuilder",
-    "InternalError",
-    "MessageNotFoundError",
-    "Messages",
-    "PausedError",
-    "PgqrsConnectionError",
-    "PgqrsError",
-    "Producer",
-    "QueueAlreadyExistsError",
-    "QueueCounts",
-    "QueueInfo",
-    "QueueMessage",
-    "QueueMetrics",
-    "QueueNotFoundError",
-    "Queues",
-    "RateLimitStatus",
-    "RateLimitedError",
-    "ReplayMismatchError",
-    "RetriesExhaustedError",
-    "Run",
-    "RunBuilder",
-    "RunCancelledError",
-    "RunFailedError",
-    "RunHandle",
-    "RunNotFoundError",
-    "RunRecord",
-    "S3StoreHandle",
-    "SchemaError",
-    "SerializationError",
-    "StateTransitionError",
-    "StepBuilder",
-    "StepError",
-    "StepGuard",
-    "StepNotReadyError",
-    "StepRecord",
-    "StepResult",
-    "StepResultStatus",
-    "StepRetryPolicy",
-    "Store",
-    "SupervisorError",
-    "SyncState",
-    "SystemStats",
-    "TablesBuilder",
-    "TargetError",
-    "TimeoutError",
-    "TransientStepError",
-    "ValidationConfig",
-    "ValidationError",
-    "WorkerHealthStats",
-    "WorkerInfo",
-    "WorkerNotFoundError",
-    "WorkerStats",
-    "WorkerStatus",
-    "WorkerSuspendedError",
-    "Workers",
-    "WorkflowAlreadyExistsError",
-    "WorkflowBuilder",
-    "WorkflowDef",
-    "WorkflowNotFoundError",
-    "WorkflowRecord",
-    "WorkflowRuns",
-    "WorkflowStatus",
-    "WorkflowSteps",
-    "WorkflowTriggerBuilder",
-    "Workflows",
-    "WrongThreadError",
-    "admin",
-    "archive",
-    "archive_batch",
-    "as_s3",
-    "connect",
-    "connect_with",
-    "consume",
-    "consume_batch",
-    "current_run",
-    "delete",
-    "dequeue",
-    "dequeue_builder",
-    "enqueue",
-    "enqueue_batch",
-    "enqueue_delayed",
-    "extend_vt",
-    "handler",
-    "pause",
-    "produce",
-    "produce_batch",
-    "run",
-    "step",
-    "tables",
-    "workflow",
-]
+# Where each public name is from. A module is imported when the first of its names is asked for: most bring the database
+# drivers and asyncio along, of which a worker process needs none, and which make each fork of one twice as dear
+# (docs/decisions/0010-lazy-imports.md). __init__.pyi says the same to type checkers.
+_PUBLIC = {
+    "aio": (
+        "Admin Consumer ConsumerIterator Messages Producer Queues Run RunHandle StepGuard "
+        "StepResult Store Workers WorkflowRuns Workflows WorkflowSteps"
+    ),
+    "builders": (
+        "DequeueBuilder EnqueueBuilder RunBuilder StepBuilder TablesBuilder WorkflowBuilder "
+        "WorkflowTriggerBuilder dequeue dequeue_builder enqueue run tables"
+    ),
+    "client": "BlockingStore",
+    "config": "Config DurabilityMode",
+    "connecting": "connect connect_with",
+    "decorators": "WorkflowDef",
+    "definitions": "handler step workflow",
+    "errors": (
+        "ClaimLostError ConfigError ConflictError InternalError MessageNotFoundError PausedError "
+        "PgqrsConnectionError PgqrsError QueueAlreadyExistsError QueueNotFoundError "
+        "RateLimitedError ReplayMismatchError RetriesExhaustedError RunCancelledError "
+        "RunFailedError RunNotFoundError SchemaError SerializationError StateTransitionError "
+        "StepError StepNotReadyError SupervisorError TargetError TimeoutError TransientStepError "
+        "ValidationError WorkerNotFoundError WorkerSuspendedError WorkflowAlreadyExistsError "
+        "WorkflowNotFoundError WrongThreadError"
+    ),
+    "flow": "Context current_run pause",
+    "records": (
+        "QueueCounts QueueInfo QueueMessage QueueMetrics RunRecord StepRecord SystemStats "
+        "WorkerHealthStats WorkerInfo WorkerStats WorkflowRecord"
+    ),
+    "retry": "BackoffStrategy StepRetryPolicy",
+    "s3": "BlockingS3StoreHandle S3StoreHandle as_s3",
+    "shorthand": (
+        "admin archive archive_batch consume consume_batch delete enqueue_batch enqueue_delayed "
+        "extend_vt produce produce_batch"
+    ),
+    "states": "StepResultStatus SyncState WorkerStatus WorkflowStatus",
+    "validation": "RateLimitStatus ValidationConfig",
+}
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)  # noqa: PLE0605  # the literal list is in the stub
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _PUBLIC:
+        return _import_module(f"pgqrs.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_import_module(f"pgqrs.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PUBLIC})

@@ -1,8 +1,5 @@
 """The builders of 0.15: `pgqrs.workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`, thin over the same
-operations as everything else. With an async store their last call is awaited.
-
-`workflow` and `step` are one name for builder and decorator: with no argument at all they are the builder, which also accepts
-a function.
+operations as everything else. With an async store their last call is awaited. `pgqrs.definitions` has the first two names.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -10,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self, TypeVar, overload
 
-from pgqrs import administration, aio, client, definitions, errors, polling, retry, runs, times
+from pgqrs import administration, aio, client, definitions, errors, polling, runs, times
 from pgqrs import consumer as blocking_consumer
 from pgqrs import producer as blocking_producer
 from pgqrs.durations import Duration, seconds
@@ -378,38 +375,6 @@ class TablesBuilder:
 
 
 # Their names
-
-
-@overload
-def workflow() -> WorkflowBuilder: ...
-@overload
-def workflow(function: F, /) -> F: ...
-@overload
-def workflow(*, name: str | None = None, queue: str | None = None) -> Callable[[F], F]: ...
-def workflow(function: Any = None, /, **told: Any) -> Any:
-    """Decorates a function as a workflow, see `pgqrs.definitions.workflow`; with no argument at all, 0.15's builder."""
-    if function is None and not told:
-        return WorkflowBuilder()
-    return definitions.workflow(**told) if function is None else definitions.workflow(function)
-
-
-@overload
-def step() -> StepBuilder: ...
-@overload
-def step(function: F, /) -> F: ...
-@overload
-def step(
-    *,
-    name: str | None = None,
-    retry: int | retry.StepRetryPolicy | None = None,
-    timeout: Duration | None = None,
-    pure: bool = False,
-) -> Callable[[F], F]: ...
-def step(function: Any = None, /, **told: Any) -> Any:
-    """Decorates a function as a step, see `pgqrs.definitions.step`; with no argument at all, 0.15's builder."""
-    if function is None and not told:
-        return StepBuilder()
-    return definitions.step(**told) if function is None else definitions.step(function)
 
 
 def run() -> RunBuilder:

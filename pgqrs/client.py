@@ -331,3 +331,6 @@ def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             "by name, a workflow takes one positional argument, or several by keyword"
         )
     return args[0] if args else (kwargs or None)
+
+
+BlockingStore = Store  # in the package, where `Store` is the async one

@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pgqrs import durations, errors
 from pgqrs import retry as retries
@@ -16,11 +16,16 @@ from pgqrs.durations import Duration
 from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
 from pgqrs.signature import Signature, signature_of
 
+if TYPE_CHECKING:
+    from pgqrs.builders import StepBuilder, WorkflowBuilder
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 NAME_CHARS_MAX = 200  # the database holds 255, and a repeated step adds its number
 
 
+@overload
+def workflow() -> "WorkflowBuilder": ...
 @overload
 def workflow(function: F, /) -> F: ...
 @overload
@@ -41,8 +46,12 @@ def workflow(
     is by default its name. `timeout` (seconds, timedelta or text such as "2h") is the time of the whole run from its first start,
     pauses, retries and restarts included: over it the run is ERROR with a TimeoutError that it cannot catch, and a plain one
     that is running is killed with its worker. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
-    annotation that JSON cannot carry).
+    annotation that JSON cannot carry). With no argument at all it is 0.15's builder, which also accepts a function.
     """
+    if all(told is None for told in (function, name, queue, timeout)):
+        from pgqrs.builders import WorkflowBuilder
+
+        return WorkflowBuilder()
 
     def decorate(f: F) -> F:
         f.__pgqrs__ = _definition("workflow", f, name, queue, timeout)  # type: ignore[attr-defined]
@@ -68,6 +77,8 @@ def handler(*, queue: str, name: str | None = None, timeout: Duration | None = N
     return decorate
 
 
+@overload
+def step() -> "StepBuilder": ...
 @overload
 def step(function: F, /) -> F: ...
 @overload
@@ -95,8 +106,13 @@ def step(
     back-off between them during which the run holds no worker. `timeout` (seconds, timedelta or text such as "10m")
     ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. So does a
     plain step whose process holds more than `memory` (bytes, or text such as "2 GiB"), looked at four times a second. `pure`
-    declares that the step has no side effects: it may start before the step before it is durable.
+    declares that the step has no side effects: it may start before the step before it is durable. With no argument at all it is
+    0.15's builder, which also accepts a function.
     """
+    if all(told is None for told in (function, name, retry, timeout, memory)) and not pure:
+        from pgqrs.builders import StepBuilder
+
+        return StepBuilder()
 
     def decorate(f: F) -> F:
         _refuse_generator(f, "step")

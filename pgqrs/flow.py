@@ -9,7 +9,6 @@ order that makes a run durable is held here:
     decoded form of what was recorded, so the first time is like every replay.
 """
 
-import asyncio
 import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -272,6 +271,8 @@ async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwa
     call, known = _enter(context, definition)
     if known is not None:
         return _settled(definition, known.status, known.output, known.error)
+    import asyncio  # not at the top: most worker processes have no use for it, and each fork of one would carry it
+
     begun = context.journal.begin(call)
     assert begun is not None, "an async run has an async journal"
     await begun
@@ -444,6 +445,8 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
 
 async def execute_async(definition: Definition, context: Context, payload: bytes) -> bytes:
     """The same for an `async def`."""
+    import asyncio
+
     with _run(context):
         try:
             args, kwargs = _arguments(definition, payload)

@@ -426,6 +426,8 @@ def nursery_main(carrier: Any, target: targets.Target, supervisor: int, payload_
     )
     loaded = Loaded(described, makers.extra(), makers.blame(), CLOCKS.now_s() - began)
     _configure_logging()
+    if any(d.is_async for d in definitions.values()):
+        importlib.import_module("supervisors.async_worker")  # once here, and not in every worker
     gc.collect()
     gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
     sock.send(msgspec.msgpack.encode(loaded))

@@ -177,7 +177,7 @@ def test_it_lets_innocence_pass(rule, tmp_path):
 
 def plant_innocence(root: Path) -> None:
     sources = {
-        "pgqrs/__init__.py": "from pgqrs.client import connect\nfrom . import records\nLAZY = {'later': 'pgqrs.client'}",
+        "pgqrs/__init__.py": "from pgqrs.client import connect\nfrom . import records\nLAZY = {'client': 'later'}",
         "pgqrs/client.py": "from pgqrs.store.store import Store\ndef connect():\n    import supervisors.launch",
         "pgqrs/cli/main.py": "def main():\n    from supervisors import loop",
         "pgqrs/codec.py": '"""select nothing from a docstring."""\nHELP = "Select a queue, then update what is set"',
@@ -310,7 +310,8 @@ class Module:
 
     @cached_property
     def exported(self) -> set[str]:
-        """Names that this package binds itself, lists in __all__ or maps for a lazy __getattr__; its modules are none."""
+        """Names that this package binds itself, lists in __all__ or tells for a lazy __getattr__ (module: its names); its modules are
+        none."""
         names = set()
         for node in self.ast.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -325,11 +326,12 @@ class Module:
             elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
                 node.value, ast.List | ast.Tuple | ast.Dict
             ):
-                entries = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
+                entries = node.value.values if isinstance(node.value, ast.Dict) else node.value.elts
                 names |= {
-                    entry.value
+                    name
                     for entry in entries
                     if isinstance(entry, ast.Constant) and isinstance(entry.value, str)
+                    for name in entry.value.split()
                 }
         return names
 

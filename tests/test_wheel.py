@@ -42,7 +42,7 @@ def test_it_holds_both_packages_with_every_source_sql_and_type_marker(wheel):
         str(path.relative_to(ROOT))
         for package in ("pgqrs", "supervisors")
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".sql") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".sql") or path.name == "py.typed"
     }
     assert {
         "pgqrs/__init__.py",

@@ -112,10 +112,8 @@ SHARED = [(a, b, name) for a, b in TWINS.items() for name in sorted(public(a) & 
 def test_every_async_class_of_the_package_has_a_twin():
     handed_out = {
         value
-        for name, value in vars(pgqrs).items()
-        if name in pgqrs.__all__
-        and inspect.isclass(value)
-        and (value.__module__ == "pgqrs.aio" or value is s3.S3StoreHandle)
+        for value in (getattr(pgqrs, name) for name in pgqrs.__all__)
+        if inspect.isclass(value) and (value.__module__ == "pgqrs.aio" or value is s3.S3StoreHandle)
     }
     assert handed_out == set(TWINS)
 

@@ -21,7 +21,7 @@ def fetch(url: str) -> str:
     return url
 
 
-@pgqrs.step(retry=3, timeout="10m")
+@pgqrs.step(retry=3, timeout="10m", memory="1 GiB")
 def count(text: str, minimum: int = 1) -> int:
     return len(text.split()) + minimum
 
@@ -39,7 +39,7 @@ def index(url: str, minimum: int = 1) -> Page:
     return Page(url, words)
 
 
-@pgqrs.workflow(name="halve_it")
+@pgqrs.workflow(name="halve_it", timeout="1h")
 async def halve(n: int) -> float:
     half: float = await slow(n)
     return half

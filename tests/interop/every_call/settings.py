@@ -20,7 +20,7 @@ async def names(look):
     await look.see("hash", lambda: {pgqrs.WorkflowStatus.Success: 1})
     look.tell("of different enums", pgqrs.WorkerStatus.Ready == pgqrs.WorkflowStatus.Queued)
     await look.see("order", lambda: pgqrs.WorkerStatus.Ready < pgqrs.WorkerStatus.Polling)
-    for name in sorted(n for n in vars(pgqrs) if n in ERRORS):
+    for name in sorted(n for n in dir(pgqrs) if n in ERRORS):
         error = getattr(pgqrs, name)
         made = error("a text")
         made.code = "CODE"

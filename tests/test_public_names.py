@@ -1,0 +1,67 @@
+"""What `import pgqrs` gives: names that are imported when first asked for, and told to type checkers in a stub."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pgqrs
+
+STUB = ast.parse((Path(pgqrs.__file__).parent / "__init__.pyi").read_text())
+
+
+def test_the_stub_names_what_there_is_and_where_it_is_from():
+    told = {
+        alias.asname or alias.name: node.module
+        for node in STUB.body
+        if isinstance(node, ast.ImportFrom) and node.module != "pgqrs"
+        for alias in node.names
+    }
+    assert told == {name: f"pgqrs.{module}" for name, module in pgqrs._MODULES.items()}
+
+
+def test_the_stub_lists_what_a_star_gives():
+    (listed,) = (
+        ast.literal_eval(node.value)
+        for node in STUB.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert listed == pgqrs.__all__
+
+
+@pytest.mark.parametrize("name", pgqrs.__all__)
+def test_a_name_is_what_its_module_has(name):
+    module = getattr(pgqrs, pgqrs._MODULES[name])
+    assert getattr(pgqrs, name) is getattr(module, name)
+    assert name in vars(pgqrs), "it is looked up anew each time"
+    assert name in dir(pgqrs)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'pgqrs' has no attribute 'conect'"):
+        pgqrs.conect  # noqa: B018
+    with pytest.raises(ImportError):
+        from pgqrs import conect  # noqa: F401
+
+
+def test_a_worker_process_carries_neither_a_driver_nor_an_event_loop():
+    program = """
+import sys
+import pgqrs
+import supervisors.launch
+
+@pgqrs.step
+def double(x): return 2 * x
+
+@pgqrs.workflow
+def flow(x): return double(x)
+
+@pgqrs.handler(queue="tasks")
+def take(x): pgqrs.pause
+
+print(sorted({"asyncio", "psycopg", "psycopg_pool", "sqlite3", "ssl", "click", "rich", "pgqrs.store"} & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
