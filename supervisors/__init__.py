@@ -2,7 +2,7 @@
 
 wire    what crosses a pipe
 core    decides: events in, commands out; no I/O, no clock
-launch  makes worker processes (the only place that forks) and sees them die
-worker  the process that runs the user's functions
 loop    does: pipes, signals, the database, the clock
+launch  what makes worker processes: the nursery (the only place that forks), or spawning
+worker  the process that runs the user's functions, from its birth on
 """

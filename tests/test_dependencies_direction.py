@@ -64,9 +64,9 @@ def core_worker_and_flow_never_reach_the_store(tree: "Tree") -> Iterator[str]:
                 yield f"{name}:{imported.line} reaches the store: {' -> '.join(path)}"
 
 
-def only_launch_forks(tree: "Tree") -> Iterator[str]:
+def only_the_nursery_forks(tree: "Tree") -> Iterator[str]:
     for module in tree.modules.values():
-        if module.name.startswith("supervisors.launch"):
+        if module.name == "supervisors.nursery":
             continue
         for call, line in module.calls:
             if call in ("os.fork", "os.forkpty", "pty.fork", "fork"):
@@ -111,7 +111,7 @@ def no_module_has_the_name_of_something_exported(tree: "Tree") -> Iterator[str]:
 RULES = [
     pgqrs_imports_supervisors_late_and_in_few_places,
     core_worker_and_flow_never_reach_the_store,
-    only_launch_forks,
+    only_the_nursery_forks,
     only_the_store_says_sql,
     few_supervisor_modules_read_a_clock,
     the_core_is_pure,
@@ -145,7 +145,7 @@ PLANTED = [
     (RULES[3], "pgqrs/client.py", "x = f'update {table} set x = 1'"),
     (RULES[3], "supervisors/loop.py", "x = '''\n  DELETE FROM pgqrs_messages'''"),
     (RULES[3], "supervisors/loop.py", "x = 'with x as (insert into y values (1)) select 2'"),
-    (RULES[4], "supervisors/launch.py", "import time\ntime.monotonic()"),
+    (RULES[4], "supervisors/nursery.py", "import time\ntime.monotonic()"),
     (RULES[4], "supervisors/core.py", "from datetime import datetime as d\nd.now()"),
     (RULES[4], "supervisors/core.py", "from time import time_ns\ntime_ns()"),
     (RULES[5], "supervisors/core.py", "def f():\n    import random"),
@@ -188,7 +188,7 @@ def plant_innocence(root: Path) -> None:
         "pgqrs/store/store.py": "import time\nx = 'select 1'\ntime.time()\nclass Store: ...",
         "supervisors/__init__.py": "",
         "supervisors/core.py": "from pgqrs import flow\nfrom datetime import timedelta\ndef f(clock): return clock.time()",
-        "supervisors/launch.py": "import os, time\nos.fork()\ntime.sleep(0)",
+        "supervisors/nursery.py": "import os, time\nos.fork()\ntime.sleep(0)",
         "supervisors/loop.py": "import time\nfrom pgqrs.store import store\ntime.monotonic()",
         "supervisors/worker.py": "from pgqrs import flow",
         "supervisors/journal.py": "from time import monotonic\nfrom pgqrs import flow\nmonotonic()",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pgqrs.errors import ConfigError
-from supervisors.serving import STALE_S, Health, Http, Systemd, listeners
+from supervisors.answering import STALE_S, Http
+from supervisors.serving import Health, Systemd, listeners
 
 
 class Clock:

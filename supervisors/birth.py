@@ -1,0 +1,129 @@
+"""How a new process becomes a worker: its signals, its output, what it does when the supervisor dies."""
+
+import faulthandler
+import importlib
+import os
+import random
+import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from pgqrs import flow
+from supervisors.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
+from supervisors.output import TaggedStream
+from supervisors.worker import make_worker
+
+DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
+WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
+
+
+def become_worker(
+    sock: socket.socket,
+    output_fd: int,
+    kind: Literal["sync", "async"],
+    definitions: dict[str, flow.Definition],
+    supervisor: int,
+    payload_bytes_max: int,
+    board_fd: int | None = None,
+) -> None:
+    os.setpgid(0, 0)
+    die_with(supervisor)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for fd, number in ((null, 0), (output_fd, 1), (output_fd, 2)):
+        os.dup2(fd, number)
+    os.close(null)
+    os.close(output_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    faulthandler.enable(file=2)
+    faulthandler.register(STACKS_SIGNAL, file=2)  # in C, so it works in the middle of a C call too
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(WORKER_OOM_SCORE))
+    random.seed()
+    flow.mark_worker()
+    code = 0
+    try:
+        make_worker(kind, sock, definitions, payload_bytes_max, board_fd).run(os.getpid())
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the supervisor is gone
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def die_with(supervisor: int) -> None:
+    """SIGKILL when the supervisor ends, however it ends and whatever this process is doing then. Set once we are its
+    child: the signal is tied to the parent of that moment. The check afterwards closes the gap before."""
+    if sys.platform != "linux":
+        return
+    for _ in range(int(DEADLINE_S / LOOK_S)):
+        if os.getppid() == supervisor:
+            break
+        time.sleep(LOOK_S)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(71)
+
+
+def catch_output() -> None:
+    sys.stdout = TaggedStream(1)
+    sys.stderr = TaggedStream(2)
+
+
+def configure_logging() -> None:
+    """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output."""
+    logging = importlib.import_module("logging")
+    if not logging.getLogger().handlers:
+        logging.basicConfig(
+            level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+
+
+class ThreadWatch:
+    """Notes which import was under way when a thread appeared."""
+
+    def __init__(self) -> None:
+        self._before = _threads()
+        self._known = self._before
+        self._importing = ""
+        self._makers: list[str] = []
+        sys.addaudithook(self._hook)
+        self._on = True
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "import" and self._on:
+            self._look()
+            self._importing = str(args[0])
+
+    def _look(self) -> None:
+        now = _threads()
+        if now > self._known and self._importing not in self._makers:
+            self._makers.append(self._importing)
+        self._known = now
+
+    def extra(self) -> int:
+        return _threads() - self._before
+
+    def blame(self) -> tuple[str, ...]:
+        self._look()
+        self._on = False
+        return tuple(self._makers)
+
+
+def _threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 1

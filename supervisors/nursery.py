@@ -1,0 +1,308 @@
+"""The nursery: a clean process of one thread that imports the user's module once, freezes what it holds, and forks each worker
+from there. The only module that forks.
+
+It forks twice, so that the worker becomes the supervisor's own child (the supervisor is a subreaper): its exit status and
+resource usage are exact, its death signal is tied to the right parent, and the nursery's own death kills nobody. Workers share
+its memory and inherit no socket.
+"""
+
+import array
+import errno
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from pgqrs import errors, flow, targets
+from supervisors.birth import (
+    DEADLINE_S,
+    LOOK_S,
+    ThreadWatch,
+    become_worker,
+    catch_output,
+    configure_logging,
+    die_with,
+)
+from supervisors.board import BoardReader, new_board
+from supervisors.journal import CLOCKS
+from supervisors.launch import (
+    Child,
+    Described,
+    Forked,
+    ForkFailed,
+    Loaded,
+    LoadFailed,
+    News,
+    Restarted,
+    StartMethod,
+    reap_all_but,
+)
+
+FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
+DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
+PROGRAM = "from supervisors.nursery import nursery_main; nursery_main()"  # and an empty __main__, as functions sent by dill expect
+
+
+class Order(Struct):
+    """What the nursery reads first, on its standard input."""
+
+    target: targets.Target
+    supervisor: int
+    payload_bytes_max: int
+    sock: int
+    argv: list[str]
+    sys_path: list[str]
+    pythonpath: str | None  # as the supervisor has it: the nursery finds us by another
+
+
+class Fork(Struct, frozen=True, tag=True):
+    worker: int
+    kind: Literal["sync", "async"]
+
+
+class Nursery:
+    """The supervisor's end of the nursery. When it dies a new one is started; workers go on."""
+
+    method: StartMethod = "fork"
+
+    def __init__(self, target: targets.Target, payload_bytes_max: int) -> None:
+        self._target = target
+        self._payload_bytes_max = payload_bytes_max
+        self._wanted: dict[int, Literal["sync", "async"]] = {}
+        self._asked: dict[int, float] = {}  # when, for those of them that it was asked for
+        self._loaded = False
+        # When new ones died before they were loaded; None: none was ever loaded.
+        self._deaths: list[float] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        order = Order(
+            self._target,
+            os.getpid(),
+            self._payload_bytes_max,
+            theirs.fileno(),
+            sys.argv,
+            sys.path,
+            os.environ.get("PYTHONPATH"),
+        )
+        # Not by multiprocess: it would bring dill, and a process of its own that looks after semaphores which nobody has.
+        self._process = subprocess.Popen(
+            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", PROGRAM],  # type: ignore[attr-defined]
+            stdin=subprocess.PIPE,
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            process_group=0,  # where Ctrl-C at the terminal does not reach it
+        )
+        theirs.close()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:  # `read` will see that it is dead
+            stdin.write(msgspec.msgpack.encode(order))
+        self._sock = ours
+        self._loaded = False
+        self._asked.clear()
+
+    def load(self) -> Loaded:
+        while True:
+            for news in self.read():
+                if isinstance(news, Loaded):
+                    return news
+                if isinstance(news, LoadFailed):
+                    raise errors.TargetError(news.error)
+
+    def launch(self, worker: int, kind: Literal["sync", "async"]) -> None:
+        self._wanted[worker] = kind
+        if self._loaded:
+            self._ask(worker)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def read(self) -> list[News]:
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
+        except ConnectionResetError:  # it died with an order of ours unread
+            return self._restart()
+        if not data:
+            return self._restart()
+        said = msgspec.msgpack.decode(data, type=Loaded | LoadFailed | Forked | ForkFailed)
+        if isinstance(said, Loaded):
+            self._loaded, self._deaths = True, []
+            for worker in self._wanted:
+                self._ask(worker)
+        if isinstance(said, Forked | ForkFailed):
+            self._wanted.pop(said.worker, None)
+            self._asked.pop(said.worker, None)
+        if not isinstance(said, Forked):
+            return [said]
+        try:
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pidfd = os.pidfd_open(said.pid)
+        except OSError as e:
+            for fd in fds:  # whose closing ends the worker
+                os.close(fd)
+            return [
+                ForkFailed(
+                    said.worker, f"the supervisor could not take its descriptors: {e.strerror} (ulimit -n)"
+                )
+            ]
+        sock = socket.socket(fileno=fds[0])
+        sock.setblocking(False)
+        os.set_blocking(fds[1], False)
+        board = BoardReader(fds[2]) if len(fds) > 2 else None
+        return [Child(said.worker, said.pid, sock, fds[1], pidfd, board)]
+
+    def reap_strangers(self, known: Container[int]) -> None:
+        if not self._wanted:
+            reap_all_but(lambda pid: pid in known or pid == self._process.pid)
+
+    def look(self) -> None:
+        late = self._asked and CLOCKS.now_s() - min(self._asked.values()) > FORK_S
+        if late and not select.select([self._sock], [], [], 0)[0]:
+            self._process.kill()  # `read` will see it
+            self._asked.clear()
+
+    def _ask(self, worker: int) -> None:
+        self._asked[worker] = CLOCKS.now_s()
+        with suppress(OSError):  # dead: `read` will see it, and ask again
+            self._sock.send(msgspec.msgpack.encode(Fork(worker, self._wanted[worker])))
+
+    def _restart(self) -> list[News]:
+        before = self._loaded
+        self._reap()
+        if not before and not self._worth_another_try():
+            return [LoadFailed(f"{self._target}: the process that imported it died ({self._ended})")]
+        self._start()
+        return [Restarted(self._ended)]
+
+    def _worth_another_try(self) -> bool:
+        """What was imported before can be imported again, unless it fails time after time: something kills it then."""
+        if self._deaths is None:
+            return False
+        now = CLOCKS.now_s()
+        self._deaths = [d for d in self._deaths if now - d < DEATHS_WITHIN_S] + [now]
+        return len(self._deaths) <= DEATHS_MAX
+
+    def _reap(self) -> None:
+        self._sock.close()
+        # Not `join`: it waits for the end of a pipe, which every worker that the nursery forked has inherited.
+        for _ in range(int(DEADLINE_S / LOOK_S)):
+            if (code := self._process.poll()) is not None:
+                break
+            time.sleep(LOOK_S)
+        self._ended = (
+            f"killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exit code {code}"
+        )
+
+    def close(self) -> None:
+        self._process.kill()
+        self._reap()
+
+
+# Inside the nursery
+
+
+def nursery_main() -> None:
+    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sock = socket.socket(fileno=order.sock)
+    os.set_inheritable(order.sock, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with(order.supervisor)
+    catch_output()
+    sys.argv, sys.path[:] = order.argv, order.sys_path
+    os.environ.pop("PYTHONPATH")
+    if order.pythonpath is not None:
+        os.environ["PYTHONPATH"] = order.pythonpath
+    began = CLOCKS.now_s()
+    makers = ThreadWatch()
+    try:
+        definitions = {d.name: d for d in targets.load(order.target)}
+    except errors.PgqrsError as e:
+        sock.send(msgspec.msgpack.encode(LoadFailed(str(e))))
+        return
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    described = tuple(
+        Described(d.name, d.kind, d.queue, d.is_async, d.timeout_s) for d in definitions.values()
+    )
+    loaded = Loaded(described, makers.extra(), makers.blame(), CLOCKS.now_s() - began)
+    configure_logging()
+    if any(d.is_async for d in definitions.values()):
+        importlib.import_module("supervisors.async_worker")  # once here, and not in every worker
+    gc.collect()
+    gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
+    sock.send(msgspec.msgpack.encode(loaded))
+    for fork in _orders(sock):
+        try:
+            _fork_worker(sock, fork, definitions, order.supervisor, order.payload_bytes_max)
+        except OSError as e:
+            sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, str(e))))
+
+
+def _orders(sock: socket.socket) -> Iterator[Fork]:
+    while data := sock.recv(65536):
+        yield msgspec.msgpack.decode(data, type=Fork)
+
+
+def _fork_worker(
+    nursery: socket.socket,
+    fork: Fork,
+    definitions: dict[str, flow.Definition],
+    supervisor: int,
+    payload_bytes_max: int,
+) -> None:
+    theirs, ours = socket.socketpair()
+    out_read, out_write = os.pipe()
+    pid_read, pid_write = os.pipe()
+    board_fd = new_board() if fork.kind == "sync" else None
+    between = os.fork()
+    if between == 0:
+        try:
+            pid = os.fork()
+            if pid:
+                os.write(pid_write, pid.to_bytes(8, "big"))
+                os._exit(0)
+            for fd in (theirs.fileno(), nursery.fileno(), out_read, pid_read, pid_write):
+                os.close(fd)
+            become_worker(ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max, board_fd)
+        finally:
+            os._exit(70)
+    ours.close()
+    os.close(out_write)
+    os.close(pid_write)
+    os.waitpid(between, 0)
+    told = os.read(pid_read, 8)
+    os.close(pid_read)
+    kept = [theirs.detach(), out_read] + ([] if board_fd is None else [board_fd])
+    if not told:
+        for fd in kept:
+            os.close(fd)
+        raise OSError(
+            "it died in the fork itself; does the module run something there (os.register_at_fork)?"
+        )
+    pid = int.from_bytes(told, "big")
+    nursery.sendmsg(
+        [msgspec.msgpack.encode(Forked(fork.worker, pid))],
+        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept).tobytes())],
+    )
+    for fd in kept:
+        os.close(fd)
