@@ -132,11 +132,14 @@ class BoardReader:
         return entry if turn and self._number(_TURN) == turn else None
 
     def last_on_cpu(self) -> OnBoard | None:
-        """The same, but for nobody who it was before."""
-        running = self.on_cpu()
-        if running is not None and not running.message_id and (turn := self._number(_TURN)) > 1:
-            return self._entry(turn - 1)
-        return running
+        """The same, but for nobody who it was before; None only before the first."""
+        while turn := self._number(_TURN):
+            running = self._entry(turn)
+            if not running.message_id and turn > 1:
+                running = self._entry(turn - 1)
+            if self._number(_TURN) == turn:
+                return running
+        return None
 
     def _entry(self, turn: int) -> OnBoard:
         at = _ENTRIES + (turn & 1) * _ENTRY_BYTES

@@ -196,7 +196,8 @@ class Lease:
             except errors.PgqrsError:
                 wait_s = min(0.5, self._lease_s / 10)
                 continue
-            wait_s = self._lease_s / 3
+            # From where this one began: over a slow link a renewal takes seconds.
+            wait_s = max(0.0, began + self._lease_s / 3 - self._clock())
             if renewed:
                 self.until = began + self._lease_s
             else:

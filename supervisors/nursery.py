@@ -10,6 +10,7 @@ import array
 import errno
 import gc
 import importlib
+import math
 import os
 import select
 import signal
@@ -51,6 +52,7 @@ from supervisors.launch import (
 
 FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
+IMPORT_S = 30.0  # at least, for an import that has been done before, and ten times as long as it took then
 PROGRAM = "from supervisors.nursery import nursery_main; nursery_main()"  # and an empty __main__, as functions sent by dill expect
 
 
@@ -82,6 +84,7 @@ class Nursery:
         self._wanted: dict[int, Literal["sync", "async"]] = {}
         self._asked: dict[int, float] = {}  # when, for those of them that it was asked for
         self._loaded = False
+        self._import_s = math.inf  # that the next import may take
         # When new ones died before they were loaded; None: none was ever loaded.
         self._deaths: list[float] | None = None
         self._start()
@@ -111,6 +114,7 @@ class Nursery:
             stdin.write(msgspec.msgpack.encode(order))
         self._sock = ours
         self._loaded = False
+        self._started_at = CLOCKS.now_s()
         self._asked.clear()
 
     def load(self) -> Loaded:
@@ -139,6 +143,7 @@ class Nursery:
         said = msgspec.msgpack.decode(data, type=Loaded | LoadFailed | Forked | ForkFailed)
         if isinstance(said, Loaded):
             self._loaded, self._deaths = True, []
+            self._import_s = max(IMPORT_S, 10 * said.seconds)
             for worker in self._wanted:
                 self._ask(worker)
         if isinstance(said, Forked | ForkFailed):
@@ -169,7 +174,12 @@ class Nursery:
             reap_all_but(lambda pid: pid in known or pid == self._process.pid)
 
     def look(self) -> None:
-        late = self._asked and CLOCKS.now_s() - min(self._asked.values()) > FORK_S
+        now = CLOCKS.now_s()
+        late = (
+            self._asked and now - min(self._asked.values()) > FORK_S
+            if self._loaded
+            else now - self._started_at > self._import_s
+        )
         if late and not select.select([self._sock], [], [], 0)[0]:
             self._process.kill()  # `read` will see it
             self._asked.clear()

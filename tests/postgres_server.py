@@ -178,6 +178,32 @@ class PostgresServer(Postgres):
             time.sleep(0.1 * 2**attempt)
         raise self._failure(f"PostgreSQL did not come back: somebody else has taken port {self.port}")
 
+    def followed(self) -> PostgresServer:
+        """A hot standby that holds each commit before it is acknowledged. For its files to be copied, this server restarts."""
+        directory, owner_lock = make_directory()
+        standby = PostgresServer(self.bindir, directory, owner_lock, self.durable, {})
+        standby._identity = self._identity
+        self.shut_down("fast")
+        shutil.copytree(self.directory / "cluster", directory / "cluster")
+        (directory / "cluster" / "standby.signal").touch()
+        if self._identity.startswith("account:"):
+            entry = pwd.getpwnam(self._identity.removeprefix("account:"))
+            for path in (directory, *directory.rglob("*")):
+                os.chown(path, entry.pw_uid, entry.pw_gid)
+        standby._settings = {"primary_conninfo": f"host=127.0.0.1 port={self.port} user=postgres"}
+        self._settings = {**self._settings, "synchronous_standby_names": "*"}
+        try:
+            self.restart()
+            standby._launch_on_a_free_port()
+        except BaseException:
+            standby.stop()
+            raise
+        return standby
+
+    def promote(self) -> None:
+        """A standby becomes a server of its own. Returns when it takes writes."""
+        self._execute("select pg_promote()")
+
     def shut_down(self, mode: str) -> None:
         """As pg_ctl would in this mode; `restart` brings it back."""
         process = getattr(self, "process", None)
@@ -290,7 +316,9 @@ class PostgresServer(Postgres):
             lines = (self.directory / "cluster" / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() == "ready"
+        return (
+            len(lines) >= 8 and lines[0] == str(self.process.pid) and lines[7].strip() in ("ready", "standby")
+        )
 
     def _failure(self, what: str) -> NoPostgres:
         tail = "\n".join(self.log.splitlines()[-LOG_LINES_SHOWN:])

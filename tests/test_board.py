@@ -78,6 +78,29 @@ def test_who_has_the_cpu(both):
     assert reader.last_on_cpu().message_id == 9
 
 
+def test_who_was_last_on_the_cpu_is_told_while_that_changes(monkeypatch):
+    """A subprocess's line is read at any moment; it must not lose its run because the worker is just becoming idle."""
+    fd = board.new_board()
+    reader = BoardReader(os.dup(fd))
+    writer = Board(fd)
+    writer.on_cpu(9, 1)
+    entry = reader._entry
+
+    def changing(turn):
+        found = entry(turn)
+        writer.on_cpu(0)
+        return found
+
+    monkeypatch.setattr(reader, "_entry", changing)
+    assert reader.last_on_cpu().message_id == 9
+
+
+def test_nobody_was_on_the_cpu_before_the_first():
+    fd = board.new_board()
+    assert BoardReader(os.dup(fd)).last_on_cpu() is None
+    os.close(fd)
+
+
 def test_the_stream_is_whole_whichever_way_its_bytes_come():
     """As `Pipes` reads it: some through the socket, some from the board and again through the socket."""
     ours, theirs = socket.socketpair()

@@ -15,7 +15,7 @@ from pgqrs.errors import ConflictError, SchemaError
 from pgqrs.records import WorkflowRecord
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.s3 import S3Database
-from pgqrs.store.store import Identity, MessageStore, renew
+from pgqrs.store.store import Identity, MessageStore, beat, extended
 from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Write
 
@@ -86,7 +86,10 @@ class InsistentStore(CopiedStore):
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
         def renewed() -> bool:
             with self._s3.passing(lease_s * WAITS) as tx:
-                return renew(tx, supervisor_id, lease_s * (1 + WAITS))
+                if not extended(tx, supervisor_id, lease_s * (1 + WAITS)):
+                    return False
+                beat(tx, supervisor_id)
+                return True
 
         return _again(renewed)
 

@@ -2,6 +2,7 @@
 
     flowing    bytes pass, each way after `delay_s`
     stalled    bytes wait in here, and pass once it flows again; meanwhile each side sees the other accept what it sends
+    trickling  one byte a second passes, each way of each connection
     half open  bytes are swallowed, as by a NAT that forgot the connection: neither side ever hears of it
     refusing   what is open is reset, and so is whoever connects anew
 
@@ -15,7 +16,7 @@ import threading
 from typing import Literal
 from urllib.parse import urlsplit
 
-Mode = Literal["flowing", "stalled", "half open", "refusing"]
+Mode = Literal["flowing", "stalled", "trickling", "half open", "refusing"]
 Commit = Literal["reaches the server", "gets lost"]
 
 READ_BYTES = 65536
@@ -107,6 +108,13 @@ class Proxy:
         finally:
             self._links.discard(link)
 
+    async def pass_on(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        while self.mode == "trickling" and data:
+            await _write(writer, data[:1])
+            data = data[1:]
+            await asyncio.sleep(1.0)
+        await _write(writer, data)
+
     async def passes(self, data: bytes) -> bool:
         """Returns when these bytes may go on; False when they never do."""
         if self.delay_s:
@@ -159,7 +167,7 @@ class Link:
                     self.reset()
                     return
                 self._unheard = True
-            await _write(self._server[1], data)
+            await self._proxy.pass_on(self._server[1], data)
 
     async def _down(self) -> None:
         async for data in _chunks(self._server[0]):
@@ -167,7 +175,7 @@ class Link:
                 self.reset()
                 return
             if await self._proxy.passes(data):
-                await _write(self._client[1], data)
+                await self._proxy.pass_on(self._client[1], data)
 
 
 async def _chunks(reader: asyncio.StreamReader):  # type: ignore[no-untyped-def]

@@ -292,7 +292,7 @@ def test_what_steps_print_is_tagged_with_their_run(sqlite_dsn: str, tmp_path: Pa
             assert supervisor.wait() == 0
     said = supervisor.said().splitlines()
     for text in ("line 0", "line 1", "line 2", "from a subprocess"):
-        assert f"run {handle.id} | {text}" in said
+        assert f"run {handle.id} | {text}" in said, supervisor.said()
 
 
 def test_the_demo_survives_chaos(dsn: str) -> None:

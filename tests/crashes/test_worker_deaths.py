@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import signal
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import pgqrs
 from pgqrs import targets
-from supervisors.launch import LoadFailed, Restarted
+from supervisors.launch import Child, Loaded, LoadFailed, Restarted
 from supervisors.nursery import DEATHS_MAX, FORK_S, Nursery
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
@@ -305,6 +306,49 @@ def test_a_nursery_that_dies_while_it_imports_is_replaced_a_few_times() -> None:
         assert said[:-1] == [Restarted("killed by SIGKILL")] * (1 + DEATHS_MAX)
     finally:
         nursery.close()
+
+
+def test_a_new_nursery_whose_import_hangs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proves: Proves
+) -> None:
+    """By another that hangs, maybe: what does not come back is no reason to end what runs."""
+    target = tmp_path / "hanging.py"
+    target.write_text(
+        "import pathlib, time, pgqrs\n"
+        f"time.sleep(60 if pathlib.Path({str(tmp_path / 'hang')!r}).exists() else 0)\n"
+        "@pgqrs.workflow\ndef flow(): ...\n"
+    )
+    monkeypatch.setattr("supervisors.nursery.IMPORT_S", 1.0)
+    nursery = Nursery(targets.parse(str(target)), 1024)
+    try:
+        nursery.load()
+        (tmp_path / "hang").touch()
+        os.kill(nursery._process.pid, signal.SIGKILL)
+        assert nursery.read() == [Restarted("killed by SIGKILL")]
+        nursery.launch(1, "sync")
+        hanging = nursery._process.pid
+        nursery.look()
+        assert alive(hanging), "an import may take as long as it did, and more"
+        began = time.monotonic()
+        while not select.select([nursery.fileno()], [], [], 0.05)[0]:
+            nursery.look()
+        ended_s = time.monotonic() - began
+        (tmp_path / "hang").unlink()
+        assert nursery.read() == [Restarted("killed by SIGKILL")]
+        assert isinstance(nursery.read()[0], Loaded)
+        [child] = nursery.read()
+        assert isinstance(child, Child)
+        child.close()
+        child.reap()
+    finally:
+        nursery.close()
+    proves(
+        "a new nursery hangs in its import, which went well before",
+        "it is killed after 30 s or ten times as long as the first import took, and another one started; workers go on",
+        charged="nobody",
+        seconds=ended_s,
+        within=3.0,
+    )
 
 
 def test_a_checkpoint_is_recorded_while_the_function_s_own_code_goes_on(dsn: str, tmp_path: Path) -> None:
