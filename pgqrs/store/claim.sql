@@ -88,7 +88,8 @@ returning id, claim_no, read_ct, payload, vt,
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.
 select w.message_id, w.status, w.attempt, w.crash_count, {seconds since w.started_at},
        s.step_name, s.position,
-       case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end, s.output, s.error, s.retry_count
+       case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end,
+       coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_count
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id
 left join pgqrs_workflow_steps s on s.run_id = w.id and s.status in ('SUCCESS', 'ERROR')

@@ -34,7 +34,7 @@ order by m.id desc
 limit :limit;
 
 -- name: steps
-select s.id, s.run_id, s.step_name, s.status, s.input, s.output, s.error, s.retry_at, s.created_at, s.updated_at,
+select s.id, s.run_id, s.step_name, s.status, s.input, coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_at, s.created_at, s.updated_at,
        s.started_at, s.completed_at, s.retry_count, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, s.crash_count, s.crash
 from pgqrs_workflow_steps s
 join pgqrs_workflow_runs w on w.id = s.run_id

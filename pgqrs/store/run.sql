@@ -32,7 +32,7 @@ set status = cast(:status as {status}), output = cast(:output as {json}), error 
 where id = :id;
 
 -- name: step_by_name
-select id, status, output, error, retry_at, retry_count, (retry_at is null or retry_at <= {now})
+select id, status, coalesce(output_text, cast(output as text)), error, retry_at, retry_count, (retry_at is null or retry_at <= {now})
 from pgqrs_workflow_steps where run_id = :run_id and step_name = :name;
 
 -- name: open_step
@@ -46,8 +46,8 @@ where s.status <> 'SUCCESS';
 -- name: end_step
 -- A recorded checkpoint never changes.
 update pgqrs_workflow_steps
-set status = cast(:status as {status}), output = cast(:output as {json}), error = cast(:error as {json}),
-    completed_at = {now}, updated_at = {now}, retry_count = :retry_count, retry_at = {now + :retry_in_s},
+set status = cast(:status as {status}), output = cast(:output as {json}), output_text = :output_text,
+    error = cast(:error as {json}), completed_at = {now}, updated_at = {now}, retry_count = :retry_count, retry_at = {now + :retry_in_s},
     last_retry_at = case when :retry_count > 0 then {now} end
 where run_id = :run_id and step_name = :name and status <> 'SUCCESS';
 

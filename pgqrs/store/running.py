@@ -17,6 +17,7 @@ from pgqrs.records import QueueMessage, as_moment, iso
 from pgqrs.retry import StepRetryPolicy
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Transaction
+from pgqrs.store.jsonb import exact_text
 from pgqrs.writes import Claim
 
 QUEUED, RUNNING, PAUSED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused
@@ -320,6 +321,7 @@ def _end_step(
         name=name,
         status=status.value,
         output=_text(output),
+        output_text=exact_text(output, tx.dialect),
         error=_text(error),
         retry_count=retry_count,
         retry_in_s=retry_in_s,

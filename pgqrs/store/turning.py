@@ -14,7 +14,8 @@ from msgspec import Struct
 from pgqrs import errors
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Row, Transaction
-from pgqrs.store.sql import DAWN
+from pgqrs.store.jsonb import exact_text
+from pgqrs.store.sql import DAWN, Dialect
 from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
 
 
@@ -143,7 +144,7 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
     if begun := {w.claim.message_id: _begin_row(w, settled.get(w.claim.message_id)) for w in live if w.begin}:
         tx.run("begin_runs", begun.values())
     if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
-        tx.run("save_steps", [_step_row(w) for w in steps.values()])
+        tx.run("save_steps", [_step_row(w, tx.dialect) for w in steps.values()])
     if forgiven := sorted({(w.claim.message_id,) for w in live if w.forgives}):
         tx.run("forgive_crashes", forgiven)
     if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in live if w.crash}:
@@ -180,12 +181,12 @@ def _begin_row(w: Write, settled: Row | None) -> Row:
 _ENDED = {s.value for s in WorkflowStatus if s.terminal}
 
 
-def _step_row(w: Write) -> Row:
+def _step_row(w: Write, dialect: Dialect) -> Row:
     s = w.step
     assert s is not None
     return (
         w.claim.message_id, s.name, s.status.value, s.output, s.error, s.seconds, s.retry_count, s.retry_in_s,
-        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes,
+        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, exact_text(s.output, dialect),
     )  # fmt: skip
 
 

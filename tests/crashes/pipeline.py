@@ -330,6 +330,30 @@ def note_message(evidence: str) -> None:
     os.close(fd)
 
 
+@pgqrs.step
+def sizes() -> dict[str, int]:
+    return {"zebra": 1000, "ox": 800, "a": 1}
+
+
+@pgqrs.step
+def describe(name: str) -> str:
+    return f"this is {name}"
+
+
+@pgqrs.step
+def die_once(mark: str) -> None:
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os._exit(1)
+
+
+@pgqrs.workflow
+def described(mark: str) -> list[tuple[str, str]]:
+    told = [(name, describe(name)) for name in sizes()]
+    die_once(mark)
+    return told
+
+
 @pgqrs.workflow
 def printing(lines: int) -> int:
     for n in range(lines):

@@ -375,6 +375,16 @@ def test_a_death_in_the_function_s_own_code_does_not_repeat_the_step_before(dsn:
         assert run.record().attempt == 2
 
 
+def test_a_replay_goes_over_a_recorded_dict_in_its_own_order(dsn: str, tmp_path: Path) -> None:
+    """As jsonb has it, the second life of the run would ask for its steps in another order, and get one's result for another."""
+    with connected(dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.described, str(tmp_path / "mark"))
+        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=f"{PIPELINE}:described"):
+            assert run.result(20) == [(n, f"this is {n}") for n in ("zebra", "ox", "a")]
+        assert run.record().attempt == 2
+
+
 def test_async_runs_survive_the_death_of_their_worker(
     sqlite_dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
