@@ -212,6 +212,7 @@ class Core:
                 self._measured(run, frame.seconds)
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
+                self._out.append(endings.to_be_retried(run, frame))
                 step = _step_of(frame, worker)
                 self._leave(
                     worker,

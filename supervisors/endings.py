@@ -8,6 +8,7 @@ from msgspec import Struct
 from pgqrs.flow import Definition
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Crash, Release, Settle, Step, Write
+from supervisors import wire
 from supervisors.events import Exited, Note
 from supervisors.state import Function, OnCpu, Run, Settings, Worker
 
@@ -37,6 +38,11 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
         note = Note(f"failed: {reason}", "error", run.id)
         return Ending(Write(run.claim, settle=settle, message=Archive(reason)), note, failed=True)
     return _undelivered(run, reason, settings)
+
+
+def to_be_retried(run: Run, frame: wire.StepFailed) -> Note:
+    text = f"step {frame.name!r} failed, again in {frame.retry_in_s:g} s: {_reason(frame.error)}"
+    return Note(text, "warning", run.id)
 
 
 def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:

@@ -139,8 +139,16 @@ class Loop:
             _rest_collector()
             self._forever()
             assert self._exit is not None
+            if self._options.burst and not self._exit.code:
+                self._say_what_waits()
         self._view.ended(self._exit.code, self._exit.reason, self._state())
         return self._exit.code
+
+    def _say_what_waits(self) -> None:
+        with suppress(errors.PgqrsError):
+            if count := self._lease_store.later(self._consumers):
+                text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
+                self._view.note(events.Note(text))
 
     # Starting
 

@@ -147,6 +147,13 @@ def test_a_dead_message_is_listed_with_its_reason_and_replayed(known, store):
     assert counts(store, "mails").ready == 1
 
 
+def test_a_burst_says_what_it_leaves_for_later(known):
+    known("trigger", "pausing", "1")
+    ended = known.process("supervise", FLOWS, "--burst", "--workers", 1)
+    assert ended.code == 0
+    assert re.search(r"\d+ wait for their time, for a retry, a delay or the end of a pause", ended.out)
+
+
 # trigger
 
 

@@ -303,6 +303,7 @@ def test_a_step_to_be_tried_again_leaves_its_worker_until_then():
     [write] = scene.unsaved
     assert (write.message, write.step.retry_count, write.step.retry_in_s) == (Release(30.0), 2, 30.0)
     assert scene.at(1) == []
+    assert events.Note("step 'a' failed, again in 30 s: no", "warning", 1) in scene.out
 
 
 @pytest.mark.parametrize(("resume", "delay"), [(60.0, 60.0), (None, cores.FOREVER_S)])

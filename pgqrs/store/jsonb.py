@@ -19,14 +19,13 @@ _SUSPECT = re.compile(rb"\{|\d[eE]|-0")
 
 def exact_text(raw: bytes | None, dialect: Dialect) -> str | None:
     """The text that is to be kept beside the value, None where the column of the value keeps it."""
-    if (
-        raw is None
-        or dialect != "postgres"
-        or _SUSPECT.search(raw) is None
-        or _kept(msgspec.json.decode(raw))
-    ):
+    if raw is None or dialect != "postgres" or _SUSPECT.search(raw) is None:
         return None
-    return raw.decode()
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return None  # the database will refuse it
+    return None if _kept(value) else raw.decode()
 
 
 def _kept(value: Any) -> bool:

@@ -64,6 +64,15 @@ select count(*) from (
     limit :bound
 ) as t;
 
+-- name: later
+select count(*) from (
+    select 1
+    from {rows: queue_id bigint}
+    join pgqrs_messages m on m.queue_id = r.queue_id
+    where m.archived_at is null and m.consumer_worker_id is null and m.vt > {now}
+    limit :bound
+) as t;
+
 -- name: workers
 select c.id, c.name, c.status, c.queue_id, c.heartbeat_at, q.queue_name, s.host, s.pid, s.lease_until,
        (select count(*) from pgqrs_messages m where m.consumer_worker_id = c.id and m.archived_at is null)

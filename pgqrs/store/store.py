@@ -209,6 +209,11 @@ class MessageStore:
         with self.database.reading() as tx:
             return int(tx.run("backlog", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
+    def later(self, queue_ids: Iterable[int]) -> int:
+        """Messages that wait for a time to come (a retry, a pause, a delay), counted up to BACKLOG_BOUND."""
+        with self.database.reading() as tx:
+            return int(tx.run("later", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
+
     def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
         """One transaction of a supervisor: see `turning.turn`."""
         return turning.turn(self.database, writes, wanted, unsure)

@@ -7,6 +7,7 @@ import pytest
 
 import pgqrs
 from pgqrs.store import open_store, s3
+from pgqrs.store.migrations import VERSION
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
 from tests.s3.faults import answer
@@ -62,7 +63,7 @@ def test_the_first_write_of_two_who_found_nothing(opened, s3_server, address):
     """`install` makes sure of something, so the one who comes second looks again, and finds it done."""
     for n in range(20):
         a, b = opened(), opened()
-        assert sorted(both_at_once(a.install, b.install)) == [0, 3]
+        assert sorted(both_at_once(a.install, b.install)) == [0, VERSION]
         a.close(), b.close()
         s3_server.delete(address)
         assert n < 20
@@ -122,7 +123,7 @@ def test_one_that_does_not_end_is_told_and_bounded(status, store, proxy, s3_serv
 @pytest.mark.parametrize("status", [409, 412])
 def test_the_first_write_as_well(status, opened, proxy):
     proxy.next("PUT", answer(status))
-    assert opened().install() == 3
+    assert opened().install() == VERSION
 
 
 def test_a_supervisor_makes_its_turn_again(address, opened, s3_server, tmp_path):
