@@ -105,7 +105,7 @@ class Nursery:
             [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", PROGRAM],  # type: ignore[attr-defined]
             stdin=subprocess.PIPE,
             pass_fds=(theirs.fileno(),),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
             process_group=0,  # where Ctrl-C at the terminal does not reach it
         )
         theirs.close()
