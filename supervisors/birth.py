@@ -4,7 +4,6 @@ import faulthandler
 import importlib
 import os
 import random
-import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
 import signal
 import socket
 import sys

@@ -5,6 +5,7 @@ On Linux a nursery does it, elsewhere and for libraries that start threads while
 
 import ctypes
 import os
+import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
 import signal
 import socket
 import sys

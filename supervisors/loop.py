@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from msgspec import Struct
@@ -145,8 +146,11 @@ class Loop:
         return self._exit.code
 
     def _say_what_waits(self) -> None:
-        with suppress(errors.PgqrsError):
-            if count := self._lease_store.later(self._consumers):
+        # Aside, as all that is asked: a database that says nothing must not keep us from ending.
+        told: SimpleQueue[int] = SimpleQueue()
+        self._aside.ask(lambda: told.put(self._lease_store.later(self._consumers)), lambda _: None)
+        with suppress(Empty):
+            if count := told.get(timeout=SIGN_OFF_S):
                 text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
                 self._view.note(events.Note(text))
 

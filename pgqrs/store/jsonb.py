@@ -22,10 +22,12 @@ def exact_text(raw: bytes | None, dialect: Dialect) -> str | None:
     if raw is None or dialect != "postgres" or _SUSPECT.search(raw) is None:
         return None
     try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return None  # the database will refuse it
-    return None if _kept(value) else raw.decode()
+        kept = _kept(msgspec.json.decode(raw))
+    except RecursionError:
+        kept = False  # nested more deeply than we can look
+    except msgspec.DecodeError:
+        kept = True  # the database will refuse it
+    return None if kept else raw.decode()
 
 
 def _kept(value: Any) -> bool:

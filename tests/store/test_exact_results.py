@@ -66,6 +66,12 @@ def test_text_is_kept_beside_jsonb_only_where_that_changes_it():
     assert exact_text(None, "postgres") is None
 
 
+@pytest.mark.parametrize("depth", [10, 500, 900, 940, 960, 980, 990, 2000])
+def test_a_deeply_nested_value_is_looked_at_or_kept_whole(depth):
+    raw = b"[" * depth + b'{"b":1,"a":2}' + b"]" * depth
+    assert exact_text(raw, "postgres") == raw.decode()
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5),
