@@ -122,7 +122,14 @@ class Signature:
             and not self._takes_none(parameter.name)
         ):
             return [], {}
-        value = self._decode(parameter.name, raw)
+        try:
+            value = self._decode(parameter.name, raw)
+        except SerializationError as e:
+            if raw == b"null":
+                raise SerializationError(
+                    f"{e}; null is also what no argument at all becomes: it is {self}"
+                ) from e
+            raise
         return ([], {parameter.name: value}) if parameter.kind is parameter.KEYWORD_ONLY else ([value], {})
 
     def _decode_members(self, raw: bytes) -> dict[str, msgspec.Raw]:

@@ -188,7 +188,8 @@ def _imported(target: Target) -> ModuleType:
             and target.module is not None
             and (target.module + ".").startswith(e.name + ".")
         ):
-            raise errors.TargetError(f"no module named {e.name!r} on {', '.join(sys.path[:3])}, …") from e
+            where = ", ".join(sys.path[:3])
+            raise errors.TargetError(f"{target}: no module named {e.name!r} on {where}, …") from e
         raise errors.TargetError(_told(target, e)) from e
     except (Exception, SystemExit) as e:
         raise errors.TargetError(_told(target, e)) from e

@@ -15,6 +15,7 @@ KILL_GRACE_S = 1.0
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
+START_AGAIN_S = 0.25  # after a second failure, and twice as long after each that follows: what kept it from starting may pass
 ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds its event loop cannot
 
 
@@ -39,6 +40,7 @@ class Limits:
         self._order = order
         self._happened = happened
         self._boot_failures: deque[float] = deque()
+        self._start_from: float | None = None
 
     def next_timers(self) -> Iterator[float]:
         """When one of them may be reached, in monotonic seconds."""
@@ -52,6 +54,8 @@ class Limits:
                 yield worker.launched_at + BOOT_DEADLINE_S
         if self._timed:
             yield from (deadline for _, deadline in self._timed_off_cpu())
+        if self._start_from is not None:
+            yield self._start_from
 
     def watch(self, now: float) -> None:
         """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
@@ -121,15 +125,27 @@ class Limits:
             worker.kill_at = None
             self._order(Kill(worker.id, force))
 
+    def may_start(self, now: float) -> bool:
+        """Whether workers may be started now, after one that could not be."""
+        if self._start_from is not None and now >= self._start_from:
+            self._start_from = None
+        return self._start_from is None
+
     def boot_failed(self, how: str, now: float) -> None:
-        """Gives up when it happens too often: what cannot start will not start the next time either."""
+        """Waits longer and longer before the next try, and gives up when it happens too often. Those that fail together are
+        one failure."""
         self._order(Note(f"a worker {how} before it was ready", "error"))
+        if self._start_from is not None:
+            return
         self._boot_failures.append(now)
         while self._boot_failures and now - self._boot_failures[0] > RESTARTS_WINDOW_S:
             self._boot_failures.popleft()
-        if len(self._boot_failures) >= RESTARTS_MAX:
-            reason = f"{RESTARTS_MAX} workers died while starting within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+        failures = len(self._boot_failures)
+        if failures >= RESTARTS_MAX:
+            reason = f"workers died while starting {failures} times within {RESTARTS_WINDOW_S:g} s; the last one {how}"
             self._happened(Happened.NO_WORKERS, now, reason)
+        elif failures > 1:
+            self._start_from = now + START_AGAIN_S * 2 ** (failures - 2)
 
 
 def exceeded(worker: Worker) -> OnCpu | None:

@@ -4,12 +4,14 @@ Every turn reads what is ready, lets the core say what follows, and hands one tr
 arrives meanwhile is the next one. Nothing here waits for anything but the selector.
 """
 
+import errno
 import gc
 import math
 import os
 import selectors
 import signal
 import socket
+import termios
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -251,13 +253,17 @@ class Loop:
 
     def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
         def on_signal(number: int, frame: object) -> None:
+            if number == signal.SIGHUP:
+                _leave_terminal()
             self._signals += 1
             if self._importing:
                 raise KeyboardInterrupt
 
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, old_fd)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as nohup wishes
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
 
     # The turn
@@ -649,6 +655,18 @@ def _rest_collector() -> None:
 def _poke(sock: socket.socket) -> None:
     with suppress(BlockingIOError, OSError):
         sock.send(b".")
+
+
+def _leave_terminal() -> None:
+    """One that has hung up refuses every word: what there is to say goes nowhere then."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for fd in (1, 2):
+        try:
+            termios.tcgetattr(fd)
+        except termios.error as e:
+            if e.args[0] == errno.EIO:
+                os.dup2(null, fd)
+    os.close(null)
 
 
 def _drain(sock: socket.socket) -> None:

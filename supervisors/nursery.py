@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Container, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 import msgspec
@@ -265,7 +265,8 @@ def nursery_main() -> None:
         try:
             _fork_worker(sock, fork, definitions, order.supervisor, order.payload_bytes_max)
         except OSError as e:
-            sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, str(e))))
+            hint = " (ulimit -u, or the pids of a control group)" if e.errno == errno.EAGAIN else ""
+            sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, f"{e.strerror or e}{hint}")))
 
 
 def _orders(sock: socket.socket) -> Iterator[Fork]:
@@ -280,39 +281,53 @@ def _fork_worker(
     supervisor: int,
     payload_bytes_max: int,
 ) -> None:
-    theirs, ours = socket.socketpair()
-    out_read, out_write = os.pipe()
-    pid_read, pid_write = os.pipe()
-    board_fd = new_board() if fork.kind == "sync" else None
-    between = os.fork()
-    if between == 0:
-        try:
-            pid = os.fork()
-            if pid:
-                os.write(pid_write, pid.to_bytes(8, "big"))
-                os._exit(0)
-            for fd in (theirs.fileno(), nursery.fileno(), out_read, pid_read, pid_write):
-                os.close(fd)
-            become_worker(ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max, board_fd)
-        finally:
-            os._exit(70)
-    ours.close()
-    os.close(out_write)
-    os.close(pid_write)
-    os.waitpid(between, 0)
-    told = os.read(pid_read, 8)
-    os.close(pid_read)
-    kept = [theirs.detach(), out_read] + ([] if board_fd is None else [board_fd])
-    if not told:
-        for fd in kept:
-            os.close(fd)
+    with ExitStack() as held:
+        theirs, ours = (held.enter_context(s) for s in socket.socketpair())
+        out_read, out_write = os.pipe()
+        board_fd = new_board() if fork.kind == "sync" else None
+        kept = [theirs.fileno(), out_read] + ([] if board_fd is None else [board_fd])
+        for fd in (out_write, *kept[1:]):
+            held.callback(os.close, fd)
+        pid = _fork_twice()
+        if pid == 0:
+            try:
+                for fd in (theirs.fileno(), nursery.fileno(), out_read):
+                    os.close(fd)
+                become_worker(
+                    ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max, board_fd
+                )
+            finally:
+                os._exit(70)
+        nursery.sendmsg(
+            [msgspec.msgpack.encode(Forked(fork.worker, pid))],
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept).tobytes())],
+        )
+
+
+def _fork_twice() -> int:
+    """The new process's pid, and 0 in it. Raises OSError where there is none."""
+    told_read, told_write = os.pipe()
+    with os.fdopen(told_read, "rb") as told:
+        with os.fdopen(told_write, "wb", buffering=0) as tell:
+            between = os.fork()
+            if between == 0:
+                try:
+                    pid = os.fork()
+                except OSError as e:
+                    pid = -(e.errno or errno.EAGAIN)
+                if pid == 0:
+                    return 0
+                try:
+                    tell.write(pid.to_bytes(8, "big", signed=True))
+                finally:
+                    os._exit(0)
+        os.waitpid(between, 0)
+        answer = told.read(8)
+    if not answer:
         raise OSError(
             "it died in the fork itself; does the module run something there (os.register_at_fork)?"
         )
-    pid = int.from_bytes(told, "big")
-    nursery.sendmsg(
-        [msgspec.msgpack.encode(Forked(fork.worker, pid))],
-        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept).tobytes())],
-    )
-    for fd in kept:
-        os.close(fd)
+    pid = int.from_bytes(answer, "big", signed=True)
+    if pid < 0:
+        raise OSError(-pid, os.strerror(-pid))
+    return pid

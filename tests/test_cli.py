@@ -21,6 +21,8 @@ from tests.cli_runner import COMMAND, FLOWS, Pgqrs
 from tests.crashes.supervised import connected
 from tests.store.given import execute
 
+NOBODY = "nobody takes runs of 'fourfold' yet; start a supervisor: pgqrs supervise …\n"
+
 pytestmark = pytest.mark.processes
 
 
@@ -196,7 +198,7 @@ def test_a_wait_ends_with_the_run_that_somebody_cancels(known, store):
     assert known("cancel", run).out == f"run {run} is CANCELLED\n"
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")
-    assert err == f"pgqrs: run {run} was cancelled\n"
+    assert err == f"{NOBODY}pgqrs: run {run} was cancelled\n"
 
 
 def test_ctrl_c_ends_the_wait_and_not_the_run(known, store):
@@ -211,7 +213,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_run(known, store):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err == f"pgqrs: run {run} goes on; see: pgqrs run {run}\n"
+    assert err == f"{NOBODY}pgqrs: run {run} goes on; see: pgqrs run {run}\n"
     assert store.run(run).status == WorkflowStatus.Queued
 
 
@@ -240,7 +242,7 @@ def test_a_wait_survives_a_cut_connection(postgres_dsn, monkeypatch, capfd):
         store.run(2).cancel()
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (1, "")
-    assert err == "pgqrs: run 2 was cancelled\n"
+    assert err == f"{NOBODY}pgqrs: run 2 was cancelled\n"
 
 
 # runs and run

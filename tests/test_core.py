@@ -754,17 +754,36 @@ def test_workers_that_die_at_boot_again_and_again_end_it():
     scene = Scene().registered()
     for n in range(1, limits.RESTARTS_MAX + 1):
         assert scene.core.exit is None
-        scene.now += 1
-        scene.dies(n, None, 1)
+        scene.after(3).dies(n, None, 1)
     assert scene.core.exit.code == 1
-    assert "5 workers died while starting within 30 s" in scene.core.exit.reason
+    assert "workers died while starting 5 times within 30 s" in scene.core.exit.reason
+
+
+def test_a_worker_that_could_not_be_started_is_tried_again_later_and_later():
+    scene = Scene().registered()
+    assert scene.dies(1, None, 1).ordered(events.Launch) == [events.Launch(2, "sync")], (
+        "once it may be chance"
+    )
+    for n, wait in ((2, 0.25), (3, 0.5), (4, 1.0)):
+        assert scene.dies(n, None, 1).ordered(events.Launch) == []
+        assert scene.core.next_timer() == scene.now + wait
+        assert scene.after(wait - 0.01).ordered(events.Launch) == []
+        assert scene.after(0.02).ordered(events.Launch) == [events.Launch(n + 1, "sync")]
+    assert scene.core.exit is None
+
+
+def test_workers_that_cannot_be_started_at_one_time_are_one_failure():
+    scene = Scene(workers=20).registered()
+    for n in range(1, 20):
+        scene.dies(n, None, 1)
+    assert scene.core.exit is None
+    assert len(scene.after(1.0).ordered(events.Launch)) == 18, "one was tried at once"
 
 
 def test_workers_that_die_at_boot_now_and_then_do_not_end_it():
     scene = Scene().registered()
     for n in range(1, 20):
-        scene.now += limits.RESTARTS_WINDOW_S / (limits.RESTARTS_MAX - 1) + 0.1
-        scene.dies(n, None, 1)
+        scene.after(limits.RESTARTS_WINDOW_S / (limits.RESTARTS_MAX - 1) + 0.1).dies(n, None, 1)
     assert scene.core.exit is None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgqrs.cli.options import EXIT_FAILED, database_options
+from pgqrs.cli.output import count
 
 if TYPE_CHECKING:
     from pgqrs.cli.options import Database
@@ -116,7 +117,7 @@ class DemoView:
 
     def started(self, report: "Report") -> None:
         click.echo(
-            f"{self._total} modules, {report.workers} workers, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}"
+            f"{self._total} modules, {count(report.workers, 'worker')}, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}"
         )
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -144,11 +145,11 @@ class DemoView:
     def state(self, state: "State") -> None:
         now = time.monotonic()
         if self._progress is not None:
-            crashes = f", {state.crashes} crashes" if state.crashes else ""
+            crashes = f", {count(state.crashes, 'crash')}" if state.crashes else ""
             self._progress.update(self._task, completed=state.finished, description=f"modules{crashes}")
         elif now >= self._next_line:
             self._next_line = now + 2.0
-            click.echo(f"{state.finished} of {self._total} modules, {state.crashes} crashes")
+            click.echo(f"{state.finished} of {self._total} modules, {count(state.crashes, 'crash')}")
         if self._chaos and now >= self._next_kill and not state.stopping:
             self._next_kill += KILL_EVERY_S
             if busy := [w.pid for w in state.workers if w.run is not None and w.pid]:

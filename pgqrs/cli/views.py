@@ -5,6 +5,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pgqrs.cli.output import count
 from pgqrs.config import redact
 from pgqrs.durations import text as duration
 
@@ -71,8 +72,8 @@ class PlainView:
         self._summary_at, self._told = now + SUMMARY_EVERY_S, counts
         busy = sum(w.state == "busy" for w in state.workers)
         self._print(
-            f"{state.finished:,} finished, {state.failed:,} failed, {state.crashes:,} crashes, {state.held:,} at hand, "
-            f"{busy} of {len(state.workers)} workers busy, {rate:,.0f}/s"
+            f"{state.finished:,} finished, {state.failed:,} failed, {count(state.crashes, 'crash')}, {state.held:,} at hand, "
+            f"{busy} of {count(len(state.workers), 'worker')} busy, {rate:,.0f}/s"
         )
 
     def ended(self, code: int, reason: str, state: "State") -> None:
@@ -135,7 +136,7 @@ class PanelView:
                 duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
-        title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {state.crashes:,} crashes{backlog}"
+        title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {count(state.crashes, 'crash')}{backlog}"
         says = (
             "the database is away"
             if state.away
@@ -148,8 +149,8 @@ def report_lines(report: "Report") -> list[str]:
     """What the supervisor will do, before it does it."""
     lines = [
         f"{report.target} on {redact(report.dsn)}",
-        f"{report.workers} workers{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
-        f"imported in {duration(round(report.import_s, 2))}",
+        f"{count(report.workers, 'worker')}{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
+        f"imported in {duration(report.import_s)}",
     ]
     lines += [
         f"  {f.kind} {f.name}{' (async)' if f.is_async else ''} from queue {f.queue}"
@@ -160,11 +161,11 @@ def report_lines(report: "Report") -> list[str]:
     )
     if report.threads:
         lines.append(
-            f"{report.threads} threads were started while importing, by {', '.join(report.thread_makers) or 'unknown'}: they do not "
-            "exist in forked workers; if a worker hangs, use --start-method spawn"
+            f"{count(report.threads, 'thread')} started while importing, by {', '.join(report.thread_makers) or 'unknown'}: not there "
+            "in forked workers; if a worker hangs, use --start-method spawn"
         )
     if report.recovered:
-        lines.append(f"took back {report.recovered} messages of a supervisor that died")
+        lines.append(f"took back {count(report.recovered, 'message')} of a supervisor that died")
     return lines
 
 
@@ -174,5 +175,5 @@ def note_line(note: "Note") -> str:
 
 
 def ending(code: int, reason: str, state: "State", seconds: float) -> str:
-    counts = f"{state.finished:,} finished, {state.failed:,} failed, {state.crashes:,} crashes in {duration(round(seconds, 1))}"
+    counts = f"{state.finished:,} finished, {state.failed:,} failed, {count(state.crashes, 'crash')} in {duration(round(seconds, 1))}"
     return f"{reason}: {counts}" if code == 0 else f"error: {reason} ({counts})"

@@ -69,6 +69,11 @@ def trigger(
     with database.store() as store:
         handle = store.trigger_raw(workflow, payload)
         if wait:
+            queue = store.messages.queue_of_workflow(workflow)
+            if not any(c.queue_name == queue for c in store.consumers()):
+                click.echo(
+                    f"nobody takes runs of {workflow!r} yet; start a supervisor: pgqrs supervise …", err=True
+                )
             _wait(handle, timeout)
         elif as_json:
             output.json_document({"id": handle.id})

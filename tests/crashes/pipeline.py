@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -254,6 +255,24 @@ def leave_a_child(evidence: str) -> None:
 def leaving_a_child(evidence: str) -> str:
     leave_a_child(evidence)
     return last(evidence)
+
+
+@pgqrs.step(timeout=1.0)
+def multiply(evidence: str) -> None:
+    note(evidence)
+    while True:
+        with suppress(BlockingIOError):  # there are as many as there may be
+            os.fork()
+
+
+@pgqrs.workflow
+def multiplying(evidence: str) -> list[str]:
+    before = first(evidence)
+    try:
+        multiply(evidence)
+    except TimeoutError:
+        return [before, "stopped", last(evidence)]
+    return []
 
 
 @pgqrs.step

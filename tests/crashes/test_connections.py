@@ -317,6 +317,31 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, backend: str, prov
     )
 
 
+def test_a_read_only_disk_keeps_the_supervisor_from_starting_and_it_says_so(
+    tmp_path: Path, proves: Proves
+) -> None:
+    with small_disk(10) as disk:
+        dsn = f"sqlite://{disk / 'pgqrs.db'}"
+        with pgqrs.connect(dsn) as store:
+            store.install()
+            run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 0.0)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with Supervised(dsn, tmp_path / "log", "--burst") as supervisor:
+            assert supervisor.wait(10) == 3
+            assert "must exist and be writable" in supervisor.said()
+            assert "Traceback" not in supervisor.said(), supervisor.said()
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        with Supervised(dsn, tmp_path / "log2", "--burst") as supervisor:
+            assert supervisor.wait(10) == 0, supervisor.said()
+        with pgqrs.connect(dsn) as store:
+            assert store.run(run.id).result(0) == ONCE
+    proves(
+        "the SQLite file is on a disk that is read-only",
+        "the supervisor does not start, and says so: exit code 3",
+        charged="nobody",
+    )
+
+
 def on_a_disk_of_its_own(server: PostgresServer, disk: Path) -> str:
     """A database whose tables are there. Its log of changes is not: PostgreSQL stops altogether where that finds no space."""
     space = disk / "space"

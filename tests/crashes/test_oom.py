@@ -7,7 +7,7 @@ import pytest
 import pgqrs
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
-from tests.crashes.memory_group import MemoryGroup
+from tests.crashes.control_groups import MemoryGroup
 from tests.crashes.supervised import Supervised, starts
 
 pytestmark = pytest.mark.slow

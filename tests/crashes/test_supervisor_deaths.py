@@ -99,6 +99,58 @@ def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Pat
     )
 
 
+def test_a_terminal_that_is_closed_lets_what_runs_finish(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    ours, theirs = os.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "pgqrs",
+        "supervise",
+        str(PIPELINE),
+        "--dsn",
+        sqlite_dsn,
+        "--workers",
+        "1",
+    ]
+    with pgqrs.connect(sqlite_dsn) as store:
+        run = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
+        supervisor = subprocess.Popen(
+            # A session of its own, whose terminal this becomes by opening it.
+            [
+                "setsid",
+                "sh",
+                "-c",
+                f'exec "$@" < {os.ttyname(theirs)} > {os.ttyname(theirs)} 2>&1',
+                "sh",
+                *command,
+            ]
+        )
+        try:
+            os.close(theirs)
+            eventually(lambda: len(starts(tmp_path / "e")) == 2)
+            os.close(ours)
+            waiting = store.trigger(pipeline.long_run, str(tmp_path / "w"), 0.0)
+            assert supervisor.wait(10) == 0
+        finally:
+            supervisor.kill()
+        assert run.result(0) == "last"
+        assert waiting.status == pgqrs.WorkflowStatus.Queued
+        assert all(m.held == 0 for m in store.consumers())
+    proves("the terminal is closed, or SIGHUP comes (without `nohup`)", "as SIGTERM", charged="nobody")
+
+
+def test_with_nohup_a_hangup_ends_nothing(sqlite_dsn: str, tmp_path: Path) -> None:
+    with pgqrs.connect(sqlite_dsn) as store:
+        first = store.trigger(pipeline.long_run, str(tmp_path / "e"), 0.0)
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", within=["nohup"]) as supervisor:
+            assert first.result(10) == "last"
+            supervisor.signal(signal.SIGHUP)
+            assert store.trigger(pipeline.long_run, str(tmp_path / "f"), 0.0).result(10) == "last"
+            assert supervisor.process.poll() is None
+
+
 def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
@@ -277,7 +329,7 @@ def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
     )
     with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", target=str(target)) as supervisor:
         assert supervisor.wait(30) == 1
-    assert "5 workers died while starting" in supervisor.said()
+    assert "workers died while starting 5 times" in supervisor.said()
     assert "os.register_at_fork" in supervisor.said(), "it says where to look"
     proves(
         "workers die while they start",
