@@ -73,14 +73,14 @@ def clean(text: str) -> str:
 
 
 def ago(then: str | None, now: datetime) -> str:
-    """A recorded time, seen from the database's clock: "3m ago", "in 10s"."""
+    """A recorded time, seen from the database's clock: "3m ago", "in 1d 23h"."""
     if then is None:
         return ""
     passed = (now - datetime.fromisoformat(then)).total_seconds()
-    rounded = durations.text(float(int(abs(passed)))).split(" ")[0]
-    if rounded == "0s":
+    shown = durations.text(float(int(abs(passed))))
+    if shown == "0s":
         return "now"
-    return f"{rounded} ago" if passed > 0 else f"in {rounded}"
+    return f"{shown.split(' ')[0]} ago" if passed > 0 else f"in {shown}"
 
 
 def took(begun: str | None, ended: str | None) -> str:
