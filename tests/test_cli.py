@@ -321,10 +321,10 @@ def test_a_run_tells_what_it_waits_for(known, store):
         in known("run", paused).out
     )
     text = known("run", asking).out
-    assert re.search(r"waits     to try ask again, until ....-..-.. ..:..:.. \(in (59m|1h)\)\n", text)
+    assert re.search(r"waits     to try ask again, until ....-..-.. ..:..:.. \(in (59m \d+s|1h)\)\n", text)
     assert re.search(r"^ +1  ask   RETRY .* 1 +ConnectionError: nobody there$", text, re.MULTILINE)
     assert "waits     for a worker\n" in known("run", queued).out
-    assert re.search(r"waits     until ....-..-.. ..:..:.. \(in (59m|1h)\)\n", known("run", delayed).out)
+    assert re.search(r"waits     until ....-..-.. ..:..:.. \(in (59m \d+s|1h)\)\n", known("run", delayed).out)
     assert "until resumed" in known("runs", "--workflow", "pausing").out
 
 
