@@ -532,7 +532,7 @@ class Core:
             self._happened(Happened.NOTHING_TO_DO, now)
 
     def _staff(self, now: float) -> None:
-        if not self.limits.may_start(now):
+        if not self.limits.may_start:
             return
         for kind, wanted in self._kinds.items():
             have = sum(w.kind == kind and w.killing is None for w in self.workers.values())

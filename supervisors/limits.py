@@ -59,6 +59,8 @@ class Limits:
 
     def watch(self, now: float) -> None:
         """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
+        if self._start_from is not None and now >= self._start_from:
+            self._start_from = None
         for worker in self._workers.values():
             cpu = worker.on_cpu
             most = self._settings.max_runs_per_worker
@@ -125,10 +127,9 @@ class Limits:
             worker.kill_at = None
             self._order(Kill(worker.id, force))
 
-    def may_start(self, now: float) -> bool:
-        """Whether workers may be started now, after one that could not be."""
-        if self._start_from is not None and now >= self._start_from:
-            self._start_from = None
+    @property
+    def may_start(self) -> bool:
+        """False for a while after workers that could not be started."""
         return self._start_from is None
 
     def boot_failed(self, how: str, now: float) -> None:

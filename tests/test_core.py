@@ -772,6 +772,16 @@ def test_a_worker_that_could_not_be_started_is_tried_again_later_and_later():
     assert scene.core.exit is None
 
 
+def test_a_try_that_is_to_come_keeps_no_supervisor_awake_that_stops():
+    scene = Scene(workers=2).up().takes(message(1))
+    scene.says(1, started(1)).saves().says(1, started(1, "a"))
+    scene.dies(2).dies(3, None, 1).dies(4, None, 1).stop(1)
+    assert scene.core.next_timer() == scene.now + 0.25
+    scene.after(1.0)
+    assert scene.core.next_timer() > scene.now, "a timer of the past would be due again and again"
+    assert scene.ordered(events.Launch) == []
+
+
 def test_workers_that_cannot_be_started_at_one_time_are_one_failure():
     scene = Scene(workers=20).registered()
     for n in range(1, 20):
