@@ -64,6 +64,7 @@ class Admin:
         return administering.metrics(self._database)
 
     def system_stats(self) -> SystemStats:
+        """Queues, workers and messages, counted in one look."""
         return administering.system_stats(self._database)
 
     # Messages

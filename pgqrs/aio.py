@@ -156,9 +156,11 @@ class ConsumerIterator:
         return await self._iteration.next(self._ways)
 
     async def archive(self, message_id: int) -> bool:
+        """Done with: it is kept, and comes back no more. False where it is not held here."""
         return await self._iteration.archive(self._ways, message_id)
 
     async def delete(self, message_id: int) -> bool:
+        """Done with, and gone. False where it is not held here; ValidationError for a message with a run."""
         return await self._iteration.delete(self._ways, message_id)
 
     async def close(self) -> None:
@@ -200,10 +202,12 @@ class Run(Twin[runs.Run]):
     """One run of a workflow, driven by its caller: see `pgqrs.runs.Run` for what each call promises."""
 
     def id(self) -> int:
+        """The run's own id, which is not its message's."""
         return self.core.id()
 
     @property
     def message_id(self) -> int:
+        """The id by which `Store.run` and the command line know it."""
         return self.core.message_id
 
     @property
@@ -218,10 +222,12 @@ class Run(Twin[runs.Run]):
 
     @property
     def output(self) -> Any:
+        """As of the last call that looked."""
         return self.core.output
 
     @property
     def current_time(self) -> str | None:
+        """What `with_time` was told, as ISO 8601 text in UTC; None: the database's clock."""
         return self.core.current_time
 
     def with_time(self, time: str | datetime) -> "Run":
@@ -247,6 +253,8 @@ class Run(Twin[runs.Run]):
 
 
 class Workers(Twin[tables.Workers]):
+    """Producers and consumers, those of supervisors included: see `pgqrs.table_handles.Workers`."""
+
     count = awaited(tables.Workers.count)
     list = awaited(tables.Workers.list)
     get = awaited(tables.Workers.get)
@@ -255,6 +263,8 @@ class Workers(Twin[tables.Workers]):
 
 
 class Queues(Twin[tables.Queues]):
+    """The queues: see `pgqrs.table_handles.Queues`."""
+
     count = awaited(tables.Queues.count)
     list = awaited(tables.Queues.list)
     get = awaited(tables.Queues.get)
@@ -264,22 +274,30 @@ class Queues(Twin[tables.Queues]):
 
 
 class Messages(Twin[tables.Messages]):
+    """The messages: see `pgqrs.table_handles.Messages`."""
+
     count = awaited(tables.Messages.count)
     list_archived_by_queue = awaited(tables.Messages.list_archived_by_queue)
 
 
 class Workflows(Twin[tables.Workflows]):
+    """The workflows: see `pgqrs.table_handles.Workflows`."""
+
     count = awaited(tables.Workflows.count)
     list = awaited(tables.Workflows.list)
     get_by_name = awaited(tables.Workflows.get_by_name)
 
 
 class WorkflowRuns(Twin[tables.WorkflowRuns]):
+    """The runs: see `pgqrs.table_handles.WorkflowRuns`."""
+
     count = awaited(tables.WorkflowRuns.count)
     list = awaited(tables.WorkflowRuns.list)
 
 
 class WorkflowSteps(Twin[tables.WorkflowSteps]):
+    """The steps: see `pgqrs.table_handles.WorkflowSteps`."""
+
     count = awaited(tables.WorkflowSteps.count)
     list = awaited(tables.WorkflowSteps.list)
 
@@ -344,9 +362,11 @@ class RunHandle(Generic[R]):
         return await self._ways.call(self._core.resume)
 
     async def record(self) -> RunRecord:
+        """The run as it is now. Raises RunNotFoundError."""
         return await self._ways.call(self._core.record)
 
     async def steps(self) -> list[StepRecord]:
+        """What is recorded of its steps, in their order."""
         return await self._ways.call(self._core.steps)
 
 
@@ -362,6 +382,7 @@ class Store(Twin[client.Store]):
 
     @property
     def config(self) -> Config:
+        """The settings it was opened with."""
         return self.core.config
 
     async def close(self) -> None:

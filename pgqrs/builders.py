@@ -37,10 +37,12 @@ class WorkflowBuilder:
         return definitions.workflow(function)
 
     def name(self, name: str) -> Self:
+        """The workflow's name, which is its queue's too."""
         self._name = name
         return self
 
     def store(self, store: AnyStore) -> Self:
+        """Blocking or async."""
         self._store = store
         return self
 
@@ -55,10 +57,13 @@ class WorkflowBuilder:
         return finish(store, ways.call(administration.create_workflow, core, name))
 
     def trigger(self, input: Any = None) -> "WorkflowTriggerBuilder":
+        """A run to be started with this JSON value. Nothing is written before `.execute()`."""
         return WorkflowTriggerBuilder(self._name, self._store, input)
 
 
 class WorkflowTriggerBuilder:
+    """What `.trigger(input)` gives: `.execute()` starts the run."""
+
     def __init__(self, name: str | None, store: AnyStore | None, input: Any) -> None:
         self._name, self._store, self._input = name, store, input
 
@@ -78,10 +83,12 @@ class RunBuilder:
         self._store: AnyStore | None = None
 
     def message(self, message: QueueMessage) -> Self:
+        """The message that started the run, as a trigger or a dequeue gave it."""
         self._message = message
         return self
 
     def store(self, store: AnyStore) -> Self:
+        """Blocking or async."""
         self._store = store
         return self
 
@@ -150,10 +157,12 @@ class StepBuilder:
         return definitions.step(function)
 
     def run(self, run: AnyRun) -> Self:
+        """The run whose step it is: from `pgqrs.run()….execute()`, or what `handle_workflow` was called with."""
         self._run = run
         return self
 
     def name(self, name: str) -> Self:
+        """The step's name, once in its run."""
         self._name = name
         return self
 
@@ -192,22 +201,27 @@ class EnqueueBuilder:
         self._at: str | datetime | None = None
 
     def message(self, payload: Any) -> Self:
+        """One JSON value; `execute` returns one id. Replaces what was given before."""
         self._payloads, self._single = [payload], True
         return self
 
     def messages(self, payloads: Sequence[Any]) -> Self:
+        """Several, all or none of which are sent; `execute` returns a list. Replaces what was given before."""
         self._payloads, self._single = list(payloads), False
         return self
 
     def to(self, queue: str) -> Self:
+        """A queue's name. Raises QueueNotFoundError in `execute` where there is none."""
         self._queue = queue
         return self
 
     def worker(self, producer: AnyProducer) -> Self:
+        """By this producer, onto its queue: its limits and its rate apply."""
         self._producer = producer
         return self
 
     def delay(self, delay_seconds: Duration) -> Self:
+        """Due only after so long: seconds, a timedelta or text such as '5m'."""
         self._delay_s = seconds(delay_seconds)
         return self
 
@@ -261,14 +275,17 @@ class DequeueBuilder:
         self._handlers: list[tuple[polling.Kind, Callable[[Any], Any]]] = []
 
     def worker(self, consumer: AnyConsumer) -> Self:
+        """By this consumer, from its queue."""
         self._consumer = consumer
         return self
 
     def from_queue(self, queue: str) -> Self:
+        """By a consumer of its own, which is Stopped when the polling ends."""
         self._queue = queue
         return self
 
     def batch(self, size: int) -> Self:
+        """The most messages taken at once, at least 1. More than 1 goes with `handle_batch` and `handle_workflow`."""
         self._batch = count("a batch", size, 1)
         return self
 
@@ -296,17 +313,21 @@ class DequeueBuilder:
 
     @property
     def queue(self) -> str | None:
+        """What `from_queue` was told."""
         return self._queue
 
     @property
     def batch_size(self) -> int:
+        """What `batch` was told, else 1."""
         return self._batch
 
     @property
     def poll_interval_ms(self) -> int | None:
+        """What `poll_interval` was told; None: as the store's Config says."""
         return self._interval_ms
 
     def has_worker(self) -> bool:
+        """Whether `worker` was told."""
         return self._consumer is not None
 
     def poll(self, store: AnyStore) -> Any:
@@ -356,21 +377,27 @@ class TablesBuilder:
         self._store = store
 
     def workers(self) -> Any:
+        """See `Workers`."""
         return self._store.get_workers()
 
     def queues(self) -> Any:
+        """See `Queues`."""
         return self._store.get_queues()
 
     def messages(self) -> Any:
+        """See `Messages`."""
         return self._store.get_messages()
 
     def workflows(self) -> Any:
+        """See `Workflows`."""
         return self._store.get_workflows()
 
     def workflow_runs(self) -> Any:
+        """See `WorkflowRuns`."""
         return self._store.get_workflow_runs()
 
     def workflow_steps(self) -> Any:
+        """See `WorkflowSteps`."""
         return self._store.get_workflow_steps()
 
 
@@ -378,6 +405,7 @@ class TablesBuilder:
 
 
 def run() -> RunBuilder:
+    """A message's run, to be driven or waited for: see `RunBuilder`."""
     return RunBuilder()
 
 
@@ -412,10 +440,12 @@ def dequeue(*args: Any, **kwargs: Any) -> Any:
 
 
 def dequeue_builder() -> DequeueBuilder:
+    """What `dequeue()` without arguments gives."""
     return DequeueBuilder()
 
 
 def tables(store: AnyStore) -> TablesBuilder:
+    """The table handles of a store, blocking or async as it is."""
     return TablesBuilder(store)
 
 

@@ -46,6 +46,7 @@ class Store:
         return f"{type(self).__name__}({self.config!r})"
 
     def open(self) -> Self:
+        """Connects, where that has not been done. `pgqrs.connect` has done it; after `close` it opens the store again."""
         self._closed = False
         if self._messages is None:
             self._messages = open_store(self.config, insist=self._insist)
@@ -106,21 +107,27 @@ class Store:
         return Iteration(self._ready, self.config, queue, poll_interval_ms)
 
     def get_workers(self) -> table_handles.Workers:
+        """The table of producers and consumers."""
         return table_handles.Workers(self._ready().database)
 
     def get_queues(self) -> table_handles.Queues:
+        """The table of queues."""
         return table_handles.Queues(self._ready().database)
 
     def get_messages(self) -> table_handles.Messages:
+        """The table of messages."""
         return table_handles.Messages(self._ready().database)
 
     def get_workflows(self) -> table_handles.Workflows:
+        """The table of workflows."""
         return table_handles.Workflows(self._ready().database)
 
     def get_workflow_runs(self) -> table_handles.WorkflowRuns:
+        """The table of runs."""
         return table_handles.WorkflowRuns(self._ready().database)
 
     def get_workflow_steps(self) -> table_handles.WorkflowSteps:
+        """The table of steps."""
         return table_handles.WorkflowSteps(self._ready().database)
 
     # Asking for work
@@ -202,6 +209,7 @@ class Store:
         return self._ready().runs(workflow, wanted, limit, before)
 
     def queues(self) -> list[QueueCounts]:
+        """Every queue, by name, with the count of its messages by where they stand."""
         return self._ready().queues()
 
     def consumers(self, stopped: bool = False) -> list[WorkerInfo]:

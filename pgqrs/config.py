@@ -124,6 +124,7 @@ class Config:
 
     @classmethod
     def from_dsn(cls, dsn: str) -> "Config":
+        """The defaults for a database; neither the environment nor a file is looked at."""
         return cls(dsn)
 
     @classmethod
@@ -213,6 +214,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> "Config":
+        """What `to_dict` gave, or any settings by the names of these attributes, `dsn` among them. Raises ConfigError for a
+        value that does not fit."""
         config = cls(str(settings["dsn"]))
         for name, value in settings.items():
             setattr(config, name, value)

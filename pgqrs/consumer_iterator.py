@@ -79,12 +79,15 @@ class ConsumerIterator:
         return drive(self._iteration.next(Blocking()))
 
     def archive(self, message_id: int) -> bool:
+        """Done with: it is kept, and comes back no more. False where it is not held here."""
         return drive(self._iteration.archive(Blocking(), message_id))
 
     def delete(self, message_id: int) -> bool:
+        """Done with, and gone. False where it is not held here; ValidationError for a message with a run."""
         return drive(self._iteration.delete(Blocking(), message_id))
 
     def close(self) -> None:
+        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
         drive(self._iteration.close(Blocking()))
 
     def __enter__(self) -> Self:

@@ -151,6 +151,8 @@ class Context:
         return "/".join([self.workflow, str(self.id), *([self.step] if self.step else [])])
 
     def enter(self, name: str, definition: StepDefinition | None = None) -> StepCall:
+        """The next call of a step, numbered; steps ask for it themselves. Raises WrongThreadError, and ValidationError past
+        the most steps that a run may call."""
         if threading.get_ident() != self._thread:
             raise errors.WrongThreadError(
                 f"step {name!r} was called from thread {threading.current_thread().name!r}; "

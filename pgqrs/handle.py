@@ -34,6 +34,7 @@ class RunHandle(Generic[R]):
 
     @property
     def status(self) -> WorkflowStatus:
+        """As of now: each use asks the database. Raises RunNotFoundError."""
         return self._settled().status
 
     def result(self, timeout: Duration | None = None) -> R:
@@ -88,6 +89,7 @@ class RunHandle(Generic[R]):
         return resumed
 
     def record(self) -> RunRecord:
+        """The run as it is now. Raises as `status` does."""
         return self._store._ready().run(self.id)
 
     def steps(self) -> list[StepRecord]:

@@ -53,6 +53,7 @@ class Producer(Registered):
     def enqueue_batch_delayed(
         self, payloads: Sequence[Any], delay_seconds: float | timedelta | str
     ) -> list[int]:
+        """The same for messages that are due after a while."""
         return self._send(payloads, durations.seconds(delay_seconds), None)
 
     def enqueue_at(

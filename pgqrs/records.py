@@ -12,6 +12,8 @@ from pgqrs.states import WorkerStatus, WorkflowStatus
 
 
 class QueueInfo(msgspec.Struct, frozen=True):
+    """A queue."""
+
     id: int
     queue_name: str
 
@@ -30,6 +32,12 @@ class QueueCounts(msgspec.Struct, frozen=True):
 
 
 class QueueMessage(msgspec.Struct, frozen=True):
+    """A message. It can be taken from `vt` on, while `archived_at` is None and no consumer holds it.
+
+    `read_ct` counts the deliveries and `claim_no` the claims, by which a late writer is told from the holder; a claim that was
+    given back unused is taken off `read_ct` alone. `dead_reason` says why it was given up, None where it was not.
+    """
+
     id: int
     queue_id: int
     payload: Any
@@ -45,6 +53,9 @@ class QueueMessage(msgspec.Struct, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
+    """A producer or consumer. `host`, `pid` and `lease_until` are those of the supervisor whose consumer it is, None for a
+    library's. `held`: how many messages it holds."""
+
     id: int
     name: str
     status: WorkerStatus
@@ -58,6 +69,8 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 
 
 class WorkflowRecord(msgspec.Struct, frozen=True):
+    """A workflow, and the queue whose messages start its runs."""
+
     id: int
     name: str
     queue_id: int
@@ -86,6 +99,13 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True):
+    """A step of a run, `run_id` being `RunRecord.id`. `position` counts the steps from 0 as the run called them.
+
+    `pid`, `cpu_seconds` and `peak_rss_bytes` are of the worker and of the attempt that ended the step, the last being the most
+    that the process ever had. `crash_count`: how many workers died in it; `crash` says how the last one did. None where nothing
+    is known, as in a run that was driven by hand.
+    """
+
     id: int
     run_id: int
     step_name: str

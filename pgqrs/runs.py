@@ -51,10 +51,12 @@ class Run:
         return f"{type(self).__name__}({self._state.id}, {self._state.status.value})"
 
     def id(self) -> int:
+        """The run's own id, which is not its message's."""
         return self._state.id
 
     @property
     def message_id(self) -> int:
+        """The id by which `Store.run` and the command line know it."""
         return self._held.message_id
 
     @property
@@ -74,6 +76,7 @@ class Run:
 
     @property
     def current_time(self) -> str | None:
+        """What `with_time` was told, as ISO 8601 text in UTC; None: the database's clock."""
         return iso(self._at)
 
     def with_time(self, time: str | datetime) -> "Run":

@@ -99,6 +99,7 @@ def enqueue_delayed(
 @overload
 def enqueue_delayed(producer: blocking_producer.Producer, payload: Any, delay_seconds: Duration) -> int: ...
 def enqueue_delayed(producer: AnyProducer, payload: Any, delay_seconds: Duration) -> Any:
+    """A message that is due after so long; its id. See `Producer.enqueue_delayed`."""
     return producer.enqueue_delayed(payload, delay_seconds)
 
 
@@ -110,6 +111,7 @@ def archive(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any
 @overload
 def archive(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def archive(consumer: AnyConsumer, message: QueueMessage) -> Any:
+    """Whether it was the consumer's to archive. See `Consumer.archive`."""
     return consumer.archive(_id(message))
 
 
@@ -134,6 +136,7 @@ def delete(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any,
 @overload
 def delete(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def delete(consumer: AnyConsumer, message: QueueMessage) -> Any:
+    """Whether it was the consumer's to delete. See `Consumer.delete`."""
     return consumer.delete(_id(message))
 
 
@@ -144,6 +147,7 @@ def extend_vt(
 @overload
 def extend_vt(consumer: blocking_consumer.Consumer, message: QueueMessage, seconds: Duration) -> bool: ...
 def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -> Any:
+    """Holds it so much longer; whether it was the consumer's. See `Consumer.extend_vt`."""
     return consumer.extend_vt(_id(message), seconds)
 
 

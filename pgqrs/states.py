@@ -43,6 +43,7 @@ class WorkflowStatus(Named):
 
     @property
     def terminal(self) -> bool:
+        """Whether a run that stands there has ended: SUCCESS, ERROR or CANCELLED."""
         return not RUN_TRANSITIONS[self] or self is WorkflowStatus.Error
 
 

@@ -29,6 +29,7 @@ class Workers(Table):
     """Producers and consumers, those of supervisors included."""
 
     def count(self) -> int:
+        """Those that stopped included, until they are purged."""
         return len(self.list())
 
     def list(self) -> List[WorkerInfo]:
@@ -49,7 +50,10 @@ class Workers(Table):
 
 
 class Queues(Table):
+    """The queues, those of workflows included."""
+
     def count(self) -> int:
+        """How many queues there are."""
         return len(self.list())
 
     def list(self) -> List[QueueInfo]:
@@ -74,19 +78,26 @@ class Queues(Table):
 
 
 class Messages(Table):
+    """The messages of all queues."""
+
     def count(self) -> int:
         """Those that are not archived."""
         return administering.live_count(self._database)
 
     def list_archived_by_queue(self, queue_id: int) -> List[QueueMessage]:
+        """The last archived first, dead ones included."""
         return administering.archived(self._database, queue_id)
 
 
 class Workflows(Table):
+    """The workflows that were supervised, triggered or made by hand."""
+
     def count(self) -> int:
+        """How many workflows there are."""
         return len(self.list())
 
     def list(self) -> List[WorkflowRecord]:
+        """In the order of their making."""
         return administering.workflows(self._database)
 
     def get_by_name(self, name: str) -> WorkflowRecord:
@@ -100,7 +111,10 @@ class Workflows(Table):
 
 
 class WorkflowRuns(Table):
+    """The runs that have a row: a triggered one gets it when it first starts."""
+
     def count(self) -> int:
+        """Those that have begun, or were made by hand."""
         return len(self.list())
 
     def list(self) -> List[RunRecord]:
@@ -109,7 +123,10 @@ class WorkflowRuns(Table):
 
 
 class WorkflowSteps(Table):
+    """The recorded steps of all runs."""
+
     def count(self) -> int:
+        """How many steps are recorded."""
         return len(self.list())
 
     def list(self) -> List[StepRecord]:

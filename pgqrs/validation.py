@@ -26,6 +26,7 @@ class ValidationConfig(Struct, frozen=True):
 
     @classmethod
     def of(cls, config: Config) -> "ValidationConfig":
+        """Those that a Config holds."""
         return cls(
             config.max_payload_size_bytes,
             config.max_string_length,

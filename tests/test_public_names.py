@@ -1,6 +1,7 @@
 """What `import pgqrs` gives: names that are imported when first asked for, and told to type checkers in a stub."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,20 @@ def test_a_name_is_what_its_module_has(name):
     assert getattr(pgqrs, name) is getattr(module, name)
     assert name in vars(pgqrs), "it is looked up anew each time"
     assert name in dir(pgqrs)
+
+
+@pytest.mark.parametrize("name", pgqrs.__all__)
+def test_a_name_says_what_it_is_for(name):
+    """So that help() and an editor tell it, of a class's methods and properties, too."""
+    named = getattr(pgqrs, name)
+    told = {name: named} if callable(named) else {}
+    if inspect.isclass(named):
+        told |= {
+            f"{name}.{a}": getattr(named, a)
+            for a, value in vars(named).items()
+            if not a.startswith("_") and (isinstance(value, property) or callable(getattr(named, a)))
+        }
+    assert [n for n, what in told.items() if not (inspect.getdoc(what) or "").strip()] == []
 
 
 def test_an_unknown_name_is_an_attribute_error():
