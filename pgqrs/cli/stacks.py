@@ -12,23 +12,35 @@ from pgqrs.cli.options import EXIT_FAILED, EXIT_USAGE, Id, fail
 @click.command()
 @click.argument("pid", metavar="PID", type=Id())
 def stacks(pid: int) -> None:
-    """Have the worker process PID say where each of its threads is.
+    """Have the worker process PID, or all workers of the supervisor PID, say where each of their threads is.
 
-    The answer comes in its supervisor's output, and works in the middle of a C call too; the worker goes on undisturbed. The
-    pids of workers are in the supervisor's panel. A step that is killed at its time limit has been asked before: see its error.
+    The answer comes in the supervisor's output, and works in the middle of a C call too; workers go on undisturbed. The pids of
+    workers are in the supervisor's panel, those of supervisors in `pgqrs workers`. A step that is killed at its time limit has
+    been asked before: see its error.
 
     \b
     Example:
       pgqrs stacks 4711
     """
     why_not = _no_worker(pid)
-    if why_not:
-        fail(why_not, EXIT_USAGE)
+    asked = [pid] if why_not is None else [p for p in _children(pid) if _no_worker(p) is None]
+    if not asked:
+        fail(str(why_not), EXIT_USAGE)
+    for worker in asked:
+        try:
+            os.kill(worker, signal.SIGUSR1)
+        except OSError as e:
+            fail(f"process {worker} cannot be asked: {e.strerror}", EXIT_FAILED)
+        click.echo(f"worker {worker} was asked; its supervisor prints what it says")
+
+
+def _children(pid: int) -> list[int]:
+    """Of all threads of a process; none of one that has gone."""
     try:
-        os.kill(pid, signal.SIGUSR1)
-    except OSError as e:
-        fail(f"process {pid} cannot be asked: {e.strerror}", EXIT_FAILED)
-    click.echo(f"worker {pid} was asked; its supervisor prints what it says")
+        listed = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    return sorted(int(child) for children in listed for child in children.split())
 
 
 def _no_worker(pid: int) -> str | None:
@@ -46,5 +58,5 @@ def _no_worker(pid: int) -> str | None:
         return f"there is no process {pid} on this machine"
     listens = int(status["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1
     if not listens or not ({"supervise", "supervisors"} & set(parent)):
-        return f"process {pid} is no worker of a pgqrs supervisor; their pids are in its panel"
+        return f"process {pid} is neither a supervisor with workers nor one of them; for the pids of supervisors: pgqrs workers"
     return None

@@ -1,8 +1,11 @@
 """What a supervisor shows: a live panel on a terminal, plain lines everywhere else."""
 
+import os
+import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pgqrs.cli.output import count
@@ -50,6 +53,7 @@ class PlainView:
         self._summary_at = time.monotonic() + SUMMARY_EVERY_S
         self._told = (0, 0, 0)
         self._began = time.monotonic()
+        self._lost = 0  # lines, since the last one that could be written
 
     def started(self, report: "Report") -> None:
         if not self._quiet:
@@ -81,7 +85,22 @@ class PlainView:
             self._print(ending(code, reason, state, time.monotonic() - self._began))
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        try:
+            print(line, file=self._out, flush=True)
+        except BrokenPipeError:
+            # Whoever read has gone, as one who closes a terminal.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            signal.raise_signal(signal.SIGHUP)
+        except OSError as e:
+            # The disk that it goes to is full, which is no reason to stop working.
+            self._lost += 1
+            if self._lost == 1:
+                with suppress(OSError):
+                    print(f"pgqrs: what there is to say is lost: {e}; the work goes on", file=sys.stderr)
+        else:
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                self._print(f"warning: {count(lost, 'line')} before this one could not be written")
 
 
 class PanelView:

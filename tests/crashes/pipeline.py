@@ -284,6 +284,20 @@ def wait_for(evidence: str, gate: str) -> str:
     return "waited"
 
 
+@pgqrs.step
+def talk(evidence: str, seconds: float) -> str:
+    note(evidence)
+    time.sleep(seconds)
+    for _ in range(100):
+        print("x" * 200)
+    return "said"
+
+
+@pgqrs.workflow
+def talks(evidence: str, seconds: float) -> str:
+    return talk(evidence, seconds)
+
+
 @pgqrs.workflow
 def gated(evidence: str, gate: str) -> list[str]:
     return [first(evidence), wait_for(evidence, gate), last(evidence)]

@@ -141,6 +141,52 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(
     proves("the terminal is closed, or SIGHUP comes (without `nohup`)", "as SIGTERM", charged="nobody")
 
 
+def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
+    """As in `pgqrs supervise app.py | head`."""
+    command = [
+        sys.executable,
+        "-m",
+        "pgqrs",
+        "supervise",
+        str(PIPELINE),
+        "--dsn",
+        sqlite_dsn,
+        "--workers",
+        "1",
+    ]
+    with pgqrs.connect(sqlite_dsn) as store:
+        run = store.trigger(pipeline.talks, str(tmp_path / "e"), 1.0)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as supervisor:
+            assert supervisor.stdout
+            assert supervisor.stderr
+            eventually(lambda: starts(tmp_path / "e"))
+            supervisor.stdout.close()
+            assert supervisor.wait(10) == 0
+            assert supervisor.stderr.read() == b""
+        assert run.result(0) == "said"
+        assert all(m.held == 0 for m in store.consumers())
+    proves("whoever reads its output ends (`| head`)", "as SIGTERM", charged="nobody")
+
+
+def test_output_that_goes_to_a_full_disk_stops_no_work(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    with pgqrs.connect(sqlite_dsn) as store, Path("/dev/full").open("w") as full:
+        runs = [store.trigger(pipeline.talks, str(tmp_path / f"{n}"), 0.0) for n in range(20)]
+        command = [sys.executable, "-m", "pgqrs", "supervise", str(PIPELINE), "--dsn", sqlite_dsn, "--burst"]
+        supervisor = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
+        assert [run.result(0) for run in runs] == ["said"] * 20
+    assert supervisor.stderr.count("No space left on device") == 1
+    assert supervisor.returncode == 0
+    proves(
+        "its output goes to a full disk",
+        "the work goes on; stderr says once that lines are lost",
+        charged="nobody",
+    )
+
+
 def test_with_nohup_a_hangup_ends_nothing(sqlite_dsn: str, tmp_path: Path) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         first = store.trigger(pipeline.long_run, str(tmp_path / "e"), 0.0)

@@ -193,22 +193,31 @@ def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(
     )
 
 
-def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["its own", "its supervisor's"])
+def test_a_worker_says_where_it_is_and_goes_on(sqlite_dsn: str, tmp_path: Path, whose: str) -> None:
+    """It is asked by its own pid, or as all those of its supervisor by that one's."""
     with pgqrs.connect(sqlite_dsn) as store:
         store.install()
         handle = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 2.0)
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
             slow = eventually(lambda: [s for s in starts(tmp_path / "e") if s.step == "slow"])[0]
             asked = subprocess.run(
-                [sys.executable, "-m", "pgqrs", "stacks", str(slow.pid)],
+                [
+                    sys.executable,
+                    "-m",
+                    "pgqrs",
+                    "stacks",
+                    str(slow.pid if whose == "its own" else supervisor.pid),
+                ],
                 capture_output=True,
                 text=True,
                 check=False,
             )
             assert (asked.returncode, asked.stderr) == (0, "")
+            assert f"worker {slow.pid} was asked; its supervisor prints what it says\n" in asked.stdout
             eventually(lambda: "in slow" in supervisor.said())
             assert handle.result(10) == ["first", "slow", "last"]
-            for pid in (os.getpid(), supervisor.pid, 2**22 + 1):
+            for pid in (os.getpid(), 2**22 + 1):
                 refused = subprocess.run(
                     [sys.executable, "-m", "pgqrs", "stacks", str(pid)],
                     capture_output=True,
