@@ -142,7 +142,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(
 
 
 def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
-    """As in `pgqrs supervise app.py | head`."""
+    """As `head` does in `pgqrs supervise app.py | head`."""
     command = [
         sys.executable,
         "-m",
@@ -165,7 +165,7 @@ def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Pat
             assert supervisor.stderr.read() == b""
         assert run.result(0) == "said"
         assert all(m.held == 0 for m in store.consumers())
-    proves("whoever reads its output ends (`| head`)", "as SIGTERM", charged="nobody")
+    proves("whoever reads its output ends, as `head` does", "as SIGTERM", charged="nobody")
 
 
 def test_output_that_goes_to_a_full_disk_stops_no_work(
