@@ -1,26 +1,48 @@
 """Whether the kernel has killed for want of memory: a SIGKILL does not say who sent it, the control group's count does."""
 
 import re
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+# The kernel counts before it kills, and to give a large process's memory back takes a while. Later deaths have other reasons.
+DYING_S = 10.0
 
 
 class OutOfMemory:
     """Counts what the out-of-memory killer took in this process's control group (version 2 or 1); where there is no such
     count, on the whole machine."""
 
-    def __init__(self, root: Path = ROOT, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self, root: Path = ROOT, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._file = next((f for f in _candidates(root, proc) if _count(f) is not None), None)
-        self._seen = self._now()
+        self._clock = clock
+        self._seen = self._count_now()
+        self._dying = 0  # of those that were seen, how many are not yet buried
+        self._counted_at = clock()
 
-    def look(self) -> bool:
-        """Whether it has killed something since the last look."""
-        before, self._seen = self._seen, self._now()
-        return self._seen > before
+    def look(self) -> None:
+        """Now and then: what is counted long before a death had nothing to do with it."""
+        before, self._seen = self._seen, self._count_now()
+        now = self._clock()
+        if self._seen > before:
+            self._dying += self._seen - before
+            self._counted_at = now
+        elif now - self._counted_at > DYING_S:
+            self._dying = 0
 
-    def _now(self) -> int:
+    def took(self) -> bool:
+        """Whether a process that died of SIGKILL was one of those it took. Each that was counted answers for one."""
+        self.look()
+        if not self._dying:
+            return False
+        self._dying -= 1
+        return True
+
+    def _count_now(self) -> int:
         return (_count(self._file) if self._file is not None else None) or 0
 
 

@@ -89,7 +89,7 @@ class Pipes:
         return {pipe.child.pid for pipe in self._pipes.values()}
 
     def look_around(self) -> None:
-        """Now and then: what the kernel has killed so far had nothing to do with the next death."""
+        """Now and then: at what the kernel has killed, for it to be told from what dies much later."""
         self._oom.look()
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class Pipes:
             self._forget(fd)
         child.close()
         del self._pipes[n]
-        oom = name == "SIGKILL" and self._oom.look()
+        oom = name == "SIGKILL" and self._oom.took()
         stacks = pipe.stacks.text if pipe.stacks else None
         self._handle(events.Exited(n, name, code, cpu_s, rss, oom, pipe.cause, stacks))
 

@@ -15,6 +15,8 @@ ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
 LAPSED_EVERY_S = 1.0
+# Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
+ROW_S = 0.001
 
 
 class Scheduling:
@@ -35,6 +37,8 @@ class Scheduling:
         self._workers = workers
         self._order = order
         self._turn = 0
+        self._last: Worker | None = None  # that was given a run
+        self._row_s = 0.0  # of its row, still to come
         self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
 
     @property
@@ -44,7 +48,7 @@ class Scheduling:
 
     def dispatch(self, now: float) -> None:
         """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
-        self._asked = None
+        self._asked = self._last = None
         for worker in self._workers.values():
             if not worker.runs:
                 worker.exclusive = False
@@ -80,6 +84,11 @@ class Scheduling:
             return None
         kind: Kind = "async" if run.function.is_async else "sync"
         lanes = self.lanes(run.function)
+        step_s = self._queues[run.function.queue_id].step_s
+        last = self._last
+        if last and self._row_s >= step_s and last.kind == kind and _open(last) and self._free(last, lanes):
+            self._row_s -= step_s
+            return last
         emptiest = None
         for w in self._workers.values():
             if (
@@ -89,6 +98,7 @@ class Scheduling:
                 and self._free(w, lanes)
             ):
                 emptiest = w
+        self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:

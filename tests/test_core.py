@@ -233,6 +233,21 @@ def test_runs_go_to_the_emptiest_worker():
     assert (sorted(scene.at(1) + scene.at(2)), len(scene.at(1)), len(scene.at(2))) == ([1, 2, 3, 4], 2, 2)
 
 
+def test_tiny_runs_go_to_one_worker_in_rows():
+    """Who is waked has a millisecond of work."""
+    scene = Scene(workers=4, lanes=100).up()
+    scene.core.queues[1].step_s = scheduling.ROW_S / 25
+    scene.takes(*(message(n) for n in range(1, 81)))
+    assert [len(scene.at(n)) for n in (1, 2, 3, 4)] == [25, 25, 25, 5]
+
+
+def test_a_row_ends_where_its_worker_is_full():
+    scene = Scene(workers=2, lanes=10).up()
+    scene.core.queues[1].step_s = scheduling.ROW_S / 100
+    scene.takes(*(message(n) for n in range(1, 16)))
+    assert [len(scene.at(n)) for n in (1, 2)] == [10, 5]
+
+
 def test_a_worker_gets_what_the_run_has_recorded_ahead_of_it():
     step = RecordedStep("a", 0, "SUCCESS", b"1", None, 0)
     scene = Scene().up().takes(message(1, status=RUNNING, attempt=2, steps=(step,)), message(2, read_ct=3))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisors.oom import OutOfMemory
+from supervisors.oom import DYING_S, OutOfMemory
 
 
 @pytest.fixture
@@ -29,14 +29,34 @@ def write(file: Path, kills: int) -> Path:
         ("4:memory:/app/a\n", "memory/memory.oom_control"),
     ],
 )
-def test_each_kill_is_seen_once(proc: Path, tmp_path: Path, groups: str, file: str) -> None:
+def test_each_kill_answers_for_one_death(proc: Path, tmp_path: Path, groups: str, file: str) -> None:
     (proc / "self" / "cgroup").write_text(groups)
     count = write(tmp_path / file, 3)
     oom = OutOfMemory(tmp_path, proc)
-    assert not oom.look(), "what was killed before has nothing to do with us"
-    write(count, 4)
-    assert oom.look()
-    assert not oom.look()
+    assert not oom.took(), "what was killed before has nothing to do with us"
+    write(count, 5)
+    assert [oom.took() for _ in range(3)] == [True, True, False]
+
+
+def test_a_large_process_takes_a_while_to_die(proc: Path, tmp_path: Path) -> None:
+    now = 100.0
+    oom = OutOfMemory(tmp_path, proc, lambda: now)
+    write(proc / "vmstat", 1)
+    oom.look()
+    now += DYING_S / 2
+    oom.look()
+    assert oom.took()
+    assert not oom.took()
+
+
+def test_what_is_killed_long_after_had_another_reason(proc: Path, tmp_path: Path) -> None:
+    """The kernel had taken something else of the group, such as a subprocess of a step."""
+    now = 100.0
+    oom = OutOfMemory(tmp_path, proc, lambda: now)
+    write(proc / "vmstat", 1)
+    oom.look()
+    now += DYING_S + 0.1
+    assert not oom.took()
 
 
 def test_the_own_group_counts_and_not_the_whole_machine(proc: Path, tmp_path: Path) -> None:
@@ -44,14 +64,14 @@ def test_the_own_group_counts_and_not_the_whole_machine(proc: Path, tmp_path: Pa
     write(tmp_path / "app" / "memory.events", 0)
     oom = OutOfMemory(tmp_path, proc)
     write(proc / "vmstat", 1)
-    assert not oom.look()
+    assert not oom.took()
 
 
 def test_without_a_group_the_machine_counts(proc: Path, tmp_path: Path) -> None:
     oom = OutOfMemory(tmp_path, proc)
     write(proc / "vmstat", 1)
-    assert oom.look()
+    assert oom.took()
 
 
 def test_where_nothing_is_counted_nothing_is_said(tmp_path: Path) -> None:
-    assert not OutOfMemory(tmp_path, tmp_path).look()
+    assert not OutOfMemory(tmp_path, tmp_path).took()
