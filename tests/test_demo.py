@@ -2,11 +2,14 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from pgqrs.cli.commands import cli
+from pgqrs.cli.demo import KILLS_OF_A_STEP, DemoView
+from supervisors.view import State, WorkerState
 from tests.cli_runner import COMMAND
 
 
@@ -36,3 +39,25 @@ def test_it_says_what_it_uses_and_what_it_ignores(sqlite_dsn):
     ignored = demo(PGQRS_DSN="postgresql://me:sesame@localhost:1/db")[0]
     assert ignored == f"{temporary}; PGQRS_DSN is ignored: name a database with --dsn"
     assert demo("--dsn", sqlite_dsn, PGQRS_DSN="sqlite://other.db")[0] == f"database: {sqlite_dsn}"
+
+
+def test_chaos_kills_a_worker_in_one_step_so_often_and_no_more(monkeypatch):
+    """Five times would end the run, as it should: on a slow machine nothing but that would happen."""
+    now = 100.0
+    monkeypatch.setattr("pgqrs.cli.demo.time.monotonic", lambda: now)
+    view = DemoView(total=1, chaos=True)
+
+    def ends_somebody(step):
+        nonlocal now
+        now += 1.0
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+            busy = WorkerState(1, worker.pid, "busy", 1, run=7, function="measured", step=step)
+            view.state(State((busy,), 0, 0, 0, 1, 0, None, None))
+            worker.stdin.close()
+            return worker.wait() < 0
+
+    assert [ends_somebody("measure") for _ in range(KILLS_OF_A_STEP + 1)] == [True] * KILLS_OF_A_STEP + [
+        False
+    ]
+    assert ends_somebody("measure#2")
+    assert view.kills == KILLS_OF_A_STEP + 1

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from pgqrs.cli.options import Database
     from pgqrs.demo.standard_library import Summary
     from supervisors.events import Note
-    from supervisors.view import Report, State
+    from supervisors.view import Report, State, WorkerState
 
 KILL_EVERY_S = 0.5
+KILLS_OF_A_STEP = 3  # at five a run is given up, and where a step takes seconds all would come to that
 TOP = 12
 
 
@@ -110,6 +112,7 @@ class DemoView:
         self._total = total
         self._chaos = chaos
         self.kills = 0
+        self._hit: Counter[tuple[int | None, str | None]] = Counter()
         self._next_kill = 0.0
         self._next_line = time.monotonic() + 2.0
         self._progress: Any = None
@@ -151,11 +154,17 @@ class DemoView:
             self._next_line = now + 2.0
             click.echo(f"{state.finished} of {self._total} modules, {count(state.crashes, 'crash')}")
         if self._chaos and now >= self._next_kill and not state.stopping:
-            self._next_kill += KILL_EVERY_S
-            if busy := [w.pid for w in state.workers if w.run is not None and w.pid]:
-                with suppress(ProcessLookupError):
-                    os.kill(random.choice(busy), signal.SIGKILL)
-                    self.kills += 1
+            self._next_kill = now + KILL_EVERY_S
+            self._kill_one([w for w in state.workers if w.run is not None and w.pid])
+
+    def _kill_one(self, busy: "list[WorkerState]") -> None:
+        if able := [w for w in busy if self._hit[w.run, w.step] < KILLS_OF_A_STEP]:
+            victim = random.choice(able)
+            assert victim.pid
+            with suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGKILL)
+                self._hit[victim.run, victim.step] += 1
+                self.kills += 1
 
     def ended(self, code: int, reason: str, state: "State") -> None:
         if self._progress is not None:

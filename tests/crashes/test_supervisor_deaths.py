@@ -420,7 +420,7 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
             stop_between_transactions(late.pid, dsn)
             with Supervised(dsn, tmp_path / "log2", *options, target=target) as other:
                 assert handle.result(20) == ["first", "slow", "last"]
-                assert "took back 1 messages" in other.said()
+                assert "took back 1 message of" in other.said()
                 before = (handle.record(), handle.steps())
                 for pid in reversed(frozen):
                     os.kill(pid, signal.SIGCONT)
