@@ -18,7 +18,7 @@ from supervisors.board import Board
 
 READ_BYTES = 256 * 1024
 CPU_EXACT_S = 0.001
-HOLD_S, HOLD_FRAMES = 0.02, 32  # how long a frame may wait for company: less than it will for its commit
+HOLD_S, HOLD_FRAMES = 0.05, 32  # how long a frame may wait for company: less than it will for its commit
 
 
 class CpuClock:
