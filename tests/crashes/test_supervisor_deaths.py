@@ -330,15 +330,17 @@ def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path
 
 
 def test_a_cancelled_run_stops_at_its_next_step(dsn: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
     with connected(dsn) as store:
         store.install()
-        handle = store.trigger(pipeline.long_run, str(tmp_path / "e"), 3.0)
+        handle = store.trigger(pipeline.gated, str(tmp_path / "e"), str(gate))
         with Supervised(dsn, tmp_path / "log", "--workers", "1"):
             eventually(lambda: len(starts(tmp_path / "e")) == 2)
             assert handle.cancel() == pgqrs.WorkflowStatus.Cancelling
+            gate.touch()
             with pytest.raises(pgqrs.RunCancelledError):
                 handle.result(10)
-        assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow"]
+        assert [s.step for s in starts(tmp_path / "e")] == ["first", "wait_for"]
 
 
 def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(
@@ -501,11 +503,12 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
 ) -> None:
     """As where the clock by which a supervisor reckons its lease goes wrong: it knows nothing of its loss when it writes."""
     evidence, gate = tmp_path / "e", tmp_path / "gate"
+    options = ("--workers", "1", "--lease", "60s")  # renewed every 20 s: it is not to find out that way
     target = f"{PIPELINE}:gated"
     with pgqrs.connect(dsn) as store:
         store.install()
         run = store.trigger(pipeline.gated, str(evidence), str(gate))
-        with Supervised(dsn, tmp_path / "log", "--workers", "1", target=target) as late:
+        with Supervised(dsn, tmp_path / "log", *options, target=target) as late:
             eventually(lambda: starts(evidence)[1:])
             before = run.steps()
             stop_between_transactions(late.pid, dsn)  # or it might take its own run back, and claim it anew
