@@ -26,6 +26,7 @@ from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Wanted
+from pgqrs.wording import count
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.board import OnBoard
@@ -482,10 +483,14 @@ class Loop:
         if seen.gone:
             self._handle(events.Gone(seen.gone))
         if seen.recovered:
-            self._view.note(events.Note(f"took back {_messages(seen.recovered)} of a supervisor that died"))
+            self._view.note(
+                events.Note(f"took back {count(seen.recovered, 'message')} of a supervisor that died")
+            )
         if seen.reclaimed:
             self._view.note(
-                events.Note(f"took back {_messages(seen.reclaimed)} that clients of pgqrs 0.15 held too long")
+                events.Note(
+                    f"took back {count(seen.reclaimed, 'message')} that clients of pgqrs 0.15 held too long"
+                )
             )
         if seen.recovered or seen.reclaimed:
             self._handle(events.Hinted())
@@ -655,10 +660,6 @@ def _rest_collector() -> None:
 def _poke(sock: socket.socket) -> None:
     with suppress(BlockingIOError, OSError):
         sock.send(b".")
-
-
-def _messages(count: int) -> str:
-    return f"{count} message{'' if count == 1 else 's'}"
 
 
 def _leave_terminal() -> None:

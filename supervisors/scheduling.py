@@ -47,7 +47,7 @@ class Scheduling:
         return self._settings.commit_hide_s / 2
 
     def dispatch(self, now: float) -> None:
-        """Waiting runs to workers, the emptiest first. What has killed a worker before gets one to itself."""
+        """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
         self._asked = self._last = None
         for worker in self._workers.values():
             if not worker.runs:

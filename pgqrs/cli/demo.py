@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgqrs.cli.options import EXIT_FAILED, database_options
-from pgqrs.cli.output import count
+from pgqrs.wording import count
 
 if TYPE_CHECKING:
     from pgqrs.cli.options import Database

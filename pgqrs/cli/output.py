@@ -50,12 +50,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def count(number: int, noun: str) -> str:
-    """ "1 crash", "2,000 crashes"."""
-    plural = noun + ("es" if noun.endswith("sh") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def preview(value: Any, length_max: int = PREVIEW_LENGTH_MAX) -> str:
     """A JSON value on one line, its end cut off where it is long."""
     text = "" if value is None else msgspec.json.encode(value).decode()

@@ -8,9 +8,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pgqrs.cli.output import count
 from pgqrs.config import redact
 from pgqrs.durations import text as duration
+from pgqrs.wording import count
 
 if TYPE_CHECKING:
     from supervisors.events import Note

@@ -32,6 +32,10 @@ class Start(NamedTuple):
     at: float
 
 
+def supervise(dsn: str, *options: str, target: str = str(PIPELINE)) -> list[str]:
+    return [sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options]
+
+
 class Supervised:
     """`within` goes before the command: how to run it on another host."""
 
@@ -41,7 +45,7 @@ class Supervised:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*within, sys.executable, "-m", "pgqrs", "supervise", target, "--dsn", dsn, *options],
+                [*within, *supervise(dsn, *options, target=target)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

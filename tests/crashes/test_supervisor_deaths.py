@@ -15,7 +15,7 @@ import pgqrs
 from supervisors.identity import own_identity
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
-from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, starts
+from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, starts, supervise
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -103,17 +103,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(
     sqlite_dsn: str, tmp_path: Path, proves: Proves
 ) -> None:
     ours, theirs = os.openpty()
-    command = [
-        sys.executable,
-        "-m",
-        "pgqrs",
-        "supervise",
-        str(PIPELINE),
-        "--dsn",
-        sqlite_dsn,
-        "--workers",
-        "1",
-    ]
+    command = supervise(sqlite_dsn, "--workers", "1")
     with pgqrs.connect(sqlite_dsn) as store:
         run = store.trigger(pipeline.long_run, str(tmp_path / "e"), 1.0)
         supervisor = subprocess.Popen(
@@ -143,17 +133,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(
 
 def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
     """As `head` does in `pgqrs supervise app.py | head`."""
-    command = [
-        sys.executable,
-        "-m",
-        "pgqrs",
-        "supervise",
-        str(PIPELINE),
-        "--dsn",
-        sqlite_dsn,
-        "--workers",
-        "1",
-    ]
+    command = supervise(sqlite_dsn, "--workers", "1")
     with pgqrs.connect(sqlite_dsn) as store:
         run = store.trigger(pipeline.talks, str(tmp_path / "e"), 1.0)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as supervisor:
@@ -173,7 +153,7 @@ def test_output_that_goes_to_a_full_disk_stops_no_work(
 ) -> None:
     with pgqrs.connect(sqlite_dsn) as store, Path("/dev/full").open("w") as full:
         runs = [store.trigger(pipeline.talks, str(tmp_path / f"{n}"), 0.0) for n in range(20)]
-        command = [sys.executable, "-m", "pgqrs", "supervise", str(PIPELINE), "--dsn", sqlite_dsn, "--burst"]
+        command = supervise(sqlite_dsn, "--burst")
         supervisor = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
         )
