@@ -101,8 +101,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 class StepRecord(msgspec.Struct, frozen=True):
     """A step of a run, `run_id` being `RunRecord.id`. `position` counts the steps from 0 as the run called them.
 
-    `pid` and `cpu_seconds` are of the worker and of the attempt that ended the step; `peak_rss_bytes`, the most memory that the
-    process ever had, is known of one that died. `crash_count`: how many workers died in it; `crash` says how the last one did.
+    `pid` and `cpu_seconds` are of the worker and of the attempt that ended the step; `peak_rss_bytes` is the most memory that the
+    worker had held by then, in this step or before. `crash_count`: how many workers died in it; `crash` says how the last one did.
     None where nothing is known, as in a run that was driven by hand.
     """
 

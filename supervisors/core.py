@@ -611,6 +611,7 @@ def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
         error=frame.error,
         seconds=frame.seconds,
         cpu_seconds=frame.cpu_seconds,
+        peak_rss_bytes=frame.peak_rss_bytes,
         pid=worker.pid,
         retry_count=frame.retry_count,
         retry_in_s=frame.retry_in_s if isinstance(frame, wire.StepFailed) else None,

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -17,27 +18,31 @@ from supervisors import wire
 from supervisors.board import Board
 
 READ_BYTES = 256 * 1024
-CPU_EXACT_S = 0.001
+EXACT_S = 0.001
 HOLD_S, HOLD_FRAMES = 0.05, 32  # how long a frame may wait for company: less than it will for its commit
 
 
-class CpuClock:
-    """This process's CPU seconds, exact to a millisecond: a reading is a system call, which cost a tiny step more than its own
-    body did, so within a millisecond of the last one it is carried on by the wall clock."""
+class Meter:
+    """What this process has used, exact to a millisecond: a reading is a system call, which cost a tiny step more than its own
+    body did, so within a millisecond of the last one CPU time is carried on by the wall clock."""
 
     def __init__(self) -> None:
         self._at = -math.inf
         self._read = 0.0
+        self.peak_rss_bytes = 0  # when it was last read
 
-    def __call__(self) -> float:
+    def cpu_s(self) -> float:
         now = time.monotonic()
-        if now - self._at < CPU_EXACT_S:
+        if now - self._at < EXACT_S:
             return self._read + (now - self._at)
-        self._at, self._read = now, time.process_time()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        self._at, self._read = now, used.ru_utime + used.ru_stime
+        self.peak_rss_bytes = used.ru_maxrss * 1024
         return self._read
 
 
-CLOCKS = Clocks(time.monotonic, CpuClock(), random.random)
+METER = Meter()
+CLOCKS = Clocks(time.monotonic, METER.cpu_s, random.random)
 
 _forks = 0  # between the program's start and this process
 
@@ -211,13 +216,25 @@ class PipeJournal:
             error = step.error or b"null"
             self.outbox.add(
                 wire.StepFailed(
-                    *ids, error, step.seconds, step.cpu_seconds or 0.0, step.retry_count, step.retry_in_s
+                    *ids,
+                    error,
+                    step.seconds,
+                    step.cpu_seconds or 0.0,
+                    step.retry_count,
+                    step.retry_in_s,
+                    METER.peak_rss_bytes,
                 )
             )
             self.left = True
             raise Suspended
         checkpoint = wire.Checkpoint(
-            *ids, step.output, step.error, step.seconds, step.cpu_seconds or 0.0, step.retry_count
+            *ids,
+            step.output,
+            step.error,
+            step.seconds,
+            step.cpu_seconds or 0.0,
+            step.retry_count,
+            METER.peak_rss_bytes,
         )
         self.outbox.add(checkpoint)
         self.outbox.ended(checkpoint, _unnumbered(step.name))

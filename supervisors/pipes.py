@@ -30,7 +30,8 @@ class _Pipe(Struct):
     known: int = 0  # the same with what was read from the board before it came
     outbox: bytearray = msgspec.field(default_factory=bytearray)
     lines: LineReader = msgspec.field(default_factory=LineReader)
-    cause: str | None = None  # why we killed it, where the core did not order that
+    killed: bool = False  # by us
+    cause: str | None = None  # why, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
 
 
@@ -82,6 +83,7 @@ class Pipes:
 
     def kill(self, n: int, force: bool) -> None:
         if pipe := self._pipes.get(n):
+            pipe.killed |= force
             pipe.child.kill(force)
 
     def pids(self) -> set[int]:
@@ -162,7 +164,7 @@ class Pipes:
             self._forget(pipe.child.sock.fileno())
 
     def _kill_for(self, pipe: _Pipe, cause: str) -> None:
-        pipe.cause = cause
+        pipe.killed, pipe.cause = True, cause
         pipe.child.kill(force=True)
 
     def _flush(self, pipe: _Pipe) -> None:
@@ -225,7 +227,7 @@ class Pipes:
             self._forget(fd)
         child.close()
         del self._pipes[n]
-        oom = name == "SIGKILL" and self._oom.took()
+        oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
         stacks = pipe.stacks.text if pipe.stacks else None
         self._handle(events.Exited(n, name, code, cpu_s, rss, oom, pipe.cause, stacks))
 

@@ -108,7 +108,8 @@ class Started(Frame, frozen=True):
 
 
 class Checkpoint(Frame, frozen=True):
-    """A step has a result to record; the run waits for Committed. `error` set: it failed for good."""
+    """A step has a result to record; the run waits for Committed. `error` set: it failed for good. `peak_rss_bytes`: the most
+    memory that the process has held until now."""
 
     message_id: int
     claim_no: int
@@ -119,6 +120,7 @@ class Checkpoint(Frame, frozen=True):
     seconds: float
     cpu_seconds: float
     retry_count: int
+    peak_rss_bytes: int | None = None
 
 
 class StepFailed(Frame, frozen=True):
@@ -133,6 +135,7 @@ class StepFailed(Frame, frozen=True):
     cpu_seconds: float
     retry_count: int
     retry_in_s: float
+    peak_rss_bytes: int | None = None
 
 
 class Paused(Frame, frozen=True):

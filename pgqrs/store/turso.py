@@ -132,9 +132,10 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
                     f"cannot open the Turso database {path}: it is a folder: name a file in it"
                 )
             _driver()  # without it, nothing is made
-            claim = turso_lock.claim(path, shared)
+            claim = turso_lock.claim(path, shared, patience_s)
             try:
                 file = _open[key] = File(key, claim, *_connect(path, shared, patience_s))
+                claim.opened()
             except BaseException:
                 claim.leave()
                 raise

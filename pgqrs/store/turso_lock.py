@@ -4,6 +4,9 @@ The driver itself does not keep them apart: each way locks what the other does n
 whoever opens one first locks a file beside it, for itself or together with others of its way, and keeps that lock until it has
 closed the database. POSIX drops a lock with its process, however that ends, and with any descriptor of the file that its process
 closes: hence one descriptor for each file and process. The lock file itself stays; what it says is of use to who is refused.
+
+Nor may two open a file at the same moment: the driver reads the index of a shared file's log (`-tshm`) while another process has
+made that and not yet filled it, and calls it corrupt. So they open it one after the other, by a second lock on the same file.
 """
 
 import fcntl
@@ -17,16 +20,21 @@ from pgqrs.config import TURSO_SHARED
 
 SUFFIX = "-pgqrs"
 SHARED = "shared"
-# Who comes first to a shared file has it alone for a moment, in which it removes a file.
-ALONE_S, POLL_S = 0.5, 0.005
+POLL_S = 0.005
+# The two locks, each a byte of the lock file: who has the database, and who is about to open it.
+HOLDING, OPENING = 0, 1
 
 
 class Claim:
-    """The lock of this process on a file."""
+    """The locks of this process on a file: one for as long as it is held, one until the database is open."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pid = os.getpid()
+
+    def opened(self) -> None:
+        """Lets the next process open the database."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, OPENING)
 
     def leave(self) -> None:
         """To be called when the database is closed. In a forked child it does nothing: the parent's lock is not the child's, but to
@@ -35,16 +43,15 @@ class Claim:
             os.close(self._descriptor)
 
 
-def claim(path: str, shared: bool) -> Claim:
-    """Raises PgqrsConnectionError where another process has the file in the other way, or alone."""
+def claim(path: str, shared: bool, patience_s: float) -> Claim:
+    """Raises PgqrsConnectionError where another process has the file in the other way, or alone, or is still opening it after
+    `patience_s`."""
     descriptor = _lock_file(path)
     try:
-        until = time.monotonic() + ALONE_S
-        while not (_share(path, descriptor) if shared else _have(descriptor)):
-            if not shared or time.monotonic() >= until:
-                holder = os.pread(descriptor, 30, 0).decode(errors="replace").strip()
-                raise errors.PgqrsConnectionError(_refusal(path, shared, holder))
-            time.sleep(POLL_S)
+        _wait_to_open(path, descriptor, patience_s)
+        if not (_share(path, descriptor) if shared else _have(descriptor)):
+            holder = os.pread(descriptor, 30, 0).decode(errors="replace").strip()
+            raise errors.PgqrsConnectionError(_refusal(path, shared, holder))
     except OSError as e:
         os.close(descriptor)
         raise errors.PgqrsConnectionError(
@@ -55,6 +62,17 @@ def claim(path: str, shared: bool) -> Claim:
         os.close(descriptor)
         raise
     return Claim(descriptor)
+
+
+def _wait_to_open(path: str, descriptor: int, patience_s: float) -> None:
+    until = time.monotonic() + patience_s
+    while not _locked(descriptor, fcntl.LOCK_EX, OPENING):
+        if time.monotonic() >= until:
+            raise errors.PgqrsConnectionError(
+                f"cannot open the Turso database {path}: another process began to open it and has not come to an end in "
+                f"{patience_s:g} s: if it is stopped, continue or end it"
+            )
+        time.sleep(POLL_S)
 
 
 def _lock_file(path: str) -> int:
@@ -68,25 +86,25 @@ def _lock_file(path: str) -> int:
 
 
 def _have(descriptor: int) -> bool:
-    if not _locked(descriptor, fcntl.LOCK_EX):
+    if not _locked(descriptor, fcntl.LOCK_EX, HOLDING):
         return False
     _say(descriptor, str(os.getpid()))
     return True
 
 
 def _share(path: str, descriptor: int) -> bool:
-    if _locked(descriptor, fcntl.LOCK_EX):
+    if _locked(descriptor, fcntl.LOCK_EX, HOLDING):
         _say(descriptor, SHARED)
         # Nobody else has the file, so this index of its log is of processes that were killed. The driver would believe it, even
         # where somebody else, such as sqlite3, has emptied the log since. Without it, it reads the log.
         with suppress(FileNotFoundError):
             os.unlink(path + "-tshm")
-    return _locked(descriptor, fcntl.LOCK_SH)
+    return _locked(descriptor, fcntl.LOCK_SH, HOLDING)
 
 
-def _locked(descriptor: int, how: int) -> bool:
+def _locked(descriptor: int, how: int, byte: int) -> bool:
     try:
-        fcntl.lockf(descriptor, how | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, how | fcntl.LOCK_NB, 1, byte)
     except (BlockingIOError, PermissionError):  # POSIX allows either for "somebody has it"
         return False
     return True

@@ -430,6 +430,7 @@ def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(
             assert small.result(20) == "enough"
         assert large.steps()[1].error["type"] == "builtins.MemoryError"
         assert large.steps()[1].peak_rss_bytes > 200_000_000
+        assert 20_000_000 < small.steps()[1].peak_rss_bytes < 200_000_000, "known of who lives too"
     proves(
         "a step holds more than its `memory`",
         "its worker is killed; recorded as a failed try, `MemoryError` in the workflow when no try is left",

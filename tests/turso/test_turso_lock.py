@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +23,14 @@ store = pgqrs.connect(sys.argv[1]).open()
 for n in range(500):  # so many that the log began anew
     store.enqueue("tasks", n)
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+OPENING = """
+import sys
+from pgqrs.store import turso_lock
+claim = turso_lock.claim(sys.argv[1].removeprefix("turso://"), True, 0)
+print("opening", flush=True)
+sys.stdin.read()
 """
 
 
@@ -121,6 +130,24 @@ def test_what_living_processes_share_is_left_to_them(turso_dsn):
         had = index.stat().st_ino
         assert elsewhere(turso_dsn + EXPERIMENT).stdout == "2\n"
         assert index.stat().st_ino == had
+
+
+def test_only_one_opens_it_at_a_time(turso_dsn):
+    """The driver takes what another process is about to make for corrupt."""
+    Path(turso_dsn.removeprefix("turso://") + "-pgqrs").touch()
+    opening = subprocess.Popen(
+        [sys.executable, "-c", OPENING, turso_dsn], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with opening:
+        assert opening.stdout.readline() == b"opening\n"
+        config = pgqrs.Config(turso_dsn + EXPERIMENT)
+        config.connection_timeout_seconds = 0.1
+        with pytest.raises(pgqrs.PgqrsConnectionError, match="began to open it and has not come to an end"):
+            pgqrs.connect_with(config).open()
+        threading.Timer(0.3, opening.stdin.close).start()
+        with pgqrs.connect(turso_dsn + EXPERIMENT) as store:
+            store.enqueue("tasks", 1)
+    assert opening.returncode == 0
 
 
 def test_a_forked_child_neither_keeps_nor_gives_away_the_file(turso_dsn):
