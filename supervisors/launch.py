@@ -4,6 +4,7 @@ On Linux a nursery does it, elsewhere and for libraries that start threads while
 """
 
 import ctypes
+import errno
 import os
 import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
 import signal
@@ -105,6 +106,11 @@ class Restarted(Struct, frozen=True):
     """The nursery died and there is a new one, behind a new descriptor."""
 
     how: str
+
+
+def why_no_process(error: OSError) -> str:
+    hint = " (ulimit -u, or the pids of a control group)" if error.errno == errno.EAGAIN else ""
+    return f"{error.strerror or error}{hint}"
 
 
 News = Loaded | LoadFailed | ForkFailed | Restarted | Child

@@ -15,7 +15,8 @@ KILL_GRACE_S = 1.0
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
-START_AGAIN_S = 0.25  # after a second failure, and twice as long after each that follows: what kept it from starting may pass
+# After a second failure, and twice as long after each that follows: what kept it from starting may pass.
+START_AGAIN_S, START_AGAIN_MAX_S = 0.25, 5.0
 ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds its event loop cannot
 
 
@@ -133,8 +134,8 @@ class Limits:
         return self._start_from is None
 
     def boot_failed(self, how: str, now: float) -> None:
-        """Waits longer and longer before the next try, and gives up when it happens too often. Those that fail together are
-        one failure."""
+        """Waits longer and longer before the next try, and gives up when it happens too often and no other worker is there. Those
+        that fail together are one failure."""
         self._order(Note(f"a worker {how} before it was ready", "error"))
         if self._start_from is not None:
             return
@@ -142,11 +143,11 @@ class Limits:
         while self._boot_failures and now - self._boot_failures[0] > RESTARTS_WINDOW_S:
             self._boot_failures.popleft()
         failures = len(self._boot_failures)
-        if failures >= RESTARTS_MAX:
+        if failures >= RESTARTS_MAX and not any(w.ready for w in self._workers.values()):
             reason = f"workers died while starting {failures} times within {RESTARTS_WINDOW_S:g} s; the last one {how}"
             self._happened(Happened.NO_WORKERS, now, reason)
         elif failures > 1:
-            self._start_from = now + START_AGAIN_S * 2 ** (failures - 2)
+            self._start_from = now + min(START_AGAIN_S * 2 ** (failures - 2), START_AGAIN_MAX_S)
 
 
 def exceeded(worker: Worker) -> OnCpu | None:

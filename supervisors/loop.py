@@ -78,6 +78,7 @@ class Loop:
         self._exit: events.Exit | None = None
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
+        self._stays = False  # when its terminal is closed
         self._importing = False
         self._watched: int | None = None
         self._away: str | None = None
@@ -255,8 +256,10 @@ class Loop:
     def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
         def on_signal(number: int, frame: object) -> None:
             if number == signal.SIGHUP:
+                self._hung_up()
                 _leave_terminal()
-            self._signals += 1
+            else:
+                self._signals += 1
             if self._importing:
                 raise KeyboardInterrupt
 
@@ -264,8 +267,13 @@ class Loop:
         stack.callback(signal.set_wakeup_fd, old_fd)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # as nohup wishes
+                self._stays = True  # as nohup wishes
+                continue
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
+
+    def _hung_up(self) -> None:
+        """One and the same end may be told several times: by the shell, by the kernel, by what is written there."""
+        self._signals = max(self._signals, 1)
 
     # The turn
 
@@ -273,6 +281,8 @@ class Loop:
         stopping = 0
         while self._exit is None:
             now = time.monotonic()
+            if self._view.deserted and not self._stays:
+                self._hung_up()
             if self._signals > stopping:
                 if not stopping:
                     for listener in self._listeners:
@@ -664,14 +674,15 @@ def _poke(sock: socket.socket) -> None:
 
 def _leave_terminal() -> None:
     """One that has hung up refuses every word: what there is to say goes nowhere then."""
-    null = os.open(os.devnull, os.O_WRONLY)
     for fd in (1, 2):
         try:
             termios.tcgetattr(fd)
         except termios.error as e:
             if e.args[0] == errno.EIO:
-                os.dup2(null, fd)
-    os.close(null)
+                with suppress(OSError):
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, fd)
+                    os.close(null)
 
 
 def _drain(sock: socket.socket) -> None:

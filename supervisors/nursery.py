@@ -48,6 +48,7 @@ from supervisors.launch import (
     Restarted,
     StartMethod,
     reap_all_but,
+    why_no_process,
 )
 
 FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
@@ -265,8 +266,7 @@ def nursery_main() -> None:
         try:
             _fork_worker(sock, fork, definitions, order.supervisor, order.payload_bytes_max)
         except OSError as e:
-            hint = " (ulimit -u, or the pids of a control group)" if e.errno == errno.EAGAIN else ""
-            sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, f"{e.strerror or e}{hint}")))
+            sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, why_no_process(e))))
 
 
 def _orders(sock: socket.socket) -> Iterator[Fork]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,29 +22,29 @@ class OutOfMemory:
         self._file = next((f for f in _candidates(root, proc) if _count(f) is not None), None)
         self._clock = clock
         self._seen = self._count_now()
-        self._dying = 0  # of those that were seen, how many are not yet buried
-        self._counted_at = clock()
+        self._dying: deque[float] = (
+            deque()
+        )  # of those that were seen and are not yet buried: when they were seen
 
     def look(self) -> None:
         """Now and then: what is counted long before a death had nothing to do with it."""
-        before, self._seen = self._seen, self._count_now()
-        now = self._clock()
-        if self._seen > before:
-            self._dying += self._seen - before
-            self._counted_at = now
-        elif now - self._counted_at > DYING_S:
-            self._dying = 0
+        now, counted = self._clock(), self._count_now()
+        if counted is not None:
+            self._dying += [now] * (counted - (self._seen or 0))
+            self._seen = counted
+        while self._dying and now - self._dying[0] > DYING_S:
+            self._dying.popleft()
 
     def took(self) -> bool:
         """Whether a process that died of SIGKILL was one of those it took. Each that was counted answers for one."""
         self.look()
         if not self._dying:
             return False
-        self._dying -= 1
+        self._dying.popleft()
         return True
 
-    def _count_now(self) -> int:
-        return (_count(self._file) if self._file is not None else None) or 0
+    def _count_now(self) -> int | None:
+        return None if self._file is None else _count(self._file)
 
 
 def _candidates(root: Path, proc: Path) -> list[Path]:

@@ -4,11 +4,20 @@ import os
 import socket
 import sys
 from collections.abc import Container
+from contextlib import ExitStack
 from typing import Any, Literal
 
 from pgqrs import targets
 from supervisors.birth import become_worker, catch_output, configure_logging
-from supervisors.launch import Child, Loaded, News, StartMethod, reap_all_but
+from supervisors.launch import (
+    Child,
+    ForkFailed,
+    Loaded,
+    News,
+    StartMethod,
+    reap_all_but,
+    why_no_process,
+)
 from supervisors.nursery import Nursery
 
 
@@ -20,7 +29,7 @@ class SpawnLauncher:
     def __init__(self, target: targets.Target, payload_bytes_max: int) -> None:
         self._target = target
         self._payload_bytes_max = payload_bytes_max
-        self._born: list[News] = []
+        self._news: list[News] = []
         self._wake_read, self._wake_write = os.pipe()
 
     def load(self) -> Loaded:
@@ -31,37 +40,46 @@ class SpawnLauncher:
             nursery.close()
 
     def launch(self, worker: int, kind: Literal["sync", "async"]) -> None:
+        try:
+            self._news.append(self._spawn(worker, kind))
+        except OSError as e:
+            self._news.append(ForkFailed(worker, why_no_process(e)))
+        os.write(self._wake_write, b".")
+
+    def _spawn(self, worker: int, kind: Literal["sync", "async"]) -> Child:
         from multiprocess import get_context
         from multiprocess.connection import Connection
 
-        ours, theirs = socket.socketpair()
-        out_read, out_write = os.pipe()
-        carried = Connection(theirs.detach()), Connection(out_write, readable=False)
-        process = get_context("spawn").Process(
-            target=spawned_main,
-            args=(*carried, self._target, kind, os.getpid(), self._payload_bytes_max),
-            daemon=True,
-        )
-        with _importable_main():
-            process.start()
-        for c in carried:
-            c.close()
-        ours.setblocking(False)
-        os.set_blocking(out_read, False)
-        assert process.pid is not None
-        self._born.append(Child(worker, process.pid, ours, out_read, os.pidfd_open(process.pid)))
-        os.write(self._wake_write, b".")
+        with ExitStack() as unless_born:
+            ours, theirs = socket.socketpair()
+            unless_born.callback(ours.close)
+            out_read, out_write = os.pipe()
+            unless_born.callback(os.close, out_read)
+            with Connection(theirs.detach()) as pipe, Connection(out_write, readable=False) as output:
+                process = get_context("spawn").Process(
+                    target=spawned_main,
+                    args=(pipe, output, self._target, kind, os.getpid(), self._payload_bytes_max),
+                    daemon=True,
+                )
+                with _importable_main():
+                    process.start()
+            ours.setblocking(False)
+            os.set_blocking(out_read, False)
+            assert process.pid is not None
+            child = Child(worker, process.pid, ours, out_read, os.pidfd_open(process.pid))
+            unless_born.pop_all()
+        return child
 
     def fileno(self) -> int:
         return self._wake_read
 
     def read(self) -> list[News]:
         os.read(self._wake_read, 4096)
-        born, self._born = self._born, []
-        return born
+        news, self._news = self._news, []
+        return news
 
     def reap_strangers(self, known: Container[int]) -> None:
-        if not self._born:
+        if not self._news:
             reap_all_but(known.__contains__)
 
     def look(self) -> None:

@@ -74,6 +74,11 @@ class View(Protocol):
 
     wants_backlog: bool
 
+    @property
+    def deserted(self) -> bool:
+        """Nobody sees any more what it shows, which is as good as a terminal that is closed."""
+        ...
+
     def started(self, report: Report) -> None: ...
 
     def line(self, run: int | None, text: str) -> None: ...

@@ -21,7 +21,7 @@ from tests.cli_runner import COMMAND, FLOWS, Pgqrs
 from tests.crashes.supervised import connected
 from tests.store.given import execute
 
-NOBODY = "nobody takes runs of 'fourfold' yet; start a supervisor: pgqrs supervise …\n"
+NOBODY = "no supervisor takes runs of 'fourfold' at the moment; start one: pgqrs supervise …\n"
 
 pytestmark = pytest.mark.processes
 

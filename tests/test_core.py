@@ -787,6 +787,22 @@ def test_a_worker_that_could_not_be_started_is_tried_again_later_and_later():
     assert scene.core.exit is None
 
 
+def test_who_works_goes_on_where_no_other_can_be_started():
+    scene = Scene(workers=2).registered().says(1, wire.Ready(1))
+    scene.dies(2, None, 1)
+    waits = []
+    for n in range(3, 12):
+        scene.dies(n, None, 1)
+        before = scene.now
+        while not scene.ordered(events.Launch):
+            scene.after(scene.core.next_timer() - scene.now + 0.001)
+        waits.append(scene.now - before)
+    assert waits == pytest.approx([0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0], abs=0.01)
+    assert scene.core.exit is None
+    scene.dies(1).dies(12, None, 1)
+    assert scene.core.exit.code == 1, "now nobody works"
+
+
 def test_a_try_that_is_to_come_keeps_no_supervisor_awake_that_stops():
     scene = Scene(workers=2).up().takes(message(1))
     scene.says(1, started(1)).saves().says(1, started(1, "a"))

@@ -49,6 +49,27 @@ def test_a_large_process_takes_a_while_to_die(proc: Path, tmp_path: Path) -> Non
     assert not oom.took()
 
 
+def test_each_kill_is_remembered_for_so_long_whatever_comes_after(proc: Path, tmp_path: Path) -> None:
+    now = 100.0
+    oom = OutOfMemory(tmp_path, proc, lambda: now)
+    for n in range(1, 6):
+        write(proc / "vmstat", n)
+        oom.look()
+        now += DYING_S * 0.75
+    assert [oom.took(), oom.took()] == [True, False], "the others died long ago"
+
+
+def test_a_count_that_cannot_be_read_once_says_nothing(proc: Path, tmp_path: Path) -> None:
+    file = write(proc / "vmstat", 7)
+    oom = OutOfMemory(tmp_path, proc)
+    file.unlink()
+    oom.look()
+    write(file, 7)
+    assert not oom.took()
+    write(file, 8)
+    assert oom.took()
+
+
 def test_what_is_killed_long_after_had_another_reason(proc: Path, tmp_path: Path) -> None:
     """The kernel had taken something else of the group, such as a subprocess of a step."""
     now = 100.0

@@ -113,6 +113,7 @@ class DemoView:
         self._chaos = chaos
         self.kills = 0
         self._hit: Counter[tuple[int | None, str | None]] = Counter()
+        self.deserted = False
         self._next_kill = 0.0
         self._next_line = time.monotonic() + 2.0
         self._progress: Any = None

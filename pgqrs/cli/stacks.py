@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -23,15 +24,22 @@ def stacks(pid: int) -> None:
       pgqrs stacks 4711
     """
     why_not = _no_worker(pid)
-    asked = [pid] if why_not is None else [p for p in _children(pid) if _no_worker(p) is None]
-    if not asked:
+    workers = [pid] if why_not is None else [p for p in _children(pid) if _no_worker(p) is None]
+    if not workers:
         fail(str(why_not), EXIT_USAGE)
-    for worker in asked:
-        try:
-            os.kill(worker, signal.SIGUSR1)
-        except OSError as e:
-            fail(f"process {worker} cannot be asked: {e.strerror}", EXIT_FAILED)
-        click.echo(f"worker {worker} was asked; its supervisor prints what it says")
+    refused = [worker for worker in workers if not _ask(worker)]
+    if refused == workers:
+        sys.exit(EXIT_FAILED)
+
+
+def _ask(worker: int) -> bool:
+    try:
+        os.kill(worker, signal.SIGUSR1)
+    except OSError as e:
+        click.echo(f"pgqrs: process {worker} cannot be asked: {e.strerror}", err=True)
+        return False
+    click.echo(f"worker {worker} was asked; its supervisor prints what it says")
+    return True
 
 
 def _children(pid: int) -> list[int]:

@@ -1,13 +1,10 @@
 """What a supervisor shows: a live panel on a terminal, plain lines everywhere else."""
 
-import os
-import signal
-import sys
 import time
 from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from pgqrs.cli.outlet import Outlet
 from pgqrs.config import redact
 from pgqrs.durations import text as duration
 from pgqrs.wording import count
@@ -22,7 +19,8 @@ RATE_WINDOW_S = 10.0
 
 def make_view(quiet: bool = False) -> "View":
     """The panel where somebody looks, lines where a file or a pipe does."""
-    return PanelView() if sys.stdout.isatty() and not quiet else PlainView(quiet=quiet)
+    out = Outlet()
+    return PanelView(out) if out.isatty() and not quiet else PlainView(out, quiet=quiet)
 
 
 class Rate:
@@ -46,14 +44,17 @@ class PlainView:
 
     wants_backlog = False
 
-    def __init__(self, out: TextIO | None = None, quiet: bool = False) -> None:
-        self._out = out or sys.stdout
+    def __init__(self, out: Outlet | None = None, quiet: bool = False) -> None:
+        self._out = out or Outlet()
         self._quiet = quiet
         self._rate = Rate()
         self._summary_at = time.monotonic() + SUMMARY_EVERY_S
         self._told = (0, 0, 0)
         self._began = time.monotonic()
-        self._lost = 0  # lines, since the last one that could be written
+
+    @property
+    def deserted(self) -> bool:
+        return self._out.deserted
 
     def started(self, report: "Report") -> None:
         if not self._quiet:
@@ -85,22 +86,7 @@ class PlainView:
             self._print(ending(code, reason, state, time.monotonic() - self._began))
 
     def _print(self, line: str) -> None:
-        try:
-            print(line, file=self._out, flush=True)
-        except BrokenPipeError:
-            # Whoever read has gone, as one who closes a terminal.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
-            signal.raise_signal(signal.SIGHUP)
-        except OSError as e:
-            # The disk that it goes to is full, which is no reason to stop working.
-            self._lost += 1
-            if self._lost == 1:
-                with suppress(OSError):
-                    print(f"pgqrs: what there is to say is lost: {e}; the work goes on", file=sys.stderr)
-        else:
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                self._print(f"warning: {count(lost, 'line')} before this one could not be written")
+        self._out.write(f"{line}\n")
 
 
 class PanelView:
@@ -108,14 +94,19 @@ class PanelView:
 
     wants_backlog = True
 
-    def __init__(self) -> None:
+    def __init__(self, out: Outlet) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(highlight=False)
+        self._out = out
+        self._console = Console(file=cast(IO[str], out), highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._rate = Rate()
         self._began = time.monotonic()
+
+    @property
+    def deserted(self) -> bool:
+        return self._out.deserted
 
     def started(self, report: "Report") -> None:
         for line in report_lines(report):

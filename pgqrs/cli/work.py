@@ -2,6 +2,8 @@
 
 import re
 import sys
+from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +24,7 @@ from pgqrs.cli.options import (
 from pgqrs.states import WorkflowStatus
 
 if TYPE_CHECKING:
+    from pgqrs.client import Store
     from pgqrs.handle import RunHandle
 
 WHITE_SPACE_FACTOR = (
@@ -69,16 +72,23 @@ def trigger(
     with database.store() as store:
         handle = store.trigger_raw(workflow, payload)
         if wait:
-            queue = store.messages.queue_of_workflow(workflow)
-            if not any(c.queue_name == queue for c in store.consumers()):
-                click.echo(
-                    f"nobody takes runs of {workflow!r} yet; start a supervisor: pgqrs supervise …", err=True
-                )
+            _say_if_nobody_runs_it(store, workflow)
             _wait(handle, timeout)
         elif as_json:
             output.json_document({"id": handle.id})
         else:
             click.echo(handle.id)
+
+
+def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
+    with suppress(errors.PgqrsError):  # to wait shows it too
+        queue, now = store.messages.queue_of_workflow(workflow), store.messages.database.now()
+        leases = [c.lease_until for c in store.consumers() if c.queue_name == queue]
+        if not any(until is not None and datetime.fromisoformat(until) > now for until in leases):
+            click.echo(
+                f"no supervisor takes runs of {workflow!r} at the moment; start one: pgqrs supervise …",
+                err=True,
+            )
 
 
 @click.command(cls=_TakesNumbers)
