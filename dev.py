@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     setup = commands.add_parser("setup", help="make .venv and install pgqrs there, and run nothing")
     setup.add_argument(
-        "extras", nargs="*", metavar="EXTRA", help="extras of pyproject.toml: test, lint, pydantic"
+        "extras", nargs="*", metavar="EXTRA", help="extras of pyproject.toml: test, lint, pydantic, yaml, turso, s3"
     )
     setup.set_defaults(do=set_up_only)
 
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     run = commands.add_parser(
         "run",
-        help="run NAME ARGS: `simulate`, a program of .venv/bin (python, ruff, pgqrs ...), or a script",
+        help=f"run NAME ARGS: {', '.join(MODULES)}, a program of .venv/bin (python, ruff, pgqrs ...), or a script",
         usage="dev.py run NAME [ARGS ...]",
         add_help=False,
         allow_abbrev=False,

@@ -213,7 +213,8 @@ class Store:
         return self._ready().queues()
 
     def consumers(self, stopped: bool = False) -> list[WorkerInfo]:
-        """Who takes messages: one for each queue of each supervisor. Those that stopped only if asked for."""
+        """A consumer for each queue of each supervisor, and the library's producers and consumers. Those that stopped only if
+        asked for."""
         return self._ready().workers(stopped)
 
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:

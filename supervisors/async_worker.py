@@ -14,6 +14,7 @@ from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
 from supervisors.endings import over_time
 from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.output import finish_lines
 
 
 class AsyncLane(PipeJournal):
@@ -29,13 +30,16 @@ class AsyncLane(PipeJournal):
         self.task = asyncio.get_running_loop().create_task(self._main(), context=context)
 
     async def begin(self, call: StepCall) -> None:
-        wanted = self.sent
-        while ((not call.pure and self.durable < wanted) or self._worker.overdue) and not self.leaving:
+        await self._allowed(0 if call.pure else self.sent)
+        self.announce(call)
+
+    async def _allowed(self, durable: int) -> None:
+        """Waits until that many checkpoints are durable and what is here is our supervisor's."""
+        while (self.durable < durable or self._worker.overdue) and not self.leaving:
             self._progress.clear()
             await self._progress.wait()
         if self.leaving:
             raise Suspended
-        self.announce(call)
 
     def record(self, step: Step) -> None:
         try:
@@ -53,6 +57,7 @@ class AsyncLane(PipeJournal):
         ids = (self.message_id, self.claim_no)
         limit = asyncio.timeout(self.seconds_left)
         try:
+            await self._allowed(0)
             self.announce(None)
             async with limit:
                 output = await Driven(flow.execute_async(self.definition, self.context, self.payload))
@@ -63,7 +68,17 @@ class AsyncLane(PipeJournal):
             end = wire.Idle() if self.left else wire.Returned((self.message_id,))
         except TimeoutError:
             pass  # the limit's: whatever the function raises is Refused
+        except BaseException as e:
+            if self._worker.closed:
+                raise
+            # It was told to stop at once, or it ended itself by what asyncio would keep to itself.
+            end = (
+                wire.Returned((self.message_id,))
+                if self.stopped
+                else wire.Failed(*ids, flow.Refused(e).error)
+            )
         finally:
+            finish_lines(self.message_id)
             if self._worker.lanes.get(self.message_id) is self:
                 del self._worker.lanes[self.message_id]
             for task in self.tasks - {self.task}:
@@ -147,6 +162,7 @@ class AsyncWorker(Leased):
         self._sock = sock
         self._parser = wire.Parser("worker")
         self._history: dict[int, list[RecordedStep]] = {}
+        self.closed = False  # by the supervisor
         self._drained = False
         self._idle_due = False
 
@@ -179,6 +195,7 @@ class AsyncWorker(Leased):
         except BlockingIOError:
             return
         if not data:
+            self.closed = True
             asyncio.get_running_loop().remove_reader(self._sock)
             if not closed.done():
                 closed.set_result(None)
@@ -211,6 +228,8 @@ class AsyncWorker(Leased):
                 if lane is not None and lane.claim_no == frame.claim_no:
                     lane.stopped = True
                     lane.woken()
+                    if frame.now:
+                        lane.task.cancel()
             case wire.Revoke():
                 self.outbox.add(wire.Returned(()))
                 self.idle()

@@ -58,13 +58,14 @@ class Turns:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.news: queue.SimpleQueue[Done | Away | Broken] = queue.SimpleQueue()
         self.busy = False
+        self.asked_at = 0.0  # for the last job
         self.consumers: tuple[int, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgqrs-turns", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        self.busy = True
+        self.busy, self.asked_at = True, self._clock()
         self._jobs.put(job)
 
     def close(self, timeout_s: float = 5.0) -> None:

@@ -49,6 +49,7 @@ from supervisors.scheduling import Scheduling
 from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 from supervisors.stopping import TOLD, Happened, Level, after
 
+ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
 
@@ -221,14 +222,14 @@ class Core:
                         run.claim,
                         step=step,
                         settle=Settle(WorkflowStatus.Running),
-                        message=Release(_within(run, frame.retry_in_s, now)),
+                        message=Release(endings.within(run, frame.retry_in_s, now)),
                     ),
                 )
             case wire.Paused():
                 step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
                 settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
                 delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
-                back = Release(_within(run, delay, now))
+                back = Release(endings.within(run, delay, now))
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
                 run.outcome = "finished"
@@ -352,7 +353,7 @@ class Core:
         """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
         if worker.leave(run.id):
             worker.leaving.add(run.id)
-            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async")))
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]
@@ -535,7 +536,11 @@ class Core:
         if not self.limits.may_start:
             return
         for kind, wanted in self._kinds.items():
-            have = sum(w.kind == kind and w.killing is None for w in self.workers.values())
+            there = [w for w in self.workers.values() if w.kind == kind and w.killing is None]
+            have = len(there)
+            if kind == "async":
+                # Its runs may wait for hours, and nothing new may wait for them.
+                have -= min(ASYNC_LEAVING_MAX, sum(self.limits.has_served(w) for w in there))
             for _ in range(wanted - have):
                 worker = Worker(self._next_worker, kind, launched_at=now)
                 self._next_worker += 1
@@ -595,11 +600,6 @@ def _in_its_own_code(worker: Worker, run: Run, position: int, now: float) -> OnC
     if run.deadline is not None:
         return _on_cpu(worker, run, wire.Started(run.id, 0, position=position), now)
     return OnCpu(run.id, None, position, now, None, "time", 0, None)
-
-
-def _within(run: Run, delay_s: float, now: float) -> float:
-    """A wait that outlasts the run's own time ends with that: then it is claimed, and over."""
-    return delay_s if run.deadline is None else max(0.0, min(delay_s, run.deadline - now + 0.01))
 
 
 def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:

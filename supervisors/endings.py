@@ -74,8 +74,9 @@ def crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Setti
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
     if run.function.workflow_id is None:
         if run.claimed.read_ct >= settings.read_ct_max:
+            note = Note(f"dead after {run.claimed.read_ct} deliveries: {text}", "error", run.id)
             reason = f"{text}, delivery {run.claimed.read_ct}"
-            return Ending(Write(run.claim, message=Archive(reason)))
+            return Ending(Write(run.claim, message=Archive(reason)), note, failed=True)
         return Ending(Write(run.claim, message=Release(refund=False)))
     crash = _crash(
         "oom" if event.oom else "signal" if event.signal else "exit", text, run, worker, event, cpu
@@ -113,8 +114,14 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
         retry_count=cpu.retry_count + (1 if cpu.retry_in_s is not None else 0),
         retry_in_s=cpu.retry_in_s,
     )
-    write = Write(run.claim, step=step, message=Release(cpu.retry_in_s))
+    again_s = None if cpu.retry_in_s is None else within(run, cpu.retry_in_s, now)
+    write = Write(run.claim, step=step, message=Release(again_s))
     return Ending(write, Note(text, "warning", run.id))
+
+
+def within(run: Run, delay_s: float, now: float) -> float:
+    """A wait that outlasts the run's own time ends with that: then it is claimed, and over."""
+    return delay_s if run.deadline is None else max(0.0, min(delay_s, run.deadline - now + 0.01))
 
 
 def run_killed_at_limit(

@@ -51,7 +51,7 @@ class Limits:
             cpu = worker.on_cpu
             if cpu and cpu.deadline is not None and worker.killing is None:
                 yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
-            if not worker.ready:
+            if not worker.ready and worker.killing is None:
                 yield worker.launched_at + BOOT_DEADLINE_S
         if self._timed:
             yield from (deadline for _, deadline in self._timed_off_cpu())
@@ -64,9 +64,7 @@ class Limits:
             self._start_from = None
         for worker in self._workers.values():
             cpu = worker.on_cpu
-            most = self._settings.max_runs_per_worker
-            served = worker.retiring or (most is not None and worker.given >= most)
-            if served and not worker.runs and worker.killing is None:
+            if self.has_served(worker) and not worker.runs and worker.killing is None:
                 self.kill(worker, "it has served", force=False)
                 worker.kill_at = now + KILL_GRACE_S
             if worker.kill_at is not None and now >= worker.kill_at:
@@ -81,6 +79,11 @@ class Limits:
             elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
                 self.kill(worker, "it never became ready", force=True)
                 self.boot_failed("was not ready in time", now)
+
+    def has_served(self, worker: Worker) -> bool:
+        """It gets nothing more, and ends with what it has."""
+        most = self._settings.max_runs_per_worker
+        return worker.retiring or (most is not None and worker.given >= most)
 
     def overdue(self, now: float) -> list[Run]:
         """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""

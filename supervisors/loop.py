@@ -44,7 +44,7 @@ from supervisors.launch import (
 )
 from supervisors.pipes import Pipes
 from supervisors.serving import Health, listeners
-from supervisors.stopping import Happened, after
+from supervisors.stopping import Happened, Level, after
 from supervisors.view import Options, Report, State, View, cores, worker_states
 from supervisors.watching import watch
 
@@ -57,6 +57,7 @@ SELF_FENCE_MARGIN_S = 1.0
 JOIN_EVERY_S = 1.0  # while the database does not let us
 REFRESH_S = 0.25
 SIGN_OFF_S = 5.0  # for the database to hear it
+UNANSWERED_S = 5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -261,7 +262,7 @@ class Loop:
             else:
                 self._signals += 1
             if self._importing:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
 
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, old_fd)
@@ -290,6 +291,8 @@ class Loop:
                 stopping = self._signals
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
+            if self._core.level is Level.KILLING:
+                self._give_up_silence(now)
             if (self._away is not None or not self._joined) and self._ends_with(Happened.AWAY):
                 break
             self._pipes.flush()
@@ -299,6 +302,12 @@ class Loop:
             self._look_around(time.monotonic())
             self._settle()
             self._commit(time.monotonic())
+
+    def _give_up_silence(self, now: float) -> None:
+        if self._away is None and self._turns.busy and now - self._turns.asked_at > UNANSWERED_S:
+            self._away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
+            self._view.note(events.Note(self._away, "warning"))
+            sever(self._store)
 
     def _timeout(self, now: float) -> float:
         times = [self._next_refresh, self._next_recover]

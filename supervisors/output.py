@@ -7,6 +7,7 @@ descriptor carries no tag, and is the supervisor's to guess (the run that has th
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 from pgqrs import flow
@@ -50,11 +51,23 @@ class TaggedStream(io.TextIOBase):
         for run in list(self._partial):
             self._emit(run, [self._partial.pop(run)])
 
+    def finish(self, run: int) -> None:
+        """The run prints nothing more: its last line may lack an end."""
+        if run in self._partial:
+            self._emit(run, [self._partial.pop(run)])
+
     def _emit(self, run: int | None, lines: list[str]) -> None:
         tag = _TAG + str(run).encode() + _END if run is not None else b""
         data = b"".join(tag + line.encode("utf-8", "replace") + b"\n" for line in lines)
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+def finish_lines(run: int) -> None:
+    """Of a run that leaves this worker."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TaggedStream):
+            stream.finish(run)
 
 
 class LineReader:

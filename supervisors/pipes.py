@@ -17,7 +17,7 @@ from supervisors.launch import Child
 from supervisors.oom import OutOfMemory
 from supervisors.output import LineReader, Stacks
 
-OUTBOX_BYTES_MAX = 64 * 1024 * 1024  # unread by a worker: it is stuck, and its pipe with it
+OUTBOX_BYTES_MAX = 1024 * 1024 * 1024  # unread by a worker: more than any one run and what may be beside it
 READ_BYTES = 1024 * 1024
 GOODBYE_S = 1.0
 STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word

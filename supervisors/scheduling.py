@@ -1,16 +1,19 @@
 """Which run goes to which worker, and how much to claim. Part of the core: it decides, and does nothing itself."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
+from pgqrs.writes import RecordedStep
 from supervisors import wire
 from supervisors.events import Command, Kind, Send, Want
 from supervisors.state import Function, Queue, Run, Settings, Worker
 
 CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
 LANES_MIN, LANES_MAX = 2, 256
-LANES_BYTES_MAX = 8 * 1024 * 1024  # payload bytes out at one worker
+LANES_BYTES_MAX = (
+    8 * 1024 * 1024
+)  # of payloads and histories out at one worker: with that it is given no more
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
@@ -61,7 +64,7 @@ class Scheduling:
         elsewhere = {i for w in self._workers.values() for i in w.leaving}
         while self.waiting:
             run = self.waiting.popleft()
-            host = None if run.id in elsewhere else self._host(run)
+            host = None if run.id in elsewhere else self._host(run, now)
             if host is None:
                 put_back.append(run)
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
@@ -70,7 +73,7 @@ class Scheduling:
                 self._execute(host, run, now)
         self.waiting.extendleft(reversed(put_back))
 
-    def _host(self, run: Run) -> Worker | None:
+    def _host(self, run: Run, now: float) -> Worker | None:
         if run.isolated and not run.function.is_async:
             able = [w for w in self._workers.values() if w.kind == "sync" and _able(w)]
             empty = [w for w in able if not w.runs]
@@ -83,29 +86,34 @@ class Scheduling:
                 self._revoke(fewest, len(fewest.runs))
             return None
         kind: Kind = "async" if run.function.is_async else "sync"
-        lanes = self.lanes(run.function)
-        step_s = self._queues[run.function.queue_id].step_s
-        last = self._last
-        if last and self._row_s >= step_s and last.kind == kind and _open(last) and self._free(last, lanes):
+        queue, lanes = self._queues[run.function.queue_id], self.lanes(run.function)
+        last, step_s = self._last, queue.step_s
+        if (
+            last
+            and self._row_s >= step_s
+            and last.kind == kind
+            and _open(last)
+            and self._free(last, lanes, queue)
+        ):
             self._row_s -= step_s
             return last
-        emptiest = None
+        emptiest, least = None, math.inf
         for w in self._workers.values():
-            if (
-                (emptiest is None or len(w.runs) < len(emptiest.runs))
-                and w.kind == kind
-                and _open(w)
-                and self._free(w, lanes)
-            ):
-                emptiest = w
+            # A worker in a long step reads nothing before its end, nor what is to come back from it.
+            long = w.on_cpu is not None and now - w.on_cpu.since > self._settings.commit_hide_s
+            burden = len(w.runs) + (LANES_MAX if long else 0)
+            if burden < least and w.kind == kind and _open(w) and self._free(w, lanes, queue):
+                emptiest, least = w, burden
         self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
+        history = run.history()
+        run.bytes = len(run.claimed.payload) + sum(map(_size, history))
         worker.take(run)
         worker.given += 1
         run.worker, run.started = worker.id, False
-        for chunk in _chunks(run.history()):
+        for chunk in _chunks(history):
             self._order(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
@@ -216,7 +224,7 @@ class Scheduling:
             count = len(w.runs)
             at_hand += count
             if _open(w):
-                free += self._free(w, lanes[w.kind])
+                free += self._free(w, lanes[w.kind], None)
                 short = short or count < LANES_MIN
         if free <= 0:
             return 0
@@ -228,16 +236,29 @@ class Scheduling:
         lanes, room = self.lanes(queue.function), 0
         for w in self._workers.values():
             if w.kind == kind and _open(w):
-                room += self._free(w, lanes)
+                room += self._free(w, lanes, queue)
         return room
 
-    def _free(self, worker: Worker, lanes: int) -> int:
-        """How many more runs it may be given. Asked many times after every event, as all here."""
+    def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
+        """How many more runs, of this queue, it may be given. Asked many times after every event, as all here."""
         free = lanes - len(worker.runs)
+        if free <= 0 and queue is not None and len(self._queues) > 1 and self._owes_one(worker, queue):
+            free = 1
         most = self._settings.max_runs_per_worker
         if most is not None:
             free = min(free, most - worker.given)
         return free if free > 0 else 0
+
+    def _owes_one(self, worker: Worker, queue: Queue) -> bool:
+        """The runs of queues with short steps, which are many, would keep one with long steps out for ever."""
+        if (
+            self._settings.lanes is not None
+            or worker.kind == "async"
+            or worker.of_queue[queue.function.queue_id]
+        ):
+            return False
+        at_hand_s = sum(self._queues[q].step_s * n for q, n in worker.of_queue.items())
+        return at_hand_s <= 2 * self._settings.commit_hide_s
 
     def lanes(self, function: Function) -> int:
         """Runs that a worker should have at hand: few for long steps, many for tiny ones."""
@@ -258,12 +279,16 @@ def _able(w: Worker) -> bool:
     return w.ready and w.killing is None and not w.exclusive and not w.retiring
 
 
-def _chunks(steps: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    chunk: list[Any] = []
+def _size(step: RecordedStep) -> int:
+    return len(step.output or b"") + len(step.error or b"")
+
+
+def _chunks(steps: Sequence[RecordedStep]) -> Iterator[tuple[RecordedStep, ...]]:
+    chunk: list[RecordedStep] = []
     size = 0
     for step in steps:
         chunk.append(step)
-        size += len(step.output or b"") + len(step.error or b"")
+        size += _size(step)
         if size >= HISTORY_CHUNK_BYTES:
             yield tuple(chunk)
             chunk, size = [], 0

@@ -1,5 +1,6 @@
 """What the core knows: its functions and settings, the runs it holds, its workers, its queues. Data only."""
 
+from collections import Counter
 from typing import Any, Literal
 
 import msgspec
@@ -62,6 +63,7 @@ class Run(Struct, eq=False):
     # Since it was claimed; None: too much to keep.
     recorded: list[Step] | None = msgspec.field(default_factory=list)
     recorded_bytes: int = 0
+    bytes: int = 0  # of its payload and its history, as they were sent to a worker
     cancelling: bool = False
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
@@ -71,10 +73,6 @@ class Run(Struct, eq=False):
     @property
     def id(self) -> int:
         return self.claim.message_id
-
-    @property
-    def bytes(self) -> int:
-        return len(self.claimed.payload)
 
     @property
     def isolated(self) -> bool:
@@ -133,7 +131,8 @@ class Worker(Struct, eq=False):
     revoking: bool = False
     revoked_at: float = -1.0
 
-    bytes: int = 0  # of the payloads of its runs
+    bytes: int = 0  # that its runs were sent with
+    of_queue: Counter[int] = msgspec.field(default_factory=Counter)  # how many of its runs, by their queue
 
     leaving: set[int] = msgspec.field(
         default_factory=set
@@ -142,11 +141,13 @@ class Worker(Struct, eq=False):
     def take(self, run: Run) -> None:
         self.runs[run.id] = run
         self.bytes += run.bytes
+        self.of_queue[run.function.queue_id] += 1
 
     def leave(self, run_id: int) -> Run | None:
         run = self.runs.pop(run_id, None)
         if run is not None:
             self.bytes -= run.bytes
+            self.of_queue[run.function.queue_id] -= 1
         return run
 
 

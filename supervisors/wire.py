@@ -64,10 +64,11 @@ class Revoke(Frame, frozen=True):
 
 
 class Cancel(Frame, frozen=True):
-    """Stop this run at its step boundary and return it."""
+    """Stop this run at its step boundary and return it. `now`: an event loop cancels it where it waits."""
 
     message_id: int
     claim_no: int
+    now: bool = False
 
 
 class Drain(Frame, frozen=True):

@@ -21,6 +21,7 @@ from pgqrs.writes import RecordedStep
 from supervisors import wire
 from supervisors.board import Board
 from supervisors.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.output import finish_lines
 
 if TYPE_CHECKING:
     from supervisors.async_worker import AsyncWorker
@@ -75,6 +76,8 @@ class Lane(PipeJournal):
             if self.left:
                 return  # it said itself why
             end = wire.Returned((self.message_id,))
+        finally:
+            finish_lines(self.message_id)
         self.outbox.add(end)
         self.outbox.nobody()
 

@@ -217,6 +217,62 @@ def test_two_queues_share_the_room():
     assert sum(w.limit for w in scene.wants.values()) <= 8
 
 
+OTHER = Function("other", "workflow", False, "other", 4, 14)
+
+
+def filled(*functions: Function, **more: Any) -> Scene:
+    """Workers have all that they can have at hand of the first queue, and the others had nothing when they were asked."""
+    scene = Scene(*functions, **more).up()
+    given = 0
+    while scene.wants:
+        queue, want = next(iter(scene.wants.items()))
+        numbers = range(given + 1, given + 1 + want.limit) if queue == 1 else ()
+        given += len(numbers)
+        scene.takes(*(message(n) for n in numbers), queue=queue)
+    return scene
+
+
+def test_short_steps_do_not_keep_long_ones_out():
+    """The short ones, which are many, fill what a worker has at hand again and again."""
+    scene = filled(FLOW, OTHER, workers=2, lanes=None).after(1.0)
+    scene.core.queues[4].step_s = 1.0
+    assert [len(scene.at(w)) for w in (1, 2)] == [10, 10]
+    assert scene.wants == {}
+    for w in (1, 2):
+        for n in scene.at(w)[:3]:
+            scene.says(w, finished(n))
+    assert scene.wants[4].limit == 2, "one for each worker"
+    scene.takes(message(901, queue=4), message(902, queue=4), queue=4)
+    assert [sum(n > 900 for n in scene.at(w)) for w in (1, 2)] == [1, 1]
+    for w in (1, 2):
+        for n in scene.at(w)[:3]:
+            scene.says(w, finished(n))
+    assert 4 not in scene.wants, "no second one beside it"
+
+
+def test_what_was_promised_of_lanes_holds_for_every_queue():
+    scene = filled(FLOW, OTHER, lanes=2).after(1.0)
+    assert len(scene.at(1)) == 2
+    assert scene.wants == {}
+
+
+def test_a_worker_with_long_work_at_hand_is_given_nothing_beside():
+    scene = filled(FLOW, OTHER, lanes=None)
+    scene.core.queues[1].step_s = scene.core.queues[4].step_s = 600.0
+    scene.says(1, *map(finished, scene.at(1)[2:])).after(1.0)
+    assert len(scene.at(1)) == 2
+    assert scene.wants == {}
+
+
+def test_runs_go_to_a_worker_that_is_not_in_a_long_step():
+    """They could not be called back from there before it ends."""
+    scene = Scene(workers=2, lanes=10).up().takes(message(1))
+    [busy] = [w for w in (1, 2) if scene.at(w)]
+    scene.says(busy, started(1, "a")).saves().after(1.0)
+    scene.takes(*(message(n) for n in range(2, 12)))
+    assert scene.at(busy) == [1]
+
+
 def test_a_queue_that_is_hinted_while_another_is_claimed_from_takes_no_more_than_is_left():
     scene = Scene(FLOW, PLAIN, lanes=8).up()
     scene.takes(queue=2)  # nothing there: it will be asked again later
@@ -255,6 +311,16 @@ def test_a_worker_gets_what_the_run_has_recorded_ahead_of_it():
     assert kinds == ["History", "Execute", "Execute"]
     assert scene.sent(wire.History)[0].steps == (step,)
     assert [e.attempt for e in scene.sent(wire.Execute)] == [3, 1]
+
+
+def test_what_is_sent_with_runs_counts_and_not_their_payloads_alone():
+    """A worker reads between its steps: until then all of that lies in its pipe."""
+    step = RecordedStep("a", 0, "SUCCESS", b"1" * (scheduling.LANES_BYTES_MAX // 3), None, 0)
+    scene = Scene(lanes=10).up()
+    scene.takes(*(message(n, status=RUNNING, attempt=1, steps=(step,)) for n in range(1, 7)))
+    assert scene.at(1) == [1, 2, 3]
+    scene.says(1, started(1)).saves().says(1, finished(1))
+    assert scene.at(1) == [2, 3, 4]
 
 
 def test_a_history_too_long_for_a_frame_goes_in_several():
@@ -716,6 +782,12 @@ def test_a_run_over_its_time_between_two_turns_on_the_cpu_is_stopped_and_nobody_
     assert scene.core.next_timer() <= scene.now + 4
 
 
+def test_a_back_off_after_a_kill_does_not_outlast_the_runs_time():
+    scene = in_step(function=LIMITED, timeout_s=3.0, retry_in_s=3600.0).after(3.0)
+    [write] = scene.dies(1, "SIGTERM").unsaved
+    assert write.message.delay_s == pytest.approx(7.01)
+
+
 def test_a_pause_or_a_back_off_beyond_the_runs_time_ends_with_it():
     scene = in_step(function=LIMITED).after(4)
     scene.says(1, wire.Paused(1, 1, 1, "wait", "look", 3600.0))
@@ -742,6 +814,24 @@ def test_async_code_is_told_how_long_it_has_and_killed_only_where_it_does_not_he
     assert scene.after(4).ordered(events.Kill) == [events.Kill(1, False)]
 
 
+def test_an_async_run_that_is_not_ours_any_more_is_cancelled_where_it_waits():
+    scene = Scene(ASYNC, lanes=2).up().takes(message(1, queue=3), message(2, queue=3), queue=3)
+    scene.says(1, started(1), started(2)).saves()
+    scene.tell(events.Gone([Claim(1, 103, 1)]))
+    assert scene.sent(wire.Cancel) == [wire.Cancel(1, 1, now=True)]
+    assert scene.ordered(events.Kill) == []
+
+
+def test_new_async_runs_do_not_wait_for_the_longest_of_a_worker_that_is_to_be_replaced():
+    scene = Scene(ASYNC, lanes=10, max_runs_per_worker=2).up()
+    n = 0
+    while 3 in scene.wants:
+        n += 2
+        scene.takes(message(n, queue=3), message(n + 1, queue=3), queue=3).after(0.1).boot()
+    assert len(scene.core.workers) == 1 + cores.ASYNC_LEAVING_MAX, "and no more than these"
+    assert [len(scene.at(w)) for w in scene.core.workers] == [2, 2, 2, 2]
+
+
 # Who killed it
 
 
@@ -755,6 +845,12 @@ def test_a_sigkill_that_was_not_ours_is_named_as_such(oom, cause, text):
 
 
 # Workers that do not start
+
+
+def test_a_worker_that_is_killed_before_it_was_ready_keeps_nobody_awake():
+    scene = Scene().registered().stop(3)
+    scene.after(limits.BOOT_DEADLINE_S + 1)
+    assert scene.core.next_timer() is None
 
 
 def test_a_worker_that_never_becomes_ready_is_replaced():

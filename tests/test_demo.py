@@ -29,7 +29,10 @@ def test_help_does_not_promise_the_default_of_the_other_commands():
     told = " ".join(CliRunner().invoke(cli, ["demo", "--help"]).output.split())
     assert "[default: a temporary SQLite file, whatever $PGQRS_DSN is]" in told
     assert "./pgqrs.db" not in told
-    assert "[default: $PGQRS_DSN, else ./pgqrs.db]" in CliRunner().invoke(cli, ["install", "--help"]).output
+    assert (
+        "[default: $PGQRS_DSN, else as in pgqrs.toml, else"
+        in CliRunner().invoke(cli, ["install", "--help"]).output
+    )
 
 
 @pytest.mark.slow

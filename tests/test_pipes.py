@@ -24,9 +24,16 @@ class Scene:
         self.pipes._oom._count_now = lambda: 1  # type: ignore[method-assign]
         self.pipes._oom._seen = 0
         self.ends: list[socket.socket] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def worker(self, n: int) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    def worker(self, n: int) -> int:
+        """Its pid. It does not heed SIGTERM."""
+        process = subprocess.Popen(
+            ["sleep", "60"],
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        )
+        self.processes.append(process)  # else the next one would bury it
         ours, its = socket.socketpair()
         ours.setblocking(False)
         self.ends.append(its)
@@ -34,7 +41,7 @@ class Scene:
         os.set_blocking(readable, False)
         os.close(writable)
         self.pipes.adopt(Child(n, process.pid, ours, readable, os.pidfd_open(process.pid)))
-        return process
+        return process.pid
 
     def death(self) -> events.Exited:
         while not (found := [e for e in self.told if isinstance(e, events.Exited)]):
@@ -64,18 +71,21 @@ def unreadable(scene: Scene, n: int) -> None:
 
 def unread(scene: Scene, n: int) -> None:
     for _ in range(3):
-        scene.pipes.send(n, wire.Execute(1, 1, "f", "workflow", b" " * 30_000_000, 1, ()))
+        scene.pipes.send(n, wire.Execute(1, 1, "f", "workflow", b" " * 3_000_000, 1, ()))
 
 
 @pytest.mark.parametrize("kill", [killed, unreadable, unread])
-def test_who_was_killed_by_us_did_not_want_memory(scene: Scene, kill: Callable[[Scene, int], None]) -> None:
+def test_who_was_killed_by_us_did_not_want_memory(
+    scene: Scene, kill: Callable[[Scene, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what the kernel has counted is left for the one that it took."""
+    monkeypatch.setattr("supervisors.pipes.OUTBOX_BYTES_MAX", 5_000_000)
     scene.worker(1)
     other = scene.worker(2)
     kill(scene, 1)
     ours = scene.death()
     assert (ours.worker, ours.signal, ours.oom) == (1, "SIGKILL", False)
-    other.send_signal(signal.SIGKILL)
+    os.kill(other, signal.SIGKILL)
     its = scene.death()
     assert (its.worker, its.signal, its.oom) == (2, "SIGKILL", True)
 
@@ -83,8 +93,7 @@ def test_who_was_killed_by_us_did_not_want_memory(scene: Scene, kill: Callable[[
 def test_a_polite_end_is_no_kill(scene: Scene) -> None:
     """Who is asked to end and is killed by another before it does was not killed by us."""
     worker = scene.worker(1)
-    worker.send_signal(signal.SIGSTOP)
     scene.pipes.kill(1, force=False)
-    worker.send_signal(signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     death = scene.death()
     assert (death.signal, death.oom) == ("SIGKILL", True)

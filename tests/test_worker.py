@@ -651,6 +651,51 @@ def test_an_async_run_that_ends_by_a_cancelled_task_says_so():
         assert b"CancelledError" in pipe.until(wire.Failed)[-1].error
 
 
+class Unusual(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("how", ["raises", "cancels itself", "cancels itself in a step"])
+def test_an_async_run_ends_however_it_ends(how):
+    """What asyncio would keep to itself: a run that says nothing is waited for without end."""
+
+    async def end():
+        if how == "raises":
+            raise Unusual
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    @pgqrs.step
+    async def ends():
+        await end()
+
+    @pgqrs.workflow
+    async def flow():
+        await (ends() if how.endswith("step") else end())
+
+    with Pipe(flow, atwo, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        error = pipe.until(wire.Failed)[-1].error
+        assert (b"Unusual" if how == "raises" else b"CancelledError") in error
+        pipe.execute(atwo, 2)
+        assert pipe.commit_all()[-1].output == b"3", "and its worker goes on"
+
+
+def test_an_async_run_that_is_cancelled_now_ends_where_it_waits():
+    inside = threading.Event()
+
+    @pgqrs.workflow
+    async def flow():
+        inside.set()
+        await asyncio.Event().wait()
+
+    with Pipe(flow, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        assert inside.wait(WAIT_S)
+        pipe.send(wire.Cancel(1, 1, now=True))
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+
+
 def test_an_async_run_that_left_leaves_no_step_running_behind():
     """Its claim is being released: a gathered step that goes on would run beside the run's next attempt."""
     ended = threading.Event()
@@ -733,10 +778,18 @@ async def note_async(what):
     ran.append(what)
 
 
-def test_nothing_starts_after_the_lease_until_it_is_renewed():
-    with Pipe(two_notes) as pipe:
+@pgqrs.handler(queue="q")
+async def note_message(x: int | None):
+    ran.extend(["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(two_notes, "sync"), (two_notes_async, "async"), (note_message, "async")]
+)
+def test_nothing_starts_after_the_lease_until_it_is_renewed(code, kind):
+    with Pipe(code, kind=kind) as pipe:
         pipe.send(wire.Lease(time.monotonic() - 1))
-        pipe.execute(two_notes, 1)
+        pipe.execute(code, 1, payload=b"null" if code is note_message else b'{"input": null}')
         pipe.sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             pipe.next()

@@ -149,7 +149,8 @@ def queues(database: Database, as_json: bool) -> None:
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
     """List who takes messages, and how long their leases hold.
 
-    It is a consumer for each queue of each supervisor. Where the lease has run out, the supervisor is gone: another one takes over what it held.
+    A supervisor has a consumer for each of its queues. Where the lease has run out, it is gone: another one takes over what it
+    held. Producers and consumers of the library are listed too; they have no lease.
 
     \b
     Example:

@@ -20,7 +20,7 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 @click.option(
     "--lanes",
     type=click.IntRange(1, 1024),
-    help="Runs at hand in each worker [default: follows the step time].",
+    help="Runs at hand in each worker [default: follows the step time; 100 for async def].",
 )
 @click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
 @click.option(
@@ -88,9 +88,9 @@ def supervise(
 ) -> None:
     """Run the workflows and handlers of TARGET on worker processes.
 
-    TARGET is a file (pipeline.py) or a module (my.module), each with :name for one function of it only. SIGTERM,
-    Ctrl-C or a terminal that is closed drains: what runs is finished, the rest handed back; a second one stops at the next
-    step, a third at once.
+    TARGET is a file (pipeline.py) or a module (my.module), each with :name for one function of it only. SIGTERM or
+    Ctrl-C drains: what runs is finished, the rest handed back; a second one stops at the next step, a third at once. A
+    terminal that is closed drains too.
     """
     if lease < 2:
         raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")

@@ -273,6 +273,38 @@ def test_a_table_locked_for_longer_than_the_lease_ends_what_runs_before_the_leas
     )
 
 
+def test_a_lock_that_its_last_commit_waits_for_does_not_keep_it_from_ending(
+    postgres_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    """The lease is renewed beside it, so nothing else would end this."""
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        options = ("--workers", "1", "--lease", "6s")
+        with Supervised(postgres_dsn, tmp_path / "log", *options, target=THREE_STEPS) as supervisor:
+            run = store.trigger(pipeline.three_steps, str(tmp_path / "e"), 30.0)
+            eventually(lambda: starts(tmp_path / "e")[1:])
+            with locked(postgres_dsn, "select id from pgqrs_messages for update"):
+                began = time.monotonic()
+                for _ in range(3):
+                    supervisor.signal(signal.SIGTERM)
+                    time.sleep(0.1)
+                assert supervisor.wait(20) == 3, supervisor.said()
+                ended_s = time.monotonic() - began
+            assert "somebody may hold a lock" in supervisor.said()
+            assert "Traceback" not in supervisor.said(), supervisor.said()
+        with Supervised(postgres_dsn, tmp_path / "log", *options, "--burst", target=THREE_STEPS):
+            eventually(lambda: len(starts(tmp_path / "e")) == 3)
+            assert [s.step for s in starts(tmp_path / "e")] == ["first", "slow", "slow"]
+            run.cancel(now=True)
+    proves(
+        "another session holds a lock that a supervisor's last commit waits for",
+        "told three times, it ends with exit code 3 without that commit; its lease gives back what ran",
+        charged="nobody",
+        seconds=ended_s,
+        within=15.0,
+    )
+
+
 @contextmanager
 def small_disk(megabytes: int) -> Iterator[Path]:
     """A file system of its own, which goes with everything on it."""
