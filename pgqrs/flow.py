@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 from msgspec import Struct
@@ -99,6 +99,10 @@ class AsyncJournal(Protocol):
 
     async def begin(self, call: StepCall) -> None: ...
 
+    def body(self, call: StepCall, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        """The step's body, to be awaited in its place."""
+        ...
+
     def record(self, step: Step) -> None: ...
 
     def wait(self, awaitable: Awaitable[None]) -> None:
@@ -149,6 +153,11 @@ class Context:
     def key(self) -> str:
         """The same for every attempt of this step of this run, and for no other: an idempotency key for the outside."""
         return "/".join([self.workflow, str(self.id), *([self.step] if self.step else [])])
+
+    @property
+    def position(self) -> int:
+        """Of the step to come, counted from 0."""
+        return self._position
 
     def enter(self, name: str, definition: StepDefinition | None = None) -> StepCall:
         """The next call of a step, numbered; steps ask for it themselves. Raises WrongThreadError, and ValidationError past
@@ -275,14 +284,13 @@ async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwa
         return _settled(definition, known.status, known.output, known.error)
     import asyncio  # not at the top: most worker processes have no use for it, and each fork of one would carry it
 
-    begun = context.journal.begin(call)
-    assert begun is not None, "an async run has an async journal"
-    await begun
+    journal = cast(AsyncJournal, context.journal)  # as an async run has
+    await journal.begin(call)
     attempt = _Attempt(context, definition, call)
     try:
         with _inside(call):
             async with asyncio.timeout(definition.timeout_s):
-                value = await definition.function(*args, **kwargs)
+                value = await journal.body(call, definition.function(*args, **kwargs))
     except ASYNC_FAILURES as e:
         step = attempt.failed(e)
     else:

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import socket
-from collections.abc import Awaitable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 import greenlet
@@ -12,6 +12,7 @@ from pgqrs import flow
 from pgqrs.flow import Definition, StepCall, Suspended
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
+from supervisors.board import Board
 from supervisors.endings import over_time
 from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 from supervisors.output import finish_lines
@@ -19,6 +20,8 @@ from supervisors.output import finish_lines
 
 class AsyncLane(PipeJournal):
     """One `async def` run: a task on the loop, driven inside a greenlet so that a plain step in it can wait too."""
+
+    told = True  # many are under way at once, of which a board shows one
 
     def __init__(self, order: wire.Execute, steps: tuple[RecordedStep, ...], worker: "AsyncWorker") -> None:
         super().__init__(order, steps, worker, ordered=False)
@@ -32,6 +35,17 @@ class AsyncLane(PipeJournal):
     async def begin(self, call: StepCall) -> None:
         await self._allowed(0 if call.pure else self.sent)
         self.announce(call)
+
+    def body(self, call: StepCall, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        if not isinstance(awaitable, Coroutine):
+            return awaitable
+        return Resumed(
+            awaitable, lambda: self.outbox.runs(self.message_id, self.claim_no, call.position, call.name)
+        )
+
+    def _goes_on(self) -> None:
+        """With its own code, or that of a step which says so itself."""
+        self.outbox.runs(self.message_id, self.claim_no, self.context.position, None)
 
     async def _allowed(self, durable: int) -> None:
         """Waits until that many checkpoints are durable and what is here is our supervisor's."""
@@ -60,7 +74,8 @@ class AsyncLane(PipeJournal):
             await self._allowed(0)
             self.announce(None)
             async with limit:
-                output = await Driven(flow.execute_async(self.definition, self.context, self.payload))
+                run = flow.execute_async(self.definition, self.context, self.payload)
+                output = await Driven(run, self._goes_on)
             end: wire.Up = wire.Finished(*ids, output)
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
@@ -106,15 +121,44 @@ def _task_of_its_lane(
     return task
 
 
-class Driven:
-    """A coroutine run inside a greenlet, so that plain code deep in it can wait for an awaitable with `Driven.wait`."""
+class Resumed:
+    """A coroutine that has somebody told whenever it goes on: an event loop does not say whose code it runs."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, bytes]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], goes_on: Callable[[], None]) -> None:
         self._coroutine = coroutine
+        self._goes_on = goes_on
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        answer: Any = None
+        problem: BaseException | None = None
+        while True:
+            self._goes_on()
+            try:
+                if problem is None:
+                    value = self._coroutine.send(answer)
+                else:
+                    value = self._coroutine.throw(problem)
+            except StopIteration as e:
+                return e.value
+            answer = problem = None
+            try:
+                answer = yield value
+            except BaseException as e:
+                problem = e
+
+
+class Driven:
+    """A coroutine run inside a greenlet, so that plain code deep in it can wait for an awaitable with `Driven.wait`. It says, too,
+    whenever it goes on."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, bytes], goes_on: Callable[[], None]) -> None:
+        self._coroutine = coroutine
+        self._goes_on = goes_on
 
     def __await__(self) -> Generator[Any, Any, bytes]:
         side = greenlet.greenlet(self._drive)
         side.gr_context = contextvars.copy_context()
+        self._goes_on()
         kind, value = side.switch(None, None)
         while kind != "done":
             answer: Any = None
@@ -126,6 +170,7 @@ class Driven:
                     answer = yield from value.__await__()
             except BaseException as e:
                 problem = e
+            self._goes_on()
             kind, value = side.switch(answer, problem)
         return value  # type: ignore[no-any-return]
 
@@ -134,7 +179,10 @@ class Driven:
         assert parent is not None
         try:
             while True:
-                value = self._coroutine.throw(problem) if problem else self._coroutine.send(answer)
+                if problem is None:
+                    value = self._coroutine.send(answer)
+                else:
+                    value = self._coroutine.throw(problem)
                 answer, problem = parent.switch(("yield", value))
         except StopIteration as e:
             return ("done", e.value)
@@ -153,9 +201,13 @@ class AsyncWorker(Leased):
     """Runs `async def` functions, all of them at once on one event loop."""
 
     def __init__(
-        self, sock: socket.socket, functions: Mapping[str, Definition], payload_bytes_max: int
+        self,
+        sock: socket.socket,
+        functions: Mapping[str, Definition],
+        payload_bytes_max: int,
+        board: Board | None = None,
     ) -> None:
-        self.outbox = Outbox(sock)
+        self.outbox = Outbox(sock, board)
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
         self.lanes: dict[int, AsyncLane] = {}

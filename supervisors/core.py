@@ -353,7 +353,9 @@ class Core:
         """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
         if worker.leave(run.id):
             worker.leaving.add(run.id)
-            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async")))
+            self._out.append(
+                Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async"))
+            )
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]

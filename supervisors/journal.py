@@ -97,6 +97,11 @@ class Outbox:
             data, self._frames = b"".join(self._frames), []
             self._sock.sendall(data)
 
+    def runs(self, message_id: int, claim_no: int, position: int, step: str | None) -> None:
+        """Has the CPU from here on, for a while, as it had before."""
+        if self._board is not None:
+            self._board.on_cpu(message_id, claim_no, position, step)
+
     def nobody(self) -> None:
         """Has the CPU from here on."""
         if self._board is not None:
@@ -154,6 +159,8 @@ class Owner(Protocol):
 class PipeJournal:
     """One run in a worker: its journal is the pipe. What is sent of it, and how far that is durable."""
 
+    told = False  # of all that it begins, whatever is on a board
+
     def __init__(
         self, order: wire.Execute, steps: Sequence[RecordedStep], owner: Owner, ordered: bool
     ) -> None:
@@ -183,7 +190,7 @@ class PipeJournal:
 
     def announce(self, call: StepCall | None) -> None:
         """None: the function's own code."""
-        limited = self.definition.timeout_s is not None
+        limited = self.told or self.definition.timeout_s is not None
         if call is None:
             started = wire.Started(self.message_id, self.claim_no)
             handler = self.definition.name if self.definition.kind == "handler" else None

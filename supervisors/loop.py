@@ -57,7 +57,9 @@ SELF_FENCE_MARGIN_S = 1.0
 JOIN_EVERY_S = 1.0  # while the database does not let us
 REFRESH_S = 0.25
 SIGN_OFF_S = 5.0  # for the database to hear it
-UNANSWERED_S = 5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
+UNANSWERED_S = (
+    5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
+)
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -373,7 +375,7 @@ class Loop:
             self._recover_others()
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
-            self._pipes.look_at_boards(self._on_cpu)
+            self._pipes.look_at_boards(self._is_known)
             self._weigh()
             self._launcher.look()
             if self._options.subreaper:
@@ -514,11 +516,14 @@ class Loop:
         if seen.recovered or seen.reclaimed:
             self._handle(events.Hinted())
 
-    def _on_cpu(self, n: int) -> OnBoard | None:
-        worker = self._core.workers.get(n)
-        if worker is None or (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
-            return None
-        return OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
+    def _is_known(self, n: int, running: OnBoard) -> bool:
+        """That it has the CPU there. What begins on an event loop says so itself, and takes turns with the others."""
+        worker = self._core.workers[n]
+        if worker.kind == "async":
+            return True
+        if (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
+            return False
+        return running == OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
 
     def _weigh(self) -> None:
         """What workers hold in memory, where there is a limit to that."""

@@ -284,7 +284,7 @@ def _fork_worker(
     with ExitStack() as held:
         theirs, ours = (held.enter_context(s) for s in socket.socketpair())
         out_read, out_write = os.pipe()
-        board_fd = new_board() if fork.kind == "sync" else None
+        board_fd = new_board()
         kept = [theirs.fileno(), out_read] + ([] if board_fd is None else [board_fd])
         for fd in (out_write, *kept[1:]):
             held.callback(os.close, fd)

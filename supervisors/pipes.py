@@ -133,13 +133,12 @@ class Pipes:
             pipe.known = pipe.received
             self._parse(n, pipe, data if new == len(data) else data[-new:])
 
-    def look_at_boards(self, on_cpu: Callable[[int], OnBoard | None]) -> None:
-        """Now and then: what workers have not sent yet, and who has the CPU there, where the core (`on_cpu`) knows of somebody
-        else."""
+    def look_at_boards(self, is_known: Callable[[int, OnBoard], bool]) -> None:
+        """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know."""
         for n, pipe in list(self._pipes.items()):
             self._read_unsent(n, pipe)
             running = pipe.child.board and pipe.child.board.on_cpu()
-            if running and running.message_id and running != on_cpu(n):
+            if running and running.message_id and not is_known(n, running):
                 self._say_who_runs(n, running)
 
     def _read_unsent(self, n: int, pipe: _Pipe) -> None:

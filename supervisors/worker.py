@@ -228,9 +228,9 @@ def make_worker(
     payload_bytes_max: int,
     board_fd: int | None = None,
 ) -> "Worker | AsyncWorker":
-    """The board is for the frames of tiny steps, of which an event loop has none."""
+    board = None if board_fd is None else Board(board_fd)
     if kind == "async":
         from supervisors.async_worker import AsyncWorker
 
-        return AsyncWorker(sock, functions, payload_bytes_max)
-    return Worker(sock, functions, payload_bytes_max, None if board_fd is None else Board(board_fd))
+        return AsyncWorker(sock, functions, payload_bytes_max, board)
+    return Worker(sock, functions, payload_bytes_max, board)

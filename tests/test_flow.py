@@ -57,6 +57,9 @@ class AsyncJournal(Journal):
             await self.gate(call)
         await asyncio.sleep(0)
 
+    def body(self, call, awaitable):
+        return awaitable
+
     def wait(self, awaitable):
         with contextlib.suppress(StopIteration):
             iterator = awaitable.__await__()

@@ -103,7 +103,9 @@ def database_options(
     """`default`: what help says that the database is without --dsn."""
 
     @click.option("--dsn", metavar="DSN", help=f"The database [default: {default}].")
-    @click.option("--schema", metavar="NAME", help="The PostgreSQL schema [default: $PGQRS_SCHEMA, else public].")
+    @click.option(
+        "--schema", metavar="NAME", help="The PostgreSQL schema [default: $PGQRS_SCHEMA, else public]."
+    )
     @functools.wraps(command)
     def with_database(*args: Any, dsn: str | None, schema: str | None, **kwargs: Any) -> Any:
         return command(*args, database=Database(dsn, schema), **kwargs)

@@ -393,3 +393,32 @@ def printing(lines: int) -> int:
         print(f"line {n}")
     os.system("echo from a subprocess")
     return lines
+
+
+@pgqrs.step
+async def async_die(evidence: str) -> None:
+    import asyncio
+
+    note(evidence)
+    await asyncio.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pgqrs.workflow
+async def async_dying(evidence: str) -> None:
+    await async_die(evidence)
+
+
+@pgqrs.step
+async def async_busy(evidence: str, gate: str) -> str:
+    import asyncio
+
+    note(evidence)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.01)
+    return "through"
+
+
+@pgqrs.workflow
+async def async_gated(evidence: str, gate: str) -> str:
+    return await async_busy(evidence, gate)

@@ -420,6 +420,30 @@ def test_async_runs_survive_the_death_of_their_worker(
     )
 
 
+def test_the_death_of_an_event_loop_is_charged_to_whose_code_it_ran(
+    sqlite_dsn: str, tmp_path: Path, proves: Proves
+) -> None:
+    gate = tmp_path / "gate"
+    with pgqrs.connect(sqlite_dsn) as store:
+        runs = [store.trigger(pipeline.async_gated, str(tmp_path / f"e{n}"), str(gate)) for n in range(5)]
+        poison = store.trigger(pipeline.async_dying, str(tmp_path / "poison"))
+        runs += [store.trigger(pipeline.async_gated, str(tmp_path / f"f{n}"), str(gate)) for n in range(5)]
+        with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
+            eventually(lambda: poison.status == pgqrs.WorkflowStatus.Error, what=supervisor.said)
+            gate.touch()
+            assert supervisor.wait() == 0, supervisor.said()
+        assert "died 5 times" in poison.record().error["message"]
+        assert [s.step for s in starts(tmp_path / "poison")] == ["async_die"] * 5
+        for run in runs:
+            assert run.result(0) == "through"
+            assert (run.record().crash_count, run.steps()[0].crash_count) == (0, 0)
+    proves(
+        "… because of what one of them does, again and again",
+        "the run whose code it ran is charged and in the end given up; the others repeat the step that they are in",
+        charged="that run: one crash each time",
+    )
+
+
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
 
