@@ -409,14 +409,20 @@ async def async_dying(evidence: str) -> None:
     await async_die(evidence)
 
 
+def is_open(gate: str) -> bool:
+    return Path(gate).exists()
+
+
 @pgqrs.step
 async def async_busy(evidence: str, gate: str) -> str:
     import asyncio
 
     note(evidence)
-    while not Path(gate).exists():
+    for _ in range(6000):
+        if is_open(gate):
+            return "through"
         await asyncio.sleep(0.01)
-    return "through"
+    return "waited in vain"
 
 
 @pgqrs.workflow

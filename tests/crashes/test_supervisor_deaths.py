@@ -172,6 +172,22 @@ def test_output_that_goes_to_a_full_disk_stops_no_work(
     )
 
 
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_while_the_module_is_imported_a_signal_ends_it_at_once(
+    sqlite_dsn: str, tmp_path: Path, told: signal.Signals, code: int
+) -> None:
+    target = tmp_path / "slow_to_import.py"
+    target.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    with Supervised(sqlite_dsn, tmp_path / "log", target=str(target)) as supervisor:
+        importing = int(eventually(lambda: (begun := tmp_path / "begun").exists() and begun.read_text()))
+        supervisor.signal(told)
+        assert supervisor.wait(5) == code
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+        eventually(lambda: not alive(importing), timeout=2)
+
+
 def test_with_nohup_a_hangup_ends_nothing(sqlite_dsn: str, tmp_path: Path) -> None:
     with pgqrs.connect(sqlite_dsn) as store:
         first = store.trigger(pipeline.long_run, str(tmp_path / "e"), 0.0)
