@@ -65,7 +65,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     setup = commands.add_parser("setup", help="make .venv and install pgqrs there, and run nothing")
     setup.add_argument(
-        "extras", nargs="*", metavar="EXTRA", help="extras of pyproject.toml: test, lint, pydantic, yaml, turso, s3"
+        "extras",
+        nargs="*",
+        metavar="EXTRA",
+        help="extras of pyproject.toml: test, lint, pydantic, yaml, turso, s3",
     )
     setup.set_defaults(do=set_up_only)
 

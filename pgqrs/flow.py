@@ -99,7 +99,7 @@ class AsyncJournal(Protocol):
 
     async def begin(self, call: StepCall) -> None: ...
 
-    def body(self, call: StepCall, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+    def body(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
         """The step's body, to be awaited in its place."""
         ...
 
@@ -290,13 +290,18 @@ async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwa
     try:
         with _inside(call):
             async with asyncio.timeout(definition.timeout_s):
-                value = await journal.body(call, definition.function(*args, **kwargs))
+                value = await journal.body(definition.function(*args, **kwargs))
     except ASYNC_FAILURES as e:
         step = attempt.failed(e)
     else:
         step = attempt.succeeded(value)
     context.journal.record(step)
     return _settled(definition, step.status, step.output, step.error)
+
+
+def step_under_way() -> StepCall | None:
+    """Whose body the current context is in."""
+    return _step.get()
 
 
 def pause(text: str = "paused", resume_after: float | timedelta | str | None = None) -> None:

@@ -28,6 +28,7 @@ class AsyncLane(PipeJournal):
         self._worker = worker
         self._progress = asyncio.Event()
         self.tasks: set[asyncio.Task[Any]] = set()  # the run's own and those that it started
+        self.entered = False  # a task that is cancelled before that ends without a word
         context = contextvars.copy_context()
         context.run(_lane.set, self)
         self.task = asyncio.get_running_loop().create_task(self._main(), context=context)
@@ -36,16 +37,15 @@ class AsyncLane(PipeJournal):
         await self._allowed(0 if call.pure else self.sent)
         self.announce(call)
 
-    def body(self, call: StepCall, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        if not isinstance(awaitable, Coroutine):
-            return awaitable
-        return Resumed(
-            awaitable, lambda: self.outbox.runs(self.message_id, self.claim_no, call.position, call.name)
-        )
+    def body(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+        return Resumed(awaitable, self.goes_on) if isinstance(awaitable, Coroutine) else awaitable
 
-    def _goes_on(self) -> None:
-        """With its own code, or that of a step which says so itself."""
-        self.outbox.runs(self.message_id, self.claim_no, self.context.position, None)
+    def goes_on(self) -> None:
+        """With the step of the context in which this is called, or with its own code."""
+        call = flow.step_under_way()
+        position, step = (self.context.position, None) if call is None else (call.position, call.name)
+        self.outbox.runs(self.message_id, self.claim_no, position, step)
+        self._worker.rests_soon()
 
     async def _allowed(self, durable: int) -> None:
         """Waits until that many checkpoints are durable and what is here is our supervisor's."""
@@ -70,12 +70,13 @@ class AsyncLane(PipeJournal):
     async def _main(self) -> None:
         ids = (self.message_id, self.claim_no)
         limit = asyncio.timeout(self.seconds_left)
+        self.entered = True
         try:
             await self._allowed(0)
             self.announce(None)
             async with limit:
                 run = flow.execute_async(self.definition, self.context, self.payload)
-                output = await Driven(run, self._goes_on)
+                output = await Driven(run, self.goes_on)
             end: wire.Up = wire.Finished(*ids, output)
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
@@ -112,32 +113,45 @@ def _task_of_its_lane(
     coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
     **options: Any,
 ) -> "asyncio.Task[Any]":
-    task = asyncio.Task(coroutine, loop=loop, **options)
     context: contextvars.Context | None = options.get("context")
     lane = _lane.get() if context is None else context.get(_lane)
+    if lane is not None and isinstance(coroutine, Coroutine):
+        coroutine = Resumed(coroutine, lane.goes_on)
+    task = asyncio.Task(coroutine, loop=loop, **options)
     if lane is not None:
         lane.tasks.add(task)
         task.add_done_callback(lane.tasks.discard)
     return task
 
 
-class Resumed:
-    """A coroutine that has somebody told whenever it goes on: an event loop does not say whose code it runs."""
+class Resumed(Coroutine[Any, Any, Any]):
+    """A coroutine that has somebody told whenever it goes on: an event loop does not say whose code it runs. To be awaited, or
+    to be a task."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], goes_on: Callable[[], None]) -> None:
         self._coroutine = coroutine
         self._goes_on = goes_on
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coroutine, name)  # by which it is shown, such as its name and where it stands
+
+    def send(self, value: Any) -> Any:
+        self._goes_on()
+        return self._coroutine.send(value)
+
+    def throw(self, *problem: Any) -> Any:
+        self._goes_on()
+        return self._coroutine.throw(*problem)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
     def __await__(self) -> Generator[Any, Any, Any]:
         answer: Any = None
         problem: BaseException | None = None
         while True:
-            self._goes_on()
             try:
-                if problem is None:
-                    value = self._coroutine.send(answer)
-                else:
-                    value = self._coroutine.throw(problem)
+                value = self.send(answer) if problem is None else self.throw(problem)
             except StopIteration as e:
                 return e.value
             answer = problem = None
@@ -214,12 +228,18 @@ class AsyncWorker(Leased):
         self._sock = sock
         self._parser = wire.Parser("worker")
         self._history: dict[int, list[RecordedStep]] = {}
-        self.closed = False  # by the supervisor
+        self.closed = False
         self._drained = False
         self._idle_due = False
+        self._rest_due = False
 
     def run(self, pid: int) -> None:
-        asyncio.run(self._main(pid))
+        with asyncio.Runner() as runner:
+            try:
+                runner.run(self._main(pid))
+            finally:
+                # However it ended: the runner cancels what is left, which is no end of a run.
+                self.closed = True
 
     async def _main(self, pid: int) -> None:
         loop = asyncio.get_running_loop()
@@ -241,13 +261,22 @@ class AsyncWorker(Leased):
         self.outbox.add(wire.Idle())
         self.outbox.flush()
 
+    def rests_soon(self) -> None:
+        """Once the loop has run what is ready, nobody has the CPU until something goes on."""
+        if not self._rest_due:
+            self._rest_due = True
+            asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        self._rest_due = False
+        self.outbox.nobody()
+
     def _read(self, closed: "asyncio.Future[None]") -> None:
         try:
             data = self._sock.recv(READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not data:
-            self.closed = True
             asyncio.get_running_loop().remove_reader(self._sock)
             if not closed.done():
                 closed.set_result(None)
@@ -280,7 +309,7 @@ class AsyncWorker(Leased):
                 if lane is not None and lane.claim_no == frame.claim_no:
                     lane.stopped = True
                     lane.woken()
-                    if frame.now:
+                    if frame.now and lane.entered:
                         lane.task.cancel()
             case wire.Revoke():
                 self.outbox.add(wire.Returned(()))

@@ -435,6 +435,9 @@ class Core:
         how = endings.how(event)
         over = exceeded(worker)
         blamed = over or (worker.on_cpu if worker.killing is None else None)
+        if blamed is None and worker.over_limit is not None and worker.kind == "async":
+            # It was killed for somebody's limit, and another's code is what held its event loop.
+            blamed, event = worker.on_cpu, replace(event, failure=endings.HELD_THE_LOOP)
         for run in worker.runs.values():
             if run.ending:
                 continue

@@ -12,6 +12,7 @@ from supervisors import wire
 from supervisors.events import Exited, Note
 from supervisors.state import Function, OnCpu, Run, Settings, Worker
 
+HELD_THE_LOOP = "was killed for holding its event loop beyond the time limit of what else runs there:"
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
 
 

@@ -69,6 +69,7 @@ class Child(Struct, eq=False):
     output_fd: int
     pidfd: int
     board: BoardReader | None = None
+    kind: Literal["sync", "async"] = "sync"
 
     def kill(self, force: bool) -> None:
         """The whole process group, so that its subprocesses go along."""

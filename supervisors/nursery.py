@@ -147,10 +147,11 @@ class Nursery:
             self._import_s = max(IMPORT_S, 10 * said.seconds)
             for worker in self._wanted:
                 self._ask(worker)
-        if isinstance(said, Forked | ForkFailed):
-            self._wanted.pop(said.worker, None)
-            self._asked.pop(said.worker, None)
-        if not isinstance(said, Forked):
+        if not isinstance(said, Forked | ForkFailed):
+            return [said]
+        kind = self._wanted.pop(said.worker, "sync")
+        self._asked.pop(said.worker, None)
+        if isinstance(said, ForkFailed):
             return [said]
         try:
             if flags & socket.MSG_CTRUNC:
@@ -168,7 +169,7 @@ class Nursery:
         sock.setblocking(False)
         os.set_blocking(fds[1], False)
         board = BoardReader(fds[2]) if len(fds) > 2 else None
-        return [Child(said.worker, said.pid, sock, fds[1], pidfd, board)]
+        return [Child(said.worker, said.pid, sock, fds[1], pidfd, board, kind)]
 
     def reap_strangers(self, known: Container[int]) -> None:
         if not self._wanted:

@@ -217,7 +217,12 @@ class Pipes:
             while data := child.sock.recv(READ_BYTES):
                 self._take(n, pipe, data)
         self._read_unsent(n, pipe)
-        if running := child.board and child.board.on_cpu():
+        oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
+        by_its_own = oom or name != "SIGKILL"
+        if running := child.board and (
+            # A thread that async code waits for has no entry of its own.
+            child.board.last_on_cpu() if child.kind == "async" and by_its_own else child.board.on_cpu()
+        ):
             self._say_who_runs(n, running)
         self._drain_output(n, pipe)
         for run, text in pipe.lines.rest():
@@ -226,7 +231,6 @@ class Pipes:
             self._forget(fd)
         child.close()
         del self._pipes[n]
-        oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
         stacks = pipe.stacks.text if pipe.stacks else None
         self._handle(events.Exited(n, name, code, cpu_s, rss, oom, pipe.cause, stacks))
 

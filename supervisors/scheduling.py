@@ -221,9 +221,9 @@ class Scheduling:
             wanted += q.wanted
         free, at_hand, short = -len(self.waiting) - wanted, 0, False
         for w in self._workers.values():
-            count = len(w.runs)
-            at_hand += count
             if _open(w):
+                count = len(w.runs)
+                at_hand += count
                 free += self._free(w, lanes[w.kind], None)
                 short = short or count < LANES_MIN
         if free <= 0:

@@ -832,6 +832,28 @@ def test_new_async_runs_do_not_wait_for_the_longest_of_a_worker_that_is_to_be_re
     assert [len(scene.at(w)) for w in scene.core.workers] == [2, 2, 2, 2]
 
 
+def test_a_leaving_worker_does_not_count_for_what_the_others_have_at_hand():
+    scene = Scene(ASYNC, lanes=10, max_rss_bytes=100).up()
+    scene.takes(*(message(n, queue=3) for n in range(1, 11)), queue=3)
+    scene.tell(events.Measured(1, 200)).after(0.1).boot()
+    for n in range(11, 17):
+        assert scene.wants, f"nothing is claimed any more with {n - 11} of 10"
+        scene.takes(message(n, queue=3), queue=3).after(1.0)
+    assert len(scene.at(2)) == 6
+
+
+def test_what_holds_the_event_loop_is_charged_where_another_is_over_its_time():
+    """The board names it when the worker is dead."""
+    scene = Scene(ASYNC, lanes=4).up().takes(message(1, queue=3), message(2, queue=3), queue=3)
+    scene.says(1, started(1), started(2)).saves().says(1, started(1, "timed", timeout_s=2.0))
+    assert scene.after(2.0 + cores.ASYNC_GRACE_S).ordered(events.Kill) == [events.Kill(1, False)]
+    scene.says(1, started(2, "holds")).dies(1, "SIGTERM")
+    [write] = scene.unsaved
+    assert (write.claim.message_id, write.crash.step) == (2, "holds")
+    assert "holding its event loop beyond the time limit" in write.crash.text
+    assert scene.waiting() == [1]
+
+
 # Who killed it
 
 

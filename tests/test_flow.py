@@ -57,7 +57,7 @@ class AsyncJournal(Journal):
             await self.gate(call)
         await asyncio.sleep(0)
 
-    def body(self, call, awaitable):
+    def body(self, awaitable):
         return awaitable
 
     def wait(self, awaitable):

@@ -1,6 +1,7 @@
 """A worker at one end of a pipe: what it says, in what order, and what it runs meanwhile. The test is the supervisor."""
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ import pgqrs
 from pgqrs.definitions import definition_of
 from pgqrs.writes import RecordedStep
 from supervisors import wire
+from supervisors.board import BoardReader, new_board
 from supervisors.worker import LOOK_EVERY_S, make_worker
 
 WAIT_S = 10.0
@@ -19,19 +21,19 @@ WAIT_S = 10.0
 class Pipe:
     """The supervisor's end. The worker runs in a thread, which is its steps' own."""
 
-    def __init__(self, *functions, kind="sync", payload_bytes_max=1024 * 1024):
+    def __init__(self, *functions, kind="sync", payload_bytes_max=1024 * 1024, board=None):
         self.sock, self._theirs = socket.socketpair()
         self.sock.settimeout(WAIT_S)
         self._parser = wire.Parser("supervisor")
         self._frames = []
         self._functions = {definition_of(f).name: definition_of(f) for f in functions}
-        self._kind, self._limit = kind, payload_bytes_max
+        self._kind, self._limit, self._board = kind, payload_bytes_max, board
         self._error = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self):
         try:
-            make_worker(self._kind, self._theirs, self._functions, self._limit).run(4711)
+            make_worker(self._kind, self._theirs, self._functions, self._limit, self._board).run(4711)
         except BaseException as e:
             self._error = e
         finally:
@@ -694,6 +696,55 @@ def test_an_async_run_that_is_cancelled_now_ends_where_it_waits():
         assert inside.wait(WAIT_S)
         pipe.send(wire.Cancel(1, 1, now=True))
         assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+
+
+def test_an_async_run_that_is_cancelled_before_it_began_says_so():
+    @pgqrs.workflow
+    async def flow():
+        note("flow")
+
+    with Pipe(flow, kind="async") as pipe:
+        d = definition_of(flow)
+        execute = wire.Execute(1, 1, d.name, d.kind, b'{"input": null}', 1, ())
+        pipe.send(execute, wire.Cancel(1, 1, now=True))  # read at once, as after code that held the loop
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+    assert ran == []
+
+
+def test_a_loop_that_somebody_ends_ends_no_run_with_it():
+    async def exits():
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    @pgqrs.workflow
+    async def exiting():
+        await asyncio.gather(exits())
+
+    @pgqrs.workflow
+    async def waiting():
+        await asyncio.Event().wait()
+
+    board = new_board()
+    reader, said, sent = (
+        BoardReader(os.dup(board)),
+        [],
+        len(wire.encode(wire.Ready(4711)) + wire.encode(wire.Idle())),
+    )
+
+    def run():
+        nonlocal sent
+        with Pipe(waiting, exiting, kind="async", board=board) as pipe:
+            pipe.execute(waiting, 1, 2)
+            pipe.execute(exiting, 3)
+            while data := pipe.sock.recv(65536):
+                sent += len(data)
+                said.extend(pipe._parser.feed(data))
+
+    with pytest.raises(SystemExit):
+        run()
+    said += wire.Parser("supervisor").feed(reader.unsent(sent))
+    assert {f.message_id for f in said if isinstance(f, wire.Started)} == {1, 2, 3}
+    assert [f for f in said if isinstance(f, wire.Failed | wire.Finished)] == []
 
 
 def test_an_async_run_that_left_leaves_no_step_running_behind():

@@ -395,18 +395,31 @@ def printing(lines: int) -> int:
     return lines
 
 
-@pgqrs.step
-async def async_die(evidence: str) -> None:
+async def die_later(seconds: float) -> None:
     import asyncio
 
-    note(evidence)
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pgqrs.step
+async def async_die(evidence: str, how: str) -> None:
+    import asyncio
+
+    note(evidence)
+    if how == "in its body":
+        await asyncio.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "in a task":
+        await asyncio.gather(die_later(0.2), die_later(0.3))
+    else:
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(os.abort)
+
+
 @pgqrs.workflow
-async def async_dying(evidence: str) -> None:
-    await async_die(evidence)
+async def async_dying(evidence: str, how: str) -> None:
+    await async_die(evidence, how)
 
 
 def is_open(gate: str) -> bool:

@@ -24,8 +24,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 THREE_STEPS = f"{PIPELINE}:three_steps"
 ONCE = ["first", "slow", "last"]
 
-# What a connection of each kind said last, and says in a transaction; and what keeps that transaction open.
-SAID = {"turn": "COMMIT", "lease": "pgqrs_supervisors", "listen": "listen pgqrs"}
+# What a connection of each kind said last, and says in a transaction; and what keeps that transaction open. Between two commits
+# that of the turns claims and looks.
+SAID = {
+    "turn": "^COMMIT|held_by_vt = false|^select r.queue_id",
+    "lease": "pgqrs_supervisors",
+    "listen": "listen pgqrs",
+}
 SAYS = {"turn": "pgqrs_workflow_runs", "lease": "update pgqrs_supervisors"}
 LOCKS = {
     "turn": "lock table pgqrs_workflow_runs in access exclusive mode",
@@ -45,7 +50,7 @@ def find(admin: psycopg.Connection[Any], says: str, waiting: bool = False) -> in
     def look() -> int | None:
         row = admin.execute(
             "select pid from pg_stat_activity where application_name = 'pgqrs' and datname = current_database() "
-            "and position(%s in query) > 0 and (not %s or wait_event_type = 'Lock')",
+            "and query ~ %s and (not %s or wait_event_type = 'Lock')",
             (says, waiting),
         ).fetchone()
         return None if row is None else int(row[0])

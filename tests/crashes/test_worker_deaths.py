@@ -407,26 +407,29 @@ def test_async_runs_survive_the_death_of_their_worker(
         handles = [store.trigger(pipeline.async_run, str(tmp_path / f"e{n}"), 1.0) for n in range(10)]
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
             begun = eventually(lambda: [s for s in starts(tmp_path / "e9") if s.step == "async_slow"])[0]
+            time.sleep(0.3)  # for the others to begin, and to wait
             kill(begun.pid)
             assert supervisor.wait() == 0, supervisor.said()
         for n, handle in enumerate(handles):
             assert handle.result(0) == ["first", "slept", "last"]
             steps = [s.step for s in starts(tmp_path / f"e{n}")]
             assert steps == ["first", "async_slow", "async_slow", "last"]
+            assert handle.steps()[1].crash_count == 0
     proves(
-        "the worker of `async` runs dies",
+        "the worker of `async` runs is killed from outside while all of them wait",
         "all of its runs go on behind their last checkpoints",
-        charged="the run on the CPU: one crash",
+        charged="nobody",
     )
 
 
+@pytest.mark.parametrize("how", ["in its body", "in a task", "in a thread"])
 def test_the_death_of_an_event_loop_is_charged_to_whose_code_it_ran(
-    sqlite_dsn: str, tmp_path: Path, proves: Proves
+    sqlite_dsn: str, tmp_path: Path, how: str, proves: Proves
 ) -> None:
     gate = tmp_path / "gate"
     with pgqrs.connect(sqlite_dsn) as store:
         runs = [store.trigger(pipeline.async_gated, str(tmp_path / f"e{n}"), str(gate)) for n in range(5)]
-        poison = store.trigger(pipeline.async_dying, str(tmp_path / "poison"))
+        poison = store.trigger(pipeline.async_dying, str(tmp_path / "poison"), how)
         runs += [store.trigger(pipeline.async_gated, str(tmp_path / f"f{n}"), str(gate)) for n in range(5)]
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
             eventually(lambda: poison.status == pgqrs.WorkflowStatus.Error, what=supervisor.said)
