@@ -189,6 +189,11 @@ def _enc_hook(value: Any) -> Any:
         return value.model_dump(mode="json", round_trip=True, by_alias=False)
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value)
+    if inspect.iscoroutine(value):
+        value.close()  # else Python warns of it as well
+        raise TypeError(
+            "a coroutine is no JSON value: await it; an async step is for an `async def` workflow"
+        )
     raise TypeError(f"a value of type {_type_name(type(value))} is no JSON value; use {PLAIN_DATA}")
 
 

@@ -287,12 +287,16 @@ async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwa
     journal = cast(AsyncJournal, context.journal)  # as an async run has
     await journal.begin(call)
     attempt = _Attempt(context, definition, call)
+    limit = asyncio.timeout(definition.timeout_s)
     try:
         with _inside(call):
-            async with asyncio.timeout(definition.timeout_s):
+            async with limit:
                 value = await journal.body(definition.function(*args, **kwargs))
     except ASYNC_FAILURES as e:
-        step = attempt.failed(e)
+        over = TimeoutError(
+            f"step {call.name!r} was cancelled at its time limit of {definition.timeout_s or 0:g} s"
+        )
+        step = attempt.failed(over if isinstance(e, TimeoutError) and limit.expired() else e)
     else:
         step = attempt.succeeded(value)
     context.journal.record(step)

@@ -49,6 +49,7 @@ from supervisors.scheduling import Scheduling
 from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 from supervisors.stopping import TOLD, Happened, Level, after
 
+NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
 ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
@@ -124,7 +125,7 @@ class Core:
                 for claim in event.claims:
                     run = self.runs.get(claim.message_id)
                     if run is not None and run.claim == claim and not run.ending:
-                        self._out.append(Note("taken from us, or ended by somebody else", "warning", run.id))
+                        self._out.append(Note(NOT_OURS, "warning", run.id))
                         self._drop(run)
             case Measured():
                 self.limits.weigh(event)
@@ -323,9 +324,7 @@ class Core:
 
     def _not_applied(self, run: Run, outcome: Outcome) -> None:
         if outcome.failure is None:
-            self._out.append(
-                Note("lost: its claim is another's by now; nothing was written", "warning", run.id)
-            )
+            self._out.append(Note(f"{NOT_OURS}; nothing was written", "warning", run.id))
             self._drop(run)
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):

@@ -206,7 +206,7 @@ class Pipes:
     def _probably(self, pipe: _Pipe) -> int | None:
         """Whose line without a run is, such as a subprocess's: his who has the CPU or had it last."""
         running = pipe.child.board and pipe.child.board.last_on_cpu()
-        return running.message_id if running else None
+        return running.message_id or None if running else None
 
     def _bury(self, n: int) -> None:
         """A worker is dead. First everything that it sent, then how it ended."""

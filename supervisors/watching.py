@@ -2,12 +2,13 @@
 
 import contextlib
 import threading
+from pathlib import Path
 from typing import Protocol
 
 import psycopg
 
 from pgqrs import errors
-from pgqrs.config import Config
+from pgqrs.config import Config, sqlite_path, turso_file
 from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
@@ -25,7 +26,8 @@ class Watch(Protocol):
         """The queues that were hinted at; () for none, None for any of them. Never waits."""
 
     def mend(self) -> None:
-        """Connects anew where the link is broken; that may take seconds, and is for another thread."""
+        """Connects anew where the link is broken; that may take seconds, and is for another thread. Raises SchemaError where it
+        leads nowhere any more."""
 
     def close(self) -> None: ...
 
@@ -45,6 +47,12 @@ class DataVersion:
         database = open_database(config)
         assert isinstance(database, SqliteDatabase)
         self._database = database
+        self._file = Path(
+            sqlite_path(config.dsn) if config.backend == "sqlite" else turso_file(config.dsn)[0]
+        )
+        self._inode = (
+            self._file.stat().st_ino if config.backend != "s3" else None
+        )  # whose copy is ours to replace
         self._seen = database.data_version()
         self.interval_s: float | None = SQLITE_LOOK_S
 
@@ -57,7 +65,16 @@ class DataVersion:
         return None if changed else ()
 
     def mend(self) -> None:
-        pass
+        """Raises SchemaError where there is another file by now, or none: what is open here, nobody else sees any more."""
+        if self._inode is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if self._file.stat().st_ino == self._inode:
+                return
+        raise errors.SchemaError(
+            f"the database file {self._file} was removed or replaced while this supervisor had it open: nobody else sees what is "
+            "done in the old one; start the supervisor again"
+        )
 
     def close(self) -> None:
         self._database.close()

@@ -644,6 +644,16 @@ def test_the_result_s_annotation_is_evaluated():
     assert signature_of(plain).returns is Any
 
 
+def test_a_coroutine_that_nobody_awaited_says_what_to_do():
+    async def step():
+        pass
+
+    with pytest.raises(
+        SerializationError, match=r"a coroutine is no JSON value: await it; an async step is for"
+    ):
+        codec.encode([step()], what="the result")
+
+
 def test_a_wrapped_or_partial_function_is_read_in_its_own_module():
     @functools.wraps(several)
     def wrapper(*args, **kwargs): ...

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from datetime import datetime
 
+import msgspec
 import pytest
 
 import pgqrs
@@ -748,7 +749,9 @@ def test_an_async_step_over_its_time_limit_has_failed():
     with pytest.raises(Refused):
         run_async(work, journal=journal)
     assert journal.steps[0].status is WorkflowStatus.Error
-    assert b"TimeoutError" in journal.steps[0].error
+    error = msgspec.json.decode(journal.steps[0].error)
+    assert error["type"] == "builtins.TimeoutError"
+    assert error["message"] == "step 'slow' was cancelled at its time limit of 0.01 s"
 
 
 def test_an_async_step_with_tries_left_leaves_its_worker():

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0
+STOPPING = (
+    "Ctrl-C to drain",
+    "finishing what runs; Ctrl-C again to stop at the next step",
+    "stopping at the next step; Ctrl-C again to stop now",
+    "stopping now",
+)
 
 
 def make_view(quiet: bool = False) -> "View":
@@ -147,11 +153,7 @@ class PanelView:
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
         title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {count(state.crashes, 'crash')}{backlog}"
-        says = (
-            "the database is away"
-            if state.away
-            else ("Ctrl-C to drain" if not state.stopping else "stopping; Ctrl-C again to hurry")
-        )
+        says = "the database is away" if state.away else STOPPING[min(state.stopping, len(STOPPING) - 1)]
         return Panel(table, title=title, subtitle=says, border_style="red" if state.away else "blue")
 
 

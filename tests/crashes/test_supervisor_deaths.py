@@ -480,6 +480,27 @@ def test_a_burst_that_lost_its_lease_goes_on_with_what_it_held(dsn: str, tmp_pat
     assert "4 finished" in finished[-1], "what was not recorded does not count"
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_one_whose_file_was_replaced_says_so(
+    sqlite_dsn: str, tmp_path: Path, how: str, proves: Proves
+) -> None:
+    """It would go on in a file that nobody else can open."""
+    path = Path(sqlite_dsn.removeprefix("sqlite://"))
+    with pgqrs.connect(sqlite_dsn) as store:
+        assert store.trigger(pipeline.three_steps, str(tmp_path / "e"), 0.0)
+    with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1") as supervisor:
+        eventually(lambda: len(starts(tmp_path / "e")) == 3)
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+        if how == "replaced":
+            with pgqrs.connect(sqlite_dsn) as store:
+                store.install()
+        assert supervisor.wait(10) == 3, supervisor.said()
+        assert "was removed or replaced while this supervisor had it open" in supervisor.said()
+        assert "Traceback" not in supervisor.said(), supervisor.said()
+    proves("its SQLite file is removed or replaced", "it ends with exit code 3 and says so", charged="nobody")
+
+
 def test_one_whose_database_was_replaced_meanwhile_says_so(postgres_dsn: str, tmp_path: Path) -> None:
     with pgqrs.connect(postgres_dsn) as store:
         store.install()
