@@ -47,12 +47,8 @@ class DataVersion:
         database = open_database(config)
         assert isinstance(database, SqliteDatabase)
         self._database = database
-        self._file = Path(
-            sqlite_path(config.dsn) if config.backend == "sqlite" else turso_file(config.dsn)[0]
-        )
-        self._inode = (
-            self._file.stat().st_ino if config.backend != "s3" else None
-        )  # whose copy is ours to replace
+        self._file = _file(config)
+        self._inode = self._file.stat().st_ino if self._file else None
         self._seen = database.data_version()
         self.interval_s: float | None = SQLITE_LOOK_S
 
@@ -66,7 +62,7 @@ class DataVersion:
 
     def mend(self) -> None:
         """Raises SchemaError where there is another file by now, or none: what is open here, nobody else sees any more."""
-        if self._inode is None:
+        if self._file is None:
             return
         with contextlib.suppress(FileNotFoundError):
             if self._file.stat().st_ino == self._inode:
@@ -78,6 +74,13 @@ class DataVersion:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _file(config: Config) -> Path | None:
+    """That nobody may replace; the copy of what is in S3 is ours to."""
+    if config.backend == "s3":
+        return None
+    return Path(sqlite_path(config.dsn) if config.backend == "sqlite" else turso_file(config.dsn)[0])
 
 
 class Followed(DataVersion):
