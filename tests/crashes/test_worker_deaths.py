@@ -496,11 +496,11 @@ def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path, 
         ) as supervisor:
             nothing = str(tmp_path / "e")
             store.trigger(pipeline.three_steps, nothing, 0.0).result(20)
-            workers = len(supervisor.workers())
+            eventually(lambda: len(supervisor.workers()) == 3)  # with that of `async def` functions
             before = held_by(supervisor.pid)
             last = store.trigger_many(pipeline.three_steps, [((nothing, 0.0), {})] * RECYCLES)[-1]
             last.result(110)
-            eventually(lambda: len(supervisor.workers()) == workers)
+            eventually(lambda: len(supervisor.workers()) == 3)
             after = held_by(supervisor.pid)
         assert len({s.pid for s in starts(tmp_path / "e")}) == RECYCLES + 1
         assert after.descriptors <= before.descriptors + 3
