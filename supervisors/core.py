@@ -433,6 +433,8 @@ class Core:
         worker = self.workers.pop(event.worker)
         how = endings.how(event)
         over = exceeded(worker)
+        if over is None and worker.kind == "async" and worker.on_cpu is None:
+            over = worker.over_limit  # its loop went on, so nobody else held it up: it did not heed its limit
         blamed = over or (worker.on_cpu if worker.killing is None else None)
         if blamed is None and worker.over_limit is not None and worker.kind == "async":
             # It was killed for somebody's limit, and another's code is what held its event loop.

@@ -218,7 +218,7 @@ class Pipes:
                 self._take(n, pipe, data)
         self._read_unsent(n, pipe)
         oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
-        by_its_own = oom or name != "SIGKILL"
+        by_its_own = oom or name not in ("SIGKILL", "SIGTERM")  # those come from outside, or from us
         if running := child.board and (
             # A thread that async code waits for has no entry of its own.
             child.board.last_on_cpu() if child.kind == "async" and by_its_own else child.board.on_cpu()

@@ -854,6 +854,16 @@ def test_what_holds_the_event_loop_is_charged_where_another_is_over_its_time():
     assert scene.waiting() == [1]
 
 
+def test_async_code_that_waits_on_beyond_its_limit_is_charged_itself():
+    """The loop went on, so whoever was last on it has nothing to do with that."""
+    scene = Scene(ASYNC, lanes=4).up().takes(message(1, queue=3), message(2, queue=3), queue=3)
+    scene.says(1, started(1), started(2)).saves().says(1, started(1, "timed", timeout_s=2.0))
+    scene.after(2.0 + cores.ASYNC_GRACE_S).says(1, wire.Idle()).dies(1, "SIGTERM")
+    [write] = scene.unsaved
+    assert (write.claim.message_id, write.step.name, write.step.status) == (1, "timed", ERROR)
+    assert scene.waiting() == [2]
+
+
 # Who killed it
 
 
