@@ -164,7 +164,8 @@ class Core:
                     self._out.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
             case wire.Idle():
                 worker.on_cpu = None
-                self._out.append(Hurry())
+                if worker.given:  # else it is new, and waits for no commit
+                    self._out.append(Hurry())
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
@@ -445,7 +446,8 @@ class Core:
             if blamed is None or blamed.run != run.id:
                 self._came_back(run)
             elif over is None:
-                self._end_as(run, endings.crashed(run, worker, event, blamed, self.settings), urgent=True)
+                held = not self.level and run.recorded is not None
+                self._crashed(run, endings.crashed(run, worker, event, blamed, self.settings, held))
             elif over.limit == "run":
                 ending = endings.run_killed_at_limit(run, worker, event, blamed, now, self.settings)
                 self._end_as(run, ending, urgent=True)
@@ -464,6 +466,16 @@ class Core:
                     blamed.run if blamed else None,
                 )
             )
+
+    def _crashed(self, run: Run, ending: endings.Ending) -> None:
+        """Once it is recorded that it killed its worker, it goes on under the same claim, to kill no more than that."""
+        if ending.write.message is not None:
+            self._end_as(run, ending, urgent=True)
+            return
+        run.worker = None
+        run.crashes += 1
+        run.begin_anew()
+        self._save(ending.write, urgent=True)
 
     def _out_of_time(self, run: Run) -> None:
         if run in self.waiting:

@@ -69,8 +69,10 @@ def refused(run: Run, failure: str) -> Ending:
     return Ending(write, Note(f"the database refused its values: {failure}", "error", run.id), failed=True)
 
 
-def crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Settings) -> Ending:
-    """Its worker died while the run had the CPU."""
+def crashed(
+    run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Settings, held: bool = False
+) -> Ending:
+    """Its worker died while the run had the CPU. `held`: a workflow that has a life left stays claimed."""
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
     if run.function.workflow_id is None:
@@ -83,7 +85,7 @@ def crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Setti
         "oom" if event.oom else "signal" if event.signal else "exit", text, run, worker, event, cpu
     )
     if crash.crash_count < CRASHES_MAX:
-        return Ending(Write(run.claim, crash=crash, message=Release()))
+        return Ending(Write(run.claim, crash=crash, message=None if held else Release()))
     reason = f"its worker died {crash.crash_count} times without a checkpoint between: {text}"
     settle = Settle(WorkflowStatus.Error, error=error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(reason))

@@ -18,6 +18,7 @@ ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
 LAPSED_EVERY_S = 1.0
+FORK_S = 1.0  # at most, until a new worker is ready; it takes milliseconds
 # Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
 ROW_S = 0.001
 
@@ -53,7 +54,7 @@ class Scheduling:
         """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
         self._asked = self._last = None
         for worker in self._workers.values():
-            if not worker.runs:
+            if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
                 worker.exclusive = False
         if not self.waiting:
             for worker in self._workers.values():
@@ -80,7 +81,7 @@ class Scheduling:
             if empty:
                 empty[0].exclusive, empty[0].reserved = True, False
                 return empty[0]
-            if able and not any(w.reserved for w in able):
+            if able and not any(w.reserved for w in able) and not self._one_comes(now):
                 fewest = min(able, key=lambda w: len(w.runs))
                 fewest.reserved = True
                 self._revoke(fewest, len(fewest.runs))
@@ -106,6 +107,13 @@ class Scheduling:
                 emptiest, least = w, burden
         self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
+
+    def _one_comes(self, now: float) -> bool:
+        """A new worker, which will be empty sooner than one that is at work."""
+        return any(
+            w.kind == "sync" and not w.ready and w.killing is None and now - w.launched_at < FORK_S
+            for w in self._workers.values()
+        )
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
         history = run.history()

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pgqrs.retry import BackoffStrategy
 from pgqrs.writes import Claim, Claimed, RecordedStep, Step
@@ -77,6 +78,11 @@ class Run(Struct, eq=False):
     @property
     def isolated(self) -> bool:
         return self.crashes > 0
+
+    def begin_anew(self) -> None:
+        """Under the same claim: its function is called another time."""
+        self.claimed = replace(self.claimed, attempt=self.claimed.attempt + 1)
+        self.begun = False
 
     def record(self, step: Step) -> None:
         self.recorded_bytes += RECORDED_STEP_BYTES + len(step.output or b"") + len(step.error or b"")

@@ -453,7 +453,7 @@ def test_only_the_run_on_the_cpu_is_charged():
     by_run = {w.claim.message_id: w for w in scene.unsaved}
     assert by_run[2].crash.step == "b"
     assert by_run[2].crash.signal == "SIGSEGV"
-    assert by_run[2].message == Release()
+    assert by_run[2].message is None
     assert set(by_run) == {2}
 
 
@@ -478,7 +478,8 @@ def test_a_run_goes_on_only_when_what_it_said_before_is_committed():
     assert scene.dies(1).ordered(events.Hurry)
     scene.boot()
     assert scene.all_sent(wire.Execute, 2) == []
-    assert [e.message_id for e in scene.saves().sent(wire.Execute, 2)] == [1]
+    assert [e.message_id for e in scene.saves().sent(wire.Execute, 2)] == [2], "alone"
+    assert scene.says(2, started(2, "b"), checkpoint(2)).at(2) == [2, 1]
 
 
 @pytest.mark.parametrize("answer", ["cancelling", "lost", "refused", "stopping"])
@@ -486,24 +487,26 @@ def test_a_run_between_two_workers_hears_what_becomes_of_it(answer):
     scene = running(1, 2).says(1, started(1), checkpoint(1), started(2, "b")).dies(1)
     match answer:
         case "cancelling":
-            [end] = scene.saves(CANCELLING).unsaved
-            assert (end.settle, end.message) == (Settle(CANCELLED), Archive())
+            ends = scene.saves(CANCELLING).unsaved
+            assert [(e.settle, e.message) for e in ends] == [(Settle(CANCELLED), Archive())] * 2
         case "lost":
             assert scene.loses().core.runs == {}
         case "refused":
             ends = {w.claim.message_id: w for w in scene.refuses().unsaved}
             assert ends[1].settle.status == ERROR
         case "stopping":
-            [end] = scene.stop(1).saves().unsaved
-            assert (end.claim.message_id, end.message) == (1, Release())
+            ends = scene.stop(1).saves().unsaved
+            assert [(e.claim.message_id, e.message) for e in ends] == [(1, Release()), (2, Release())]
     assert scene.waiting() == []
     assert scene.all_sent(wire.Execute, 2) == []
 
 
+LONG = wire.Checkpoint(1, 1, 0, "s0", b"x" * RECORDED_BYTES_MAX, None, 0.01, 0.0, 0)
+
+
 def test_a_run_that_recorded_too_much_to_keep_is_claimed_anew():
     scene = running(1, 2, lanes=2)
-    long = wire.Checkpoint(1, 1, 0, "s0", b"x" * RECORDED_BYTES_MAX, None, 0.01, 0.0, 0)
-    scene.says(1, started(1), long, started(2, "b")).saves().dies(1)
+    scene.says(1, started(1), LONG, started(2, "b")).saves().dies(1)
     by_run = {w.claim.message_id: w for w in scene.unsaved}
     assert (by_run[1].crash, by_run[1].message) == (None, Release())
 
@@ -557,11 +560,47 @@ def test_the_fifth_death_without_a_checkpoint_is_the_last(before):
     [write] = scene.unsaved
     assert write.crash.crash_count == before + 1
     if before < 4:
-        assert (write.settle, write.message) == (None, Release())
+        assert (write.settle, write.message) == (None, None)
     else:
         assert write.settle.status == ERROR
         assert "died 5 times without a checkpoint between" in write.message.dead_reason
         assert msgspec.json.decode(write.settle.error)["type"] == "pgqrs.errors.WorkerCrashed"
+
+
+def test_what_killed_its_worker_goes_on_first_and_alone_under_the_same_claim_once_that_is_recorded():
+    scene = running(1, 2, workers=2).says(1, started(1, "a")).saves().dies(1).boot()
+    assert scene.all_sent(wire.Execute, 3) == []
+    [again] = scene.saves().sent(wire.Execute, 3)
+    assert (again.message_id, again.claim_no, again.attempt) == (1, 1, 2)
+    assert scene.says(3, started(1, "a")).unsaved[0].begin == Begin(11, 2)
+    scene.saves().after(5).takes(message(3))
+    assert (scene.at(3), scene.at(2)) == ([1], [2, 3])
+
+
+def test_what_killed_its_worker_has_company_again_behind_its_next_checkpoint():
+    scene = running(1, 2, workers=2).says(1, started(1, "a")).saves().dies(1).boot().saves()
+    scene.after(5).takes(message(3))
+    assert scene.says(3, started(1, "a"), checkpoint(1)).takes(message(4)).at(3) == [1, 4]
+
+
+def test_what_killed_its_worker_is_given_back_where_there_is_no_time_for_another_life():
+    [write] = in_step().stop(1).dies(1).unsaved
+    assert (write.crash.crash_count, write.message) == (1, Release())
+
+
+def test_a_new_worker_is_awaited_and_none_emptied_for_a_run_that_must_be_alone():
+    scene = running(1, 2, 3, workers=2).says(1, started(1, "a")).says(2, started(2)).saves()
+    scene.dies(1).saves()
+    assert (scene.waiting(), scene.at(2), scene.all_sent(wire.Revoke)) == ([1], [2, 3], [])
+    assert scene.after(scheduling.FORK_S).sent(wire.Revoke, 2) == [wire.Revoke(2)], "it does not come"
+    assert scene.boot().at(3) == [1]
+
+
+def test_a_new_worker_has_nothing_that_waits_for_a_commit():
+    scene = running(1).says(1, started(1), checkpoint(1))
+    assert scene.says(1, wire.Idle()).ordered(events.Hurry)
+    scene = Scene().up()
+    assert not scene.says(1, wire.Idle()).ordered(events.Hurry)
 
 
 def test_a_committed_checkpoint_starts_the_budget_anew():
@@ -1154,7 +1193,7 @@ def test_a_burst_waits_for_every_queue():
 
 
 def test_a_burst_looks_again_at_what_it_released_itself():
-    scene = in_step()
+    scene = in_step().says(1, LONG, started(1, "b", 1)).saves()
     scene.core.settings = Settings(workers=1, lanes=2, burst=True)
     scene.after(1).takes()
     scene.dies(1).boot().saves()
@@ -1357,7 +1396,7 @@ def test_a_full_claim_goes_on_behind_its_watermark_and_the_whole_queue_is_seen_n
 
 
 def test_what_is_released_to_its_old_place_is_found_behind_the_watermark():
-    scene = running(1, 2).says(1, started(1, "a")).saves()
+    scene = running(1, 2).says(1, started(1, "a"), LONG, started(1, "b", 1)).saves()
     assert scene.core.queues[1].after is not None
     scene.dies(1)
     assert scene.core.queues[1].after is None

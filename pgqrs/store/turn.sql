@@ -71,7 +71,8 @@ from {rows: message_id bigint, crash_count int, crash json}
 where w.message_id = r.message_id;
 
 -- name: crash_steps
--- The step that was on the CPU when its worker died: noted in its row, which stays open.
+-- The step that was on the CPU when its worker died: noted in its row, which stays open. Once, though a turn whose end is unknown
+-- is repeated under the same claim: two deaths differ in what they say.
 insert into pgqrs_workflow_steps as s
     (run_id, step_name, status, created_at, updated_at, position, pid, cpu_seconds, peak_rss_bytes, crash_count, crash)
 select w.id, r.step_name, cast('RUNNING' as {status}), {now}, {now}, r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes, 1, r.crash
@@ -80,7 +81,8 @@ join pgqrs_workflow_runs w on w.message_id = r.message_id
 where true
 on conflict (run_id, step_name) do update
 set updated_at = excluded.updated_at, pid = excluded.pid, cpu_seconds = excluded.cpu_seconds,
-    peak_rss_bytes = excluded.peak_rss_bytes, crash_count = s.crash_count + 1, crash = excluded.crash
+    peak_rss_bytes = excluded.peak_rss_bytes, crash = excluded.crash,
+    crash_count = s.crash_count + case when s.crash = excluded.crash then 0 else 1 end
 where s.status <> 'SUCCESS';
 
 -- name: settle_runs

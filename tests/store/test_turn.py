@@ -259,6 +259,15 @@ def test_a_pause_without_an_end_is_far_away_on_every_database(flow):
     assert flow.store.run(claim.message_id).due_at[:4] == "2124"
 
 
+def test_a_crash_that_is_written_again_counts_once_in_its_step(flow):
+    """A turn whose end was not seen is repeated, and the run is still ours."""
+    claim = flow.begun()
+    wrote(flow.store, Write(claim, crash=crash(1)))
+    assert wrote(flow.store, Write(claim, crash=crash(1)), unsure=True).applied
+    [open_step] = flow.store.steps(claim.message_id)
+    assert (open_step.crash_count, flow.store.run(claim.message_id).crash_count) == (1, 1)
+
+
 def test_an_archived_message_keeps_its_consumer_and_is_never_claimed(flow, dsn):
     claim = flow.begun()
     wrote(flow.store, Write(claim, message=Archive()))
