@@ -269,7 +269,7 @@ class Core:
         self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
-        """From a worker that did not end it: never started there, or left at a boundary, or not what that died of. It goes on in
+        """From a worker that did not end it: never started there, or left at a boundary, or there when that died. It goes on in
         another, under the same claim and from its last recorded step, once that is committed."""
         if run.ending:
             return
@@ -281,7 +281,7 @@ class Core:
         elif self.level or run.recorded is None:
             self._end(run, Write(run.claim, message=Release()), urgent=True)
         elif not run.unsaved:
-            self.waiting.appendleft(run)
+            self.scheduling.go_on(run)
         else:
             self._out.append(Hurry())
 
@@ -583,7 +583,7 @@ class Core:
 
 
 def _begin(run: Run) -> Begin | None:
-    """Of a run that no worker has begun before."""
+    """Of a run that no worker has begun, in this attempt."""
     run.started = True
     if run.begun:
         return None

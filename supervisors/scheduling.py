@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 from pgqrs.writes import RecordedStep
 from supervisors import wire
@@ -18,7 +19,7 @@ ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
 LAPSED_EVERY_S = 1.0
-FORK_S = 1.0  # at most, until a new worker is ready; it takes milliseconds
+COMES_S = 1.0  # at most, until a new worker is ready: forked in milliseconds, spawned in a part of a second
 # Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
 ROW_S = 0.001
 
@@ -56,9 +57,9 @@ class Scheduling:
         for worker in self._workers.values():
             if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
                 worker.exclusive = False
+        if not any(r.isolated for r in self.waiting):  # nor any longer: it may have been cancelled meanwhile
+            self._open_all()
         if not self.waiting:
-            for worker in self._workers.values():
-                worker.reserved = False
             return
         put_back: list[Run] = []
         # A message never runs in two workers: one that it is still to leave, or that is dying with it, comes first.
@@ -75,11 +76,12 @@ class Scheduling:
         self.waiting.extendleft(reversed(put_back))
 
     def _host(self, run: Run, now: float) -> Worker | None:
-        if run.isolated and not run.function.is_async:
+        if run.isolated:
             able = [w for w in self._workers.values() if w.kind == "sync" and _able(w)]
             empty = [w for w in able if not w.runs]
             if empty:
-                empty[0].exclusive, empty[0].reserved = True, False
+                self._open_all()
+                empty[0].exclusive = True
                 return empty[0]
             if able and not any(w.reserved for w in able) and not self._one_comes(now):
                 fewest = min(able, key=lambda w: len(w.runs))
@@ -108,10 +110,20 @@ class Scheduling:
         self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
 
+    def _open_all(self) -> None:
+        """None is being emptied any more; for the next run that must be alone, one will be again."""
+        for worker in self._workers.values():
+            worker.reserved = False
+
+    def go_on(self, run: Run) -> None:
+        """It waits again, before what is new and behind what must be alone."""
+        ahead = 0 if run.isolated else sum(1 for _ in takewhile(lambda r: r.isolated, self.waiting))
+        self.waiting.insert(ahead, run)
+
     def _one_comes(self, now: float) -> bool:
         """A new worker, which will be empty sooner than one that is at work."""
         return any(
-            w.kind == "sync" and not w.ready and w.killing is None and now - w.launched_at < FORK_S
+            w.kind == "sync" and not w.ready and w.killing is None and now - w.launched_at < COMES_S
             for w in self._workers.values()
         )
 

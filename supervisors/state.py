@@ -58,7 +58,7 @@ class Run(Struct, eq=False):
     claimed: Claimed
     crashes: int
     worker: int | None = None
-    begun: bool = False  # its row says so, or will
+    begun: bool = False  # its row says so of this attempt, or will
     started: bool = False  # on this worker
     unsaved: int = 0  # writes on their way
     # Since it was claimed; None: too much to keep.
@@ -77,7 +77,8 @@ class Run(Struct, eq=False):
 
     @property
     def isolated(self) -> bool:
-        return self.crashes > 0
+        """To be alone in its worker. An event loop is for all of its kind."""
+        return self.crashes > 0 and not self.function.is_async
 
     def begin_anew(self) -> None:
         """Under the same claim: its function is called another time."""

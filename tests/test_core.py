@@ -592,8 +592,11 @@ def test_a_new_worker_is_awaited_and_none_emptied_for_a_run_that_must_be_alone()
     scene = running(1, 2, 3, workers=2).says(1, started(1, "a")).says(2, started(2)).saves()
     scene.dies(1).saves()
     assert (scene.waiting(), scene.at(2), scene.all_sent(wire.Revoke)) == ([1], [2, 3], [])
-    assert scene.after(scheduling.FORK_S).sent(wire.Revoke, 2) == [wire.Revoke(2)], "it does not come"
+    assert scene.after(scheduling.COMES_S).sent(wire.Revoke, 2) == [wire.Revoke(2)], "it does not come"
+    scene.says(2, wire.Returned((3,)))
+    assert scene.waiting() == [1, 3]
     assert scene.boot().at(3) == [1]
+    assert scene.at(2) == [2, 3], "it need not be emptied any more"
 
 
 def test_a_new_worker_has_nothing_that_waits_for_a_commit():
@@ -637,6 +640,15 @@ def test_a_worker_is_emptied_for_a_run_that_must_be_alone():
     assert scene.at(1) == [3]
     assert scene.waiting() == [2]
     assert scene.saves().says(1, started(3), finished(3)).at(1) == [2]
+
+
+def test_a_worker_is_open_again_when_who_was_to_be_alone_is_gone():
+    scene = running(1, 2, lanes=4).says(1, started(1)).after(1).takes(message(3, crash_count=1))
+    scene.says(1, wire.Returned((2,)))
+    assert (scene.at(1), sorted(scene.waiting())) == ([1], [2, 3])
+    scene.tell(events.Gone((Claim(3, 101, 1),)))
+    assert (scene.at(1), scene.waiting()) == ([1, 2], [])
+    assert scene.after(5).wants
 
 
 def test_a_worker_that_was_being_emptied_in_vain_goes_on():

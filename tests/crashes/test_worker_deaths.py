@@ -135,7 +135,7 @@ def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(
         assert [s.step for s in starts(evidence)] == ["first"] + ["die"] * 6
     proves(
         "the same run kills workers again and again",
-        "after a death it has a worker to itself until its next checkpoint; after 5 deaths without a checkpoint between them it is ERROR and its message dead; other runs are not touched; `pgqrs replay` gives it another life",
+        "after a death it has a worker to itself until its next checkpoint (`async def` runs share theirs); after 5 deaths without a checkpoint between them it is ERROR and its message dead; other runs are not touched; `pgqrs replay` gives it another life",
     )
 
 
