@@ -85,16 +85,19 @@ class Chaos:
             try:
                 self.phase(2.0, kill=False)  # to warm up
                 self.samples = [self.sample()]
-                calm = stormy = 0
-                for _ in range(SLICES):
-                    calm += self.phase(seconds / SLICES, kill=False)
-                    stormy += self.phase(seconds / SLICES, kill=True)
+                slices = [
+                    (
+                        self.phase(seconds / SLICES, kill=False),
+                        self.phase(seconds / SLICES, kill=True),
+                    )
+                    for _ in range(SLICES)
+                ]
                 left = self.settle()
                 log = "".join(p.read_text() for p in self.folder.glob("*.log"))
             finally:
                 for supervisor in self.supervisors:
                     supervisor.__exit__()
-        return self.judged(seconds, calm, stormy, left, log)
+        return self.judged(seconds, slices, left, log)
 
     def start(self) -> Supervised:
         self._started += 1
@@ -185,7 +188,8 @@ class Chaos:
             time.sleep(0.05)
         return left
 
-    def judged(self, seconds: float, calm: int, stormy: int, left: int, log: str) -> dict[str, Any]:
+    def judged(self, seconds: float, slices: list[tuple[int, int]], left: int, log: str) -> dict[str, Any]:
+        calm, stormy = (sum(side) for side in zip(*slices, strict=True))
         with psycopg.connect(self.dsn) as connection:
             statuses = dict(
                 connection.execute(
@@ -224,6 +228,7 @@ class Chaos:
             "runs a second without kills": round(calm / seconds, 1),
             "runs a second with kills": round(stormy / seconds, 1),
             "ratio": round(stormy / max(1, calm), 3),
+            "by slice, without and with": slices,
             "first and last sample": grown,
             "flat": flat,
         }
