@@ -1,12 +1,13 @@
 -- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
 -- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
 -- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
--- checkpoint after a takeover.
+-- checkpoint after a takeover. The coalesce keeps the planner from the index of all that is held: where statistics are from
+-- before anything was, that seems to have one entry, and each message is compared with every one that is held.
 
 -- name: fence
 select m.id, m.claim_no
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
-join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no
+join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
 where m.archived_at is null
 order by m.id
 {lock m};
@@ -15,7 +16,7 @@ order by m.id
 -- After a commit whose outcome nobody saw: a message that carries our claim and is archived was ended by us.
 select m.id, m.claim_no, w.status
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
-join pgqrs_messages m on m.id = r.message_id and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no
+join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
 left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.archived_at is not null;
 

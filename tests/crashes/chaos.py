@@ -33,6 +33,12 @@ FEED_EVERY_S = 0.1
 SAMPLE_EVERY_S = 5.0
 LEASE = "5s"
 SETTLE_S = 60.0
+# In the words of the two partial indexes: asked for together, they are counted by a look at every message there ever was, ten times a
+# second, 20 ms each after 100,000 runs.
+UNENDED = """
+select (select count(*) from pgqrs_messages where archived_at is null and consumer_worker_id is null)
+     + (select count(*) from pgqrs_messages where archived_at is null and consumer_worker_id is not null)
+"""
 
 
 class Sample(Struct):
@@ -81,6 +87,7 @@ class Chaos:
             psycopg.connect(self.dsn, autocommit=True) as self.watching,
         ):
             self.store.install()
+            self.watching.execute("set enable_seqscan = off")  # no statistics keep up with this
             self.supervisors = [self.start(), self.start()]
             try:
                 self.phase(2.0, kill=False)  # to warm up
@@ -137,9 +144,7 @@ class Chaos:
 
     def done(self) -> int:
         """By what is not, which is few, however long this goes on."""
-        row = self.watching.execute(
-            "select count(*) from pgqrs_messages where archived_at is null"
-        ).fetchone()
+        row = self.watching.execute(UNENDED).fetchone()
         assert row is not None
         return self.sent - int(row[0])
 

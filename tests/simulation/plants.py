@@ -51,7 +51,9 @@ def _sql(statement: str, old: str, new: str) -> Iterator[None]:
 @plant("stale-write")
 def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
     """Whoever knows the message may write."""
-    with _sql("fence", "and m.consumer_worker_id + 0 = r.consumer_id and m.claim_no = r.claim_no", ""):
+    with _sql(
+        "fence", "and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no", ""
+    ):
         yield
 
 
