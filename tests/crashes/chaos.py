@@ -240,11 +240,13 @@ class Chaos:
 
 
 def repeats(evidence: Path) -> tuple[int, int]:
-    """How often a body started after a later one of its run had, and how many started at all."""
+    """How often a body started after a later one of its run had, and how many started at all. A line that a kill tore says nothing."""
     furthest: dict[int, int] = {}
     repeated = starts = 0
     for line in evidence.read_text().splitlines():
-        run, step, _, _ = line.split()
+        if len(words := line.split()) != 4:
+            continue
+        run, step = words[:2]
         starts += 1
         repeated += int(step) < furthest.get(int(run), 0)
         furthest[int(run)] = max(furthest.get(int(run), 0), int(step))

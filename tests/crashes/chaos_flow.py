@@ -11,7 +11,8 @@ STEP_S = 0.005
 def note(evidence: str, number: int) -> None:
     run = pgqrs.current_run()
     fd = os.open(evidence, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.write(fd, f"{run.id} {number} {os.getpid()} {time.monotonic():.6f}\n".encode())
+    # A line of its own also behind one that a kill tore: the kernel heeds it between two pages of a file.
+    os.write(fd, f"\n{run.id} {number} {os.getpid()} {time.monotonic():.6f}\n".encode())
     os.close(fd)
 
 
