@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pgqrs.cli.commands import cli
 from pgqrs.cli.demo import KILLS_OF_A_STEP, DemoView
+from pgqrs.demo.proof import starts_in
 from supervisors.view import State, WorkerState
 from tests.cli_runner import COMMAND
 
@@ -33,6 +34,12 @@ def test_help_does_not_promise_the_default_of_the_other_commands():
         "[default: $PGQRS_DSN, else as in pgqrs.toml, else"
         in CliRunner().invoke(cli, ["install", "--help"]).output
     )
+
+
+@pytest.mark.parametrize("torn", ["", "1", "1 par", "1 parse 99"])
+def test_the_proof_reads_past_what_a_kill_left_of_a_line(torn):
+    evidence = f"\n1 scan 98 1.5\n\n{torn}\n1 parse 100 2.5\n\n2 scan 101 3.5\n"
+    assert starts_in(evidence) == {1: ["scan", "parse"], 2: ["scan"]}
 
 
 @pytest.mark.slow

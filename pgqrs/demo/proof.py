@@ -39,10 +39,7 @@ class Proof(Struct, frozen=True):
 
 def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
     """`evidence` is the bodies' own log: a line a start, in the order of the starts."""
-    starts: dict[int, list[str]] = {}
-    for line in evidence.read_text().splitlines() if evidence.exists() else []:
-        run, step, _, _ = line.split(" ")
-        starts.setdefault(int(run), []).append(step)
+    starts = starts_in(evidence.read_text() if evidence.exists() else "")
     not_success: list[str] = []
     restarted: list[str] = []
     unwitnessed: list[str] = []
@@ -60,6 +57,15 @@ def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
         unwitnessed += [f"run {handle.id} {s.step_name}" for s in recorded if s.step_name not in seen]
         repeated += sum(count - 1 for count in Counter(seen).values())
     return Proof(runs, steps, tuple(not_success), tuple(restarted), tuple(unwitnessed), repeated)
+
+
+def starts_in(evidence: str) -> dict[int, list[str]]:
+    """The steps that started, in that order, by their run. A line that a kill cut short is of a body that did nothing yet."""
+    starts: dict[int, list[str]] = {}
+    for line in evidence.splitlines():
+        if len(words := line.split(" ")) == 4:
+            starts.setdefault(int(words[0]), []).append(words[1])
+    return starts
 
 
 def _out_of_order(seen: Iterable[str], recorded: Iterable[StepRecord]) -> list[str]:

@@ -186,11 +186,12 @@ def _bytes(path: Path) -> int:
 
 
 def witness(evidence: Path | None) -> None:
-    """A line of the body's own, outside the engine: this step of this run started here and now. One small write to a
-    file opened for appending is not torn and not mixed with another process's."""
+    """A line of the body's own, outside the engine: this step of this run started here and now. One write to a file
+    opened for appending is not mixed with another process's, but a kill may cut it short between two pages of the file: hence a line
+    of its own also behind such a one."""
     if evidence is not None:
         run = pgqrs.current_run()
-        line = f"{run.id} {run.step} {os.getpid()} {time.time():.6f}\n"
+        line = f"\n{run.id} {run.step} {os.getpid()} {time.time():.6f}\n"
         fd = os.open(evidence, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(fd, line.encode())
