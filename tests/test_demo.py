@@ -12,6 +12,7 @@ from pgqrs.cli.demo import KILLS_OF_A_STEP, DemoView
 from pgqrs.demo.proof import starts_in
 from supervisors.view import State, WorkerState
 from tests.cli_runner import COMMAND
+from tests.crashes.chaos import Told
 
 
 def demo(*options, **environment):
@@ -40,6 +41,11 @@ def test_help_does_not_promise_the_default_of_the_other_commands():
 def test_the_proof_reads_past_what_a_kill_left_of_a_line(torn):
     evidence = f"\n1 scan 98 1.5\n\n{torn}\n1 parse 100 2.5\n\n2 scan 101 3.5\n"
     assert starts_in(evidence) == {1: ["scan", "parse"], 2: ["scan"]}
+
+
+def test_the_chaos_run_counts_steps_taken_back_and_lines_torn():
+    evidence = "\n7 1 98 1.5\n\n7 2 98 2.5\n\n8 1 99 2.6\n\n7 2 9\n7 1 99 3.5\n\n7 2 99 4.5\n"
+    assert Told.by(evidence) == Told(starts=5, repeated=1, torn=1)
 
 
 @pytest.mark.slow

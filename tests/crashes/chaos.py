@@ -21,6 +21,7 @@ import psycopg
 from msgspec import Struct
 
 import pgqrs
+from pgqrs.demo.proof import starts_in
 from tests.crashes import chaos_flow
 from tests.crashes.supervised import Supervised, zombies
 from tests.postgres_server import PostgresServer
@@ -201,7 +202,7 @@ class Chaos:
                     "select cast(status as text), count(*) from pgqrs_workflow_runs group by 1"
                 ).fetchall()
             )
-        repeated, starts = repeats(Path(self.evidence))
+        told = Told.by(Path(self.evidence).read_text())
         first, last = self.samples[0], self.samples[-1]
         grown = {
             "descriptors": [first.descriptors, last.descriptors],
@@ -218,7 +219,8 @@ class Chaos:
         holds = (
             not left
             and statuses == {"SUCCESS": self.sent}
-            and not repeated
+            and not told.repeated
+            and told.torn <= self.kills["worker"] + 2 * self.kills["supervisor"]  # whose workers go with it
             and flat
             and "Traceback" not in log
         )
@@ -227,9 +229,10 @@ class Chaos:
             "seconds": seconds,
             "runs": self.sent,
             "statuses": statuses,
-            "bodies": starts,
+            "bodies": told.starts,
+            "lines torn by kills": told.torn,
             "kills": dict(self.kills),
-            "steps repeated after a later one": repeated,
+            "steps repeated after a later one": told.repeated,
             "runs a second without kills": round(calm / seconds, 1),
             "runs a second with kills": round(stormy / seconds, 1),
             "ratio": round(stormy / max(1, calm), 3),
@@ -239,18 +242,23 @@ class Chaos:
         }
 
 
-def repeats(evidence: Path) -> tuple[int, int]:
-    """How often a body started after a later one of its run had, and how many started at all. A line that a kill tore says nothing."""
-    furthest: dict[int, int] = {}
-    repeated = starts = 0
-    for line in evidence.read_text().splitlines():
-        if len(words := line.split()) != 4:
-            continue
-        run, step = words[:2]
-        starts += 1
-        repeated += int(step) < furthest.get(int(run), 0)
-        furthest[int(run)] = max(furthest.get(int(run), 0), int(step))
-    return repeated, starts
+class Told(Struct, frozen=True):
+    """By the bodies' own log."""
+
+    starts: int
+    repeated: int  # after a later one of their run
+    torn: int  # lines that a kill cut short
+
+    @classmethod
+    def by(cls, evidence: str) -> "Told":
+        starts = repeated = 0
+        for steps in starts_in(evidence).values():
+            furthest = 0
+            for step in map(int, steps):
+                starts += 1
+                repeated += step < furthest
+                furthest = max(furthest, step)
+        return cls(starts, repeated, sum(map(bool, evidence.splitlines())) - starts)
 
 
 if __name__ == "__main__":
