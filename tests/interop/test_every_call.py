@@ -18,6 +18,10 @@ EVERY_CALL = Path(__file__).with_name("every_call")
 NO_LINE = "(not said)"
 TEXT = " (text)"
 
+# 0.15.3 now and then (1 run in 20 on an idle machine) waits 30 s for a connection of its own pool and gets none.
+STUCK_POOL = "pool timed out while waiting for an open connection"
+TRIES = 3
+
 
 class Difference(NamedTuple):
     label: str
@@ -30,10 +34,8 @@ class Difference(NamedTuple):
 
 @pytest.fixture(scope="module")
 def differences(postgres_server: Postgres, python_0_15: Path) -> list[Difference]:
-    theirs, ours = (
-        observations(python, postgres_server, f"every_call_{name}_{os.getpid()}")
-        for name, python in (("theirs", python_0_15), ("ours", OURS))
-    )
+    theirs = unstuck_observations(python_0_15, postgres_server, f"every_call_theirs_{os.getpid()}")
+    ours = observations(OURS, postgres_server, f"every_call_ours_{os.getpid()}")
     return list(differing(theirs, ours))
 
 
@@ -48,6 +50,15 @@ def test_each_improvement_is_one(differences: list[Difference]) -> None:
     listed = [label for labels in IMPROVEMENTS.values() for label in labels]
     assert sorted(set(listed) - {d.label for d in differences}) == [], "these do not differ any more"
     assert len(set(listed)) == len(listed)
+
+
+def unstuck_observations(python: Path, server: Postgres, database: str) -> dict[str, str]:
+    """What is seen of 0.15.3 where its pool does not get stuck, which is not what it is compared for. Ours has no second try."""
+    for _ in range(TRIES):
+        seen = observations(python, server, database)
+        if not any(STUCK_POOL in what for what in seen.values()):
+            return seen
+    pytest.fail(f"the pool of 0.15.3 got stuck in {TRIES} runs of {TRIES}")
 
 
 def observations(python: Path, server: Postgres, database: str) -> dict[str, str]:
