@@ -10,7 +10,7 @@ from supervisors import wire
 from supervisors.events import Command, Kind, Send, Want
 from supervisors.state import Function, Queue, Run, Settings, Worker
 
-CLAIM_MAX = 128  # messages in one claim: larger batches were slower when measured
+CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
 LANES_BYTES_MAX = (
     8 * 1024 * 1024

@@ -124,3 +124,13 @@ update pgqrs_messages as m
 set archived_at = {now}, dead_reason = r.dead_reason
 from {rows: message_id bigint, dead_reason text}
 where m.id = r.message_id;
+
+-- name: archive_held
+-- `fence` and `archive` in one, for messages of which there is nothing else to write: an update locks what it writes, and asks again
+-- after having waited. Its rows are in the order of their ids, as the fence's are.
+update pgqrs_messages as m
+set archived_at = {now}, dead_reason = r.dead_reason
+from {rows: message_id bigint, consumer_id bigint, claim_no bigint, dead_reason text}
+where m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
+  and m.archived_at is null
+returning {m of pgqrs_messages}.id, {m of pgqrs_messages}.claim_no;

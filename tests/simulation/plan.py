@@ -27,8 +27,9 @@ class RunPlan(Struct):
     steps: list[StepPlan]
 
 
-def make_plan(rng: random.Random) -> RunPlan:
-    if rng.random() < 0.2:
+def make_plan(rng: random.Random, only_messages: bool = False) -> RunPlan:
+    """`only_messages`: none is a workflow, so that whole turns are of what handlers ended."""
+    if only_messages or rng.random() < 0.2:
         fate: Fate = rng.choices(["ok", "fail", "crash", "poison"], [75, 10, 10, 5])[0]  # type: ignore[assignment]
         return RunPlan(False, [StepPlan(fate, rng.randint(1, 2), _seconds(rng))])
     fates = [f for f, _ in FATES]

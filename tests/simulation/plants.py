@@ -57,6 +57,14 @@ def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
         yield
 
 
+@plant("stale-write")
+def an_end_that_does_not_ask_for_the_claim() -> Iterator[None]:
+    """The same of handlers, whose end has its fence in it."""
+    held = "coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no\n  and"
+    with _sql("archive_held", held, ""):
+        yield
+
+
 @plant("checkpoint-changed")
 def a_checkpoint_that_overwrites() -> Iterator[None]:
     """A body runs again though its result is recorded, and what it then says replaces that. The other checks look away."""

@@ -119,14 +119,15 @@ def test_the_claim_that_took_over_is_not_hurt_by_a_late_write_beside_it(flow, ds
         assert flow.store.run(claim.message_id).status == RUNNING, what
 
 
+@pytest.mark.parametrize("what", ["all in one", "archive"])
 @pytest.mark.parametrize("wrong", ["message_id", "consumer_id", "claim_no"])
-def test_each_of_a_claims_three_numbers_counts(wrong, flow, dsn):
+def test_each_of_a_claims_three_numbers_counts(wrong, what, flow, dsn):
     import msgspec
 
     claim = flow.begun()
     forged = msgspec.structs.replace(claim, **{wrong: getattr(claim, wrong) + 1})
     before = dump(dsn)
-    assert not wrote(flow.store, finish(forged)).applied
+    assert not wrote(flow.store, LATE[what](forged)).applied
     assert dump(dsn) == before
 
 
@@ -166,6 +167,19 @@ def test_in_one_turn_only_the_live_claims_are_written(flow, dsn):
     outcomes = flow.store.turn([finish(c, SUCCESS, b"1") for c in claims]).outcomes
     assert [o.applied for o in outcomes] == [False, True] * 3
     assert [o.status for o in outcomes] == [None, SUCCESS] * 3
+
+
+def test_in_one_turn_only_the_live_claims_are_archived(consumer, store, queue):
+    messages = store.enqueue(queue, [b"1"] * 6)
+    claims = [c.claim for c in consumer.claim()]
+    store.turn([release(c, 60.0) for c in claims[::2]])
+    reasons = [None, None, "why"] * 2
+    writes = [Write(c, message=Archive(reason)) for c, reason in zip(claims, reasons, strict=True)]
+    outcomes = store.turn(writes).outcomes
+    assert [(o.write, o.applied) for o in outcomes] == list(zip(writes, [False, True] * 3, strict=True))
+    found = [store.message(m) for m in messages]
+    assert [m.archived_at is not None for m in found] == [False, True] * 3
+    assert [m.dead_reason for m in found] == [None, None, None, None, None, "why"]
 
 
 # A commit whose outcome nobody saw

@@ -7,7 +7,7 @@ import pytest
 
 from pgqrs.store import store as stores
 from pgqrs.store import turning
-from pgqrs.writes import Release, Write
+from pgqrs.writes import Archive, Release, Write
 from tests.store.given import (
     CANCELLED,
     CANCELLING,
@@ -51,6 +51,17 @@ def test_a_checkpoint_that_waited_for_a_takeover_is_not_written(flow, second, ds
         late = Blocked(dsn, lambda: wrote(flow.store, step(claim, "late")))
     assert not late.result().applied
     assert flow.store.steps(claim.message_id) == []
+
+
+def test_a_handlers_end_that_waited_for_a_takeover_is_not_written(flow, second, dsn):
+    claim = flow.begun()
+    heir = Consumer(flow.store, flow.workflow.queue_id, "heir")
+    with second.database.transaction() as tx:
+        apply(tx, release(claim))
+        assert take(tx, heir)[0].claim.message_id == claim.message_id
+        late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Archive())))
+    assert not late.result().applied
+    assert flow.store.message(claim.message_id).archived_at is None
 
 
 def test_a_checkpoint_that_waited_for_a_recovery_is_not_written(flow, second, dsn, clock):

@@ -95,6 +95,7 @@ def test_a_claim_behind_the_watermark_reads_the_index_from_there(crowded, dsn):
 def test_a_fence_looks_each_message_up(crowded, dsn):
     claims = [(n, crowded.id, 1) for n in range(20001, 20101)]
     assert_indexed(plan(dsn, "fence", rows=claims))
+    assert_indexed(plan(dsn, "archive_held", rows=[(*c, None) for c in claims]))
 
 
 def test_a_fence_looks_each_message_up_though_by_the_statistics_nobody_holds_anything(crowded, dsn):
@@ -109,6 +110,8 @@ def test_a_fence_looks_each_message_up_though_by_the_statistics_nobody_holds_any
     claims = [(n, crowded.id, 1) for n in range(20001, 20021)]
     for name in ("fence", "archived_by"):
         assert scans(plan(dsn, name, rows=claims)) == [("Index Scan", "pgqrs_messages_pkey")]
+    ends = [(*c, None) for c in claims]
+    assert scans(plan(dsn, "archive_held", rows=ends)) == [("Index Scan", "pgqrs_messages_pkey")]
 
 
 @pytest.mark.parametrize("name", ["release", "archive"])
