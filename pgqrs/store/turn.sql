@@ -37,7 +37,8 @@ set status = case when w.status = 'CANCELLING' then w.status else 'RUNNING' end,
     error = null,
     worker_id = excluded.worker_id,
     attempt = excluded.attempt
-where w.status not in ('SUCCESS', 'ERROR', 'CANCELLED');
+where w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')
+returning {w of pgqrs_workflow_runs}.message_id, {w of pgqrs_workflow_runs}.status;
 
 -- name: save_steps
 -- A recorded checkpoint never changes.
@@ -99,10 +100,11 @@ set status = cast(case when w.status = 'CANCELLING' and r.wanted = 'RUNNING' the
     completed_at = case when r.wanted in ('SUCCESS', 'ERROR', 'CANCELLED') then {now} end,
     updated_at = {now}
 from {rows: message_id bigint, wanted text, result json, failure json}
-where w.message_id = r.message_id and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED');
+where w.message_id = r.message_id and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')
+returning {w of pgqrs_workflow_runs}.message_id, {w of pgqrs_workflow_runs}.status;
 
 -- name: run_states
--- What the runs are by now: a cancel that the fence had to wait for shows here, and not in the fence's own snapshot.
+-- What the runs are by now, where no statement before has said it: a cancel that the fence had to wait for shows here, and not in the fence's own snapshot.
 select w.message_id, w.status
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id;

@@ -161,8 +161,9 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
     if not live:
         return {}
     settled = {w.claim.message_id: _settle_row(w) for w in live if w.settle}
+    states: dict[int, str] = {}
     if begun := {w.claim.message_id: _begin_row(w, settled.get(w.claim.message_id)) for w in live if w.begin}:
-        tx.run("begin_runs", begun.values())
+        states.update(tx.run("begin_runs", begun.values()))
     if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
         tx.run("save_steps", [_step_row(w, tx.dialect) for w in steps.values()])
     if forgiven := sorted({(w.claim.message_id,) for w in live if w.forgives}):
@@ -172,16 +173,17 @@ def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
         if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
             tx.run("crash_steps", stepped)
     if settled:
-        tx.run("settle_runs", settled.values())
+        states.update(tx.run("settle_runs", settled.values()))
     # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
-    states = tx.run("run_states", sorted({(w.claim.message_id,) for w in live}))
+    if untold := sorted({w.claim.message_id for w in live}.difference(states)):
+        states.update(tx.run("run_states", [(m,) for m in untold]))
     if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
         tx.run("release", [(m, r.delay_s, r.refund) for m, r in released.items()])
     if archived := {
         w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
     }:
         tx.run("archive", archived.items())
-    return dict(states)
+    return states
 
 
 def _settle_row(w: Write) -> Row:

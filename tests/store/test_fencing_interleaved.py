@@ -3,6 +3,7 @@
 PostgreSQL only: on SQLite a transaction that writes has the database to itself.
 """
 
+import psycopg
 import pytest
 
 from pgqrs.store import store as stores
@@ -62,6 +63,14 @@ def test_a_handlers_end_that_waited_for_a_takeover_is_not_written(flow, second, 
         late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Archive())))
     assert not late.result().applied
     assert flow.store.message(claim.message_id).archived_at is None
+
+
+def test_a_run_begins_though_somebody_has_locked_its_workflow(flow, second):
+    flow.trigger()
+    claim = flow.consumer.claim_one()
+    with psycopg.connect(second.database.dsn) as somebody:
+        somebody.execute("select 1 from pgqrs_workflows for update")
+        assert wrote(flow.store, flow.begin(claim)).applied
 
 
 def test_a_checkpoint_that_waited_for_a_recovery_is_not_written(flow, second, dsn, clock):
