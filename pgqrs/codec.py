@@ -149,12 +149,13 @@ def unwrap_input(payload: bytes) -> bytes:
 def _keeping_floats(raw: bytes) -> bytes:
     """jsonb writes 1e23 back as 100000000000000000000000, which reads as an integer, and not one that equals the float: so a
     float of this size is written out, with its ".0"."""
-    if _MARK_OF_EXPONENT.search(raw) is None:  # nearly all JSON
+    if not (_LOWER_EXPONENT.search(raw) or _UPPER_EXPONENT.search(raw)):  # nearly all JSON
         return raw
     return _STRING_OR_EXPONENT.sub(lambda m: m[0] if m[1] is None else _written_out(m[1]), raw)
 
 
-_MARK_OF_EXPONENT = re.compile(rb"[eE+][0-9]")
+# Two, each with a first letter of its own: that is looked for in less than half the time that a class of letters takes.
+_LOWER_EXPONENT, _UPPER_EXPONENT = re.compile(rb"e\+?[0-9]"), re.compile(rb"E\+?[0-9]")
 _STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+)?[eE]\+?\d+)')
 
 

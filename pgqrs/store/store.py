@@ -3,7 +3,6 @@
 Lock order, so that two supervisors never wait for each other in a circle: messages by id, then their runs, then steps.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
@@ -363,18 +362,29 @@ def _copied(
     tail = "\t{}\t{}\t{}\t{}\t0\n".format(*same).encode()
     tx.copy_in(
         "pgqrs_messages (id, payload, queue_id, vt, enqueued_at, producer_worker_id, read_ct)",
-        b"".join([b"%d\t%b%b" % (i, _for_copy(p), tail) for i, p in zip(ids, payloads, strict=True)]),
+        b"".join([b"%d\t%b%b" % (i, p, tail) for i, p in zip(ids, _for_copy(payloads), strict=True)]),
     )
     return ids
 
 
-_COPY_KEEPS = re.compile(rb"[\\\t\n\r]")  # in its text format
+_ESCAPES = {
+    b"\\": b"\\\\",
+    b"\t": b"\\t",
+    b"\n": b"\\n",
+    b"\r": b"\\r",
+}  # of a COPY's text format, the first one first
 
 
-def _for_copy(value: bytes) -> bytes:
-    if _COPY_KEEPS.search(value) is None:
-        return value
-    return value.replace(b"\\", b"\\\\").replace(b"\t", b"\\t").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+def _for_copy(payloads: Sequence[bytes]) -> Sequence[bytes]:
+    # Most have nothing to be escaped, and to ask all at once takes a tenth of the time.
+    together = b"".join(payloads)
+    return [_escaped(p) for p in payloads] if any(c in together for c in _ESCAPES) else payloads
+
+
+def _escaped(value: bytes) -> bytes:
+    for character, escape in _ESCAPES.items():
+        value = value.replace(character, escape)
+    return value
 
 
 def extended(tx: Transaction, supervisor_id: int, lease_s: float) -> bool:
