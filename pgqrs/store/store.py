@@ -367,12 +367,8 @@ def _copied(
     return ids
 
 
-_ESCAPES = {
-    b"\\": b"\\\\",
-    b"\t": b"\\t",
-    b"\n": b"\\n",
-    b"\r": b"\\r",
-}  # of a COPY's text format, the first one first
+# Of a COPY's text format; the first one goes first.
+_ESCAPES = {b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
 
 
 def _for_copy(payloads: Sequence[bytes]) -> Sequence[bytes]:

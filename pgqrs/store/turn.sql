@@ -1,8 +1,9 @@
 -- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
 -- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
 -- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
--- checkpoint after a takeover. The coalesce keeps the planner from the index of all that is held: where statistics are from
--- before anything was, that seems to have one entry, and each message is compared with every one that is held.
+-- checkpoint after a takeover. A turn that only ends what handlers did is `archive_held` alone. The coalesce keeps the
+-- planner from the index of all that is held: where statistics are from before anything was, that seems to have one entry,
+-- and each message is compared with every one that is held.
 
 -- name: fence
 select m.id, m.claim_no
@@ -104,7 +105,8 @@ where w.message_id = r.message_id and w.status not in ('SUCCESS', 'ERROR', 'CANC
 returning {w of pgqrs_workflow_runs}.message_id, {w of pgqrs_workflow_runs}.status;
 
 -- name: run_states
--- What the runs are by now, where no statement before has said it: a cancel that the fence had to wait for shows here, and not in the fence's own snapshot.
+-- What the runs are by now, where no statement before has said it: a cancel that the fence had to wait for shows here, and not in
+-- the fence's own snapshot.
 select w.message_id, w.status
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id;
