@@ -165,7 +165,7 @@ def _loaded(target: Target) -> list[Definition]:
         return distinct(definition_of(v) for v in values)
     if not found:
         raise errors.TargetError(
-            f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler"
+            f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler(queue=…)"
         )
     return found
 

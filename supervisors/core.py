@@ -291,7 +291,8 @@ class Core:
 
     def _measured(self, run: Run, seconds: float) -> None:
         queue = self.queues[run.function.queue_id]
-        queue.step_s += 0.1 * (seconds - queue.step_s)
+        queue.step_s += (0.1 if queue.measured else 1.0) * (seconds - queue.step_s)
+        queue.measured = True
 
     # What the database says
 

@@ -12,6 +12,9 @@ from supervisors.state import Function, Queue, Run, Settings, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
+# What stands behind a step in its worker cannot be had back before that ends. Behind steps as long as this nothing does: the wait
+# for what comes next, some ten milliseconds, is little beside them. Nor before a queue's first step has ended.
+LONG_STEP_S = 0.5
 LANES_BYTES_MAX = (
     8 * 1024 * 1024
 )  # of payloads and histories out at one worker: with that it is given no more
@@ -281,12 +284,15 @@ class Scheduling:
         return at_hand_s <= 2 * self._settings.commit_hide_s
 
     def lanes(self, function: Function) -> int:
-        """Runs that a worker should have at hand: few for long steps, many for tiny ones."""
+        """Runs that a worker should have at hand: one for long steps, many for tiny ones."""
         if self._settings.lanes is not None:
             return self._settings.lanes
         if function.is_async:
             return ASYNC_LANES
-        step_s = self._queues[function.queue_id].step_s
+        queue = self._queues[function.queue_id]
+        if not queue.measured or queue.step_s >= LONG_STEP_S:
+            return 1
+        step_s = queue.step_s
         return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
 
 

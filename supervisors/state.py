@@ -171,6 +171,7 @@ class Queue(Struct, eq=False):
     poll_s: float = POLL_MIN_S
     empty: bool = False  # the last look at the whole of it found nothing
     step_s: float = 0.02  # a moving average: how long this queue's steps take
+    measured: bool = False  # else that is a guess
 
     @property
     def wanting(self) -> bool:

@@ -221,8 +221,12 @@ OTHER = Function("other", "workflow", False, "other", 4, 14)
 
 
 def filled(*functions: Function, **more: Any) -> Scene:
-    """Workers have all that they can have at hand of the first queue, and the others had nothing when they were asked."""
-    scene = Scene(*functions, **more).up()
+    """Workers have all that they can have at hand of the first queue, and the others had nothing when they were asked. The steps of
+    all are measured."""
+    scene = Scene(*functions, **more)
+    for queue in scene.core.queues.values():
+        queue.measured = True
+    scene.up()
     given = 0
     while scene.wants:
         queue, want = next(iter(scene.wants.items()))
@@ -262,6 +266,26 @@ def test_a_worker_with_long_work_at_hand_is_given_nothing_beside():
     scene.says(1, *map(finished, scene.at(1)[2:])).after(1.0)
     assert len(scene.at(1)) == 2
     assert scene.wants == {}
+
+
+def test_until_a_first_step_has_ended_a_worker_has_one_run():
+    """It may be a long one, and what stands behind that in its worker could not be had back."""
+    scene = Scene(workers=2, lanes=None).up()
+    assert scene.wants[1].limit == 2
+    scene.takes(message(1), message(2)).after(1.0)
+    assert [len(scene.at(w)) for w in (1, 2)] == [1, 1]
+    assert scene.wants == {}
+    [first] = scene.at(1)
+    scene.says(1, started(first, "a"), checkpoint(first, 0, seconds=0.02)).saves()
+    assert scene.wants[1].limit == 18, "by its measured time"
+
+
+def test_behind_a_long_step_stands_nothing():
+    scene = Scene(lanes=None)
+    scene.core.queues[1].measured, scene.core.queues[1].step_s = True, scheduling.LONG_STEP_S
+    assert scene.up().wants[1].limit == 1
+    scene.core.queues[1].step_s = scheduling.LONG_STEP_S / 2
+    assert scene.takes().after(1.0).wants[1].limit == 2
 
 
 def test_runs_go_to_a_worker_that_is_not_in_a_long_step():
@@ -663,8 +687,9 @@ def test_a_worker_that_was_being_emptied_in_vain_goes_on():
 
 def test_a_queue_whose_lanes_are_taken_up_wakes_nobody():
     """It is due, and cannot be claimed from: a timer in the past would be a loop without a pause."""
-    scene = Scene(FLOW, PLAIN, lanes=None).up()
-    scene.takes(queue=2)
+    scene = Scene(FLOW, PLAIN, lanes=None)
+    scene.core.queues[1].measured = scene.core.queues[2].measured = True
+    scene.up().takes(queue=2)
     limit = scene.wants[1].limit
     scene.core.queues[1].step_s = 1.0
     scene.takes(*[message(n) for n in range(1, limit + 1)])
@@ -1420,7 +1445,7 @@ def test_the_number_of_lanes_follows_the_measured_step_time():
         scene.takes(message(1)).says(1, started(1))
         for n in range(100):
             scene.says(1, checkpoint(1, n, seconds=seconds)).saves()
-    assert long.core.scheduling.lanes(FLOW) == scheduling.LANES_MIN
+    assert long.core.scheduling.lanes(FLOW) == 1
     assert tiny.core.scheduling.lanes(FLOW) == scheduling.LANES_MAX
 
 

@@ -20,7 +20,7 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 @click.option(
     "--lanes",
     type=click.IntRange(1, 1024),
-    help="Runs at hand in each worker [default: follows the step time; 100 for async def].",
+    help="Runs at hand in each worker; with 1, none waits behind a long step [default: follows the step time; 100 for async def].",
 )
 @click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
 @click.option(

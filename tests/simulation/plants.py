@@ -51,17 +51,8 @@ def _sql(statement: str, old: str, new: str) -> Iterator[None]:
 @plant("stale-write")
 def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
     """Whoever knows the message may write."""
-    with _sql(
-        "fence", "and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no", ""
-    ):
-        yield
-
-
-@plant("stale-write")
-def an_end_that_does_not_ask_for_the_claim() -> Iterator[None]:
-    """The same of handlers, whose end has its fence in it."""
-    held = "coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no\n  and"
-    with _sql("archive_held", held, ""):
+    held = "coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no"
+    with _sql("fence", f"and {held}", ""), _sql("archive_held", f"and {held}\n", ""):
         yield
 
 
@@ -223,6 +214,7 @@ def an_end_that_can_be_changed() -> Iterator[None]:
     with (
         _sql("settle_runs", "and w.status not in ('SUCCESS', 'ERROR', 'CANCELLED')", ""),
         _sql("fence", "where m.archived_at is null", "where true"),
+        _sql("archive_held", "and m.archived_at is null", ""),
     ):
         yield
 
