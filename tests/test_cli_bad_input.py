@@ -19,6 +19,7 @@ CALLS = [
     (["enqueue"], "Missing argument 'QUEUE'"),
     (["enqueue", "mails", "1", "2"], "unexpected extra argument"),
     (["enqueue", "mails", "1", "--soon"], "No such option"),
+    (["stacks", "1"], "process 1 is neither a supervisor with workers nor one of them"),  # it has no parent
     # payloads
     (["enqueue", "mails", ""], "the payload is empty"),
     (["enqueue", "mails", "you@example.com"], "no valid JSON"),

@@ -61,9 +61,12 @@ def _no_worker(pid: int) -> str | None:
             for line in Path(f"/proc/{pid}/status").read_text().splitlines()
             if ":\t" in line
         )
-        parent = Path(f"/proc/{status['PPid']}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return f"there is no process {pid} on this machine"
+    try:
+        parent = Path(f"/proc/{status['PPid']}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # the first process has none
+        parent = []
     listens = int(status["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1
     if not listens or not ({"supervise", "supervisors"} & set(parent)):
         return f"process {pid} is neither a supervisor with workers nor one of them; for the pids of supervisors: pgqrs workers"
