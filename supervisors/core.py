@@ -291,8 +291,10 @@ class Core:
 
     def _measured(self, run: Run, seconds: float) -> None:
         queue = self.queues[run.function.queue_id]
-        queue.step_s += (0.1 if queue.measured else 1.0) * (seconds - queue.step_s)
-        queue.measured = True
+        if queue.measured:
+            queue.step_s += 0.1 * (seconds - queue.step_s)
+        else:  # a first one that is tiny says little of those that follow it
+            queue.step_s, queue.measured = max(queue.step_s, seconds), True
 
     # What the database says
 

@@ -280,6 +280,13 @@ def test_until_a_first_step_has_ended_a_worker_has_one_run():
     assert scene.wants[1].limit == 18, "by its measured time"
 
 
+def test_a_first_step_that_is_tiny_says_little_of_the_others():
+    scene = Scene(workers=2, lanes=None).up().takes(message(1), message(2))
+    [first] = scene.at(1)
+    scene.says(1, started(first, "a"), checkpoint(first, 0, seconds=0.00001)).saves()
+    assert scene.wants[1].limit == 18
+
+
 def test_behind_a_long_step_stands_nothing():
     scene = Scene(lanes=None)
     scene.core.queues[1].measured, scene.core.queues[1].step_s = True, scheduling.LONG_STEP_S
