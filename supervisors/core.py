@@ -246,6 +246,8 @@ class Core:
             case wire.Failed():
                 worker.leave(run.id)
                 self._end_as(run, endings.raised(run, frame.error, self.settings))
+        if not self.queues[run.function.queue_id].measured:  # its first run is over, and had no step
+            self._measured(run, 0.0 if began is None else now - began)
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """The run is off its worker, and this write ends our claim."""

@@ -292,8 +292,7 @@ class Scheduling:
         queue = self._queues[function.queue_id]
         if not queue.measured or queue.step_s >= LONG_STEP_S:
             return 1
-        step_s = queue.step_s
-        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(step_s, 1e-6))))
+        return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(queue.step_s, 1e-6))))
 
 
 def _open(w: Worker) -> bool:

@@ -287,6 +287,25 @@ def test_a_first_step_that_is_tiny_says_little_of_the_others():
     assert scene.wants[1].limit == 18
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda: wire.Finished(1, 1, b"1"),
+        lambda: wire.Failed(1, 1, b"1"),
+        lambda: wire.Paused(1, 1, 0, "pause", "lunch", 60.0),
+    ],
+    ids=["a workflow without steps", "an error", "a pause"],
+)
+def test_a_run_that_ends_without_a_step_opens_the_lanes_too(end):
+    scene = Scene(lanes=None).up().takes(message(1)).says(1, end()).saves()
+    assert scene.wants[1].limit == 10
+
+
+def test_a_long_run_without_a_step_is_as_long_as_one():
+    scene = Scene(lanes=None).up().takes(message(1)).says(1, started(1)).saves().after(5.0)
+    assert scene.says(1, wire.Finished(1, 1, b"1")).saves().wants[1].limit == 1
+
+
 def test_behind_a_long_step_stands_nothing():
     scene = Scene(lanes=None)
     scene.core.queues[1].measured, scene.core.queues[1].step_s = True, scheduling.LONG_STEP_S

@@ -10,7 +10,7 @@ from tests.simulation.plants import PLANTS
 from tests.simulation.world import EVENTS_MIN, FAULTS_MIN
 
 SEEDS = 150
-PLANT_SEEDS_MAX = 300
+PLANT_SEEDS_MAX = 100
 
 
 def kept() -> list[tuple[int, bool]]:
