@@ -6,6 +6,7 @@ has no effect beyond the module.
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -89,6 +90,7 @@ def step(
     timeout: Duration | None = None,
     memory: int | str | None = None,
     pure: bool = False,
+    compare: bool = True,
 ) -> Callable[[F], F]: ...
 def step(
     function: Any = None,
@@ -99,6 +101,7 @@ def step(
     timeout: Duration | None = None,
     memory: int | str | None = None,
     pure: bool = False,
+    compare: bool = True,
 ) -> Any:
     """Makes a function a step: inside a run its result is recorded once and remembered by every replay.
 
@@ -106,10 +109,15 @@ def step(
     back-off between them during which the run holds no worker. `timeout` (seconds, timedelta or text such as "10m")
     ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. So does a
     plain step whose process holds more than `memory` (bytes, or text such as "2 GiB"), looked at four times a second. `pure`
-    declares that the step has no side effects: it may start before the step before it is durable. With no argument at all it is
-    0.15's builder, which also accepts a function.
+    declares that the step has no side effects: it may start before the step before it is durable.
+
+    A replay finds the record of a call by the task that makes the call, the step's name and a fingerprint of the call's
+    arguments; a call whose arguments differ from the recorded ones raises ReplayMismatchError before the body runs. With
+    `compare=False` the arguments are not compared: for a step that is given a time stamp, a temporary path or the like.
+
+    With no argument at all it is 0.15's builder, which also accepts a function.
     """
-    if all(told is None for told in (function, name, retry, timeout, memory)) and not pure:
+    if all(told is None for told in (function, name, retry, timeout, memory)) and not pure and compare:
         from pgqrs.builders import StepBuilder
 
         return StepBuilder()
@@ -117,7 +125,7 @@ def step(
     def decorate(f: F) -> F:
         _refuse_generator(f, "step")
         definition = StepDefinition(
-            name=_checked_name("step", name or getattr(f, "__name__", "")),
+            name=_checked_step_name(name or getattr(f, "__name__", "")),
             function=f,
             signature=_signature(f, "step"),
             is_async=inspect.iscoroutinefunction(f),
@@ -125,6 +133,8 @@ def step(
             timeout_s=None if timeout is None else durations.seconds(timeout),
             pure=pure,
             memory_bytes=None if memory is None else durations.size(memory),
+            compare=compare,
+            positions=_positions(f),
         )
         if definition.is_async and memory is not None:
             raise errors.ValidationError(
@@ -133,12 +143,13 @@ def step(
             )
         if definition.is_async:
 
+            # No `async def`: a call has its place among the calls of its task when it is made, not when it is awaited.
             @functools.wraps(f)
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
-                return await call_async_step(definition, args, kwargs)
+            def call_async(*args: Any, **kwargs: Any) -> Any:
+                return call_async_step(definition, args, kwargs)
 
             call_async.__pgqrs_step__ = definition  # type: ignore[attr-defined]
-            return call_async  # type: ignore[return-value]
+            return _marked_as_coroutine_function(call_async)
 
         @functools.wraps(f)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -196,6 +207,31 @@ def _definition(
     )
 
 
+def _positions(f: Callable[..., Any]) -> tuple[str | None, ...]:
+    """The parameters that an argument without a keyword can go to, None for one that only such an argument can."""
+    found: list[str | None] = []
+    for parameter in inspect.signature(f).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            found.append(parameter.name)
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            found.append(None)
+    return tuple(found)
+
+
+def _marked_as_coroutine_function(f: Any) -> Any:
+    """Whoever asks whether it is one (a test runner, a web framework) hears yes."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(f)
+    f._is_coroutine = _asyncio_mark()
+    return f
+
+
+def _asyncio_mark() -> object:
+    from asyncio import coroutines
+
+    return coroutines._is_coroutine  # type: ignore[attr-defined]
+
+
 def _refuse_generator(f: Callable[..., Any], kind: str) -> None:
     if inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f):
         raise errors.ValidationError(f"{kind} {f.__name__!r} is a generator; return a list instead")
@@ -205,6 +241,14 @@ def _signature(f: Callable[..., Any], kind: str) -> Signature:
     if not callable(f):
         raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
     return signature_of(f, inputs=kind != "step")
+
+
+def _checked_step_name(name: str) -> str:
+    if "#" in name:
+        raise errors.ValidationError(
+            f"{name!r} cannot name a step: '#' numbers the calls of a step that is called more than once"
+        )
+    return _checked_name("step", name)
 
 
 def _checked_name(kind: str, name: str | None) -> str:

@@ -9,27 +9,33 @@ order that makes a run durable is held here:
     decoded form of what was recorded, so the first time is like every replay.
 """
 
-import contextvars
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal, Protocol, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import msgspec
 from msgspec import Struct
 
 from pgqrs import codec, durations, errors
+from pgqrs.fingerprint import Fingerprints, folded
+from pgqrs.history import History, Names
 from pgqrs.retry import StepRetryPolicy
+from pgqrs.scope import Scope, StepCall, current
 from pgqrs.signature import Signature
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 
+if TYPE_CHECKING:
+    import asyncio
+
+    from pgqrs.handover import Handover
+
 PAYLOAD_BYTES_MAX = 1024 * 1024
-# What user code may raise to fail. Not Suspended, which takes the run off its worker; and in async code not GeneratorExit and
-# CancelledError either, which are the event loop's.
-ASYNC_FAILURES = (Exception, SystemExit, KeyboardInterrupt)
-FAILURES = (*ASYNC_FAILURES, GeneratorExit)
+CANCELLED = "CANCELLED"  # the error code of a step that its workflow cancelled
 
 STEPS_MAX = 100_000  # of one run: more than that is a loop that never ends
 
@@ -46,6 +52,10 @@ class StepDefinition(Struct, frozen=True):
     timeout_s: float | None = None
     pure: bool = False
     memory_bytes: int | None = None
+    # Whether a replay compares the arguments of a call with those that were recorded.
+    compare: bool = True
+    # The parameters by position, None for one that has no keyword: see fingerprint.folded.
+    positions: tuple[str | None, ...] = ()
 
 
 class Definition(Struct, frozen=True):
@@ -58,22 +68,6 @@ class Definition(Struct, frozen=True):
     signature: Signature
     is_async: bool
     timeout_s: float | None = None  # of a whole run, or of one delivery
-
-
-class StepCall(Struct, frozen=True):
-    """One call of a step in one run: `name` is the step's, with #2, #3, … from its second call on.
-
-    `retry_count` is how often it was tried before; `retry_in_s` when it will be tried again should this attempt fail,
-    None if it will not.
-    """
-
-    name: str
-    position: int
-    pure: bool = False
-    timeout_s: float | None = None
-    retry_count: int = 0
-    retry_in_s: float | None = None
-    memory_bytes: int | None = None
 
 
 class Suspended(BaseException):
@@ -95,18 +89,21 @@ class Journal(Protocol):
 
 
 class AsyncJournal(Protocol):
-    """The same for a run on an event loop: only waiting differs."""
+    """The same for a run on an event loop."""
 
     async def begin(self, call: StepCall) -> None: ...
 
-    def body(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        """The step's body, to be awaited in its place."""
-        ...
-
     def record(self, step: Step) -> None: ...
 
-    def wait(self, awaitable: Awaitable[None]) -> None:
-        """Waits from synchronous code inside the run: a plain step that an async workflow calls."""
+    def tried(self, step: Step) -> None:
+        """Takes an attempt that failed, of a step that is tried again here: the run stays. Returns at once."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the run is on its way off its worker: what ends now ends because of that."""
+
+    def wait(self, awaitable: Awaitable[Any]) -> Any:
+        """Awaits from synchronous code inside the run: a plain step that an async workflow calls."""
 
 
 class Clocks(Struct, frozen=True):
@@ -139,50 +136,104 @@ class Context:
         self.journal = journal
         self.clocks = clocks
         self.payload_bytes_max = payload_bytes_max
+        self.suspended = False  # once Suspended was raised in it, nothing that its function does is recorded
+        self.branched = False  # an async run that has made a task of its own
+        self.names = Names(history.names)
+        self._fingerprints = Fingerprints(str(run_id).encode())
         self._thread = threading.get_ident()
-        self._calls: dict[str, int] = {}
         self._position = 0
+        self._handover: Handover | None = None
 
     @property
     def step(self) -> str | None:
         """The name of the step whose body is running, None between steps."""
-        call = _step.get()
+        call = step_under_way()
         return call.name if call else None
 
     @property
     def key(self) -> str:
-        """The same for every attempt of this step of this run, and for no other: an idempotency key for the outside."""
-        return "/".join([self.workflow, str(self.id), *([self.step] if self.step else [])])
+        """The same for every attempt of this step of this run, and for no other: an idempotency key for the outside.
+
+        Within a run it follows from where the step is called and from its arguments, not from the order of the calls."""
+        call = step_under_way()
+        return "/".join([self.workflow, str(self.id), *([self._key_of(call)] if call else [])])
+
+    def _key_of(self, call: StepCall) -> str:
+        place = call.place
+        if place is None or self.history.is_of_older_version:
+            return call.name
+        where = f"@{place.path}" if place.path else ""
+        what = "" if not place.fingerprint else f":{place.fingerprint & (2**64 - 1):016x}"
+        which = f"#{call.equal}" if call.equal > 1 else ""
+        return f"{call.step}{where}{what}{which}"
 
     @property
     def position(self) -> int:
         """Of the step to come, counted from 0."""
         return self._position
 
-    def enter(self, name: str, definition: StepDefinition | None = None) -> StepCall:
-        """The next call of a step, numbered; steps ask for it themselves. Raises WrongThreadError, and ValidationError past
-        the most steps that a run may call."""
+    @property
+    def handover(self) -> "Handover":
+        """Of an async run."""
+        if self._handover is None:
+            from pgqrs.handover import Handover  # not at the top: it imports asyncio
+
+            self._handover = Handover(self, self.history.steps)
+        return self._handover
+
+    def enter(
+        self,
+        scope: Scope,
+        definition: StepDefinition,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[StepCall, RecordedStep | None]:
+        """The next call of a step, and what is recorded of it. Raises WrongThreadError, ReplayMismatchError, and
+        ValidationError past the most steps that a run may call."""
         if threading.get_ident() != self._thread:
             raise errors.WrongThreadError(
-                f"step {name!r} was called from thread {threading.current_thread().name!r}; "
+                f"step {definition.name!r} was called from thread {threading.current_thread().name!r}; "
                 "a run's steps are called from the thread that the run started on"
             )
         if self._position >= STEPS_MAX:
             raise errors.ValidationError(
                 f"run {self.id} has called {STEPS_MAX:,} steps; split it into several runs"
             )
-        count = self._calls[name] = self._calls.get(name, 0) + 1
         position, self._position = self._position, self._position + 1
-        full = name if count == 1 else f"{name}#{count}"
-        if definition is None:
-            return StepCall(full, position)
-        return StepCall(
-            full, position, definition.pure, definition.timeout_s, memory_bytes=definition.memory_bytes
+        arguments = folded(args, kwargs, definition.positions)
+        place, equal = scope.next_place(
+            definition.name, self._fingerprints.of(arguments) if definition.compare else None
+        )
+        known = self.history.find(definition.name, place, definition.pure, arguments)
+        tried = known.retry_count if known is not None and known.status == "RETRY" else 0
+        call = StepCall(
+            known.name if known is not None else self.names.new(definition.name, place.path),
+            position,
+            definition.pure,
+            definition.timeout_s,
+            tried,
+            self._retry_in_s(definition, tried),
+            definition.memory_bytes,
+            definition.name,
+            place,
+            equal,
+        )
+        return call, known
+
+    def _retry_in_s(self, definition: StepDefinition, tried: int) -> float | None:
+        policy = definition.retry
+        return (
+            policy.delay(tried + 1, self.clocks.random) if policy and tried < policy.max_attempts else None
+        )
+
+    def next_try(self, definition: StepDefinition, call: StepCall) -> StepCall:
+        """The same call after an attempt that failed."""
+        tried = call.retry_count + 1
+        return msgspec.structs.replace(
+            call, retry_count=tried, retry_in_s=self._retry_in_s(definition, tried)
         )
 
 
-_context: contextvars.ContextVar[Context | None] = contextvars.ContextVar("pgqrs_context", default=None)
-_step: contextvars.ContextVar[StepCall | None] = contextvars.ContextVar("pgqrs_step", default=None)
 _inside_worker = False
 
 
@@ -194,164 +245,265 @@ def mark_worker() -> None:
 
 def current_run() -> Context:
     """The run that this code is part of. Raises ValidationError outside one."""
-    context = _context.get()
+    context = running()
     if context is None:
         raise errors.ValidationError("pgqrs.current_run() was called outside a run")
     return context
 
 
 def running() -> Context | None:
-    return _context.get()
+    scope = current.get()
+    return None if scope is None else scope.context
 
 
-# Recorded history
-
-
-class History:
-    """The recorded steps of a run, and the check that a replay takes the same ones."""
-
-    def __init__(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
-        self._by_name = {s.name: s for s in steps}
-        self._at = {s.position: s for s in steps}
-        self._ordered = ordered
-        self._unreached = {s.name for s in steps}
-
-    def find(self, call: StepCall) -> RecordedStep | None:
-        """What is recorded of this call: its result, or with the status RETRY the attempts that failed.
-
-        Raises ReplayMismatchError when the run took another step here before. Where steps run concurrently
-        (`ordered` false) their order may differ between replays, so there only names count."""
-        if self._ordered:
-            then = self._at.get(call.position)
-            if then is not None and then.name != call.name:
-                raise errors.ReplayMismatchError(
-                    f"step {call.position + 1} of this run is now {call.name!r}, but {then.name!r} was recorded; "
-                    "a workflow must call the same steps in the same order on every replay"
-                )
-        self._unreached.discard(call.name)
-        return self._by_name.get(call.name)
-
-    def finish(self) -> None:
-        """Raises ReplayMismatchError when the run is at its end and recorded steps were never called."""
-        if self._unreached:
-            first = min(self._unreached, key=lambda n: self._by_name[n].position)
-            raise errors.ReplayMismatchError(
-                f"the run ended without calling step {first!r}, which was recorded; "
-                "a workflow must call the same steps in the same order on every replay"
-            )
+def step_under_way() -> StepCall | None:
+    """Whose body the current code is in."""
+    scope = current.get()
+    return None if scope is None else scope.step
 
 
 # Steps
 
 
+_PAUSE = StepDefinition("pause", lambda: None, Signature(lambda: None), False, compare=False)
+
+
 def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A plain step's call: recorded inside a run, a plain call outside one and inside another step."""
-    context = _enclosing(definition)
-    if context is None:
+    scope = _enclosing(definition)
+    if scope is None:
         return definition.function(*args, **kwargs)
-    call, known = _enter(context, definition)
-    if known is not None:
+    context = scope.context
+    if context.is_async:
+        journal = cast(AsyncJournal, context.journal)
+        return journal.wait(_settled_side_by_side(scope, definition, args, kwargs))
+    call, known = context.enter(scope, definition, args, kwargs)
+    if known is not None and known.status != "RETRY":
         return _settled(definition, known.status, known.output, known.error)
-    begun = context.journal.begin(call)
-    if begun is not None:
-        context.journal.wait(begun)  # type: ignore[union-attr]
-    attempt = _Attempt(context, definition, call)
     try:
-        token = _step.set(call)
+        cast(Journal, context.journal).begin(call)
+        attempt = _Attempt(context, definition, call)
+        scope.step = call
         try:
             value = definition.function(*args, **kwargs)
+        except BaseException as e:
+            if _leaves(e):
+                raise
+            step = attempt.failed(e)
+        else:
+            step = attempt.succeeded(value)
         finally:
-            _step.reset(token)
-    except FAILURES as e:
-        step = attempt.failed(e)
-    else:
-        step = attempt.succeeded(value)
-    context.journal.record(step)
+            scope.step = None
+        context.journal.record(step)
+    except Suspended:
+        context.suspended = True
+        raise
     return _settled(definition, step.status, step.output, step.error)
 
 
-async def call_async_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The same for an `async def` step."""
-    context = _enclosing(definition)
-    if context is None:
-        return await definition.function(*args, **kwargs)
-    if not context.is_async:
+def call_async_step(
+    definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Coroutine[Any, Any, Any]:
+    """The same for an `async def` step: its coroutine. The call's place is here, wherever and whenever that is awaited."""
+    scope = _enclosing(definition)
+    if scope is None:
+        return definition.function(*args, **kwargs)  # type: ignore[no-any-return]
+    if not scope.context.is_async:
         raise errors.ValidationError(
-            f"step {definition.name!r} is async but workflow {context.workflow!r} is not; make the workflow `async def`"
+            f"step {definition.name!r} is async but workflow {scope.context.workflow!r} is not; make the workflow `async def`"
         )
-    call, known = _enter(context, definition)
-    if known is not None:
-        return _settled(definition, known.status, known.output, known.error)
+    coroutine = _settled_side_by_side(scope, definition, args, kwargs)
+    coroutine.__name__ = coroutine.__qualname__ = definition.name
+    return coroutine
+
+
+def _settled_side_by_side(
+    scope: Scope, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Coroutine[Any, Any, Any]:
+    """A step's call in an async run, which other steps may be beside."""
+    call, known = scope.context.enter(scope, definition, args, kwargs)
+    if known is not None and known.status != "RETRY":
+        return _recalled(scope.context, definition, known)
+    return _carried_out(scope.context, definition, call, known, args, kwargs)
+
+
+async def _recalled(context: Context, definition: StepDefinition, known: RecordedStep) -> Any:
+    if known.error is not None and _was_cancelled(known.error):
+        await context.handover.cancelled_again(known.ended)
+    await context.handover.turn(known.ended)
+    return _settled(definition, known.status, known.output, known.error)
+
+
+async def _carried_out(
+    context: Context,
+    definition: StepDefinition,
+    call: StepCall,
+    tried: RecordedStep | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """`tried`: the attempts that failed in earlier executions of the run."""
+    with _suspending(context):
+        if tried is not None and tried.retry_in_s > 0 and context.branched:
+            await _back_off(context, _waiting(call, tried))
+        while True:
+            step = await _attempted(context, definition, call, args, kwargs)
+            if step.retry_in_s is None:
+                break
+            await _back_off(context, step)
+            call = context.next_try(definition, call)
+    await context.handover.turn(step.ended)
+    return _settled(definition, step.status, step.output, step.error)
+
+
+async def _attempted(
+    context: Context,
+    definition: StepDefinition,
+    call: StepCall,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Step:
+    """One attempt, recorded unless it is to be followed by another. What its workflow cancels is recorded as such."""
     import asyncio  # not at the top: most worker processes have no use for it, and each fork of one would carry it
 
-    journal = cast(AsyncJournal, context.journal)  # as an async run has
-    await journal.begin(call)
+    journal, handover = cast(AsyncJournal, context.journal), context.handover
     attempt = _Attempt(context, definition, call)
-    limit = asyncio.timeout(definition.timeout_s)
+    limit = asyncio.timeout(definition.timeout_s if definition.is_async else None)
+    handover.began()
+    begun = False
     try:
+        await journal.begin(call)
+        handover.bodies += 1
+        begun = True
+        attempt.begins()
         with _inside(call):
-            async with limit:
-                value = await journal.body(definition.function(*args, **kwargs))
-    except ASYNC_FAILURES as e:
+            if definition.is_async:
+                async with limit:
+                    value = await definition.function(*args, **kwargs)
+            else:
+                value = definition.function(*args, **kwargs)
+    except BaseException as e:
+        if _leaves(e) or isinstance(e, GeneratorExit):
+            raise
+        if isinstance(e, asyncio.CancelledError) and _is_being_cancelled():
+            if journal.leaving:
+                raise
+            journal.record(attempt.cancelled(e, handover.ends()))
+            handover.passed(handover.ended)
+            raise
         over = TimeoutError(
             f"step {call.name!r} was cancelled at its time limit of {definition.timeout_s or 0:g} s"
         )
         step = attempt.failed(over if isinstance(e, TimeoutError) and limit.expired() else e)
     else:
         step = attempt.succeeded(value)
-    context.journal.record(step)
-    return _settled(definition, step.status, step.output, step.error)
+    finally:
+        handover.bodies -= begun
+        handover.over()
+    if step.retry_in_s is None:
+        step = msgspec.structs.replace(step, ended=handover.ends())
+        journal.record(step)
+    return step
 
 
-def step_under_way() -> StepCall | None:
-    """Whose body the current context is in."""
-    return _step.get()
+async def _back_off(context: Context, step: Step) -> None:
+    """Waits for a step's next try. The run leaves its worker for that time unless something else of it is under way."""
+    wait_s = step.retry_in_s or 0.0
+    if not context.branched or context.handover.is_alone():
+        context.journal.record(step)
+    cast(AsyncJournal, context.journal).tried(step)
+    until = context.clocks.now_s() + wait_s
+    if await context.handover.alone(wait_s):
+        left_s = max(0.0, until - context.clocks.now_s())
+        context.journal.record(msgspec.structs.replace(step, retry_in_s=left_s))
+
+
+def _waiting(call: StepCall, tried: RecordedStep) -> Step:
+    """What is recorded of a step that waits for another try, as it is recorded again."""
+    return Step(
+        tried.position,
+        call.name,
+        WorkflowStatus.Error,
+        error=tried.error,
+        retry_count=tried.retry_count,
+        retry_in_s=tried.retry_in_s,
+        place=call.place,
+    )
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody has asked for it. Else a step's body has raised CancelledError by itself."""
+    import asyncio
+
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def pause(text: str = "paused", resume_after: float | timedelta | str | None = None) -> None:
     """Takes the run off its worker until `resume_after` (seconds, timedelta or text such as "10m") has passed or
     `handle.resume()` is called. Recorded like a step: a replay passes it. Raises ValidationError outside a run."""
-    context = current_run()
-    if context.kind != "workflow" or _step.get() is not None:
+    context, scope = current_run(), current.get()
+    if scope is None or context.kind != "workflow" or scope.step is not None:
         raise errors.ValidationError(
             "pgqrs.pause() is for the workflow itself, not for a step or a plain handler"
         )
     wait_s = None if resume_after is None else durations.seconds(resume_after)
-    call = context.enter("pause")
-    if context.history.find(call) is None:
+    call, known = context.enter(scope, _PAUSE)
+    if known is None:
         output = codec.encode(text, what="the text of a pause", limit=context.payload_bytes_max)
-        context.journal.record(
-            Step(call.position, call.name, WorkflowStatus.Paused, output=output, retry_in_s=wait_s)
-        )
+        ended = context.handover.ends() if context.is_async else call.position + 1
+        with _suspending(context):
+            context.journal.record(
+                Step(
+                    call.position,
+                    call.name,
+                    WorkflowStatus.Paused,
+                    output=output,
+                    retry_in_s=wait_s,
+                    place=call.place,
+                    ended=ended,
+                )
+            )
+    elif context.is_async:
+        cast(AsyncJournal, context.journal).wait(context.handover.turn(known.ended))
 
 
-def _enclosing(definition: StepDefinition) -> Context | None:
-    """The run that this call of a step belongs to, if it is to be recorded."""
-    context = _context.get()
-    if context is None:
+def _enclosing(definition: StepDefinition) -> Scope | None:
+    """Where in a run this call of a step is, if it is to be recorded."""
+    scope = current.get()
+    if scope is None:
         if _inside_worker and threading.current_thread() is not threading.main_thread():
             raise errors.WrongThreadError(
                 f"step {definition.name!r} was called from thread {threading.current_thread().name!r}, which is in no "
                 "run; a run's steps are called from the thread that the run started on"
             )
         return None
-    if context.kind != "workflow" or _step.get() is not None:
+    if scope.context.kind != "workflow" or scope.step is not None:
         return None
-    return context
+    return scope
 
 
-def _enter(context: Context, definition: StepDefinition) -> tuple[StepCall, RecordedStep | None]:
-    """The call, and its record if it needs no further attempt."""
-    call = context.enter(definition.name, definition)
-    known = context.history.find(call)
-    if known is not None and known.status != "RETRY":
-        return call, known
-    tried = known.retry_count if known else 0
-    policy = definition.retry
-    delay_s = (
-        policy.delay(tried + 1, context.clocks.random) if policy and tried < policy.max_attempts else None
-    )
-    return msgspec.structs.replace(call, retry_count=tried, retry_in_s=delay_s), None
+@contextmanager
+def _suspending(context: Context) -> Iterator[None]:
+    """Whatever the function makes of a Suspended that is raised in here, its run is not over."""
+    try:
+        yield
+    except Suspended:
+        context.suspended = True
+        raise
+
+
+def _leaves(error: BaseException) -> bool:
+    """What takes a run off its worker: no failure of the code that it passes through."""
+    if isinstance(error, Suspended):
+        return True
+    greenlets = sys.modules.get("greenlet")
+    return greenlets is not None and isinstance(error, greenlets.GreenletExit)
+
+
+def _was_cancelled(error: bytes) -> bool:
+    told = msgspec.json.decode(error)
+    return isinstance(told, dict) and told.get("code") == CANCELLED
 
 
 class _Attempt:
@@ -361,8 +513,15 @@ class _Attempt:
         self._context = context
         self._definition = definition
         self._call = call
-        self._began_s = context.clocks.now_s()
-        self._began_cpu_s = context.clocks.cpu_s()
+        self.begins()
+
+    def begins(self) -> None:
+        self._began_s = self._context.clocks.now_s()
+        self._began_cpu_s = self._context.clocks.cpu_s()
+
+    def cancelled(self, error: BaseException, ended: int) -> Step:
+        step = self._step(WorkflowStatus.Error, error=_encoded_error(error, CANCELLED))
+        return msgspec.structs.replace(step, ended=ended)
 
     def succeeded(self, value: Any) -> Step:
         what = f"the result of step {self._definition.name!r}"
@@ -412,11 +571,12 @@ class _Attempt:
             cpu_seconds=max(0.0, self._context.clocks.cpu_s() - self._began_cpu_s),
             retry_count=self._call.retry_count if retry_count is None else retry_count,
             retry_in_s=retry_in_s,
+            place=self._call.place,
         )
 
 
-def _encoded_error(error: BaseException) -> bytes:
-    return msgspec.json.encode(errors.describe(error))
+def _encoded_error(error: BaseException, code: str | None = None) -> bytes:
+    return msgspec.json.encode(errors.describe(error, code))
 
 
 def _settled(definition: StepDefinition, status: str, output: bytes | None, error: bytes | None) -> Any:
@@ -430,11 +590,13 @@ def _settled(definition: StepDefinition, status: str, output: bytes | None, erro
 
 @contextmanager
 def _inside(call: StepCall) -> Iterator[None]:
-    token = _step.set(call)
+    scope = current.get()
+    assert scope is not None, "a step is carried out inside its run"
+    scope.step = call
     try:
         yield
     finally:
-        _step.reset(token)
+        scope.step = None
 
 
 # Runs
@@ -451,14 +613,18 @@ class Refused(Exception):
 
 def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
     """Runs a workflow or handler on a message's payload and returns its result as JSON. Raises Refused where it fails,
-    Suspended where it leaves off."""
+    Suspended where it leaves off: also where the function swallowed that, and whatever it did afterwards."""
     with _run(context):
         try:
             args, kwargs = _arguments(definition, payload)
             value = definition.function(*args, **kwargs)
+            _refuse_suspended(context)
             context.history.finish()
             return _result(definition, context, value)
-        except FAILURES as e:
+        except BaseException as e:
+            _refuse_suspended(context)
+            if _leaves(e):
+                raise
             raise Refused(e) from e
 
 
@@ -470,20 +636,24 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
         try:
             args, kwargs = _arguments(definition, payload)
             value = await definition.function(*args, **kwargs)
+            _refuse_suspended(context)
             context.history.finish()
             return _result(definition, context, value)
-        except BaseExceptionGroup as e:
-            # A TaskGroup wraps what one of its tasks raised. That the run leaves its worker goes before any failure beside it.
-            if e.subgroup(Suspended) is not None:
-                raise Suspended from e
-            raise Refused(e) from e
         except asyncio.CancelledError as e:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            _refuse_suspended(context)
+            if _is_being_cancelled():
                 raise  # the loop is being closed
             raise Refused(e) from e  # of a task that the workflow cancelled itself
-        except ASYNC_FAILURES as e:
+        except BaseException as e:
+            _refuse_suspended(context)
+            if _leaves(e) or isinstance(e, GeneratorExit):
+                raise
             raise Refused(e) from e
+
+
+def _refuse_suspended(context: Context) -> None:
+    if context.suspended:
+        raise Suspended
 
 
 def _arguments(definition: Definition, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -501,8 +671,8 @@ def _result(definition: Definition, context: Context, value: Any) -> bytes:
 
 @contextmanager
 def _run(context: Context) -> Iterator[None]:
-    token = _context.set(context)
+    token = current.set(Scope(context))
     try:
         yield
     finally:
-        _context.reset(token)
+        current.reset(token)

@@ -18,8 +18,27 @@ class Claim(Struct, frozen=True):
     claim_no: int
 
 
+class Place(Struct, frozen=True, array_like=True):
+    """Which call of a step this is: what a replay finds the call's record by.
+
+    `path` is the task in which the step was called, by its way through the run's tree of tasks: "" is the run's own
+    task, "branch.2/fetch.1" the first `fetch` task that the second `branch` task made. `count` is the call's number
+    among the calls of that task, from 0. `fingerprint` is of its arguments, 64 bits, signed; None where the step's
+    arguments are not compared.
+    """
+
+    path: str
+    count: int
+    fingerprint: int | None = None
+
+
 class RecordedStep(Struct, frozen=True, array_like=True):
-    """A step's row as a replay needs it. `output` and `error` are raw JSON."""
+    """A step's row as a replay needs it. `output` and `error` are raw JSON.
+
+    `status` is SUCCESS, ERROR, or RETRY for attempts that failed, after which there is to be another one, `retry_in_s`
+    from when the run was claimed. `place` is None in rows of versions that did not record it. `ended` is the order, from
+    1, in which the run's results were handed to its workflow, None where there was none to hand over.
+    """
 
     name: str
     position: int
@@ -27,6 +46,9 @@ class RecordedStep(Struct, frozen=True, array_like=True):
     output: bytes | None
     error: bytes | None
     retry_count: int
+    place: Place | None = None
+    ended: int | None = None
+    retry_in_s: float = 0.0
 
 
 class Claimed(Struct, frozen=True):
@@ -87,6 +109,24 @@ class Step(Struct, frozen=True):
     pid: int | None = None
     retry_count: int = 0
     retry_in_s: float | None = None
+    place: Place | None = None
+    ended: int | None = None
+
+    @property
+    def recorded(self) -> RecordedStep:
+        """The row that this becomes, as a replay finds it."""
+        again = self.status is WorkflowStatus.Error and self.retry_in_s is not None
+        return RecordedStep(
+            self.name,
+            self.position,
+            "RETRY" if again else self.status.value,
+            self.output,
+            self.error,
+            self.retry_count,
+            self.place,
+            self.ended,
+            (self.retry_in_s or 0.0) if again else 0.0,
+        )
 
 
 class Release(Struct, frozen=True):

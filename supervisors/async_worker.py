@@ -3,19 +3,22 @@
 import asyncio
 import contextvars
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
-import greenlet
-
 from pgqrs import flow
-from pgqrs.flow import Definition, StepCall, Suspended
+from pgqrs.flow import Definition, Suspended
+from pgqrs.scope import StepCall
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
 from supervisors.board import Board
+from supervisors.driven import BranchLoop, Driven, walk_in_order
 from supervisors.endings import over_time
 from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 from supervisors.output import finish_lines
+
+
+_NOBODYS = contextvars.Context()  # what the worker does for itself is no run's
 
 
 class AsyncLane(PipeJournal):
@@ -28,17 +31,15 @@ class AsyncLane(PipeJournal):
         self._worker = worker
         self._progress = asyncio.Event()
         self.tasks: set[asyncio.Task[Any]] = set()  # the run's own and those that it started
+        self._is_leaving = False
+        self.cancelled = False  # told to stop where it is
         self.entered = False  # a task that is cancelled before that ends without a word
-        context = contextvars.copy_context()
-        context.run(_lane.set, self)
-        self.task = asyncio.get_running_loop().create_task(self._main(), context=context)
+        self._own = contextvars.copy_context()
+        self.task = asyncio.get_running_loop().create_task(self._main(), context=self._own)
 
     async def begin(self, call: StepCall) -> None:
         await self._allowed(0 if call.pure else self.sent)
         self.announce(call)
-
-    def body(self, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-        return Resumed(awaitable, self.goes_on) if isinstance(awaitable, Coroutine) else awaitable
 
     def goes_on(self) -> None:
         """With the step of the context in which this is called, or with its own code."""
@@ -48,21 +49,47 @@ class AsyncLane(PipeJournal):
         self._worker.rests_soon()
 
     async def _allowed(self, durable: int) -> None:
-        """Waits until that many checkpoints are durable and what is here is our supervisor's."""
-        while (self.durable < durable or self._worker.overdue) and not self.leaving:
+        """Waits until that many checkpoints are durable and what is here is our supervisor's. Raises Suspended where the run
+        leaves its worker instead: once the steps that are under way beside it have ended and are recorded."""
+        while self._waits(durable):
             self._progress.clear()
             await self._progress.wait()
         if self.leaving:
+            self._leave()
             raise Suspended
+
+    def _waits(self, durable: int) -> bool:
+        if self.left or self.cancelled:
+            return False
+        if self.stopped:
+            return self.context.handover.bodies > 0
+        return self.durable < durable or self._worker.overdue
 
     def record(self, step: Step) -> None:
         try:
             super().record(step)
+        except Suspended:
+            self._leave()
+            raise
         finally:
+            if self.stopped:
+                self.woken()
             self._worker.idle()
 
-    def wait(self, awaitable: Awaitable[None]) -> None:
-        Driven.wait(awaitable)
+    def wait(self, awaitable: Awaitable[Any]) -> Any:
+        return Driven.wait(awaitable)
+
+    def _leave(self) -> None:
+        """The run's own task may never look at the one in which the run has left: it ends all the same."""
+        if not self._is_leaving:
+            self._is_leaving = True
+            asyncio.get_running_loop().call_soon(self.task.cancel, context=_NOBODYS)
+
+    def over(self, task: "asyncio.Task[Any]") -> None:
+        """One of the run's tasks has ended."""
+        self.tasks.discard(task)
+        if self.leaving and not task.cancelled():
+            task.exception()  # asked for: else asyncio reports one that nobody has seen
 
     def woken(self) -> None:
         self._progress.set()
@@ -76,8 +103,11 @@ class AsyncLane(PipeJournal):
             self.announce(None)
             async with limit:
                 run = flow.execute_async(self.definition, self.context, self.payload)
-                output = await Driven(run, self.goes_on)
-            end: wire.Up = wire.Finished(*ids, output)
+                output = await Driven(run, self.goes_on, None, self._own)
+            # A function that swallows its cancellation has skipped something.
+            end: wire.Up = (
+                wire.Returned((self.message_id,)) if self.cancelled else wire.Finished(*ids, output)
+            )
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
@@ -88,11 +118,12 @@ class AsyncLane(PipeJournal):
             if self._worker.closed:
                 raise
             # It was told to stop at once, or it ended itself by what asyncio would keep to itself.
-            end = (
-                wire.Returned((self.message_id,))
-                if self.stopped
-                else wire.Failed(*ids, flow.Refused(e).error)
-            )
+            if self.left:
+                end = wire.Idle()
+            elif self.stopped:
+                end = wire.Returned((self.message_id,))
+            else:
+                end = wire.Failed(*ids, flow.Refused(e).error)
         finally:
             finish_lines(self.message_id)
             if self._worker.lanes.get(self.message_id) is self:
@@ -103,112 +134,6 @@ class AsyncLane(PipeJournal):
             end = wire.Failed(*ids, flow.Refused(TimeoutError(over_time(self.definition)), "TIMEOUT").error)
         self.outbox.add(end)
         self._worker.idle()
-
-
-_lane: contextvars.ContextVar[AsyncLane | None] = contextvars.ContextVar("pgqrs_lane", default=None)
-
-
-def _task_of_its_lane(
-    loop: asyncio.AbstractEventLoop,
-    coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
-    **options: Any,
-) -> "asyncio.Task[Any]":
-    context: contextvars.Context | None = options.get("context")
-    lane = _lane.get() if context is None else context.get(_lane)
-    if lane is not None and isinstance(coroutine, Coroutine):
-        coroutine = Resumed(coroutine, lane.goes_on)
-    task = asyncio.Task(coroutine, loop=loop, **options)
-    if lane is not None:
-        lane.tasks.add(task)
-        task.add_done_callback(lane.tasks.discard)
-    return task
-
-
-class Resumed(Coroutine[Any, Any, Any]):
-    """A coroutine that has somebody told whenever it goes on: an event loop does not say whose code it runs. To be awaited, or
-    to be a task."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], goes_on: Callable[[], None]) -> None:
-        self._coroutine = coroutine
-        self._goes_on = goes_on
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._coroutine, name)  # by which it is shown, such as its name and where it stands
-
-    def send(self, value: Any) -> Any:
-        self._goes_on()
-        return self._coroutine.send(value)
-
-    def throw(self, *problem: Any) -> Any:
-        self._goes_on()
-        return self._coroutine.throw(*problem)
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        answer: Any = None
-        problem: BaseException | None = None
-        while True:
-            try:
-                value = self.send(answer) if problem is None else self.throw(problem)
-            except StopIteration as e:
-                return e.value
-            answer = problem = None
-            try:
-                answer = yield value
-            except BaseException as e:
-                problem = e
-
-
-class Driven:
-    """A coroutine run inside a greenlet, so that plain code deep in it can wait for an awaitable with `Driven.wait`. It says, too,
-    whenever it goes on."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, bytes], goes_on: Callable[[], None]) -> None:
-        self._coroutine = coroutine
-        self._goes_on = goes_on
-
-    def __await__(self) -> Generator[Any, Any, bytes]:
-        side = greenlet.greenlet(self._drive)
-        side.gr_context = contextvars.copy_context()
-        self._goes_on()
-        kind, value = side.switch(None, None)
-        while kind != "done":
-            answer: Any = None
-            problem: BaseException | None = None
-            try:
-                if kind == "yield":
-                    answer = yield value
-                else:
-                    answer = yield from value.__await__()
-            except BaseException as e:
-                problem = e
-            self._goes_on()
-            kind, value = side.switch(answer, problem)
-        return value  # type: ignore[no-any-return]
-
-    def _drive(self, answer: Any, problem: BaseException | None) -> tuple[str, Any]:
-        parent = greenlet.getcurrent().parent
-        assert parent is not None
-        try:
-            while True:
-                if problem is None:
-                    value = self._coroutine.send(answer)
-                else:
-                    value = self._coroutine.throw(problem)
-                answer, problem = parent.switch(("yield", value))
-        except StopIteration as e:
-            return ("done", e.value)
-
-    @staticmethod
-    def wait(awaitable: Awaitable[Any]) -> Any:
-        parent = greenlet.getcurrent().parent
-        assert parent is not None, "a plain step waits inside a driven coroutine only"
-        answer, problem = parent.switch(("await", awaitable))
-        if problem is not None:
-            raise problem
-        return answer
 
 
 class AsyncWorker(Leased):
@@ -234,7 +159,8 @@ class AsyncWorker(Leased):
         self._rest_due = False
 
     def run(self, pid: int) -> None:
-        with asyncio.Runner() as runner:
+        walk_in_order()
+        with asyncio.Runner(loop_factory=BranchLoop) as runner:
             try:
                 runner.run(self._main(pid))
             finally:
@@ -243,7 +169,6 @@ class AsyncWorker(Leased):
 
     async def _main(self, pid: int) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_task_factory(_task_of_its_lane)
         closed = loop.create_future()
         loop.add_reader(self._sock, self._read, closed)
         self.outbox.add(wire.Ready(pid))
@@ -254,7 +179,7 @@ class AsyncWorker(Leased):
         """Once the loop has run what is ready: others may still have something to send in this round."""
         if not self._idle_due:
             self._idle_due = True
-            asyncio.get_running_loop().call_soon(self._say_idle)
+            asyncio.get_running_loop().call_soon(self._say_idle, context=_NOBODYS)
 
     def _say_idle(self) -> None:
         self._idle_due = False
@@ -265,7 +190,7 @@ class AsyncWorker(Leased):
         """Once the loop has run what is ready, nobody has the CPU until something goes on."""
         if not self._rest_due:
             self._rest_due = True
-            asyncio.get_running_loop().call_soon(self._rest)
+            asyncio.get_running_loop().call_soon(self._rest, context=_NOBODYS)
 
     def _rest(self) -> None:
         self._rest_due = False
@@ -308,9 +233,10 @@ class AsyncWorker(Leased):
                 lane = self.lanes.get(frame.message_id)
                 if lane is not None and lane.claim_no == frame.claim_no:
                     lane.stopped = True
-                    lane.woken()
                     if frame.now and lane.entered:
+                        lane.cancelled = True
                         lane.task.cancel()
+                    lane.woken()
             case wire.Revoke():
                 self.outbox.add(wire.Returned(()))
                 self.idle()

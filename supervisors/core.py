@@ -211,11 +211,13 @@ class Core:
                 worker.on_cpu = _in_its_own_code(worker, run, frame.position + 1, now)
                 step = _step_of(frame, worker)
                 run.record(step)
+                if frame.retry_in_s is not None:
+                    self._out.append(endings.to_be_retried(run, frame.name, frame.error, frame.retry_in_s))
                 self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
                 self._measured(run, frame.seconds)
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
-                self._out.append(endings.to_be_retried(run, frame))
+                self._out.append(endings.to_be_retried(run, frame.name, frame.error, frame.retry_in_s))
                 step = _step_of(frame, worker)
                 self._leave(
                     worker,
@@ -228,7 +230,14 @@ class Core:
                     ),
                 )
             case wire.Paused():
-                step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
+                step = Step(
+                    frame.position,
+                    frame.name,
+                    WorkflowStatus.Success,
+                    pid=worker.pid,
+                    place=frame.place,
+                    ended=frame.ended,
+                )
                 settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
                 delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
                 back = Release(endings.within(run, delay, now))
@@ -616,6 +625,7 @@ def _on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
         frame.retry_count,
         frame.retry_in_s,
         frame.memory_bytes,
+        frame.place,
     )
 
 
@@ -637,5 +647,7 @@ def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
         peak_rss_bytes=frame.peak_rss_bytes,
         pid=worker.pid,
         retry_count=frame.retry_count,
-        retry_in_s=frame.retry_in_s if isinstance(frame, wire.StepFailed) else None,
+        retry_in_s=frame.retry_in_s,
+        place=frame.place,
+        ended=frame.ended if isinstance(frame, wire.Checkpoint) else None,
     )

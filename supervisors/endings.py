@@ -41,8 +41,8 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
     return _undelivered(run, reason, settings)
 
 
-def to_be_retried(run: Run, frame: wire.StepFailed) -> Note:
-    text = f"step {frame.name!r} failed, again in {frame.retry_in_s:g} s: {_reason(frame.error)}"
+def to_be_retried(run: Run, step: str, told: bytes | None, retry_in_s: float) -> Note:
+    text = f"step {step!r} failed, again in {retry_in_s:g} s: {_reason(told or b'null')}"
     return Note(text, "warning", run.id)
 
 
@@ -116,6 +116,7 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
         pid=worker.pid,
         retry_count=cpu.retry_count + (1 if cpu.retry_in_s is not None else 0),
         retry_in_s=cpu.retry_in_s,
+        place=cpu.place,
     )
     again_s = None if cpu.retry_in_s is None else within(run, cpu.retry_in_s, now)
     write = Write(run.claim, step=step, message=Release(again_s))

@@ -11,7 +11,9 @@ from typing import Protocol, cast
 
 import msgspec
 
-from pgqrs.flow import Clocks, Context, Definition, History, Journal, StepCall, Suspended
+from pgqrs.flow import Clocks, Context, Definition, Journal, Suspended
+from pgqrs.history import History, step_of
+from pgqrs.scope import StepCall
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
@@ -205,9 +207,10 @@ class PipeJournal:
             call.retry_count,
             call.retry_in_s,
             call.memory_bytes,
+            call.place,
         )
         limited = limited or call.timeout_s is not None or call.memory_bytes is not None
-        self.outbox.begins(started, _unnumbered(call.name), limited)
+        self.outbox.begins(started, call.step, limited)
 
     def record(self, step: Step) -> None:
         if self.left:
@@ -215,7 +218,13 @@ class PipeJournal:
         ids = (self.message_id, self.claim_no, step.position, step.name)
         if step.status is WorkflowStatus.Paused:
             self.outbox.add(
-                wire.Paused(*ids, str(msgspec.json.decode(step.output or b'""')), step.retry_in_s)
+                wire.Paused(
+                    *ids,
+                    str(msgspec.json.decode(step.output or b'""')),
+                    step.retry_in_s,
+                    step.place,
+                    step.ended,
+                )
             )
             self.left = True
             raise Suspended
@@ -230,23 +239,34 @@ class PipeJournal:
                     step.retry_count,
                     step.retry_in_s,
                     METER.peak_rss_bytes,
+                    step.place,
                 )
             )
             self.left = True
             raise Suspended
+        self._check_in(step)
+
+    def tried(self, step: Step) -> None:
+        """A failed attempt of a step that is tried again in this worker."""
+        if not self.left:
+            self._check_in(step)
+
+    def _check_in(self, step: Step) -> None:
         checkpoint = wire.Checkpoint(
-            *ids,
+            self.message_id,
+            self.claim_no,
+            step.position,
+            step.name,
             step.output,
             step.error,
             step.seconds,
             step.cpu_seconds or 0.0,
             step.retry_count,
             METER.peak_rss_bytes,
+            step.place,
+            step.ended,
+            step.retry_in_s,
         )
         self.outbox.add(checkpoint)
-        self.outbox.ended(checkpoint, _unnumbered(step.name))
+        self.outbox.ended(checkpoint, step_of(step.name))
         self.sent += 1
-
-
-def _unnumbered(name: str) -> str:
-    return name.partition("#")[0]

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs.retry import BackoffStrategy
-from pgqrs.writes import Claim, Claimed, RecordedStep, Step
+from pgqrs.writes import Claim, Claimed, Place, RecordedStep, Step
 from supervisors import wire
 from supervisors.events import Kind
 
@@ -98,9 +98,7 @@ class Run(Struct, eq=False):
             return self.claimed.steps
         latest = {s.name: s for s in self.claimed.steps}
         for s in self.recorded:
-            latest[s.name] = RecordedStep(
-                s.name, s.position, s.status.value, s.output, s.error, s.retry_count
-            )
+            latest[s.name] = s.recorded
         return tuple(latest.values())
 
 
@@ -116,6 +114,7 @@ class OnCpu(Struct, frozen=True):
     retry_count: int
     retry_in_s: float | None
     memory_bytes: int | None = None
+    place: Place | None = None  # of the step
 
 
 class Worker(Struct, eq=False):

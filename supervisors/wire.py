@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from pgqrs.writes import RecordedStep
+from pgqrs.writes import Place, RecordedStep
 
 VERSION = 1
 FRAME_BYTES_MAX = (
@@ -106,11 +106,13 @@ class Started(Frame, frozen=True):
     retry_count: int = 0
     retry_in_s: float | None = None
     memory_bytes: int | None = None  # of the worker's whole process, at most
+    place: Place | None = None
 
 
 class Checkpoint(Frame, frozen=True):
-    """A step has a result to record; the run waits for Committed. `error` set: it failed for good. `peak_rss_bytes`: the most
-    memory that the process has held until now."""
+    """A step has a result to record; the run waits for Committed. `error` set: the step failed, for good unless `retry_in_s`
+    says when the run, which stays in its worker, tries it again. `peak_rss_bytes`: the most memory that the process has held
+    until now. `ended`: see RecordedStep."""
 
     message_id: int
     claim_no: int
@@ -122,6 +124,9 @@ class Checkpoint(Frame, frozen=True):
     cpu_seconds: float
     retry_count: int
     peak_rss_bytes: int | None = None
+    place: Place | None = None
+    ended: int | None = None
+    retry_in_s: float | None = None
 
 
 class StepFailed(Frame, frozen=True):
@@ -137,6 +142,7 @@ class StepFailed(Frame, frozen=True):
     retry_count: int
     retry_in_s: float
     peak_rss_bytes: int | None = None
+    place: Place | None = None
 
 
 class Paused(Frame, frozen=True):
@@ -148,6 +154,8 @@ class Paused(Frame, frozen=True):
     name: str
     text: str
     resume_after_s: float | None
+    place: Place | None = None
+    ended: int | None = None
 
 
 class Finished(Frame, frozen=True):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import greenlet
 
 from pgqrs import flow
-from pgqrs.flow import Definition, StepCall, Suspended
+from pgqrs.flow import Definition, Suspended
+from pgqrs.scope import StepCall
 from pgqrs.writes import RecordedStep
 from supervisors import wire
 from supervisors.board import Board

@@ -58,14 +58,19 @@ class AsyncJournal(Journal):
             await self.gate(call)
         await asyncio.sleep(0)
 
-    def body(self, awaitable):
-        return awaitable
+    def tried(self, step):
+        self.events.append(("tried", step.name))
+        self.steps.append(step)
+
+    leaving = False
 
     def wait(self, awaitable):
-        with contextlib.suppress(StopIteration):
-            iterator = awaitable.__await__()
+        iterator = awaitable.__await__()
+        try:
             while True:
                 next(iterator)
+        except StopIteration as e:
+            return e.value
 
 
 def context_of(function, journal, steps, attempt=1, limit=flow.PAYLOAD_BYTES_MAX):

@@ -10,7 +10,7 @@ import pytest
 
 import pgqrs
 from pgqrs.definitions import definition_of
-from pgqrs.writes import RecordedStep
+from pgqrs.writes import Place, RecordedStep
 from supervisors import wire
 from supervisors.board import BoardReader, new_board
 from supervisors.worker import LOOK_EVERY_S, make_worker
@@ -328,7 +328,7 @@ def test_a_pause_leaves_the_worker():
 
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1)
-        assert pipe.until_idle()[-1] == wire.Paused(1, 1, 0, "pause", "lunch", 60.0)
+        assert pipe.until_idle()[-1] == wire.Paused(1, 1, 0, "pause", "lunch", 60.0, Place("", 0), 1)
     assert ran == []
 
 
@@ -748,7 +748,7 @@ def test_a_loop_that_somebody_ends_ends_no_run_with_it():
 
 
 def test_an_async_run_that_left_leaves_no_step_running_behind():
-    """Its claim is being released: a gathered step that goes on would run beside the run's next attempt."""
+    """Its claim is being released: a gathered task that goes on would run beside the run's next attempt."""
     ended = threading.Event()
 
     @pgqrs.step(retry=1)
@@ -756,7 +756,6 @@ def test_an_async_run_that_left_leaves_no_step_running_behind():
         await asyncio.sleep(0)
         raise ValueError
 
-    @pgqrs.step
     async def sleeps():
         try:
             await asyncio.Event().wait()

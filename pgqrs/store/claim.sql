@@ -89,7 +89,8 @@ returning id, claim_no, read_ct, payload, vt,
 select w.message_id, w.status, w.attempt, w.crash_count, {seconds since w.started_at},
        s.step_name, s.position,
        case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end,
-       coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_count
+       coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_count,
+       s.path, s.place, s.fingerprint, s.ended, {seconds since s.retry_at}
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id
 left join pgqrs_workflow_steps s on s.run_id = w.id and s.status in ('SUCCESS', 'ERROR')

@@ -45,11 +45,13 @@ returning {w of pgqrs_workflow_runs}.message_id, {w of pgqrs_workflow_runs}.stat
 -- A recorded checkpoint never changes.
 insert into pgqrs_workflow_steps as s
     (run_id, step_name, status, output, error, created_at, updated_at, started_at, completed_at,
-     retry_count, retry_at, last_retry_at, position, pid, cpu_seconds, peak_rss_bytes, output_text)
+     retry_count, retry_at, last_retry_at, position, pid, cpu_seconds, peak_rss_bytes, output_text,
+     path, place, fingerprint, ended)
 select w.id, r.step_name, cast(r.status as {status}), r.output, r.error, {now}, {now}, {now - r.seconds}, {now},
        r.retry_count, {now + r.retry_in_s}, case when r.retry_count > 0 then {now} end,
-       r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes, r.output_text
-from {rows: message_id bigint, step_name text, status text, output json, error json, seconds float, retry_count int, retry_in_s float, position int, pid bigint, cpu_seconds float, peak_rss_bytes bigint, output_text text}
+       r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes, r.output_text,
+       r.path, r.place, r.fingerprint, r.ended
+from {rows: message_id bigint, step_name text, status text, output json, error json, seconds float, retry_count int, retry_in_s float, position int, pid bigint, cpu_seconds float, peak_rss_bytes bigint, output_text text, path text, place int, fingerprint bigint, ended int}
 join pgqrs_workflow_runs w on w.message_id = r.message_id
 where true
 on conflict (run_id, step_name) do update
@@ -57,7 +59,8 @@ set status = excluded.status, output = excluded.output, output_text = excluded.o
     updated_at = excluded.updated_at, started_at = excluded.started_at, completed_at = excluded.completed_at,
     retry_count = excluded.retry_count, retry_at = excluded.retry_at, last_retry_at = excluded.last_retry_at,
     position = excluded.position, pid = excluded.pid, cpu_seconds = excluded.cpu_seconds,
-    peak_rss_bytes = excluded.peak_rss_bytes
+    peak_rss_bytes = excluded.peak_rss_bytes,
+    path = excluded.path, place = excluded.place, fingerprint = excluded.fingerprint, ended = excluded.ended
 where s.status <> 'SUCCESS';
 
 -- name: forgive_crashes

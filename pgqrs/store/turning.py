@@ -16,7 +16,7 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.jsonb import exact_text
 from pgqrs.store.sql import DAWN, Dialect
-from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, RecordedStep, Release, Write
+from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, Place, RecordedStep, Release, Write
 
 
 class Wanted(Struct, frozen=True):
@@ -208,8 +208,12 @@ def _step_row(w: Write, dialect: Dialect) -> Row:
     assert s is not None
     return (
         w.claim.message_id, s.name, s.status.value, s.output, s.error, s.seconds, s.retry_count, s.retry_in_s,
-        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, exact_text(s.output, dialect),
+        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, exact_text(s.output, dialect), *_place_row(s.place), s.ended,
     )  # fmt: skip
+
+
+def _place_row(place: Place | None) -> Row:
+    return (None, None, None) if place is None else (place.path, place.count, place.fingerprint)
 
 
 def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
@@ -269,10 +273,22 @@ def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, _Begun]:
     found: dict[int, _Begun] = {}
     for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids) if ids else ():
         run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
-        name, position, step_status, output, error, retries = step
+        name, position, step_status, output, error, retries, *place, ended, overdue_s = step
         if name is not None:
             at = position if position is not None else len(run[4])  # 0.15 numbers no steps
-            run[4].append(RecordedStep(name, at, step_status, _raw(output), _raw(error), retries))
+            run[4].append(
+                RecordedStep(
+                    name,
+                    at,
+                    step_status,
+                    _raw(output),
+                    _raw(error),
+                    retries,
+                    None if place[0] is None else Place(*place),
+                    ended,
+                    max(0.0, -(overdue_s or 0.0)) if step_status == "RETRY" else 0.0,
+                )
+            )
     return found
 
 

@@ -1,0 +1,145 @@
+"""A fingerprint of a call's arguments: 64 bits that are the same in every process, on every host and on every Python.
+
+A replay compares the fingerprint of each call with the one that was recorded, so that no call gets the result of a call
+with other arguments. Values are compared by their content, as far as it can be written down: numbers, text, bytes, dates,
+paths, enums, collections, dataclasses, Structs, pydantic models, and numpy arrays by their buffer. What has no content of
+that kind (a connection, a file, a generator, an object of an ordinary class) counts by its type only.
+"""
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+
+DEPTH_MAX = 50  # of what is written down member by member; deeper members count by their type
+
+
+def folded(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str | None]) -> tuple[Any, ...]:
+    """The arguments of a call in one form, however the call spelled them: `f(1, y=2)` is `f(1, 2)`.
+
+    `names` are the function's parameters by position, None for one that has no keyword. Arguments left to their default
+    are left out, so that a new optional parameter changes nothing.
+    """
+    if not kwargs:
+        return tuple(args)
+    rest, positions = dict(kwargs), list(args)
+    for name in names[len(args) :]:
+        if name is None or name not in rest:
+            break
+        positions.append(rest.pop(name))
+    return (*positions, rest) if rest else tuple(positions)
+
+
+class Fingerprints:
+    """Makes the fingerprints of one run. `secret` keys them: those of short values could be guessed without one."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._keyed = hashlib.blake2b(digest_size=8, key=secret[:64])
+
+    def of(self, arguments: tuple[Any, ...]) -> int:
+        """A signed number of 64 bits. Never raises."""
+        if not arguments:
+            return 0
+        keyed = self._keyed.copy()
+        keyed.update(_written(arguments))
+        return int.from_bytes(keyed.digest(), "little", signed=True)
+
+
+def _written(arguments: tuple[Any, ...]) -> bytes:
+    # msgspec sorts a set by `<`, which orders no sets of sets: sets take the way on which members are sorted as bytes.
+    if not any(type(a) in _SETS for a in arguments):
+        try:
+            return _QUICK.encode(arguments)
+        except Exception:  # what a value's own code raises included
+            pass
+    try:
+        return _QUICK.encode([_content(a, DEPTH_MAX) for a in arguments])
+    except Exception:
+        return _QUICK.encode([_type_of(a) for a in arguments])
+
+
+def _content(value: Any, depth: int) -> Any:
+    """The same value in lists, texts, numbers and bytes alone."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else ("int", hex(value))
+    if kind is str:
+        return value.encode("utf-8", "surrogatepass")
+    if depth <= 0:
+        return _type_of(value)
+    if isinstance(value, Mapping):
+        pairs = [(_content(k, depth - 1), _content(v, depth - 1)) for k, v in value.items()]
+        return ("map", sorted(_QUICK.encode(p) for p in pairs))
+    if isinstance(value, set | frozenset):
+        return ("set", sorted(_QUICK.encode(_content(v, depth - 1)) for v in value))
+    if isinstance(value, list | tuple):
+        return [_content(v, depth - 1) for v in value]
+    if isinstance(value, msgspec.Struct) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__"):
+        return (_type_of(value), _content(_fields(value), depth - 1))
+    try:
+        return _QUICK.encode(value)
+    except Exception:
+        return _content(_in_words(value), depth - 1)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.asdict(value)
+    known = getattr(value, "__dataclass_fields__", None) or [a.name for a in value.__attrs_attrs__]
+    return {name: getattr(value, name, None) for name in known}
+
+
+def _in_words(value: Any) -> Any:
+    """What msgspec cannot encode, by what it holds."""
+    for kind, words in _WORDS:
+        if isinstance(value, kind):
+            return (_type_of(value), words(value))
+    module = type(value).__module__.partition(".")[0]
+    if module in _SHOWN_IN_FULL:
+        return (_type_of(value), repr(value))
+    if module == "numpy" and (found := _numpy_words(value)) is not None:
+        return found
+    if hasattr(type(value), "__pydantic_fields__") or hasattr(type(value), "__pydantic_root_model__"):
+        return (_type_of(value), dict(vars(value)))
+    if isinstance(value, Iterable) and module == "collections":  # a deque
+        return (_type_of(value), list(value))
+    if callable(value) and hasattr(value, "__qualname__"):
+        return ("callable", getattr(value, "__module__", None), value.__qualname__)
+    return _type_of(value)
+
+
+def _numpy_words(value: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    if isinstance(value, numpy.ndarray):
+        content = value.tolist() if value.dtype.hasobject else value.tobytes()
+        return ("array", value.dtype.str, list(value.shape), content)
+    if isinstance(value, numpy.generic):
+        return ("number", value.dtype.str, value.tobytes())
+    if isinstance(value, numpy.dtype):
+        return ("dtype", value.str)
+    return None
+
+
+def _type_of(value: Any) -> Any:
+    return ("type", type(value).__module__, type(value).__qualname__)
+
+
+_ATOMS = (type(None), bool, float, bytes)
+_SETS = (set, frozenset)
+_WORDS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (PurePath, str),
+    (int, lambda v: hex(int(v))),  # a subclass, or one that is too large
+    (complex | range | slice, repr),
+    (BaseException, lambda v: list(v.args)),
+    (functools.partial, lambda v: (v.func, list(v.args), dict(v.keywords))),
+    (type, lambda v: (v.__module__, v.__qualname__)),
+)
+# Modules of the standard library whose values show all that they hold in their repr.
+_SHOWN_IN_FULL = ("array", "fractions", "ipaddress", "re", "zoneinfo")
+_QUICK = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_in_words)

@@ -1,0 +1,197 @@
+"""The order in which the results of an async run's steps are handed to its workflow, the same on every replay.
+
+Which of several branches goes on first is a decision that a workflow's own code can depend on (`as_completed`,
+`wait(FIRST_COMPLETED)`, workers on a queue). So the order in which results are handed over is recorded with them, each as
+the n-th that `ended`, and between two of them the run is brought to rest:
+
+    a result is handed over only when nothing else of the run can go on, and after all results that ended before it
+
+What the workflow does between two results then depends on nothing but the results before. What a replay cannot repeat is
+what the workflow asks of the outside by itself (timers, sockets, threads): that belongs into steps.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pgqrs import errors
+from pgqrs.scope import current
+from pgqrs.writes import RecordedStep
+
+if TYPE_CHECKING:
+    from pgqrs.flow import Context
+
+# Code that looks again and again without waiting (`while not done: await sleep(0)`) never comes to rest by itself.
+ROUNDS_MAX = 100
+# A result whose turn it is that nobody has asked for, while the run waits for nothing that we can see: then it is a mistake.
+STUCK_S = 10.0
+
+
+class Handover:
+    """Of one execution of one run, on the event loop that the run is on."""
+
+    def __init__(self, context: "Context", recorded: Sequence[RecordedStep]) -> None:
+        self._context = context
+        # The numbers of what is still to be handed over, the next one first.
+        self._due = deque(sorted(s.ended for s in recorded if s.ended is not None))
+        self.ended = self._due[-1] if self._due else 0
+        self._names = {s.ended: s.name for s in recorded if s.ended is not None}
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self._to_be_cancelled: dict[int, asyncio.Future[None]] = {}
+        self._early = 0  # numbers for results without one, before all others
+        self._looking = False
+        self._watched: asyncio.TimerHandle | None = None
+        self.bodies = 0  # of steps, under way
+        self._open = 0  # steps whose body is under way or waits for its beginning
+        self._backing_off: list[tuple[float, asyncio.Future[bool]]] = []
+
+    def ends(self) -> int:
+        """A result is there: its number in the order."""
+        self.ended += 1
+        self._due.append(self.ended)
+        return self.ended
+
+    async def turn(self, ended: int | None) -> None:
+        """Returns when it is the turn of the result that ended as this one. None: of one that the run never saw, which is
+        handed over as soon as the run is at rest."""
+        if not self._context.branched:
+            self.passed(ended)
+            return
+        if ended is None:
+            self._early -= 1
+            self._due.appendleft(self._early)
+        number = self._early if ended is None else ended
+        if self._due and self._due[0] == number and self._at_rest():
+            self._due.popleft()
+            return
+        asked = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._look()
+        try:
+            await asked
+        except asyncio.CancelledError:
+            if self._asked.get(number) is asked:
+                del self._asked[number]
+            self.passed(number)
+            raise
+
+    async def cancelled_again(self, ended: int | None) -> None:
+        """What the workflow cancelled waits until it is cancelled again. Never returns."""
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if ended is not None:
+            self._to_be_cancelled[ended] = never
+        self._look()
+        try:
+            await never
+        finally:
+            if ended is not None:
+                self._to_be_cancelled.pop(ended, None)
+            self.passed(ended)
+        raise errors.InternalError("a step that waits to be cancelled was told to go on")
+
+    def passed(self, ended: int | None) -> None:
+        """Of this result there is nothing to hand over any more."""
+        if self._due and self._due[0] == ended:
+            self._due.popleft()
+        elif ended is not None and ended in self._due:
+            self._due.remove(ended)
+        self._look()
+
+    # Waiting for another try
+
+    async def alone(self, seconds: float) -> bool:
+        """Waits for so long, and less where the run comes to wait for nothing else: then it may leave its worker. Whether it
+        may. Of several that wait, the one whose time comes first is told."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, waiting, False)
+        self._backing_off.append((timer.when(), waiting))
+        self._look()
+        try:
+            return await waiting
+        finally:
+            timer.cancel()
+            self._backing_off = [w for w in self._backing_off if w[1] is not waiting]
+
+    def is_alone(self) -> bool:
+        """Whether nothing of the run is under way but what asks."""
+        return not (self._open or self._asked or self._backing_off) and self._at_rest()
+
+    def began(self) -> None:
+        self._open += 1
+
+    def over(self) -> None:
+        self._open -= 1
+        if self._backing_off:
+            self._look()
+
+    # Rest
+
+    def _look(self) -> None:
+        if not self._looking and (self._asked or self._to_be_cancelled or self._backing_off):
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self._hand_over, 0)
+
+    def _hand_over(self, rounds: int) -> None:
+        if rounds < ROUNDS_MAX and not self._at_rest():
+            asyncio.get_running_loop().call_soon(self._hand_over, rounds + 1)
+            return
+        self._looking = False
+        if self._due and (asked := self._asked.pop(self._due[0], None)) is not None:
+            self._due.popleft()
+            _resolve(asked, None)
+            self._look()
+        elif self._asked or self._to_be_cancelled:
+            self._watch()
+        elif self._backing_off and not self._open:
+            _resolve(min(self._backing_off, key=lambda w: w[0])[1], True)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing of this run could go on at once. The loop's list of what is ready has no public name; on a loop
+        without one, every result is handed over in a round of its own."""
+        ready: Any = getattr(asyncio.get_running_loop(), "_ready", ())
+        return not any(self._is_ours(handle) for handle in ready)
+
+    def _is_ours(self, handle: asyncio.Handle) -> bool:
+        if handle.cancelled():
+            return False
+        context = getattr(handle, "_context", None)
+        scope = context.get(current) if context is not None else None
+        return scope is not None and scope.context is self._context
+
+    # What is never asked for
+
+    def _watch(self) -> None:
+        if self._watched is None:
+            loop = asyncio.get_running_loop()
+            due = self._due[0] if self._due else None
+            self._watched = loop.call_later(
+                STUCK_S, self._look_if_stuck, due, context=contextvars.Context()
+            )
+
+    def _look_if_stuck(self, due: int | None) -> None:
+        self._watched = None
+        if not self._asked and not self._to_be_cancelled:
+            return
+        scheduled: Any = getattr(asyncio.get_running_loop(), "_scheduled", ())
+        waits = self._open or not self._at_rest() or any(self._is_ours(handle) for handle in scheduled)
+        if waits or due is None or not self._due or self._due[0] != due:
+            self._watch()
+            return
+        what = "being cancelled again" if due in self._to_be_cancelled else "being asked for"
+        error = errors.ReplayMismatchError(
+            f"step {self._names.get(due, str(due))!r} was the run's number {due} to end, and nothing in this replay leads to "
+            f"its {what}; a workflow must take the same way on every replay, and what it asks of the outside "
+            "(timers, sockets, threads) belongs into steps"
+        )
+        stuck = [*self._asked.values(), *self._to_be_cancelled.values()]
+        self._asked, self._to_be_cancelled = {}, {}
+        for future in stuck:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _resolve(future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():
+        future.set_result(value)

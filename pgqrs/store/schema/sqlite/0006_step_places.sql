@@ -1,0 +1,6 @@
+-- The comments stand in the PostgreSQL twin of this file.
+
+alter table pgqrs_workflow_steps add column path text;
+alter table pgqrs_workflow_steps add column place integer;
+alter table pgqrs_workflow_steps add column fingerprint integer;
+alter table pgqrs_workflow_steps add column ended integer;

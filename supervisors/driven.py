@@ -1,0 +1,180 @@
+"""The coroutine of each task of an async run, driven so that the run knows its tasks and plain steps can wait in them.
+
+A task's coroutine runs inside a greenlet. Plain code deep in it can therefore wait for an awaitable, as a plain step must
+for the commit before its body starts, while the event loop goes on with other tasks. Whenever the coroutine goes on, its
+task's scope becomes the current one, and the worker is told whose code has the CPU.
+"""
+
+import asyncio
+import contextvars
+import hashlib
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Protocol
+
+import greenlet
+
+from pgqrs.scope import Scope, current, task_name
+
+
+class Driven(Coroutine[Any, Any, Any]):
+    """`context` is the one that the task runs in, None for a copy of the current one."""
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        goes_on: Callable[[], None],
+        scope: Scope | None,
+        context: contextvars.Context,
+    ) -> None:
+        self._coroutine = coroutine
+        self._goes_on = goes_on
+        self._scope = scope
+        self._context = context
+        self._side: greenlet.greenlet | None = None
+        self._awaited: Generator[Any, Any, Any] | None = None  # what a plain step waits for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coroutine, name)  # by which it is shown, such as its name and where it stands
+
+    def send(self, value: Any) -> Any:
+        return self._go_on(value, None)
+
+    def throw(self, *problem: Any) -> Any:
+        error = problem[0] if len(problem) == 1 else problem[1] if problem[1] is not None else problem[0]()
+        return self._go_on(None, error)
+
+    def close(self) -> None:
+        if self._awaited is not None:
+            self._awaited.close()
+            self._awaited = None
+            if self._side is not None:
+                self._side.throw(greenlet.GreenletExit)  # out of the plain code that waits
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        answer: Any = None
+        problem: BaseException | None = None
+        while True:
+            try:
+                value = self._go_on(answer, problem)
+            except StopIteration as e:
+                return e.value
+            answer = problem = None
+            try:
+                answer = yield value
+            except BaseException as e:
+                problem = e
+
+    def _go_on(self, answer: Any, problem: BaseException | None) -> Any:
+        """To the next thing that the loop is to wait for. Raises StopIteration with the result."""
+        if self._scope is not None:
+            current.set(self._scope)
+        self._goes_on()
+        while True:
+            if self._awaited is not None:
+                try:
+                    return self._awaited.send(answer) if problem is None else self._awaited.throw(problem)
+                except StopIteration as e:
+                    answer, problem = e.value, None
+                except BaseException as e:
+                    answer, problem = None, e
+                self._awaited = None
+            if self._side is None:
+                self._side = greenlet.greenlet(self._drive)
+                self._side.gr_context = self._context
+            kind, value = self._side.switch(answer, problem)
+            if kind == "done":
+                raise StopIteration(value)
+            if kind == "failed":
+                raise value
+            if kind == "yield":
+                return value
+            self._awaited = value.__await__()
+            answer = problem = None
+
+    def _drive(self, answer: Any, problem: BaseException | None) -> tuple[str, Any]:
+        try:
+            while True:
+                if problem is None:
+                    value = self._coroutine.send(answer)
+                else:
+                    value = self._coroutine.throw(problem)
+                answer, problem = _hub().switch(("yield", value))
+        except StopIteration as e:
+            return ("done", e.value)
+        except BaseException as e:
+            return ("failed", e)
+
+    @staticmethod
+    def wait(awaitable: Awaitable[Any]) -> Any:
+        """Awaits from plain code inside a driven coroutine."""
+        answer, problem = _hub().switch(("await", awaitable))
+        if problem is not None:
+            raise problem
+        return answer
+
+
+def _hub() -> greenlet.greenlet:
+    parent = greenlet.getcurrent().parent
+    assert parent is not None, "a plain step waits inside a driven coroutine only"
+    return parent
+
+
+class BranchLoop(asyncio.SelectorEventLoop):
+    """An event loop on which the tasks that a run makes are branches of that run, whatever task factory is set."""
+
+    def create_task(self, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        parent = current.get()
+        if parent is None or not isinstance(coroutine, Coroutine):
+            return super().create_task(coroutine, **options)
+        context: contextvars.Context = options.pop("context", None) or contextvars.copy_context()
+        scope = parent.child(task_name(coroutine))
+        lane: Lane = parent.context.journal  # type: ignore[assignment]
+        driven = Driven(coroutine, lane.goes_on, scope, context)
+        task = BranchTask(driven, scope=scope, loop=self, context=context, **options)
+        lane.tasks.add(task)
+        task.add_done_callback(lane.over, context=contextvars.Context())
+        return task
+
+
+class Lane(Protocol):
+    """What a run's tasks need of the lane that the run is on."""
+
+    tasks: "set[asyncio.Task[Any]]"
+
+    def goes_on(self) -> None: ...
+
+    def over(self, task: "asyncio.Task[Any]") -> None: ...
+
+
+class BranchTask(asyncio.Task[Any]):
+    """A task with the hash of its path: a set of tasks is walked in the same order on every replay."""
+
+    def __init__(self, coroutine: Any, *, scope: Scope, **options: Any) -> None:
+        path = f"{scope.context.id}:{scope.path}".encode("utf-8", "surrogatepass")
+        self._hash = int.from_bytes(hashlib.blake2b(path, digest_size=7).digest(), "little")
+        super().__init__(coroutine, **options)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def walk_in_order() -> None:
+    """From now on `asyncio.as_completed` makes the tasks of a run in the order in which it is given its coroutines. By itself
+    it walks over a set of them, whose order is that of their addresses. Its code is replaced, not its name: a module
+    may have imported that already."""
+    given = types.FunctionType(
+        asyncio.as_completed.__code__, vars(asyncio.tasks), "as_completed", None, asyncio.as_completed.__closure__
+    )
+
+    def in_order(fs: Any, timeout: Any) -> Any:
+        if current.get() is not None and not asyncio.isfuture(fs) and not asyncio.iscoroutine(fs):
+            fs = [asyncio.ensure_future(f) for f in dict.fromkeys(fs)]
+        return given(fs, timeout=timeout)
+
+    def as_completed(fs: Any, *, timeout: Any = None) -> Any:
+        return _pgqrs_in_order(fs, timeout)  # type: ignore[name-defined]  # noqa: F821
+
+    asyncio.tasks._pgqrs_in_order = in_order  # type: ignore[attr-defined]
+    asyncio.as_completed.__code__ = as_completed.__code__
