@@ -142,14 +142,14 @@ def step(
                 "a limit of memory takes a plain function"
             )
         if definition.is_async:
-
             # No `async def`: a call has its place among the calls of its task when it is made, not when it is awaited.
             @functools.wraps(f)
             def call_async(*args: Any, **kwargs: Any) -> Any:
                 return call_async_step(definition, args, kwargs)
 
             call_async.__pgqrs_step__ = definition  # type: ignore[attr-defined]
-            return _marked_as_coroutine_function(call_async)
+            _mark_as_coroutine_function(call_async)
+            return call_async  # type: ignore[return-value]
 
         @functools.wraps(f)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -218,18 +218,14 @@ def _positions(f: Callable[..., Any]) -> tuple[str | None, ...]:
     return tuple(found)
 
 
-def _marked_as_coroutine_function(f: Any) -> Any:
-    """Whoever asks whether it is one (a test runner, a web framework) hears yes."""
+def _mark_as_coroutine_function(f: Any) -> None:
+    """For those who ask whether it is one, such as a test runner or a web framework."""
     if sys.version_info >= (3, 12):
-        return inspect.markcoroutinefunction(f)
-    f._is_coroutine = _asyncio_mark()
-    return f
+        inspect.markcoroutinefunction(f)
+    else:
+        import asyncio.coroutines  # not at the top: a program without async steps has no use for it
 
-
-def _asyncio_mark() -> object:
-    from asyncio import coroutines
-
-    return coroutines._is_coroutine  # type: ignore[attr-defined]
+        f._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
 
 def _refuse_generator(f: Callable[..., Any], kind: str) -> None:
@@ -243,8 +239,8 @@ def _signature(f: Callable[..., Any], kind: str) -> Signature:
     return signature_of(f, inputs=kind != "step")
 
 
-def _checked_step_name(name: str) -> str:
-    if "#" in name:
+def _checked_step_name(name: str | None) -> str:
+    if name and "#" in name:
         raise errors.ValidationError(
             f"{name!r} cannot name a step: '#' numbers the calls of a step that is called more than once"
         )

@@ -38,24 +38,28 @@ class Fingerprints:
     """Makes the fingerprints of one run. `secret` keys them: those of short values could be guessed without one."""
 
     def __init__(self, secret: bytes) -> None:
-        self._keyed = hashlib.blake2b(digest_size=8, key=secret[:64])
+        self._new = hashlib.blake2b(digest_size=8, key=secret[:64]).copy
 
     def of(self, arguments: tuple[Any, ...]) -> int:
         """A signed number of 64 bits. Never raises."""
         if not arguments:
             return 0
-        keyed = self._keyed.copy()
-        keyed.update(_written(arguments))
-        return int.from_bytes(keyed.digest(), "little", signed=True)
+        hashed = self._new()
+        try:
+            for argument in arguments:
+                if type(argument) in _SETS:
+                    # msgspec sorts a set by `<`, which puts no sets of sets in order.
+                    hashed.update(_written(arguments))
+                    break
+            else:
+                hashed.update(_encoded(arguments))
+        except Exception:  # also what a value's own code raises
+            hashed = self._new()
+            hashed.update(_written(arguments))
+        return int.from_bytes(hashed.digest(), "little", signed=True)
 
 
 def _written(arguments: tuple[Any, ...]) -> bytes:
-    # msgspec sorts a set by `<`, which orders no sets of sets: sets take the way on which members are sorted as bytes.
-    if not any(type(a) in _SETS for a in arguments):
-        try:
-            return _QUICK.encode(arguments)
-        except Exception:  # what a value's own code raises included
-            pass
     try:
         return _QUICK.encode([_content(a, DEPTH_MAX) for a in arguments])
     except Exception:
@@ -80,7 +84,11 @@ def _content(value: Any, depth: int) -> Any:
         return ("set", sorted(_QUICK.encode(_content(v, depth - 1)) for v in value))
     if isinstance(value, list | tuple):
         return [_content(v, depth - 1) for v in value]
-    if isinstance(value, msgspec.Struct) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__attrs_attrs__"):
+    if (
+        isinstance(value, msgspec.Struct)
+        or hasattr(kind, "__dataclass_fields__")
+        or hasattr(kind, "__attrs_attrs__")
+    ):
         return (_type_of(value), _content(_fields(value), depth - 1))
     try:
         return _QUICK.encode(value)
@@ -143,3 +151,4 @@ _WORDS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
 # Modules of the standard library whose values show all that they hold in their repr.
 _SHOWN_IN_FULL = ("array", "fractions", "ipaddress", "re", "zoneinfo")
 _QUICK = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_in_words)
+_encoded = _QUICK.encode

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import msgspec
@@ -30,7 +29,6 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 
 if TYPE_CHECKING:
-    import asyncio
 
     from pgqrs.handover import Handover
 
@@ -185,10 +183,10 @@ class Context:
         self,
         scope: Scope,
         definition: StepDefinition,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] = MappingProxyType({}),
-    ) -> tuple[StepCall, RecordedStep | None]:
-        """The next call of a step, and what is recorded of it. Raises WrongThreadError, ReplayMismatchError, and
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[StepCall, RecordedStep | None] | RecordedStep:
+        """The next call of a step, with the attempts that have failed; only its record where there is a result. Raises WrongThreadError, ReplayMismatchError, and
         ValidationError past the most steps that a run may call."""
         if threading.get_ident() != self._thread:
             raise errors.WrongThreadError(
@@ -200,19 +198,24 @@ class Context:
                 f"run {self.id} has called {STEPS_MAX:,} steps; split it into several runs"
             )
         position, self._position = self._position, self._position + 1
-        arguments = folded(args, kwargs, definition.positions)
+        arguments = folded(args, kwargs, definition.positions) if kwargs else args
         place, equal = scope.next_place(
             definition.name, self._fingerprints.of(arguments) if definition.compare else None
         )
         known = self.history.find(definition.name, place, definition.pure, arguments)
-        tried = known.retry_count if known is not None and known.status == "RETRY" else 0
+        if known is None:
+            name, tried = self.names.new(definition.name, place.path), 0
+        elif known.status == "RETRY":
+            name, tried = known.name, known.retry_count
+        else:
+            return known
         call = StepCall(
-            known.name if known is not None else self.names.new(definition.name, place.path),
+            name,
             position,
             definition.pure,
             definition.timeout_s,
             tried,
-            self._retry_in_s(definition, tried),
+            None if definition.retry is None else self._retry_in_s(definition.retry, tried),
             definition.memory_bytes,
             definition.name,
             place,
@@ -220,18 +223,15 @@ class Context:
         )
         return call, known
 
-    def _retry_in_s(self, definition: StepDefinition, tried: int) -> float | None:
-        policy = definition.retry
-        return (
-            policy.delay(tried + 1, self.clocks.random) if policy and tried < policy.max_attempts else None
-        )
+    def _retry_in_s(self, policy: StepRetryPolicy, tried: int) -> float | None:
+        return policy.delay(tried + 1, self.clocks.random) if tried < policy.max_attempts else None
 
     def next_try(self, definition: StepDefinition, call: StepCall) -> StepCall:
         """The same call after an attempt that failed."""
         tried = call.retry_count + 1
-        return msgspec.structs.replace(
-            call, retry_count=tried, retry_in_s=self._retry_in_s(definition, tried)
-        )
+        policy = definition.retry
+        retry_in_s = None if policy is None else self._retry_in_s(policy, tried)
+        return msgspec.structs.replace(call, retry_count=tried, retry_in_s=retry_in_s)
 
 
 _inside_worker = False
@@ -277,11 +277,12 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     if context.is_async:
         journal = cast(AsyncJournal, context.journal)
         return journal.wait(_settled_side_by_side(scope, definition, args, kwargs))
-    call, known = context.enter(scope, definition, args, kwargs)
-    if known is not None and known.status != "RETRY":
-        return _settled(definition, known.status, known.output, known.error)
+    entered = context.enter(scope, definition, args, kwargs)
+    if isinstance(entered, RecordedStep):
+        return _settled(definition, entered.status, entered.output, entered.error)
+    call, _ = entered
     try:
-        cast(Journal, context.journal).begin(call)
+        context.journal.begin(call)
         attempt = _Attempt(context, definition, call)
         scope.step = call
         try:
@@ -312,19 +313,19 @@ def call_async_step(
         raise errors.ValidationError(
             f"step {definition.name!r} is async but workflow {scope.context.workflow!r} is not; make the workflow `async def`"
         )
-    coroutine = _settled_side_by_side(scope, definition, args, kwargs)
+    coroutine: Any = _settled_side_by_side(scope, definition, args, kwargs)
     coroutine.__name__ = coroutine.__qualname__ = definition.name
-    return coroutine
+    return coroutine  # type: ignore[no-any-return]
 
 
 def _settled_side_by_side(
     scope: Scope, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Coroutine[Any, Any, Any]:
     """A step's call in an async run, which other steps may be beside."""
-    call, known = scope.context.enter(scope, definition, args, kwargs)
-    if known is not None and known.status != "RETRY":
-        return _recalled(scope.context, definition, known)
-    return _carried_out(scope.context, definition, call, known, args, kwargs)
+    entered = scope.context.enter(scope, definition, args, kwargs)
+    if isinstance(entered, RecordedStep):
+        return _recalled(scope.context, definition, entered)
+    return _carried_out(scope.context, definition, *entered, args, kwargs)
 
 
 async def _recalled(context: Context, definition: StepDefinition, known: RecordedStep) -> Any:
@@ -448,8 +449,9 @@ def pause(text: str = "paused", resume_after: float | timedelta | str | None = N
             "pgqrs.pause() is for the workflow itself, not for a step or a plain handler"
         )
     wait_s = None if resume_after is None else durations.seconds(resume_after)
-    call, known = context.enter(scope, _PAUSE)
-    if known is None:
+    entered = context.enter(scope, _PAUSE, (), {})
+    if not isinstance(entered, RecordedStep):
+        call, _ = entered
         output = codec.encode(text, what="the text of a pause", limit=context.payload_bytes_max)
         ended = context.handover.ends() if context.is_async else call.position + 1
         with _suspending(context):
@@ -465,7 +467,7 @@ def pause(text: str = "paused", resume_after: float | timedelta | str | None = N
                 )
             )
     elif context.is_async:
-        cast(AsyncJournal, context.journal).wait(context.handover.turn(known.ended))
+        cast(AsyncJournal, context.journal).wait(context.handover.turn(entered.ended))
 
 
 def _enclosing(definition: StepDefinition) -> Scope | None:

@@ -166,9 +166,7 @@ class Handover:
         if self._watched is None:
             loop = asyncio.get_running_loop()
             due = self._due[0] if self._due else None
-            self._watched = loop.call_later(
-                STUCK_S, self._look_if_stuck, due, context=contextvars.Context()
-            )
+            self._watched = loop.call_later(STUCK_S, self._look_if_stuck, due, context=contextvars.Context())
 
     def _look_if_stuck(self, due: int | None) -> None:
         self._watched = None

@@ -58,12 +58,16 @@ class History:
             for s in sorted(old, key=lambda s: s.position, reverse=True):
                 self._placeless.setdefault(step_of(s.name), []).append(s)
 
-    def find(self, name: str, place: Place, pure: bool = False, arguments: Sequence[Any] = ()) -> RecordedStep | None:
+    def find(
+        self, name: str, place: Place, pure: bool = False, arguments: Sequence[Any] = ()
+    ) -> RecordedStep | None:
         """The record of the call of step `name` at `place`, None if it has none: its body is to run.
 
         A record with the status RETRY says which attempts failed. Each record is found once. Raises ReplayMismatchError
         where the body must not run. `arguments` are those of the call, for the message.
         """
+        if not self._unreached and not self._ambiguous:
+            return None
         found = self._match(name, place)
         if found is not None and found.place is None and not place.path and found.position != place.count:
             # An older version recorded no more than the order: that must be the same.
@@ -118,10 +122,14 @@ class History:
         while waiting and waiting[-1][1] not in self._unreached:
             waiting.pop()
         if waiting and waiting[-1][0] <= place.count:
-            raise errors.ReplayMismatchError(self._mismatch(name, place, arguments, self._unreached[waiting[-1][1]]))
+            raise errors.ReplayMismatchError(
+                self._mismatch(name, place, arguments, self._unreached[waiting[-1][1]])
+            )
 
     def _mismatch(self, name: str, place: Place, arguments: Sequence[Any], recorded: RecordedStep) -> str:
-        same_task = (s for s in self._unreached.values() if (s.place or Place("", s.position)).path == place.path)
+        same_task = (
+            s for s in self._unreached.values() if (s.place or Place("", s.position)).path == place.path
+        )
         changed = [s for s in same_task if step_of(s.name) == name]
         if not changed:
             return self._other_step(name, place, recorded)
@@ -129,7 +137,7 @@ class History:
         return (
             f"step {place.count + 1} of {_whose(place)} is now {name!r} with the arguments ({_shown(arguments)}), fingerprint "
             f"{_hex(place.fingerprint)}, but {then.name!r} was recorded with other arguments, fingerprint "
-            f"{_hex(then.place and then.place.fingerprint)}; a workflow must call its steps with the same arguments on "
+            f"{_hex(then.place.fingerprint if then.place else None)}; a workflow must call its steps with the same arguments on "
             "every replay. If an argument is meant to differ, such as a time stamp or a temporary path, declare the step "
             "with @pgqrs.step(compare=False)"
         )

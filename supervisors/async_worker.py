@@ -17,7 +17,6 @@ from supervisors.endings import over_time
 from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
 from supervisors.output import finish_lines
 
-
 _NOBODYS = contextvars.Context()  # what the worker does for itself is no run's
 
 

@@ -124,14 +124,14 @@ def _hub() -> greenlet.greenlet:
 class BranchLoop(asyncio.SelectorEventLoop):
     """An event loop on which the tasks that a run makes are branches of that run, whatever task factory is set."""
 
-    def create_task(self, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
         parent = current.get()
-        if parent is None or not isinstance(coroutine, Coroutine):
-            return super().create_task(coroutine, **options)
+        if parent is None or not isinstance(coro, Coroutine):
+            return super().create_task(coro, **options)
         context: contextvars.Context = options.pop("context", None) or contextvars.copy_context()
-        scope = parent.child(task_name(coroutine))
+        scope = parent.child(task_name(coro))
         lane: Lane = parent.context.journal  # type: ignore[assignment]
-        driven = Driven(coroutine, lane.goes_on, scope, context)
+        driven = Driven(coro, lane.goes_on, scope, context)
         task = BranchTask(driven, scope=scope, loop=self, context=context, **options)
         lane.tasks.add(task)
         task.add_done_callback(lane.over, context=contextvars.Context())
@@ -165,7 +165,11 @@ def walk_in_order() -> None:
     it walks over a set of them, whose order is that of their addresses. Its code is replaced, not its name: a module
     may have imported that already."""
     given = types.FunctionType(
-        asyncio.as_completed.__code__, vars(asyncio.tasks), "as_completed", None, asyncio.as_completed.__closure__
+        asyncio.as_completed.__code__,
+        vars(asyncio.tasks),
+        "as_completed",
+        None,
+        asyncio.as_completed.__closure__,
     )
 
     def in_order(fs: Any, timeout: Any) -> Any:

@@ -8,7 +8,6 @@ from msgspec import Struct
 from pgqrs.flow import Definition
 from pgqrs.states import WorkflowStatus
 from pgqrs.writes import Archive, Crash, Release, Settle, Step, Write
-from supervisors import wire
 from supervisors.events import Exited, Note
 from supervisors.state import Function, OnCpu, Run, Settings, Worker
 
