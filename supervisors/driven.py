@@ -164,6 +164,8 @@ def walk_in_order() -> None:
     """From now on `asyncio.as_completed` makes the tasks of a run in the order in which it is given its coroutines. By itself
     it walks over a set of them, whose order is that of their addresses. Its code is replaced, not its name: a module
     may have imported that already."""
+    if hasattr(asyncio.tasks, "_pgqrs_in_order"):
+        return
     given = types.FunctionType(
         asyncio.as_completed.__code__,
         vars(asyncio.tasks),
