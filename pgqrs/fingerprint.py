@@ -105,9 +105,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _in_words(value: Any) -> Any:
     """What msgspec cannot encode, by what it holds."""
-    for kind, words in _WORDS:
+    for name, kind, words in _WORDS:
         if isinstance(value, kind):
-            return (_type_of(value), words(value))
+            return (name, words(value))
     module = type(value).__module__.partition(".")[0]
     if module in _SHOWN_IN_FULL:
         return (_type_of(value), repr(value))
@@ -118,7 +118,7 @@ def _in_words(value: Any) -> Any:
     if isinstance(value, Iterable) and module == "collections":  # a deque
         return (_type_of(value), list(value))
     if callable(value) and hasattr(value, "__qualname__"):
-        return ("callable", getattr(value, "__module__", None), value.__qualname__)
+        return ("callable", value.__qualname__)
     return _type_of(value)
 
 
@@ -135,18 +135,19 @@ def _numpy_words(value: Any) -> Any:
 
 
 def _type_of(value: Any) -> Any:
-    return ("type", type(value).__module__, type(value).__qualname__)
+    # Without the module: a script's is another in the program and in its workers, and Python moves its own classes.
+    return ("type", type(value).__qualname__)
 
 
 _ATOMS = (type(None), bool, float, bytes)
 _SETS = (set, frozenset)
-_WORDS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
-    (PurePath, str),
-    (int, lambda v: hex(int(v))),  # a subclass, or one that is too large
-    (complex | range | slice, repr),
-    (BaseException, lambda v: list(v.args)),
-    (functools.partial, lambda v: (v.func, list(v.args), dict(v.keywords))),
-    (type, lambda v: (v.__module__, v.__qualname__)),
+_WORDS: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
+    ("path", PurePath, str),
+    ("int", int, lambda v: hex(int(v))),  # a subclass, or one that is too large
+    ("shown", complex | range | slice, repr),
+    ("raised", BaseException, lambda v: (_type_of(v), list(v.args))),
+    ("partial", functools.partial, lambda v: (v.func, list(v.args), dict(v.keywords))),
+    ("class", type, lambda v: v.__qualname__),
 )
 # Modules of the standard library whose values show all that they hold in their repr.
 _SHOWN_IN_FULL = ("array", "fractions", "ipaddress", "re", "zoneinfo")

@@ -29,7 +29,6 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 
 if TYPE_CHECKING:
-
     from pgqrs.handover import Handover
 
 PAYLOAD_BYTES_MAX = 1024 * 1024

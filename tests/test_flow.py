@@ -39,11 +39,10 @@ class Journal:
         """As the store would hand it out again."""
         rows = {}
         for s in self.steps:
-            status = (
-                "RETRY" if s.retry_in_s is not None and s.status is WorkflowStatus.Error else s.status.value
+            again = s.recorded
+            rows[s.name] = msgspec.structs.replace(
+                again, status="SUCCESS" if again.status == "PAUSED" else again.status
             )
-            status = "SUCCESS" if s.status is WorkflowStatus.Paused else status
-            rows[s.name] = RecordedStep(s.name, s.position, status, s.output, s.error, s.retry_count)
         return tuple(rows.values())
 
 
