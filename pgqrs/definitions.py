@@ -31,7 +31,11 @@ def workflow() -> "WorkflowBuilder": ...
 def workflow(function: F, /) -> F: ...
 @overload
 def workflow(
-    *, name: str | None = None, queue: str | None = None, timeout: Duration | None = None
+    *,
+    name: str | None = None,
+    queue: str | None = None,
+    timeout: Duration | None = None,
+    lanes: int | None = None,
 ) -> Callable[[F], F]: ...
 def workflow(
     function: Any = None,
@@ -40,6 +44,7 @@ def workflow(
     name: str | None = None,
     queue: str | None = None,
     timeout: Duration | None = None,
+    lanes: int | None = None,
 ) -> Any:
     """Makes a function a workflow: `store.trigger(function, …)` starts a run of it, a supervisor executes it.
 
@@ -47,15 +52,26 @@ def workflow(
     is by default its name. `timeout` (seconds, timedelta or text such as "2h") is the time of the whole run from its first start,
     pauses, retries and restarts included: over it the run is ERROR with a TimeoutError that it cannot catch, and a plain one
     that is running is killed with its worker. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
-    annotation that JSON cannot carry). With no argument at all it is 0.15's builder, which also accepts a function.
+    annotation that JSON cannot carry).
+
+    While a plain run waits for the commit of a step, its worker goes on with another run on the same thread. `lanes=1`
+    keeps it from that: a worker executes one run of this workflow to its end before it turns to another one. That is for
+    functions that hold a lock, change the working directory or set a signal handler across a step.
+
+    With no argument at all it is 0.15's builder, which also accepts a function.
     """
-    if all(told is None for told in (function, name, queue, timeout)):
+    if lanes not in (None, 1):
+        raise errors.ValidationError(
+            f"lanes={lanes!r} is not a choice: 1 executes one run of the workflow at a time in a worker, None lets the worker "
+            "go on with others while a run waits for a commit"
+        )
+    if all(told is None for told in (function, name, queue, timeout, lanes)):
         from pgqrs.builders import WorkflowBuilder
 
         return WorkflowBuilder()
 
     def decorate(f: F) -> F:
-        f.__pgqrs__ = _definition("workflow", f, name, queue, timeout)  # type: ignore[attr-defined]
+        f.__pgqrs__ = _definition("workflow", f, name, queue, timeout, lanes)  # type: ignore[attr-defined]
         return f
 
     return decorate if function is None else decorate(function)
@@ -192,7 +208,12 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
 
 
 def _definition(
-    kind: Any, f: Callable[..., Any], name: str | None, queue: str | None, timeout: Duration | None
+    kind: Any,
+    f: Callable[..., Any],
+    name: str | None,
+    queue: str | None,
+    timeout: Duration | None,
+    lanes: int | None = None,
 ) -> Definition:
     _refuse_generator(f, kind)
     name = _checked_name(kind, name or getattr(f, "__name__", ""))
@@ -204,6 +225,7 @@ def _definition(
         signature=_signature(f, kind),
         is_async=inspect.iscoroutinefunction(f),
         timeout_s=None if timeout is None else durations.seconds(timeout),
+        lanes=lanes,
     )
 
 

@@ -65,6 +65,9 @@ class Definition(Struct, frozen=True):
     signature: Signature
     is_async: bool
     timeout_s: float | None = None  # of a whole run, or of one delivery
+    # 1: a worker executes one such run to its end before it turns to another. None: it may execute others while this one
+    # waits for a commit.
+    lanes: int | None = None
 
 
 class Suspended(BaseException):

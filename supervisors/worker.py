@@ -22,6 +22,7 @@ from pgqrs.writes import RecordedStep
 from supervisors import wire
 from supervisors.board import Board
 from supervisors.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.lane_state import LaneState, holds_loop
 from supervisors.output import finish_lines
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Lane(PipeJournal):
         self._worker = worker
         self._carrier: greenlet.greenlet | None = None
         self.ended = False
+        self.in_place = False  # waits without having left the CPU
 
     def run(self) -> None:
         """To its end; a plain handler has nothing to wait for on the way."""
@@ -55,10 +57,23 @@ class Lane(PipeJournal):
 
     def begin(self, call: StepCall) -> None:
         while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
-            self._worker.hub.switch()
+            if self.definition.lanes == 1 or holds_loop():
+                self._wait_in_place()
+            else:
+                own = self._worker.lane_state.take()
+                self._worker.hub.switch()
+                self._worker.lane_state.put(own)
         if self.leaving:
             raise Suspended
         self.announce(call)
+
+    def _wait_in_place(self) -> None:
+        """On the CPU: no other lane goes on meanwhile."""
+        self.in_place = True
+        try:
+            self.stopped = not self._worker.hear() or self.stopped
+        finally:
+            self.in_place = False
 
     def _main(self) -> None:
         ids = (self.message_id, self.claim_no)
@@ -97,6 +112,7 @@ class Worker(Leased):
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
         self.hub = greenlet.getcurrent()
+        self.lane_state = LaneState()
         self._sock = sock
         self._parser = wire.Parser("worker")
         self._fresh: deque[wire.Execute] = deque()
@@ -129,11 +145,16 @@ class Worker(Leased):
                     lane.start()
                     self._left(lane)
             else:
-                self.outbox.nobody()
-                self.outbox.add(wire.Idle())
-                self.outbox.flush()
-                if not self._read(block=True):
+                if not self.hear():
                     return
+
+    def hear(self) -> bool:
+        """Waits for the supervisor's next word, of which it is told that nothing goes on without it. False: the supervisor
+        is gone."""
+        self.outbox.nobody()
+        self.outbox.add(wire.Idle())
+        self.outbox.flush()
+        return self._read(block=True)
 
     def spare_carrier(self) -> greenlet.greenlet:
         """A greenlet that runs one lane after another: to make one costs as much as a tiny step."""
@@ -148,6 +169,7 @@ class Worker(Leased):
         while True:
             lane.run()
             lane.ended = True
+            self.lane_state.reset()
             self._carriers.append(here)
             lane = self.hub.switch()
 
@@ -189,7 +211,7 @@ class Worker(Leased):
                     lane = self._lanes.get(message_id)
                     if lane is not None and lane.claim_no == claim_no:
                         lane.durable += 1
-                        if lane.durable >= lane.sent and not lane.stopped:
+                        if lane.durable >= lane.sent and not lane.stopped and not lane.in_place:
                             self._ready.append(lane)
             case wire.Cancel():
                 lane = self._lanes.get(frame.message_id)
@@ -210,7 +232,7 @@ class Worker(Leased):
     def _stop(self, lane: Lane) -> None:
         """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""
         lane.stopped = True
-        if lane not in self._ready:
+        if lane not in self._ready and not lane.in_place:
             self._ready.append(lane)
 
     def _give_back(self, orders: list[wire.Execute]) -> None:
