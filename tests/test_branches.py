@@ -5,6 +5,8 @@ with runs that are cut off anywhere and go on from what was recorded.
 """
 
 import asyncio
+import contextvars
+import os
 import random
 
 import msgspec
@@ -12,9 +14,10 @@ import pytest
 
 import pgqrs
 from pgqrs.flow import Refused
+from pgqrs.writes import RecordedStep
 from tests.async_branches import Rows, execute, until_done
 
-SEEDS = 60
+SEEDS = int(os.environ.get("PGQRS_BRANCH_SEEDS", "60"))
 ITEMS = list("abcdef")
 RETRY = pgqrs.StepRetryPolicy(50, pgqrs.BackoffStrategy.fixed(0.001))
 chance = random.Random()
@@ -297,7 +300,7 @@ def test_what_is_recorded_as_cancelled_and_no_longer_is_ends_the_replay_with_a_w
     rows = Rows()
     execute(work, rows)
     impatient = False
-    with pytest.raises(Refused, match="'never' was the run's number 1 to end.*cancelled again"):
+    with pytest.raises(Refused, match=r"'never' was the run's number 1 to end.*cancelled again"):
         execute(work, rows)
 
 
@@ -312,7 +315,7 @@ def test_a_recorded_result_that_nothing_asks_for_ends_the_replay_with_a_word(mon
     chance.seed(5)
     _, rows = until_done(work, 5)
     names = ["b"]
-    with pytest.raises(Refused, match="same|leads to"):
+    with pytest.raises(Refused, match=r"same|leads to"):
         execute(work, rows)
 
 
@@ -399,8 +402,6 @@ def test_tasks_of_a_steps_body_are_part_of_that_body():
 
 
 def test_a_task_that_shares_its_context_with_others_is_recorded_all_the_same():
-    import contextvars
-
     @pgqrs.workflow
     async def work() -> list[str]:
         shared = contextvars.copy_context()
@@ -430,8 +431,6 @@ def test_a_task_factory_of_the_programs_own_takes_nothing_from_its_branches():
 
 
 def test_a_run_of_an_older_version_goes_on_where_its_steps_cannot_be_mixed_up():
-    from pgqrs.writes import RecordedStep
-
     @pgqrs.workflow
     async def work() -> list[str]:
         return list(await asyncio.gather(one("a"), one("b"), two("c")))
@@ -444,8 +443,6 @@ def test_a_run_of_an_older_version_goes_on_where_its_steps_cannot_be_mixed_up():
 
 
 def test_a_run_of_an_older_version_is_refused_where_two_tasks_could_get_each_others_result():
-    from pgqrs.writes import RecordedStep
-
     @pgqrs.workflow
     async def work() -> list[str]:
         return list(await asyncio.gather(branch("a"), branch("b")))
