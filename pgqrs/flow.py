@@ -589,7 +589,7 @@ def _settled(definition: StepDefinition, status: str, output: bytes | None, erro
         return codec.decode(
             output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}"
         )
-    raise errors.rebuild(msgspec.json.decode(error or b"null"))
+    raise errors.rebuild(msgspec.json.decode(error or b"null"), definition.function)
 
 
 @contextmanager

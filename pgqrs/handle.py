@@ -40,8 +40,8 @@ class RunHandle(Generic[R]):
     def result(self, timeout: Duration | None = None) -> R:
         """Waits for the end of the run and returns its result, converted by the function's annotation.
 
-        Raises RunFailedError (holding the recorded error), RunCancelledError, or TimeoutError when `timeout` (seconds,
-        timedelta or text) is over first; the run goes on then.
+        Raises RunFailedError (`error` is the recorded error, `__cause__` the exception that it describes),
+        RunCancelledError, or TimeoutError when `timeout` (seconds, timedelta or text) is over first; the run goes on then.
         """
         return drive(self.wait(Blocking(), timeout))
 
@@ -101,13 +101,21 @@ class RunHandle(Generic[R]):
 
 
 def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:
-    told = (
+    told: Any = (
         msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
     )
-    text = f"{told.get('type', 'error')}: {told.get('message', '')}" if isinstance(told, dict) else str(told)
-    error = errors.RunFailedError(f"run {run_id} failed: {text}; its steps: pgqrs run {run_id}")
+    message = str(told.get("message", "")) if isinstance(told, dict) else str(told)
+    short = errors.without_traceback(message)
+    if isinstance(told, dict):
+        short = f"{told.get('type', 'error')}: {short}"
+    error = errors.RunFailedError(f"run {run_id} failed: {short}; its steps: pgqrs run {run_id}")
     error.run_id = run_id
-    error.error = told if isinstance(told, dict) else {"message": text}
-    if isinstance(told, dict) and told.get("traceback"):
-        error.add_note(str(told["traceback"]))
+    error.error = told if isinstance(told, dict) else {"message": message}
+    if isinstance(told, dict) and told.get("type"):
+        error.__cause__ = errors.rebuild(told)
+    elif isinstance(told, dict):
+        if told.get("traceback"):
+            error.add_note(str(told["traceback"]))
+    elif short != message:
+        error.add_note(message)
     return error

@@ -210,6 +210,9 @@ class StepGuard:
         self._run._fail_step(self._name, Failure(code, message, True, after_s), self._at)
 
 
+_TOLD_OF_A_FAILURE = ("is_transient", "code", "type", "message", "retry_after")
+
+
 def result_of(state: RunState | None) -> tuple[bool, Any]:
     """(whether the run has ended, its result). Raises PgqrsError holding the stored error, RunCancelledError."""
     if state is None or not state.status.terminal:
@@ -219,9 +222,17 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
     if state.status is WorkflowStatus.Cancelled:
         raise errors.RunCancelledError(f"Workflow run {state.id} was cancelled")
     told = (state.error or b"null").decode()
-    raise errors.PgqrsError(
+    described = _decoded(state.error)
+    trace = described.get("traceback") if isinstance(described, dict) else None
+    if trace:  # a supervisor's record: what is left is what 0.15 records, and the type
+        kept = {k: v for k, v in described.items() if k in _TOLD_OF_A_FAILURE}
+        told = msgspec.json.encode(kept).decode()
+    error = errors.PgqrsError(
         f"Workflow run {state.id} failed: {told}; its steps: pgqrs run {state.message_id}"
     )
+    if trace:
+        error.add_note(str(trace))
+    raise error
 
 
 def _failure(error: Any) -> Failure:

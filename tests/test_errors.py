@@ -1,6 +1,7 @@
 """Every error can be raised with a message; any exception can be recorded, and raised again from its record."""
 
 import builtins
+import importlib
 import inspect
 import json
 import pickle
@@ -125,7 +126,7 @@ def test_an_exception_is_recorded_with_type_message_and_where():
 
 def test_the_engine_s_frames_are_left_out_but_not_the_user_s():
     try:
-        errors.importlib.import_module("pgqrs_nowhere")
+        importlib.import_module("pgqrs_nowhere")
     except ImportError as e:
         outside = describe(e)["traceback"]
     assert "test_errors.py" in outside
@@ -157,22 +158,13 @@ def test_what_json_or_jsonb_refuses_is_replaced():
     raw = msgspec.json.encode(described)
     assert b"\\u0000" not in raw
     assert described["message"] == "nul \u2400, half \ufffd"
-    assert described["args"] == [described["message"]]
+    assert rebuild(described).args == ("nul \0, half \ud800",)
 
 
-@pytest.mark.parametrize(
-    "arg",
-    [float("nan"), float("inf"), object(), b"x", (1,), {1: 2}, {"a": {1}}, 10**5000, ["x" * 4000] * 9],
-    ids=lambda arg: type(arg).__name__,
-)
-def test_args_that_json_cannot_carry_are_left_out(arg):
-    assert "args" not in describe(Plain("message", arg))
-
-
-def test_args_that_contain_themselves_are_left_out():
+def test_args_that_contain_themselves_are_recorded_as_far_as_they_go():
     cycle = []
     cycle.append(cycle)
-    assert "args" not in describe(Plain(cycle))
+    assert len(json.dumps(describe(Plain(cycle)))) < 2000
 
 
 def test_long_ones_are_cut_in_the_middle():
@@ -265,21 +257,14 @@ class Local:
 
 @pytest.mark.parametrize(
     "exc",
-    [
-        Demanding(404, "x"),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
-        Local().make(),
-        SystemExit(3),
-        Frozen("x"),
-        Plain(object()),
-    ],
-    ids=lambda exc: type(exc).__name__,
+    [Local().make(), SystemExit(3), OddlyNamed("x")],
+    ids=lambda exc: ascii(type(exc).__name__),
 )
 def test_what_cannot_be_built_again_becomes_a_step_error_that_says_the_same(exc):
     exc = raised(exc)
     again = through_json(exc)
     assert type(again) is StepError
-    assert again.type == f"{type(exc).__module__}.{type(exc).__qualname__}"
+    assert again.type == describe(exc)["type"]
     assert again.message == str(exc)
     assert str(again) == f"{again.type}: {again.message}"
     assert "in raised" in again.traceback
@@ -287,7 +272,7 @@ def test_what_cannot_be_built_again_becomes_a_step_error_that_says_the_same(exc)
 
 
 def test_a_step_error_that_passes_through_a_workflow_keeps_its_first_type():
-    once = describe(raised(Demanding(404, "x")))
+    once = describe(raised(Local().make()))
     twice = describe(raised(rebuild(once)))
     assert (twice["type"], twice["message"]) == (once["type"], once["message"])
     assert str(rebuild(twice)) == str(rebuild(once))
@@ -295,18 +280,6 @@ def test_a_step_error_that_passes_through_a_workflow_keeps_its_first_type():
 
 def test_a_step_error_of_the_user_s_own_comes_back():
     assert str(through_json(StepError("mine"))) == "mine"
-
-
-def test_a_type_is_imported_where_this_process_has_not_done_so(tmp_path, monkeypatch):
-    (tmp_path / "pgqrs_test_lazy.py").write_text("class Lazy(Exception): pass")
-    (tmp_path / "pgqrs_test_broken.py").write_text(
-        "raise RuntimeError('at import')\nclass Lazy(Exception): pass"
-    )
-    (tmp_path / "pgqrs_test_exits.py").write_text("import sys; sys.exit(1)")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert type(rebuild({"type": "pgqrs_test_lazy.Lazy", "message": "x", "args": ["x"]})).__name__ == "Lazy"
-    for module in ("pgqrs_test_broken", "pgqrs_test_exits", "pgqrs_test_missing"):
-        assert type(rebuild({"type": f"{module}.Lazy", "message": "x", "args": ["x"]})) is StepError
 
 
 @pytest.mark.parametrize(
@@ -318,7 +291,6 @@ def test_a_type_is_imported_where_this_process_has_not_done_so(tmp_path, monkeyp
         "subprocess.Popen",
         "builtins.int",
         "json.tool.__main__.X",
-        f"{__name__}.Exiting",
     ],
 )
 def test_nothing_but_an_exception_class_is_called(kind):
@@ -327,13 +299,34 @@ def test_nothing_but_an_exception_class_is_called(kind):
     assert again.type == kind
 
 
-def test_a_program_is_not_imported_for_its_name(tmp_path):
-    (tmp_path / "program").mkdir()
-    (tmp_path / "program" / "__init__.py").touch()
-    (tmp_path / "program" / "__main__.py").write_text("print('ran')")
+def test_no_init_is_called():
+    again = rebuild({"type": f"{__name__}.Exiting", "message": "m", "args": ["m"]})
+    assert (type(again), again.args) == (Exiting, ("m",))
+
+
+def test_nothing_is_imported_for_a_name_in_the_database(tmp_path):
+    (tmp_path / "wipe").mkdir()
+    (tmp_path / "wipe" / "__init__.py").write_text("print('ran')\nclass Error(Exception): pass")
+    (tmp_path / "wipe" / "__main__.py").write_text("print('ran')")
+    # A module whose own __getattr__ imports, as lazy packages do.
+    (tmp_path / "lazy.py").write_text("def __getattr__(name):\n    import wipe\n    return wipe.Error")
     script = """
+        import importlib.util, lazy, sys
+        spec = importlib.util.find_spec("wipe")
+        loader = importlib.util.LazyLoader(spec.loader)
         from pgqrs.errors import rebuild
-        print(type(rebuild({"type": "program.__main__.X", "args": []})).__name__)
+
+        def names(kind):
+            return type(rebuild({"type": kind, "args": [], "bases": [kind]})).__name__
+        kinds = "wipe.Error", "wipe.__main__.X", "lazy.Error", "wipe.sub.Error"
+        found = {names(kind) for kind in kinds}
+        enum = {"$": ["enum", ["wipe.Error", "X"]]}
+        found.add(type(rebuild({"type": "builtins.ValueError", "args": [enum]}).args[0]).__name__)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["wipe"] = module
+        loader.exec_module(module)
+        found.add(names("wipe.Error"))
+        print(*sorted(found))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
@@ -341,7 +334,7 @@ def test_a_program_is_not_imported_for_its_name(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "StepError\n", done.stderr
+    assert done.stdout == "NotRecorded StepError\n", done.stderr
 
 
 def test_what_0_15_recorded_can_be_raised():
@@ -394,13 +387,7 @@ def test_rebuilding_never_raises_whatever_is_recorded(recorded):
 
 
 @given(st.lists(st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()), max_size=4))
-def test_plain_arguments_come_back_as_they_were_but_for_what_jsonb_refuses(args):
+def test_plain_arguments_come_back_as_they_were(args):
     again = through_json(Plain(*args))
     assert type(again) is Plain
-    assert list(again.args) == without_nul(args)
-
-
-def without_nul(value):
-    if isinstance(value, list):
-        return [without_nul(one) for one in value]
-    return value.replace("\0", "\u2400") if isinstance(value, str) else value
+    assert list(again.args) == args
