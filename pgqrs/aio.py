@@ -202,7 +202,7 @@ class Run(Twin[runs.Run]):
     """One run of a workflow, driven by its caller: see `pgqrs.runs.Run` for what each call promises."""
 
     def id(self) -> int:
-        """The run's own id, which is not its message's."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
         return self.core.id()
 
     @property

@@ -48,10 +48,10 @@ class Run:
         return cls(messages, config, state, Held(state.id, message.id, claim))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._state.id}, {self._state.status.value})"
+        return f"{type(self).__name__}(message_id={self.message_id}, id={self._state.id}, {self._state.status.value})"
 
     def id(self) -> int:
-        """The run's own id, which is not its message's."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
         return self._state.id
 
     @property
@@ -194,7 +194,7 @@ class StepGuard:
         self._at = at
 
     def __repr__(self) -> str:
-        return f"StepGuard({self._name!r} of run {self._run.id()})"
+        return f"StepGuard({self._name!r} of run {self._run.message_id})"
 
     def success(self, result: Any) -> None:
         """Records its result."""
@@ -217,10 +217,10 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
     if state.status is WorkflowStatus.Success:
         return True, _decoded(state.output)
     if state.status is WorkflowStatus.Cancelled:
-        raise errors.RunCancelledError(f"Workflow run {state.id} was cancelled")
+        raise errors.RunCancelledError(f"Workflow run {state.message_id} was cancelled")
     told = (state.error or b"null").decode()
     raise errors.PgqrsError(
-        f"Workflow run {state.id} failed: {told}; its steps: pgqrs run {state.message_id}"
+        f"Workflow run {state.message_id} failed: {told}; its steps: pgqrs run {state.message_id}"
     )
 
 

@@ -185,7 +185,7 @@ def acquire_step(database: Database, held: Held, name: str, at: datetime | None 
         else:
             tx.run("open_step", run_id=held.run_id, name=name)
     if cancelled:
-        raise errors.RunCancelledError(f"run {held.run_id} was cancelled before its step {name!r}")
+        raise errors.RunCancelledError(f"run {held.message_id} was cancelled before its step {name!r}")
     return Acquired(False)
 
 
@@ -251,7 +251,7 @@ def _ours(tx: Transaction, held: Held) -> RunState:
     """The run, its message locked and still held by the same right. Raises ClaimLostError."""
     if not tx.run("lock_message", id=held.message_id):
         raise errors.MessageNotFoundError(
-            f"message {held.message_id} of run {held.run_id} was deleted; nothing was written"
+            f"the message of run {held.message_id} was deleted; nothing was written"
         )
     consumer_id, claim_no, archived_at, client = tx.run("holder", id=held.message_id)[0]
     claim = held.claim
@@ -262,7 +262,7 @@ def _ours(tx: Transaction, held: Held) -> RunState:
     if lost:
         now = f"consumer {consumer_id} holds" if consumer_id else "nobody holds"
         raise errors.ClaimLostError(
-            f"run {held.run_id} belongs to somebody else by now ({now} its message {held.message_id}); nothing was "
+            f"run {held.message_id} belongs to somebody else by now ({now} its message); nothing was "
             "written. Dequeue it again, with a longer vt, or extend_vt() in time"
         )
     return _by_id(tx, held.run_id)
@@ -337,7 +337,7 @@ def _not_in(run: RunState) -> errors.ValidationError:
         CANCELLING: "it ends before its next step",
     }
     return errors.ValidationError(
-        f"Validation failed: Run {run.id} is in {kind}{run.status.value} state; {ways[run.status]}"
+        f"Validation failed: Run {run.message_id} is in {kind}{run.status.value} state; {ways[run.status]}"
     )
 
 
