@@ -117,9 +117,13 @@ class Run:
         self._state = running.pause(self._messages.database, self._held, errors.storable(message), seconds)
 
     def cancel(self) -> WorkflowStatus:
-        """CANCELLED at once when nobody holds the message, else CANCELLING until its next step begins. A run that ended
-        stays as it ended. Returns what it is now."""
-        return self._messages.cancel(self._held.message_id)
+        """Cancels the run, and returns its status.
+
+        A run that was started, and any run whose message a consumer holds, is CANCELLING: it becomes CANCELLED when its
+        driver acquires the next step (which raises RunCancelledError) or reports success. Any other run is CANCELLED at once.
+        A run that ended stays as it ended. Where the driver of a CANCELLING run has died, `RunHandle.cancel` ends the run.
+        """
+        return self._messages.cancel(self._held.message_id, by_driver=True)
 
     # Its steps
 

@@ -34,9 +34,9 @@ from (select nextval((select cast(pg_get_serial_sequence('pgqrs_messages', 'id')
 select m.id from pgqrs_messages m where m.id = :id {lock m};
 
 -- name: locked_message
--- A message that we have locked, its workflow and its run.
+-- A message that we have locked, its workflow and its run. The last column: the message was delivered at least once.
 select m.id, q.queue_name, m.consumer_worker_id, m.archived_at, m.dead_reason,
-       f.id, f.name, w.id, w.status
+       f.id, f.name, w.id, w.status, m.claim_no > 0 or m.read_ct > 0
 from pgqrs_messages m
 join pgqrs_queues q on q.id = m.queue_id
 left join pgqrs_workflow_runs w on w.message_id = m.id

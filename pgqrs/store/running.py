@@ -114,7 +114,7 @@ def succeed(database: Database, held: Held, output: bytes, archive: bool = False
             if run.status.terminal:
                 raise _not_in(run)
             if run.status is CANCELLING:
-                run = _moved(tx, held, run, CANCELLED)
+                run = _cancelled(tx, held, run)
             else:
                 run = _moved(tx, held, run, SUCCESS, output=output)
         if archive:
@@ -169,7 +169,7 @@ def acquire_step(database: Database, held: Held, name: str, at: datetime | None 
         run = _ours(tx, held)
         step = _step(tx, held.run_id, name)
         if run.status is CANCELLING:
-            _moved(tx, held, run, CANCELLED)
+            _cancelled(tx, held, run)
             cancelled = True
         elif run.status is CANCELLED:
             raise _not_in(run)
@@ -295,6 +295,14 @@ def _moved(
         worker_id=held.claim.consumer_id if held.claim else None,
     )
     return msgspec.structs.replace(run, status=status, output=output, error=error)
+
+
+def _cancelled(tx: Transaction, held: Held, run: RunState) -> RunState:
+    """The end of a run that was to be cancelled. Where its message has no holder who would archive it, that happens here."""
+    consumer_id, *_ = tx.run("holder", id=held.message_id)[0]
+    if consumer_id is None:
+        tx.run("archive", [(held.message_id, None)])
+    return _moved(tx, held, run, CANCELLED)
 
 
 def _step(tx: Transaction, run_id: int, name: str) -> _Step | None:

@@ -219,8 +219,11 @@ class MessageStore:
 
     # What a caller does to a run or message, by the message's id
 
-    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
+    def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
         """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step.
+
+        `by_driver`: the caller has the run in hand, as `pgqrs.Run`. Such a run may have been started without a claim on its
+        message. It has a driver all the same, and is CANCELLING until that driver reaches a boundary.
 
         With `now` it is CANCELLED in any case, and taken from whoever holds it: what he writes from here on is refused, and a
         supervisor kills the worker in which it runs once it has noticed. A plain message is archived likewise.
@@ -233,7 +236,7 @@ class MessageStore:
                 raise errors.ValidationError(
                     f"message {message_id} was handled or given up already; nothing to cancel"
                 )
-            held = m.held and not now
+            held = (m.held or (by_driver and m.driven)) and not now
             status = WorkflowStatus.Cancelling if held else WorkflowStatus.Cancelled
             if m.workflow_id is None and held:
                 raise errors.ValidationError(
@@ -421,13 +424,19 @@ class _Locked(Struct):
     workflow_id: int | None
     run_id: int | None
     run_status: WorkflowStatus | None
+    delivered: bool
+
+    @property
+    def driven(self) -> bool:
+        """Whether the run was started by somebody who had not claimed its message."""
+        return self.run_status not in (None, WorkflowStatus.Queued) and not self.delivered
 
 
 def _locked(tx: Transaction, message_id: int) -> _Locked:
     if not tx.run("lock_message", id=message_id):
         raise _no_run(message_id)
     rows = tx.run("locked_message", id=message_id)
-    _, queue, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
+    _, queue, consumer, archived, dead_reason, workflow_id, _, run_id, status, delivered = rows[0]
     return _Locked(
         queue=queue,
         held=consumer is not None and archived is None,
@@ -436,6 +445,7 @@ def _locked(tx: Transaction, message_id: int) -> _Locked:
         workflow_id=workflow_id,
         run_id=run_id,
         run_status=WorkflowStatus(status) if status else None,
+        delivered=bool(delivered),
     )
 
 
