@@ -69,8 +69,8 @@ class InsistentStore(CopiedStore):
     ) -> list[int]:
         return _again(super().enqueue, queue_id, payloads, delay_s, producer_id, at)
 
-    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
-        return _again(super().cancel, message_id, now)
+    def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
+        return _again(super().cancel, message_id, now, by_driver)
 
     def resume(self, message_id: int) -> bool:
         return _again(super().resume, message_id)

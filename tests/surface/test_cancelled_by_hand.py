@@ -38,7 +38,9 @@ async def test_a_run_that_was_started_is_cancelling_and_cannot_be_started_again(
 
 async def test_its_next_step_ends_it(store):
     run = await a_started_run(store)
-    with pytest.raises(pgqrs.RunCancelledError, match=f"run {run.message_id} was cancelled before its step 'pay'"):
+    with pytest.raises(
+        pgqrs.RunCancelledError, match=f"run {run.message_id} was cancelled before its step 'pay'"
+    ):
         await run.acquire_step("pay")
     assert await status(store) is CANCELLED
 
