@@ -1,5 +1,6 @@
 """The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.aio` has its async twin."""
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
@@ -187,7 +188,12 @@ class Store:
 
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":
         """Enqueue and trigger inside the caller's own transaction, on its psycopg connection: committed or rolled back
-        with it. Only on PostgreSQL."""
+        with it. Only on PostgreSQL. Raises ValidationError for a psycopg.AsyncConnection, which an async store takes."""
+        if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
+            raise errors.ValidationError(
+                f"a blocking store's using(connection) takes a psycopg.Connection, not {type(connection).__name__}; for an async "
+                "connection use an async store: store = await pgqrs.connect(…)"
+            )
         return Using(self, connection)
 
     # Looking
