@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
-from pgqrs import codec, durations, errors, names, table_handles
+from pgqrs import arguments, codec, durations, errors, names, table_handles
 from pgqrs.config import Config, redact
 from pgqrs.consumer import Consumer
 from pgqrs.consumer_iterator import ConsumerIterator, Iteration
@@ -139,7 +139,7 @@ class Store:
 
     def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
         """The messages' ids, in the order of the payloads; all or nothing per 10,000."""
-        encoded = [self._encoded(p) for p in payloads]
+        encoded = [self._encoded(p) for p in arguments.several(payloads, "payloads")]
         return self.enqueue_raw(queue, encoded, durations.seconds(delay))
 
     def enqueue_raw(self, queue: str, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
@@ -183,7 +183,7 @@ class Store:
         record = self._ready().find_workflow(workflow)
         payload = self._fitting(codec.wrap_input(argument))
         message_id = self._ready().enqueue(record.queue_id, [payload])[0]
-        self._ready().database.hint([workflow])
+        self._ready().database.hint([self._queue_of(workflow)])
         return RunHandle(self, message_id, Any)
 
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":
@@ -200,8 +200,9 @@ class Store:
 
     def run(self, run_id: int) -> "RunHandle[Any]":
         """The handle of a run by its id. Raises RunNotFoundError."""
-        self._ready().settled(run_id)
-        return RunHandle(self, run_id, Any)
+        known = arguments.identity(run_id)
+        self._ready().settled(known)
+        return RunHandle(self, known, Any)
 
     def runs(
         self,
@@ -210,9 +211,9 @@ class Store:
         limit: int = 50,
         before: int | None = None,
     ) -> list[RunRecord]:
-        """Newest first; `before` continues after the id a listing ended with."""
-        wanted = WorkflowStatus(status.upper()) if isinstance(status, str) else status
-        return self._ready().runs(workflow, wanted, limit, before)
+        """Runs, newest first, at most `limit` of them. `before` continues after the id that a listing ended with. `status`
+        is a WorkflowStatus or its name."""
+        return self._ready().runs(workflow, arguments.status(status), limit, before)
 
     def queues(self) -> list[QueueCounts]:
         """Every queue, by name, with the count of its messages by where they stand."""
@@ -292,7 +293,7 @@ class Store:
         return messages
 
     def _queue(self, name: str) -> int:
-        if name not in self._queues:
+        if arguments.name(name, "a queue") not in self._queues:
             self._queues[name] = self._ready().ensure_queue(name)
         return self._queues[name]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgqrs import durations, errors, times, validation
+from pgqrs import arguments, durations, times, validation
 from pgqrs.config import Config
 from pgqrs.records import QueueInfo
 from pgqrs.registered import Registered, register
@@ -71,11 +71,7 @@ class Producer(Registered):
         consuming.withdraw(self._database, [sent] if isinstance(sent, int) else sent)
 
     def _send(self, payloads: Sequence[Any], delay_s: float, at: datetime | None) -> list[int]:
-        if isinstance(payloads, str | bytes | dict):
-            raise errors.ValidationError(
-                f"payloads are a list, not {type(payloads).__name__}; put a single one in a list"
-            )
-        payloads = list(payloads)
+        payloads = arguments.several(payloads, "payloads")
         raw = validation.all_encoded(payloads, self._limits) if len(payloads) != 1 else [
             validation.encoded(payloads[0], self._limits)
         ]  # fmt: skip

@@ -161,7 +161,7 @@ def delete(database: Database, worker_id: int, message_ids: Sequence[int]) -> se
             if runs := tx.run("runs_of_messages", [(i,) for i in own]):
                 _, message_id = runs[0]
                 raise errors.ValidationError(
-                    f"message {message_id} has a run, whose history would be lost with it; archive the message instead"
+                    f"message {message_id} has a run, whose history would be lost with it; archive it instead"
                 )
             tx.run("delete_messages", [(i,) for i in own])
         return set(own)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from pgqrs import errors, names
+from pgqrs import arguments, errors, names
 from pgqrs.records import (
     QueueCounts,
     QueueMessage,
@@ -27,6 +27,7 @@ from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 
 BACKLOG_BOUND = 100_000
+ID_MAX = 2**63 - 1
 COPY_MIN = (
     100  # messages, from which on a COPY is faster than an insert although it takes two statements more
 )
@@ -74,7 +75,7 @@ class MessageStore:
 
     def find_queue(self, name: str) -> int:
         with self.database.reading() as tx:
-            found = tx.run("queue_by_name", name=name)
+            found = tx.run("queue_by_name", name=arguments.name(name, "a queue"))
         if not found:
             raise errors.QueueNotFoundError(f"no queue is named {name!r}; see: pgqrs queues")
         return int(found[0][0])
@@ -85,7 +86,7 @@ class MessageStore:
 
     def find_workflow(self, name: str) -> WorkflowRecord:
         with self.database.reading() as tx:
-            found = tx.run("workflow_by_name", name=name)
+            found = tx.run("workflow_by_name", name=arguments.name(name, "a workflow"))
         if not found:
             raise errors.WorkflowNotFoundError(
                 f"no workflow is named {name!r}; one is known once it was supervised, or made: store.trigger(function, …) makes it, "
@@ -270,7 +271,7 @@ class MessageStore:
         """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero. Returns its
         queue's name."""
         with self.database.transaction() as tx:
-            m = _locked(tx, message_id)
+            m = _locked(tx, arguments.identity(message_id))
             if m.run_status is not None and m.run_status is not WorkflowStatus.Error:
                 raise errors.ValidationError(
                     f"run {message_id} is {m.run_status.value}; only a run in ERROR can be replayed"
@@ -315,7 +316,11 @@ class MessageStore:
         """Newest first; `before` continues a listing after the message id it ended with."""
         with self.database.reading() as tx:
             rows = tx.run(
-                "runs", workflow=workflow, status=status and status.value, limit=limit, before=before or 2**62
+                "runs",
+                workflow=None if workflow is None else arguments.name(workflow, "a workflow"),
+                status=status and status.value,
+                limit=arguments.count("limit", limit),
+                before=ID_MAX if before is None else arguments.identity(before),
             )
         return [_run_record(r) for r in rows]
 
@@ -336,7 +341,8 @@ class MessageStore:
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
         """(queue, message), newest first."""
         with self.database.reading() as tx:
-            return [(r[12], message_record(r)) for r in tx.run("dead", queue=queue, limit=limit)]
+            rows = tx.run("dead", queue=queue, limit=arguments.count("limit", limit))
+            return [(r[12], message_record(r)) for r in rows]
 
     def message(self, message_id: int) -> QueueMessage:
         with self.database.reading() as tx:
