@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
 from pgqrs import arguments, codec, durations, errors, names, table_handles
@@ -18,6 +19,7 @@ from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, Worke
 from pgqrs.states import WorkflowStatus
 from pgqrs.store import MessageStore, administering, consuming, open_store
 from pgqrs.store.database import Kept
+from pgqrs.store.store import Known
 from pgqrs.using import Using
 from pgqrs.waiting import Blocking
 
@@ -51,6 +53,7 @@ class Store:
         self._closed = False
         if self._messages is None:
             self._messages = open_store(self.config, insist=self._insist)
+            self.forget()
         return self
 
     def close(self) -> None:
@@ -144,10 +147,19 @@ class Store:
 
     def enqueue_raw(self, queue: str, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
         """The same for payloads that are JSON already."""
-        queue_id = self._queue(queue)
+        return self._sent(queue, None, payloads, delay_s)
+
+    def _sent(
+        self, queue: str, workflow: str | None, payloads: Sequence[bytes], delay_s: float = 0.0
+    ) -> list[int]:
+        known = Known(queue, workflow)
+
+        def send(part: Sequence[bytes], queue_id: int) -> list[int]:
+            return self._ready().enqueue(queue_id, part, delay_s, known=known)
+
         ids: list[int] = []
         for start in range(0, len(payloads), ENQUEUE_MAX):
-            ids += self._ready().enqueue(queue_id, payloads[start : start + ENQUEUE_MAX], delay_s)
+            ids += self.on_queue(known, partial(send, payloads[start : start + ENQUEUE_MAX]))
         if not delay_s and ids:
             self._ready().database.hint([queue])
         return ids
@@ -173,8 +185,7 @@ class Store:
     ) -> "list[RunHandle[Any]]":
         """A run for each (args, kwargs), in one go."""
         name, queue, inputs, returns = self._calls(workflow, calls)
-        self._workflow(name, queue)
-        ids = self.enqueue_raw(queue, inputs)
+        ids = self._sent(queue, name, inputs)
         return [RunHandle(self, i, returns) for i in ids]
 
     def trigger_raw(self, workflow: str, argument: bytes) -> "RunHandle[Any]":
@@ -257,6 +268,23 @@ class Store:
     def kept(self) -> Kept:
         """The database of a store on S3, seen as the copy that it is."""
         return cast(Kept, self._opened().database)
+
+    def on_queue(self, known: Known, send: Callable[[int], list[int]]) -> list[int]:
+        """What `send` returns, which is given the queue's id. The queue and the workflow are made if they are new.
+
+        A store remembers ids. Where these are no longer in the database (the queue was deleted, the schema dropped and
+        installed again), both are looked up or made once more, and `send` is called again.
+        """
+        try:
+            return send(self._id_of(known))
+        except errors.QueueNotFoundError:
+            self.forget()
+            return send(self._id_of(known))
+
+    def _id_of(self, known: Known) -> int:
+        if known.workflow is not None:
+            self._workflow(known.workflow, known.queue)
+        return self._queue(known.queue)
 
     def forget(self) -> None:
         """What it knows of queues and workflows: the database is another than before."""

@@ -11,7 +11,7 @@ from pgqrs.records import QueueInfo
 from pgqrs.registered import Registered, register
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
-from pgqrs.store.store import MessageStore
+from pgqrs.store.store import Known, MessageStore
 from pgqrs.validation import RateLimitStatus, ValidationConfig
 
 
@@ -91,7 +91,7 @@ def send(
     at: datetime | None = None,
 ) -> list[int]:
     """Commits them and wakes whoever listens."""
-    ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at)
+    ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at, Known(queue.queue_name))
     if not delay_s:
         database: Database = messages.database
         database.hint([queue.queue_name])

@@ -54,6 +54,13 @@ class Settled(Struct, frozen=True):
     dead_reason: str | None
 
 
+class Known(Struct, frozen=True):
+    """What a caller who remembers a queue's id knows of it: its name, and that of the workflow whose runs it sends there."""
+
+    queue: str
+    workflow: str | None = None
+
+
 class MessageStore:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -127,13 +134,15 @@ class MessageStore:
         delay_s: float = 0.0,
         producer_id: int | None = None,
         at: datetime | None = None,
+        known: "Known | None" = None,
     ) -> list[int]:
-        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now."""
+        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now. Raises QueueNotFoundError where
+        there is no queue with this id, or it is not the one that the caller knows."""
         if self.database.dialect == "postgres" and len(payloads) >= COPY_MIN:
             with self.database.transaction(at) as tx:
-                return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id)
+                return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id, known)
         with self.database.single(at) as tx:
-            return enqueue(tx, queue_id, payloads, delay_s, producer_id)
+            return enqueue(tx, queue_id, payloads, delay_s, producer_id, known)
 
     # A supervisor's life
 
@@ -353,19 +362,54 @@ class MessageStore:
 
 
 def enqueue(
-    tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None = None
+    tx: Transaction,
+    queue_id: int,
+    payloads: Sequence[bytes],
+    delay_s: float,
+    producer_id: int | None = None,
+    known: Known | None = None,
 ) -> list[int]:
     """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
     rows = tx.run(
-        "enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s, producer_id=producer_id
+        "enqueue",
+        [(p,) for p in payloads],
+        queue_id=queue_id,
+        delay_s=delay_s,
+        producer_id=producer_id,
+        queue=known and known.queue,
+        workflow=known and known.workflow,
     )
+    if payloads and not rows:
+        raise _gone(queue_id, known)
     return sorted(int(r[0]) for r in rows)
 
 
+def _gone(queue_id: int, known: Known | None) -> errors.QueueNotFoundError:
+    name = repr(known.queue) if known else f"with the id {queue_id}"
+    return errors.QueueNotFoundError(
+        f"queue {name} is not in this database any more: it was deleted, or the database was made anew. Nothing was sent; make "
+        "the queue, and a new producer"
+    )
+
+
 def _copied(
-    tx: Copying, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None
+    tx: Copying,
+    queue_id: int,
+    payloads: Sequence[bytes],
+    delay_s: float,
+    producer_id: int | None,
+    known: Known | None,
 ) -> list[int]:
-    [(reserved, vt, now)] = tx.run("reserve_messages", delay_s=delay_s, count=len(payloads))
+    [(reserved, vt, now)] = tx.run(
+        "reserve_messages",
+        delay_s=delay_s,
+        count=len(payloads),
+        queue_id=queue_id,
+        queue=known and known.queue,
+        workflow=known and known.workflow,
+    )
+    if reserved is None:
+        raise _gone(queue_id, known)
     ids = [int(i) for i in reserved.split(",")]
     same = queue_id, vt, now, "\\N" if producer_id is None else producer_id
     tail = "\t{}\t{}\t{}\t{}\t0\n".format(*same).encode()

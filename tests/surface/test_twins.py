@@ -57,6 +57,7 @@ ONLY_BLOCKING = {
         "open": "connecting is what `await pgqrs.connect(…)` does",
         "anonymous_producer": INSIDE,
         "undo": INSIDE,
+        "on_queue": INSIDE,
         "iteration": INSIDE,
         "enqueue_raw": "for the command line, which has JSON already",
         "trigger_raw": "for the command line, which has JSON already",
