@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pgqrs import codec, durations, names, validation
+from pgqrs import arguments, codec, durations, names, validation
 from pgqrs.client import Store
 from pgqrs.consumer import Consumer
 from pgqrs.durations import Duration
@@ -57,7 +57,7 @@ class Admin:
 
     def queue_metrics(self, name: str) -> QueueMetrics:
         """Raises QueueNotFoundError."""
-        return administering.metrics(self._database, name)[0]
+        return administering.metrics(self._database, arguments.name(name, "a queue"))[0]
 
     def all_queues_metrics(self) -> list[QueueMetrics]:
         """By name."""
@@ -77,8 +77,9 @@ class Admin:
     def replay_dlq(self, message_id: int) -> QueueMessage:
         """Gives a dead message (or a run in ERROR) another life: recorded steps are kept, counters start at zero. Returns the
         message. Raises RunNotFoundError, ValidationError where it is not dead."""
-        self._store.replay(message_id)
-        return administering.message(self._database, message_id)
+        found = arguments.identity(message_id)
+        self._store.replay(found)
+        return administering.message(self._database, found)
 
     def get_worker_messages(self, worker_id: int) -> list[QueueMessage]:
         """What a worker holds."""
@@ -92,7 +93,9 @@ class Admin:
         """Makes visible what is held on a queue (name or id) by workers not heard of for so long (by default five minutes);
         returns how many. Consumers of pgqrs 0.15 that died hold theirs until then. Supervisors' have a lease instead."""
         older_s = RECLAIM_OLDER_THAN_S if older_than is None else durations.seconds(older_than)
-        queue_id = queue if isinstance(queue, int) else self.get_queue(queue).id
+        queue_id = (
+            self.get_queue(queue).id if isinstance(queue, str) else arguments.identity(queue, "a queue")
+        )
         return administering.reclaim(self._database, queue_id, older_s)
 
     # Workers

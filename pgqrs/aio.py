@@ -10,15 +10,31 @@ import types
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from pgqrs import administration, client, consumer, consumer_iterator, handle, producer, registered, runs
+from pgqrs import (
+    administration,
+    client,
+    consumer,
+    consumer_iterator,
+    errors,
+    handle,
+    producer,
+    registered,
+    runs,
+    using,
+)
 from pgqrs import table_handles as tables
 from pgqrs.config import Config
 from pgqrs.durations import Duration
 from pgqrs.records import QueueMessage, RunRecord, StepRecord
 from pgqrs.states import StepResultStatus, WorkflowStatus
 from pgqrs.waiting import Threads
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgqrs.store.borrowed import Borrowed
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -64,6 +80,13 @@ class undone(awaited[P, R]):
         return await twin.ways.claim(call, twin.core.undo)
 
 
+class carried_out(awaited[P, R]):
+    """One of `Using`, on the caller's own connection."""
+
+    async def _called(self, twin: Any, call: Callable[[], Any]) -> Any:
+        return await twin._carried_out(call)
+
+
 class awaited_as(awaited[P, W]):
     """One that returns a blocking object, whose twin is handed out."""
 
@@ -75,6 +98,17 @@ class awaited_as(awaited[P, W]):
 
     async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
         return self._twin_of(await twin.ways.call(call), twin.ways)
+
+
+class handed_out(awaited[P, "list[RunHandle[Any]]"]):
+    """One that sends for runs and returns their handles, whose twins are handed out. Its caller's cancellation undoes it."""
+
+    def __init__(self, method: Callable[Concatenate[Any, P], Any]) -> None:
+        super().__init__(method)
+
+    async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
+        made = await twin.ways.claim(call, lambda made: twin.core.undo([handle.id for handle in made]))
+        return [RunHandle(handle, twin.ways) for handle in made]
 
 
 # Producers and consumers
@@ -202,7 +236,7 @@ class Run(Twin[runs.Run]):
     """One run of a workflow, driven by its caller: see `pgqrs.runs.Run` for what each call promises."""
 
     def id(self) -> int:
-        """The run's own id, which is not its message's."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
         return self.core.id()
 
     @property
@@ -370,6 +404,62 @@ class RunHandle(Generic[R]):
         return await self._ways.call(self._core.steps)
 
 
+class Using(Twin[using.Using]):
+    """A store's enqueue and trigger inside the caller's transaction, on its psycopg.AsyncConnection.
+
+    A call waits until no other task uses the connection, and no other task uses it until the call has ended. A task that is
+    cancelled meanwhile interrupts the statement under way, as psycopg does: the transaction has failed then.
+    """
+
+    def __init__(self, store: "Store", connection: "psycopg.AsyncConnection[Any]") -> None:
+        self._connection = _borrowed(store.core, connection)
+        super().__init__(using.Using(store.core, self._connection), store.ways)
+
+    async def _carried_out(self, call: Callable[[], W]) -> W:
+        async with self._connection.lent():
+            return await self.ways.call(self._connection.carried_out, call)
+
+    enqueue = carried_out(using.Using.enqueue)
+    enqueue_many = carried_out(using.Using.enqueue_many)
+
+    @overload
+    def trigger(
+        self, workflow: Callable[Q, Coroutine[Any, Any, R]], /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> Coroutine[Any, Any, RunHandle[R]]: ...
+    @overload
+    def trigger(
+        self, workflow: Callable[Q, R], /, *args: Q.args, **kwargs: Q.kwargs
+    ) -> Coroutine[Any, Any, RunHandle[R]]: ...
+    @overload
+    def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]: ...
+    def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]:
+        """Starts a run of a decorated function with these arguments when the caller's transaction is committed."""
+        return self._trigger(workflow, args, kwargs)
+
+    async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
+        made: handle.RunHandle[Any] = await self._carried_out(
+            functools.partial(self.core.trigger, workflow, *args, **kwargs)
+        )
+        return RunHandle(made, self.ways)
+
+
+def _borrowed(store: client.Store, connection: "psycopg.AsyncConnection[Any]") -> "Borrowed":
+    if store.config.backend != "postgres":
+        raise errors.ValidationError(
+            "store.using(connection) takes a psycopg.AsyncConnection; this store is not on PostgreSQL"
+        )
+    import psycopg
+
+    from pgqrs.store.borrowed import Borrowed
+
+    if not isinstance(connection, psycopg.AsyncConnection):
+        raise errors.ValidationError(
+            f"an async store's using(connection) takes a psycopg.AsyncConnection, not {type(connection).__name__}; for a "
+            "psycopg.Connection use a blocking store: with pgqrs.connect(…) as store"
+        )
+    return Borrowed(connection)
+
+
 class Store(Twin[client.Store]):
     """A database of queues and workflows, awaited. For any event loop and any number of tasks; not for use across a fork.
     See `pgqrs.client.Store` for what each call promises."""
@@ -436,6 +526,13 @@ class Store(Twin[client.Store]):
             lambda made: self.core.undo([handle.id for handle in made]),
         )
         return RunHandle(made, self.ways)
+
+    trigger_many = handed_out(client.Store.trigger_many)
+
+    def using(self, connection: "psycopg.AsyncConnection[Any]") -> Using:
+        """Enqueue and trigger inside the caller's own transaction, on its psycopg.AsyncConnection: committed or rolled back
+        with it. Only on PostgreSQL. Raises ValidationError for any other connection."""
+        return Using(self, connection)
 
     run = awaited_as(client.Store.run, RunHandle)
     runs = awaited(client.Store.runs)

@@ -10,10 +10,10 @@ from typing import Any, Self, TypeVar, overload
 from pgqrs import administration, aio, client, definitions, errors, polling, runs, times
 from pgqrs import consumer as blocking_consumer
 from pgqrs import producer as blocking_producer
+from pgqrs.arguments import count
 from pgqrs.durations import Duration, seconds
 from pgqrs.handle import POLL_MAX_S, POLL_MIN_S
 from pgqrs.records import QueueMessage
-from pgqrs.registered import count
 from pgqrs.shorthand import AnyConsumer, AnyProducer, AnyStore, apart, finish
 from pgqrs.store import running
 from pgqrs.waiting import Ways

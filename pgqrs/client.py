@@ -1,10 +1,12 @@
 """The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.aio` has its async twin."""
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
-from pgqrs import codec, durations, errors, names, table_handles
+from pgqrs import arguments, codec, durations, errors, names, table_handles
 from pgqrs.config import Config, redact
 from pgqrs.consumer import Consumer
 from pgqrs.consumer_iterator import ConsumerIterator, Iteration
@@ -17,6 +19,7 @@ from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, Worke
 from pgqrs.states import WorkflowStatus
 from pgqrs.store import MessageStore, administering, consuming, open_store
 from pgqrs.store.database import Kept
+from pgqrs.store.store import Known
 from pgqrs.using import Using
 from pgqrs.waiting import Blocking
 
@@ -50,6 +53,7 @@ class Store:
         self._closed = False
         if self._messages is None:
             self._messages = open_store(self.config, insist=self._insist)
+            self.forget()
         return self
 
     def close(self) -> None:
@@ -138,15 +142,24 @@ class Store:
 
     def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
         """The messages' ids, in the order of the payloads; all or nothing per 10,000."""
-        encoded = [self._encoded(p) for p in payloads]
+        encoded = [self._encoded(p) for p in arguments.several(payloads, "payloads")]
         return self.enqueue_raw(queue, encoded, durations.seconds(delay))
 
     def enqueue_raw(self, queue: str, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
         """The same for payloads that are JSON already."""
-        queue_id = self._queue(queue)
+        return self._sent(queue, None, payloads, delay_s)
+
+    def _sent(
+        self, queue: str, workflow: str | None, payloads: Sequence[bytes], delay_s: float = 0.0
+    ) -> list[int]:
+        known = Known(queue, workflow)
+
+        def send(part: Sequence[bytes], queue_id: int) -> list[int]:
+            return self._ready().enqueue(queue_id, part, delay_s, known=known)
+
         ids: list[int] = []
         for start in range(0, len(payloads), ENQUEUE_MAX):
-            ids += self._ready().enqueue(queue_id, payloads[start : start + ENQUEUE_MAX], delay_s)
+            ids += self.on_queue(known, partial(send, payloads[start : start + ENQUEUE_MAX]))
         if not delay_s and ids:
             self._ready().database.hint([queue])
         return ids
@@ -172,8 +185,7 @@ class Store:
     ) -> "list[RunHandle[Any]]":
         """A run for each (args, kwargs), in one go."""
         name, queue, inputs, returns = self._calls(workflow, calls)
-        self._workflow(name, queue)
-        ids = self.enqueue_raw(queue, inputs)
+        ids = self._sent(queue, name, inputs)
         return [RunHandle(self, i, returns) for i in ids]
 
     def trigger_raw(self, workflow: str, argument: bytes) -> "RunHandle[Any]":
@@ -182,20 +194,26 @@ class Store:
         record = self._ready().find_workflow(workflow)
         payload = self._fitting(codec.wrap_input(argument))
         message_id = self._ready().enqueue(record.queue_id, [payload])[0]
-        self._ready().database.hint([workflow])
+        self._ready().database.hint([self._queue_of(workflow)])
         return RunHandle(self, message_id, Any)
 
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":
         """Enqueue and trigger inside the caller's own transaction, on its psycopg connection: committed or rolled back
-        with it. Only on PostgreSQL."""
+        with it. Only on PostgreSQL. Raises ValidationError for a psycopg.AsyncConnection, which an async store takes."""
+        if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
+            raise errors.ValidationError(
+                f"a blocking store's using(connection) takes a psycopg.Connection, not {type(connection).__name__}; for an async "
+                "connection use an async store: store = await pgqrs.connect(…)"
+            )
         return Using(self, connection)
 
     # Looking
 
     def run(self, run_id: int) -> "RunHandle[Any]":
         """The handle of a run by its id. Raises RunNotFoundError."""
-        self._ready().settled(run_id)
-        return RunHandle(self, run_id, Any)
+        known = arguments.identity(run_id)
+        self._ready().settled(known)
+        return RunHandle(self, known, Any)
 
     def runs(
         self,
@@ -204,9 +222,9 @@ class Store:
         limit: int = 50,
         before: int | None = None,
     ) -> list[RunRecord]:
-        """Newest first; `before` continues after the id a listing ended with."""
-        wanted = WorkflowStatus(status.upper()) if isinstance(status, str) else status
-        return self._ready().runs(workflow, wanted, limit, before)
+        """Runs, newest first, at most `limit` of them. `before` continues after the id that a listing ended with. `status`
+        is a WorkflowStatus or its name."""
+        return self._ready().runs(workflow, arguments.status(status), limit, before)
 
     def queues(self) -> list[QueueCounts]:
         """Every queue, by name, with the count of its messages by where they stand."""
@@ -251,6 +269,23 @@ class Store:
         """The database of a store on S3, seen as the copy that it is."""
         return cast(Kept, self._opened().database)
 
+    def on_queue(self, known: Known, send: Callable[[int], list[int]]) -> list[int]:
+        """What `send` returns, which is given the queue's id. The queue and the workflow are made if they are new.
+
+        A store remembers ids. Where these are no longer in the database (the queue was deleted, the schema dropped and
+        installed again), both are looked up or made once more, and `send` is called again.
+        """
+        try:
+            return send(self._id_of(known))
+        except errors.QueueNotFoundError:
+            self.forget()
+            return send(self._id_of(known))
+
+    def _id_of(self, known: Known) -> int:
+        if known.workflow is not None:
+            self._workflow(known.workflow, known.queue)
+        return self._queue(known.queue)
+
     def forget(self) -> None:
         """What it knows of queues and workflows: the database is another than before."""
         self._verified = False
@@ -286,7 +321,7 @@ class Store:
         return messages
 
     def _queue(self, name: str) -> int:
-        if name not in self._queues:
+        if arguments.name(name, "a queue") not in self._queues:
             self._queues[name] = self._ready().ensure_queue(name)
         return self._queues[name]
 

@@ -5,11 +5,12 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+from pgqrs.durations import DURATION_S_MAX
 from pgqrs.errors import ConfigError
 from pgqrs.states import Named
 
@@ -68,10 +69,15 @@ _VARIABLES = {
 
 
 class Config:
-    """Settings, read and written as attributes. Nothing is looked up or connected to before `connect_with`.
+    """Settings: given by keyword, read and written as attributes.
 
-    `repr` shows no password. Raises ConfigError, on assignment, for what a setting cannot be; a DSN of an unknown scheme when
-    `backend` is asked for.
+    One rule says where a setting is from: what is given explicitly beats the environment, the environment beats the file, the
+    file beats the default. `Config.load` follows that rule, and `pgqrs.connect` and the command line call `Config.load`. A
+    Config that is made here is explicit as a whole: it reads neither the environment nor a file, and `connect_with` and the
+    supervisor of `store.workers` take it as it is.
+
+    `repr` shows no password. Raises ConfigError, also on assignment, for what a setting cannot be; a DSN of an unknown scheme
+    is refused when `backend` is asked for. Nothing is connected to before `connect_with`.
     """
 
     dsn: str
@@ -92,39 +98,64 @@ class Config:
     sqlite_use_wal: bool
     s3_mode: DurabilityMode
 
-    def __init__(self, dsn: str, schema: str | None = None, max_connections: int | None = None) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        schema: str | None = None,
+        max_connections: int | None = None,
+        *,
+        connection_timeout_seconds: float = 30,
+        default_lock_time_seconds: float | None = None,
+        default_max_batch_size: int = 100,
+        max_read_ct: int = 5,
+        heartbeat_interval_seconds: float = 5,
+        poll_interval_ms: int = 100,
+        max_payload_size_bytes: int = 1024 * 1024,
+        max_string_length: int = 1024,
+        max_object_depth: int = 5,
+        forbidden_keys: Sequence[str] = ("__proto__", "constructor"),
+        required_keys: Sequence[str] = (),
+        max_enqueue_per_second: int | None = 1000,
+        max_enqueue_burst: int | None = 50,
+        reclaim_after_seconds: float | None = None,
+        sqlite_use_wal: bool = True,
+        s3_mode: DurabilityMode | str = DurabilityMode.Durable,
+        s3_cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.dsn = dsn
         self.schema = "public" if schema is None else schema
         self.max_connections = 16 if max_connections is None else max_connections
-        self.connection_timeout_seconds = 30
-        self.default_lock_time_seconds = None
-        self.default_max_batch_size = 100
-        self.max_read_ct = 5
-        self.heartbeat_interval_seconds = 5
-        self.poll_interval_ms = 100
-        self.max_payload_size_bytes = 1024 * 1024
-        self.max_string_length = 1024
-        self.max_object_depth = 5
-        self.forbidden_keys = ["__proto__", "constructor"]
-        self.required_keys = []
+        self.connection_timeout_seconds = connection_timeout_seconds
+        self.default_lock_time_seconds = default_lock_time_seconds
+        self.default_max_batch_size = default_max_batch_size
+        self.max_read_ct = max_read_ct
+        self.heartbeat_interval_seconds = heartbeat_interval_seconds
+        self.poll_interval_ms = poll_interval_ms
+        self.max_payload_size_bytes = max_payload_size_bytes
+        self.max_string_length = max_string_length
+        self.max_object_depth = max_object_depth
+        self.forbidden_keys = forbidden_keys  # type: ignore[assignment]  # a list once assigned
+        self.required_keys = required_keys  # type: ignore[assignment]
         # None on either switches the limit off.
-        self.max_enqueue_per_second = 1000
-        self.max_enqueue_burst = 50
+        self.max_enqueue_per_second = max_enqueue_per_second
+        self.max_enqueue_burst = max_enqueue_burst
         # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
-        self.reclaim_after_seconds = None
-        self.sqlite_use_wal = True
-        self.s3_mode = DurabilityMode.Durable
-        self.s3_cache_dir = None
+        self.reclaim_after_seconds = reclaim_after_seconds
+        self.sqlite_use_wal = sqlite_use_wal
+        self.s3_mode = s3_mode  # type: ignore[assignment]  # a DurabilityMode once assigned
+        self.s3_cache_dir = s3_cache_dir
 
     def __setattr__(self, name: str, value: Any) -> None:
         _refuse_misfit(name, value)
         if name == "s3_mode":
             value = DurabilityMode(value)
+        if name in _LISTS:
+            value = list(value)
         super().__setattr__(name, value)
 
     @classmethod
     def from_dsn(cls, dsn: str) -> "Config":
-        """The defaults for a database; neither the environment nor a file is looked at."""
+        """The defaults for a database. Reads neither the environment nor a file."""
         return cls(dsn)
 
     @classmethod
@@ -140,9 +171,13 @@ class Config:
 
     @classmethod
     def load(cls, dsn: str | None = None, schema: str | None = None, **explicit: Any) -> "Config":
-        """What is given here beats the environment, which beats the file, which beats the defaults. The file is the one that
-        PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if any. None is
-        nothing given, but for the settings that it switches off, such as the rate."""
+        """The settings that this program, `pgqrs.connect` and the command line agree on.
+
+        What is given here beats the environment, the environment beats the file, and the file beats the defaults. The file is
+        the one that PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if
+        there is one. None counts as not given, except for the settings that None switches off, such as the rate. Raises
+        ConfigError, naming the file or the variable.
+        """
         named = os.environ.get(FILE_VARIABLE)
         file = Path(named) if named else next((p for p in map(Path, FILES) if p.is_file()), None)
         given = {"dsn": dsn, "schema": schema} | explicit
@@ -235,14 +270,20 @@ def _refuse_misfit(name: str, value: object) -> None:
         return
     if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < _COUNTS[name]):
         raise ConfigError(f"{name} is a whole number of at least {_COUNTS[name]}, not {value!r}")
-    if name in _SECONDS and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0):
-        raise ConfigError(f"{name} is a number of seconds of at least 0, not {value!r}")
+    if name in _SECONDS and not _is_seconds(value):
+        raise ConfigError(
+            f"{name} is a number of seconds from 0 to {DURATION_S_MAX:.0f} (a hundred years), not {value!r}"
+        )
     if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
         raise ConfigError(f"{name} is a list of text, not {value!r}")
     if name == "s3_mode" and value not in list(DurabilityMode):
         raise ConfigError(f"s3_mode is DurabilityMode.Durable or DurabilityMode.Local, not {value!r}")
     if name == "dsn" and not isinstance(value, str):
         raise ConfigError(f"a dsn is text, not {type(value).__name__}")
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= DURATION_S_MAX
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
@@ -334,11 +375,6 @@ def _read(name: str, text: str) -> object:
         except ValueError:
             raise ValueError("say durable or local") from None
     return text
-
-
-def default_dsn(environ: Mapping[str, str]) -> str:
-    """What is connected to when nobody says: PGQRS_DSN, else a SQLite file in the current folder."""
-    return environ.get(DSN_VARIABLE) or DSN_DEFAULT
 
 
 def backend_of(dsn: str) -> Backend:

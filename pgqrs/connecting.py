@@ -1,13 +1,12 @@
 """`connect`: one call for both stores, and the keyword chooses."""
 
-import os
 import warnings
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, NoReturn
 
 from pgqrs import aio, client
-from pgqrs.config import Config, default_dsn
+from pgqrs.config import Config
 from pgqrs.waiting import Threads
 
 
@@ -15,15 +14,19 @@ def connect(dsn: str | None = None) -> "Connecting":
     """A store on the database that `dsn` names.
 
     `await connect(dsn)` and `async with connect(dsn) as store:` give an async store, `with connect(dsn) as store:` and
-    `connect(dsn).open()` a blocking one; nothing happens before. Without a DSN it is the environment's PGQRS_DSN, else
-    ./pgqrs.db (SQLite). Raises ConfigError for a DSN that names no database, PgqrsConnectionError when it cannot be reached
-    (not at the first query).
+    `connect(dsn).open()` a blocking one; nothing happens before.
+
+    Settings are found as the command line finds them (`Config.load`): this DSN beats the environment's PGQRS_ variables,
+    these beat the file pgqrs.toml, and the file beats the defaults. Without any DSN, the database is ./pgqrs.db (SQLite).
+    `connect_with` takes all settings from the program instead. Raises ConfigError for a DSN that names no database and for
+    a setting that cannot be, PgqrsConnectionError when the database cannot be reached (not at the first query).
     """
-    return Connecting(lambda: Config.from_dsn(default_dsn(os.environ) if dsn is None else dsn))
+    return Connecting(lambda: Config.load(dsn))
 
 
 def connect_with(config: Config) -> "Connecting":
-    """The same with settings. Raises TypeError for anything but a Config."""
+    """The same with these settings, all of which are explicit: neither the environment nor a file is read. For the settings
+    that the command line would use, give it `Config.load()`. Raises TypeError for anything but a Config."""
     if not isinstance(config, Config):
         raise TypeError(f"connect_with takes a Config, not {type(config).__name__}; for a DSN: connect(dsn)")
     return Connecting(lambda: config)

@@ -3,14 +3,12 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from pgqrs import durations, times
+from pgqrs import arguments, durations, times
 from pgqrs.config import Config
 from pgqrs.records import QueueInfo, QueueMessage
-from pgqrs.registered import Registered, count, register
+from pgqrs.registered import Registered, register
 from pgqrs.store import consuming
 from pgqrs.store.store import MessageStore
-
-NO_MESSAGE = -1  # stands for an id that no database holds
 
 Seconds = float | timedelta | str
 
@@ -58,31 +56,32 @@ class Consumer(Registered):
 
     def extend_vt(self, message_id: int, seconds: Seconds) -> bool:
         """Holds it so much longer than it would have been."""
-        [checked] = _ids([message_id])
-        return consuming.extend(self._database, self._worker_id, checked, durations.seconds(seconds))
+        return consuming.extend(self._database, self._worker_id, _id(message_id), durations.seconds(seconds))
 
     def archive(self, message_id: int) -> bool:
         """Done with: it is kept, and comes back no more."""
-        return bool(consuming.archive(self._database, self._worker_id, _ids([message_id])))
+        return bool(consuming.archive(self._database, self._worker_id, [_id(message_id)]))
 
     def archive_many(self, message_ids: Sequence[int]) -> list[bool]:
         """In the order asked."""
-        archived = consuming.archive(self._database, self._worker_id, _ids(message_ids))
-        return [i in archived for i in message_ids]
+        ids = _ids(message_ids)
+        archived = consuming.archive(self._database, self._worker_id, ids)
+        return [i in archived for i in ids]
 
     def delete(self, message_id: int) -> bool:
         """Done with, and gone. Raises ValidationError for a message with a run, whose history would be lost."""
-        return bool(consuming.delete(self._database, self._worker_id, _ids([message_id])))
+        return bool(consuming.delete(self._database, self._worker_id, [_id(message_id)]))
 
     def delete_many(self, message_ids: Sequence[int]) -> list[bool]:
         """In the order asked."""
-        deleted = consuming.delete(self._database, self._worker_id, _ids(message_ids))
-        return [i in deleted for i in message_ids]
+        ids = _ids(message_ids)
+        deleted = consuming.delete(self._database, self._worker_id, ids)
+        return [i in deleted for i in ids]
 
     def release_with_visibility(self, message_id: int, visible_at: str | datetime) -> bool:
         """Gives it back, to be due at that time."""
         at = times.moment(visible_at)
-        return consuming.give_back(self._database, self._worker_id, _ids([message_id]), at) == 1
+        return consuming.give_back(self._database, self._worker_id, [_id(message_id)], at) == 1
 
     def release_messages(self, message_ids: Sequence[int]) -> int:
         """Gives them back, due at once; returns how many."""
@@ -127,15 +126,16 @@ class Consumer(Registered):
             self._database,
             self._worker_id,
             self._queue.id,
-            count("the number of messages", limit),
+            arguments.count("the number of messages", limit),
             durations.seconds(lock),
             self._config.max_read_ct,
             at,
         )
 
 
-def _ids(message_ids: Sequence[int]) -> Sequence[int]:
-    for i in message_ids:
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise TypeError(f"a message's id is a whole number, not {type(i).__name__}")
-    return [i if -(2**63) <= i < 2**63 else NO_MESSAGE for i in message_ids]
+def _id(message_id: int) -> int:
+    return arguments.identity(message_id, "a message")
+
+
+def _ids(message_ids: Sequence[int]) -> list[int]:
+    return [_id(i) for i in arguments.several(message_ids, "message ids")]

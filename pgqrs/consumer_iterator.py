@@ -5,10 +5,10 @@ from types import TracebackType
 from typing import Self
 
 from pgqrs import errors, polling
+from pgqrs.arguments import count
 from pgqrs.config import Config
 from pgqrs.consumer import Consumer
 from pgqrs.records import QueueMessage
-from pgqrs.registered import count
 from pgqrs.store import administering
 from pgqrs.store.store import MessageStore
 from pgqrs.waiting import Blocking, Ways, drive

@@ -103,6 +103,10 @@ class ValidationError(PgqrsError, ValueError):
     """What was asked for is refused: wrong arguments, over a limit, or not in this state."""
 
 
+class ArgumentError(ValidationError, TypeError):
+    """An argument is of a kind that the call does not take. 0.15 raised a plain TypeError: what catches that goes on working."""
+
+
 class TimeoutError(PgqrsError, builtins.TimeoutError):
     """A wait ended before what was waited for had happened."""
 

@@ -85,7 +85,9 @@ class RunHandle(Generic[R]):
         """Ends a pause. False when the run is not paused."""
         resumed = self._store._ready().resume(self.id)
         if resumed:
-            self._store._ready().database.hint([self.record().workflow])
+            messages = self._store._ready()
+            workflow = self.record().workflow
+            messages.database.hint([messages.queue_of_workflow(workflow) or workflow])
         return resumed
 
     def record(self) -> RunRecord:

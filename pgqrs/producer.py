@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgqrs import durations, errors, times, validation
+from pgqrs import arguments, durations, times, validation
 from pgqrs.config import Config
 from pgqrs.records import QueueInfo
 from pgqrs.registered import Registered, register
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
-from pgqrs.store.store import MessageStore
+from pgqrs.store.store import Known, MessageStore
 from pgqrs.validation import RateLimitStatus, ValidationConfig
 
 
@@ -71,11 +71,7 @@ class Producer(Registered):
         consuming.withdraw(self._database, [sent] if isinstance(sent, int) else sent)
 
     def _send(self, payloads: Sequence[Any], delay_s: float, at: datetime | None) -> list[int]:
-        if isinstance(payloads, str | bytes | dict):
-            raise errors.ValidationError(
-                f"payloads are a list, not {type(payloads).__name__}; put a single one in a list"
-            )
-        payloads = list(payloads)
+        payloads = arguments.several(payloads, "payloads")
         raw = validation.all_encoded(payloads, self._limits) if len(payloads) != 1 else [
             validation.encoded(payloads[0], self._limits)
         ]  # fmt: skip
@@ -95,7 +91,7 @@ def send(
     at: datetime | None = None,
 ) -> list[int]:
     """Commits them and wakes whoever listens."""
-    ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at)
+    ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at, Known(queue.queue_name))
     if not delay_s:
         database: Database = messages.database
         database.hint([queue.queue_name])

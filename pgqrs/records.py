@@ -77,9 +77,16 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """A run. `id` and `created_at` are those of its row, which is written when it first starts: None while QUEUED."""
+    """A run.
 
-    id: int | None
+    `Store.runs`, `RunHandle.record` and the command line know a run by its message's id: there, `id` is that id, which
+    `Store.run` takes, and equals `message_id`. The table of runs (`get_workflow_runs`) is that of pgqrs 0.15: there, `id` is
+    the number of the run's own row, as in `Run.id()`, and `message_id` is what `Store.run` takes.
+
+    `created_at` is when the run's row was written, which is when the run first starts: None while QUEUED.
+    """
+
+    id: int
     workflow_id: int
     message_id: int
     status: WorkflowStatus
@@ -99,7 +106,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """A step of a run, `run_id` being `RunRecord.id`. `position` counts the steps from 0 as the run called them.
+    """A step of a run. `run_id` is the `RunRecord.id` of the same surface: the message's id in `RunHandle.steps`, the number of
+    the run's row in the table of steps (`get_workflow_steps`). `position` counts the steps from 0 as the run called them.
 
     `pid` and `cpu_seconds` are of the worker and of the attempt that ended the step; `peak_rss_bytes` is the most memory that the
     worker had held by then, in this step or before. `crash_count`: how many workers died in it; `crash` says how the last one did.

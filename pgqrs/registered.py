@@ -4,7 +4,7 @@ import socket
 import uuid
 from datetime import timedelta
 
-from pgqrs import durations, errors, names
+from pgqrs import durations, names
 from pgqrs.states import WorkerStatus
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
@@ -74,10 +74,3 @@ def register(database: Database, queue_id: int, ephemeral: bool = False, name: s
         names.checked(name, "worker")
     prefix = EPHEMERAL if ephemeral else f"{socket.gethostname()}-"
     return consuming.register(database, name or f"{prefix}{uuid.uuid4()}", queue_id)
-
-
-def count(name: str, value: object, least: int = 0) -> int:
-    """A whole number that a caller passed. Raises ValidationError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise errors.ValidationError(f"{name} is a whole number of at least {least}, not {value!r}")
-    return value

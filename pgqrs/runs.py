@@ -48,10 +48,10 @@ class Run:
         return cls(messages, config, state, Held(state.id, message.id, claim))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._state.id}, {self._state.status.value})"
+        return f"{type(self).__name__}(message_id={self.message_id}, id={self._state.id}, {self._state.status.value})"
 
     def id(self) -> int:
-        """The run's own id, which is not its message's."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
         return self._state.id
 
     @property
@@ -117,9 +117,13 @@ class Run:
         self._state = running.pause(self._messages.database, self._held, errors.storable(message), seconds)
 
     def cancel(self) -> WorkflowStatus:
-        """CANCELLED at once when nobody holds the message, else CANCELLING until its next step begins. A run that ended
-        stays as it ended. Returns what it is now."""
-        return self._messages.cancel(self._held.message_id)
+        """Cancels the run, and returns its status.
+
+        A run that was started, and any run whose message a consumer holds, is CANCELLING: it becomes CANCELLED when its
+        driver acquires the next step (which raises RunCancelledError) or reports success. Any other run is CANCELLED at once.
+        A run that ended stays as it ended. Where the driver of a CANCELLING run has died, `RunHandle.cancel` ends the run.
+        """
+        return self._messages.cancel(self._held.message_id, by_driver=True)
 
     # Its steps
 
@@ -194,7 +198,7 @@ class StepGuard:
         self._at = at
 
     def __repr__(self) -> str:
-        return f"StepGuard({self._name!r} of run {self._run.id()})"
+        return f"StepGuard({self._name!r} of run {self._run.message_id})"
 
     def success(self, result: Any) -> None:
         """Records its result."""
@@ -220,7 +224,7 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
     if state.status is WorkflowStatus.Success:
         return True, _decoded(state.output)
     if state.status is WorkflowStatus.Cancelled:
-        raise errors.RunCancelledError(f"Workflow run {state.id} was cancelled")
+        raise errors.RunCancelledError(f"Workflow run {state.message_id} was cancelled")
     told = (state.error or b"null").decode()
     described = _decoded(state.error)
     trace = described.get("traceback") if isinstance(described, dict) else None
@@ -228,7 +232,7 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
         kept = {k: v for k, v in described.items() if k in _TOLD_OF_A_FAILURE}
         told = msgspec.json.encode(kept).decode()
     error = errors.PgqrsError(
-        f"Workflow run {state.id} failed: {told}; its steps: pgqrs run {state.message_id}"
+        f"Workflow run {state.message_id} failed: {told}; its steps: pgqrs run {state.message_id}"
     )
     if trace:
         error.add_note(str(trace))

@@ -2,7 +2,7 @@
 
 from builtins import list as List
 
-from pgqrs import durations, errors
+from pgqrs import arguments, durations, errors
 from pgqrs.durations import Duration
 from pgqrs.records import (
     QueueInfo,
@@ -70,7 +70,7 @@ class Queues(Table):
 
     def metrics(self, queue_name: str) -> QueueMetrics:
         """Raises QueueNotFoundError."""
-        return administering.metrics(self._database, queue_name)[0]
+        return administering.metrics(self._database, arguments.name(queue_name, "a queue"))[0]
 
     def list_metrics(self) -> List[QueueMetrics]:
         """By name."""
@@ -102,6 +102,7 @@ class Workflows(Table):
 
     def get_by_name(self, name: str) -> WorkflowRecord:
         """Raises WorkflowNotFoundError."""
+        arguments.name(name, "a workflow")
         for workflow in self.list():
             if workflow.name == name:
                 return workflow

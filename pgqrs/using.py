@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from pgqrs import durations, errors
 from pgqrs.durations import Duration
 from pgqrs.handle import RunHandle
-from pgqrs.store.store import enqueue
+from pgqrs.store.store import Known, enqueue
 
 if TYPE_CHECKING:
     import psycopg
@@ -48,15 +48,20 @@ class Using:
     def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> RunHandle[Any]: ...
     def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> RunHandle[Any]:
         name, queue, inputs, returns = self._store._calls(workflow, [(args, kwargs)])
-        self._store._workflow(name, queue)
-        return RunHandle(self._store, self._enqueue(queue, inputs, 0.0)[0], returns)
+        return RunHandle(self._store, self._enqueue(queue, inputs, 0.0, name)[0], returns)
 
-    def _enqueue(self, queue: str, payloads: Sequence[bytes], delay_s: float) -> list[int]:
+    def _enqueue(
+        self, queue: str, payloads: Sequence[bytes], delay_s: float, workflow: str | None = None
+    ) -> list[int]:
         from pgqrs.store.postgres import in_schema, notify
 
-        queue_id = self._store._queue(queue)
-        with in_schema(self._connection, self._store.config):
-            ids = enqueue(self._tx, queue_id, payloads, delay_s)
+        known = Known(queue, workflow)
+
+        def send(queue_id: int) -> list[int]:
+            with in_schema(self._connection, self._store.config):
+                return enqueue(self._tx, queue_id, payloads, delay_s, known=known)
+
+        ids = self._store.on_queue(known, send)
         if not delay_s:
             notify(self._connection, queue)  # heard when the caller commits
         return ids

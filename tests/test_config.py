@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs.config import Config, DurabilityMode, backend_of, conninfo, default_dsn, redact, scrub, sqlite_path
+from pgqrs.config import Config, DurabilityMode, backend_of, conninfo, redact, scrub, sqlite_path
 from pgqrs.errors import ConfigError
 
 
@@ -129,9 +129,12 @@ def test_libpq_gets_a_scheme_that_it_knows():
     assert conninfo("sqlite://x") == "sqlite://x"
 
 
-def test_without_a_dsn_it_is_the_environment_s_else_a_file_here():
-    assert default_dsn({"PGQRS_DSN": "pg://h/d"}) == "pg://h/d"
-    assert default_dsn({}) == default_dsn({"PGQRS_DSN": ""}) == "sqlite://pgqrs.db"
+def test_without_a_dsn_it_is_the_environment_s_else_a_file_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PGQRS_DSN", "pg://h/d")
+    assert Config.load().dsn == "pg://h/d"
+    monkeypatch.setenv("PGQRS_DSN", "")
+    assert Config.load().dsn == "sqlite://pgqrs.db"
 
 
 # Passwords

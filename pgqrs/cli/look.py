@@ -56,7 +56,7 @@ def runs(workflow: str | None, status: str | None, limit: int, database: Databas
         found = messages.runs(workflow, WorkflowStatus(status.upper()) if status else None, limit)
         now = messages.database.now()
     if as_json:
-        output.json_document([_run_document(r) for r in found])
+        output.json_document(found)
         return
     rows = [
         (
@@ -85,7 +85,9 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
         steps = messages.steps(run_id)
         now = messages.database.now()
     if as_json:
-        output.json_document(_run_document(record) | {"steps": [_step_document(s, run_id) for s in steps]})
+        output.json_document(
+            msgspec.structs.asdict(record) | {"steps": [msgspec.structs.asdict(s) for s in steps]}
+        )
         return
     click.echo(f"run {run_id} of {output.clean(record.workflow)}: {record.status.value}")
     for name, value in _facts(record, steps, now):
@@ -210,17 +212,6 @@ def dead(queue: str | None, limit: int, database: Database, as_json: bool) -> No
     output.table(
         (">id", "queue", "died", ">deliveries", "reason…", "payload…"), rows, empty="nothing is dead"
     )
-
-
-# A run goes by its message's id, in JSON too: who reads `id` there may hand it to `pgqrs cancel`.
-
-
-def _run_document(record: "RunRecord") -> dict[str, Any]:
-    return msgspec.structs.asdict(record) | {"id": record.message_id}
-
-
-def _step_document(step: "StepRecord", run_id: int) -> dict[str, Any]:
-    return msgspec.structs.asdict(step) | {"run_id": run_id}
 
 
 def _run(messages: "MessageStore", run_id: int) -> "RunRecord":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgqrs import errors
+from pgqrs import arguments, errors
 from pgqrs.records import (
     QueueInfo,
     QueueMessage,
@@ -46,7 +46,7 @@ def queues(database: Database, name: str | None = None) -> list[QueueInfo]:
 
 def queue(database: Database, name: str) -> QueueInfo:
     """Raises QueueNotFoundError."""
-    found = queues(database, name)
+    found = queues(database, arguments.name(name, "a queue"))
     if not found:
         raise errors.QueueNotFoundError(f"Queue {name!r} not found; make it with store.queue({name!r})")
     return found[0]
@@ -126,18 +126,18 @@ def bury_spent(database: Database, read_ct_max: int) -> list[int]:
 def archived(database: Database, queue_id: int) -> list[QueueMessage]:
     """The last archived first."""
     with database.reading() as tx:
-        return _messages(tx, tx.run("archived_messages", queue_id=queue_id))
+        return _messages(tx, tx.run("archived_messages", queue_id=arguments.identity(queue_id, "a queue")))
 
 
 def held_by(database: Database, worker_id: int) -> list[QueueMessage]:
     with database.reading() as tx:
-        return _messages(tx, tx.run("held_messages", worker_id=worker_id))
+        return _messages(tx, tx.run("held_messages", worker_id=arguments.identity(worker_id, "a worker")))
 
 
 def release_worker(database: Database, worker_id: int) -> int:
     """Makes what a worker holds visible at once; returns how many messages."""
     with database.transaction() as tx:
-        return _given_back(tx, tx.run("held_by", worker_id=worker_id))
+        return _given_back(tx, tx.run("held_by", worker_id=arguments.identity(worker_id, "a worker")))
 
 
 def reclaim(database: Database, queue_id: int, older_than_s: float) -> int:
@@ -163,7 +163,7 @@ def workers(database: Database, worker_id: int | None = None) -> list[WorkerInfo
 
 
 def worker(database: Database, worker_id: int) -> WorkerInfo:
-    found = workers(database, worker_id)
+    found = workers(database, arguments.identity(worker_id, "a worker"))
     if not found:
         raise errors.WorkerNotFoundError(f"Worker {worker_id} not found; see: pgqrs workers --all")
     return found[0]
@@ -173,7 +173,7 @@ def delete_worker(database: Database, worker_id: int) -> None:
     """Raises WorkerNotFoundError, and ValidationError while it holds messages or is a live supervisor's."""
     found = worker(database, worker_id)
     with database.transaction() as tx:
-        if held := len(tx.run("held_by", worker_id=worker_id)):
+        if held := len(tx.run("held_by", worker_id=found.id)):
             raise errors.ValidationError(
                 f"Validation failed: Cannot delete worker {worker_id}: it holds {held} message(s). "
                 "Release them first: admin.release_worker_messages()"
@@ -183,7 +183,7 @@ def delete_worker(database: Database, worker_id: int) -> None:
                 f"Validation failed: Cannot delete worker {worker_id}: it is the consumer of a supervisor "
                 f"(pid {found.pid} on {found.host}). Stop that first."
             )
-        tx.run("delete_worker", id=worker_id)
+        tx.run("delete_worker", id=found.id)
 
 
 def purge_workers(database: Database, older_than_s: float, stale: bool) -> int:
@@ -280,7 +280,7 @@ def steps(database: Database) -> list[StepRecord]:
 
 
 def _locked_queue(tx: Transaction, name: str) -> int:
-    found = tx.run("lock_queue", name=name)
+    found = tx.run("lock_queue", name=arguments.name(name, "a queue"))
     if not found:
         raise errors.QueueNotFoundError(f"Queue {name!r} not found; see: pgqrs queues")
     return int(found[0][0])

@@ -46,13 +46,13 @@ class Call:
     def interruptible(self, interrupt: Callable[[], object], committed: bool) -> Iterator[None]:
         with self._lock:
             self.go_on()
-            self._interrupt = interrupt
+            outer, self._interrupt = self._interrupt, interrupt
         try:
             yield
         finally:
             # Waits for an interruption under way: one that came late would hit the connection's next user.
             with self._lock:
-                self._interrupt = None
+                self._interrupt = outer
         if not committed:
             self.go_on()
 

@@ -16,17 +16,29 @@ select w.id, w.name from pgqrs_workflows w where w.queue_id = :queue_id order by
 insert into pgqrs_workflows (name, queue_id, created_at) values (:name, :queue_id, {now}) on conflict (name) do nothing returning id;
 
 -- name: enqueue
+-- Nothing, where the queue that the caller knows by this id is gone: it was deleted, or the database made anew. No foreign key says
+-- so. `queue` and `workflow`: the names of the queue and of the workflow on it, where the caller knows them.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
-select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
+select q.id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
+cross join pgqrs_queues q
+where q.id = :queue_id
+  and (cast(:queue as text) is null or q.queue_name = :queue)
+  and (cast(:workflow as text) is null
+       or exists (select 1 from pgqrs_workflows f where f.queue_id = q.id and f.name = :workflow))
 returning id;
 
 -- name: reserve_messages
 -- PostgreSQL's own, for a COPY, which returns no ids: they are taken first, and the times with them. As one row of text: to load
--- ten thousand of them takes longer than to insert them.
+-- ten thousand of them takes longer than to insert them. None where the queue is gone, as above.
 select string_agg(cast(taken.id as text), ',' order by taken.id), cast({now + :delay_s} as text), cast({now} as text)
 from (select nextval((select cast(pg_get_serial_sequence('pgqrs_messages', 'id') as regclass))) as id
-      from generate_series(1, cast(:count as bigint))) as taken;
+      from generate_series(1, cast(:count as bigint))
+      where exists (select 1 from pgqrs_queues q where q.id = :queue_id
+                      and (cast(:queue as text) is null or q.queue_name = :queue)
+                      and (cast(:workflow as text) is null
+                           or exists (select 1 from pgqrs_workflows f where f.queue_id = q.id and f.name = :workflow)))
+     ) as taken;
 
 -- name: lock_message
 -- What a caller changes goes through here. It locks and no more: having waited for a lock, a statement still sees other
@@ -34,9 +46,9 @@ from (select nextval((select cast(pg_get_serial_sequence('pgqrs_messages', 'id')
 select m.id from pgqrs_messages m where m.id = :id {lock m};
 
 -- name: locked_message
--- A message that we have locked, its workflow and its run.
+-- A message that we have locked, its workflow and its run. The last column: the message was delivered at least once.
 select m.id, q.queue_name, m.consumer_worker_id, m.archived_at, m.dead_reason,
-       f.id, f.name, w.id, w.status
+       f.id, f.name, w.id, w.status, m.claim_no > 0 or m.read_ct > 0
 from pgqrs_messages m
 join pgqrs_queues q on q.id = m.queue_id
 left join pgqrs_workflow_runs w on w.message_id = m.id

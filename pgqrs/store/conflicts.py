@@ -15,7 +15,7 @@ from pgqrs.errors import ConflictError, SchemaError
 from pgqrs.records import WorkflowRecord
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.s3 import S3Database
-from pgqrs.store.store import Identity, MessageStore, beat, extended
+from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
 from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Write
 
@@ -66,11 +66,12 @@ class InsistentStore(CopiedStore):
         delay_s: float = 0.0,
         producer_id: int | None = None,
         at: datetime | None = None,
+        known: Known | None = None,
     ) -> list[int]:
-        return _again(super().enqueue, queue_id, payloads, delay_s, producer_id, at)
+        return _again(super().enqueue, queue_id, payloads, delay_s, producer_id, at, known)
 
-    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
-        return _again(super().cancel, message_id, now)
+    def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
+        return _again(super().cancel, message_id, now, by_driver)
 
     def resume(self, message_id: int) -> bool:
         return _again(super().resume, message_id)

@@ -47,7 +47,7 @@ set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.re
     dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
 from due
 where c.id = due.due_id
-  and exists (select 1 from pgqrs_workers w where w.id = :consumer_id and w.status in ('ready', 'polling'))
+  and exists (select 1 from pgqrs_workers w where w.id = :consumer_id and w.queue_id = :queue_id and w.status in ('ready', 'polling'))
 returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer_worker_id, consumer_worker_id,
           archived_at, dead_reason, claim_no, (select count(*) from pgqrs_workflows f where f.queue_id = :queue_id);
 

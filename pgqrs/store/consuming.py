@@ -159,9 +159,9 @@ def delete(database: Database, worker_id: int, message_ids: Sequence[int]) -> se
         own = _own(tx, worker_id, message_ids)
         if own:
             if runs := tx.run("runs_of_messages", [(i,) for i in own]):
-                run_id, message_id = runs[0]
+                _, message_id = runs[0]
                 raise errors.ValidationError(
-                    f"message {message_id} has a run (run {run_id}), whose history would be lost with it; archive it instead"
+                    f"message {message_id} has a run, whose history would be lost with it; archive it instead"
                 )
             tx.run("delete_messages", [(i,) for i in own])
         return set(own)

@@ -10,8 +10,10 @@ left join pgqrs_workflow_runs w on w.message_id = m.id
 left join pgqrs_workflows f on f.queue_id = m.queue_id
 where m.id = :id;
 
+-- A run goes by its message's id; the number of its own row is for those who read 0.15's tables.
+
 -- name: run
-select w.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
+select m.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
        f.name, w.attempt, w.crash_count, w.crash, m.enqueued_at, w.started_at, w.completed_at,
        case when m.archived_at is null and m.consumer_worker_id is null then m.vt end
 from pgqrs_messages m
@@ -21,7 +23,7 @@ where m.id = :id;
 
 -- name: runs
 -- Newest first. A run that was not begun yet has no row: its message stands for it.
-select w.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
+select m.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
        f.name, w.attempt, w.crash_count, w.crash, m.enqueued_at, w.started_at, w.completed_at,
        case when m.archived_at is null and m.consumer_worker_id is null then m.vt end
 from pgqrs_messages m
@@ -34,7 +36,7 @@ order by m.id desc
 limit :limit;
 
 -- name: steps
-select s.id, s.run_id, s.step_name, s.status, s.input, coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_at, s.created_at, s.updated_at,
+select s.id, w.message_id, s.step_name, s.status, s.input, coalesce(s.output_text, cast(s.output as text)), s.error, s.retry_at, s.created_at, s.updated_at,
        s.started_at, s.completed_at, s.retry_count, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, s.crash_count, s.crash
 from pgqrs_workflow_steps s
 join pgqrs_workflow_runs w on w.id = s.run_id

@@ -114,7 +114,7 @@ def succeed(database: Database, held: Held, output: bytes, archive: bool = False
             if run.status.terminal:
                 raise _not_in(run)
             if run.status is CANCELLING:
-                run = _moved(tx, held, run, CANCELLED)
+                run = _cancelled(tx, held, run)
             else:
                 run = _moved(tx, held, run, SUCCESS, output=output)
         if archive:
@@ -169,7 +169,7 @@ def acquire_step(database: Database, held: Held, name: str, at: datetime | None 
         run = _ours(tx, held)
         step = _step(tx, held.run_id, name)
         if run.status is CANCELLING:
-            _moved(tx, held, run, CANCELLED)
+            _cancelled(tx, held, run)
             cancelled = True
         elif run.status is CANCELLED:
             raise _not_in(run)
@@ -185,7 +185,7 @@ def acquire_step(database: Database, held: Held, name: str, at: datetime | None 
         else:
             tx.run("open_step", run_id=held.run_id, name=name)
     if cancelled:
-        raise errors.RunCancelledError(f"run {held.run_id} was cancelled before its step {name!r}")
+        raise errors.RunCancelledError(f"run {held.message_id} was cancelled before its step {name!r}")
     return Acquired(False)
 
 
@@ -251,7 +251,7 @@ def _ours(tx: Transaction, held: Held) -> RunState:
     """The run, its message locked and still held by the same right. Raises ClaimLostError."""
     if not tx.run("lock_message", id=held.message_id):
         raise errors.MessageNotFoundError(
-            f"message {held.message_id} of run {held.run_id} was deleted; nothing was written"
+            f"the message of run {held.message_id} was deleted; nothing was written"
         )
     consumer_id, claim_no, archived_at, client = tx.run("holder", id=held.message_id)[0]
     claim = held.claim
@@ -262,7 +262,7 @@ def _ours(tx: Transaction, held: Held) -> RunState:
     if lost:
         now = f"consumer {consumer_id} holds" if consumer_id else "nobody holds"
         raise errors.ClaimLostError(
-            f"run {held.run_id} belongs to somebody else by now ({now} its message {held.message_id}); nothing was "
+            f"run {held.message_id} belongs to somebody else by now ({now} its message); nothing was "
             "written. Dequeue it again, with a longer vt, or extend_vt() in time"
         )
     return _by_id(tx, held.run_id)
@@ -295,6 +295,14 @@ def _moved(
         worker_id=held.claim.consumer_id if held.claim else None,
     )
     return msgspec.structs.replace(run, status=status, output=output, error=error)
+
+
+def _cancelled(tx: Transaction, held: Held, run: RunState) -> RunState:
+    """The end of a run that was to be cancelled. Where its message has no holder who would archive it, that happens here."""
+    consumer_id, *_ = tx.run("holder", id=held.message_id)[0]
+    if consumer_id is None:
+        tx.run("archive", [(held.message_id, None)])
+    return _moved(tx, held, run, CANCELLED)
 
 
 def _step(tx: Transaction, run_id: int, name: str) -> _Step | None:
@@ -337,7 +345,7 @@ def _not_in(run: RunState) -> errors.ValidationError:
         CANCELLING: "it ends before its next step",
     }
     return errors.ValidationError(
-        f"Validation failed: Run {run.id} is in {kind}{run.status.value} state; {ways[run.status]}"
+        f"Validation failed: Run {run.message_id} is in {kind}{run.status.value} state; {ways[run.status]}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pgqrs import errors
-from pgqrs.config import Config, sqlite_path
+from pgqrs.config import Config, database_file, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
 from pgqrs.store.database import Row
@@ -61,6 +61,9 @@ class SqliteDatabase:
         self._use_wal = config.sqlite_use_wal
         self._patience_s = config.connection_timeout_seconds
         self._connection = self._opened(config)
+        file = database_file(config.dsn)
+        self._name = None if file is None else os.path.abspath(file)  # whatever the current folder becomes
+        self._named_file = self._identity_when_opened()
 
     def _opened(self, config: Config) -> Connection:
         return open_file(sqlite_path(config.dsn), config.connection_timeout_seconds)
@@ -83,6 +86,7 @@ class SqliteDatabase:
     @contextmanager
     def _begun(self, begin: str, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
         self._refuse_fork()
+        self._refuse_replaced()
         with self._alone(), self._translated(), self._within(self._connection, begin, at) as tx:
             yield tx
 
@@ -90,6 +94,17 @@ class SqliteDatabase:
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
+            )
+
+    def _identity_when_opened(self) -> tuple[int, int] | None:
+        return None if self._name is None else file_identity(self._name)
+
+    def _refuse_replaced(self) -> None:
+        """What is written to a file that has lost its name is committed, and gone when the last process closes it."""
+        if self._name is not None and file_identity(self._name) != self._named_file:
+            raise errors.SchemaError(
+                f"the database file {self._name} was removed or replaced while this process had it open: nobody else sees what "
+                "is written to the old one, so nothing was; connect again"
             )
 
     @contextmanager
@@ -219,6 +234,15 @@ def text_time(value: datetime) -> str:
     """As the tables hold it: UTC, sorting as text. Milliseconds, as SQLite's own strftime writes them: a clock that showed
     more would put `{now + 0}`, which is rounded, up to half a millisecond ahead of `{now}`."""
     return value.astimezone(UTC).isoformat(" ", "milliseconds")[:-6]  # strftime takes twenty times as long
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Of the file behind a name; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from pgqrs import errors, names
+from pgqrs import arguments, errors, names
 from pgqrs.records import (
     QueueCounts,
     QueueMessage,
@@ -27,6 +27,7 @@ from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 
 BACKLOG_BOUND = 100_000
+ID_MAX = 2**63 - 1
 COPY_MIN = (
     100  # messages, from which on a COPY is faster than an insert although it takes two statements more
 )
@@ -53,6 +54,13 @@ class Settled(Struct, frozen=True):
     dead_reason: str | None
 
 
+class Known(Struct, frozen=True):
+    """What a caller who remembers a queue's id knows of it: its name, and that of the workflow whose runs it sends there."""
+
+    queue: str
+    workflow: str | None = None
+
+
 class MessageStore:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -74,7 +82,7 @@ class MessageStore:
 
     def find_queue(self, name: str) -> int:
         with self.database.reading() as tx:
-            found = tx.run("queue_by_name", name=name)
+            found = tx.run("queue_by_name", name=arguments.name(name, "a queue"))
         if not found:
             raise errors.QueueNotFoundError(f"no queue is named {name!r}; see: pgqrs queues")
         return int(found[0][0])
@@ -85,7 +93,7 @@ class MessageStore:
 
     def find_workflow(self, name: str) -> WorkflowRecord:
         with self.database.reading() as tx:
-            found = tx.run("workflow_by_name", name=name)
+            found = tx.run("workflow_by_name", name=arguments.name(name, "a workflow"))
         if not found:
             raise errors.WorkflowNotFoundError(
                 f"no workflow is named {name!r}; one is known once it was supervised, or made: store.trigger(function, …) makes it, "
@@ -126,13 +134,15 @@ class MessageStore:
         delay_s: float = 0.0,
         producer_id: int | None = None,
         at: datetime | None = None,
+        known: "Known | None" = None,
     ) -> list[int]:
-        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now."""
+        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now. Raises QueueNotFoundError where
+        there is no queue with this id, or it is not the one that the caller knows."""
         if self.database.dialect == "postgres" and len(payloads) >= COPY_MIN:
             with self.database.transaction(at) as tx:
-                return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id)
+                return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id, known)
         with self.database.single(at) as tx:
-            return enqueue(tx, queue_id, payloads, delay_s, producer_id)
+            return enqueue(tx, queue_id, payloads, delay_s, producer_id, known)
 
     # A supervisor's life
 
@@ -219,8 +229,11 @@ class MessageStore:
 
     # What a caller does to a run or message, by the message's id
 
-    def cancel(self, message_id: int, now: bool = False) -> WorkflowStatus:
+    def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
         """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step.
+
+        `by_driver`: the caller has the run in hand, as `pgqrs.Run`. Such a run may have been started without a claim on its
+        message. It has a driver all the same, and is CANCELLING until that driver reaches a boundary.
 
         With `now` it is CANCELLED in any case, and taken from whoever holds it: what he writes from here on is refused, and a
         supervisor kills the worker in which it runs once it has noticed. A plain message is archived likewise.
@@ -233,7 +246,7 @@ class MessageStore:
                 raise errors.ValidationError(
                     f"message {message_id} was handled or given up already; nothing to cancel"
                 )
-            held = m.held and not now
+            held = (m.held or (by_driver and m.driven)) and not now
             status = WorkflowStatus.Cancelling if held else WorkflowStatus.Cancelled
             if m.workflow_id is None and held:
                 raise errors.ValidationError(
@@ -267,7 +280,7 @@ class MessageStore:
         """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero. Returns its
         queue's name."""
         with self.database.transaction() as tx:
-            m = _locked(tx, message_id)
+            m = _locked(tx, arguments.identity(message_id))
             if m.run_status is not None and m.run_status is not WorkflowStatus.Error:
                 raise errors.ValidationError(
                     f"run {message_id} is {m.run_status.value}; only a run in ERROR can be replayed"
@@ -312,7 +325,11 @@ class MessageStore:
         """Newest first; `before` continues a listing after the message id it ended with."""
         with self.database.reading() as tx:
             rows = tx.run(
-                "runs", workflow=workflow, status=status and status.value, limit=limit, before=before or 2**62
+                "runs",
+                workflow=None if workflow is None else arguments.name(workflow, "a workflow"),
+                status=status and status.value,
+                limit=arguments.count("limit", limit),
+                before=ID_MAX if before is None else arguments.identity(before),
             )
         return [_run_record(r) for r in rows]
 
@@ -333,7 +350,8 @@ class MessageStore:
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
         """(queue, message), newest first."""
         with self.database.reading() as tx:
-            return [(r[12], message_record(r)) for r in tx.run("dead", queue=queue, limit=limit)]
+            rows = tx.run("dead", queue=queue, limit=arguments.count("limit", limit))
+            return [(r[12], message_record(r)) for r in rows]
 
     def message(self, message_id: int) -> QueueMessage:
         with self.database.reading() as tx:
@@ -344,19 +362,54 @@ class MessageStore:
 
 
 def enqueue(
-    tx: Transaction, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None = None
+    tx: Transaction,
+    queue_id: int,
+    payloads: Sequence[bytes],
+    delay_s: float,
+    producer_id: int | None = None,
+    known: Known | None = None,
 ) -> list[int]:
     """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
     rows = tx.run(
-        "enqueue", [(p,) for p in payloads], queue_id=queue_id, delay_s=delay_s, producer_id=producer_id
+        "enqueue",
+        [(p,) for p in payloads],
+        queue_id=queue_id,
+        delay_s=delay_s,
+        producer_id=producer_id,
+        queue=known and known.queue,
+        workflow=known and known.workflow,
     )
+    if payloads and not rows:
+        raise _gone(queue_id, known)
     return sorted(int(r[0]) for r in rows)
 
 
+def _gone(queue_id: int, known: Known | None) -> errors.QueueNotFoundError:
+    name = repr(known.queue) if known else f"with the id {queue_id}"
+    return errors.QueueNotFoundError(
+        f"queue {name} is not in this database any more: it was deleted, or the database was made anew. Nothing was sent; make "
+        "the queue, and a new producer"
+    )
+
+
 def _copied(
-    tx: Copying, queue_id: int, payloads: Sequence[bytes], delay_s: float, producer_id: int | None
+    tx: Copying,
+    queue_id: int,
+    payloads: Sequence[bytes],
+    delay_s: float,
+    producer_id: int | None,
+    known: Known | None,
 ) -> list[int]:
-    [(reserved, vt, now)] = tx.run("reserve_messages", delay_s=delay_s, count=len(payloads))
+    [(reserved, vt, now)] = tx.run(
+        "reserve_messages",
+        delay_s=delay_s,
+        count=len(payloads),
+        queue_id=queue_id,
+        queue=known and known.queue,
+        workflow=known and known.workflow,
+    )
+    if reserved is None:
+        raise _gone(queue_id, known)
     ids = [int(i) for i in reserved.split(",")]
     same = queue_id, vt, now, "\\N" if producer_id is None else producer_id
     tail = "\t{}\t{}\t{}\t{}\t0\n".format(*same).encode()
@@ -421,13 +474,19 @@ class _Locked(Struct):
     workflow_id: int | None
     run_id: int | None
     run_status: WorkflowStatus | None
+    delivered: bool
+
+    @property
+    def driven(self) -> bool:
+        """Whether the run was started by somebody who had not claimed its message."""
+        return self.run_status not in (None, WorkflowStatus.Queued) and not self.delivered
 
 
 def _locked(tx: Transaction, message_id: int) -> _Locked:
     if not tx.run("lock_message", id=message_id):
         raise _no_run(message_id)
     rows = tx.run("locked_message", id=message_id)
-    _, queue, consumer, archived, dead_reason, workflow_id, _, run_id, status = rows[0]
+    _, queue, consumer, archived, dead_reason, workflow_id, _, run_id, status, delivered = rows[0]
     return _Locked(
         queue=queue,
         held=consumer is not None and archived is None,
@@ -436,6 +495,7 @@ def _locked(tx: Transaction, message_id: int) -> _Locked:
         workflow_id=workflow_id,
         run_id=run_id,
         run_status=WorkflowStatus(status) if status else None,
+        delivered=bool(delivered),
     )
 
 

@@ -25,6 +25,7 @@ from pgqrs.store.sqlite import (
     Cursor,
     SqliteDatabase,
     SqliteTransaction,
+    file_identity,
     lacks_schema,
     no_schema,
 )
@@ -47,8 +48,12 @@ class TursoDatabase(SqliteDatabase):
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
         self._refuse_fork()
+        self._refuse_replaced()
         with self._file.reading, self._translated(), self._within(self._file.reader, "begin", None) as tx:
             yield tx
+
+    def _identity_when_opened(self) -> tuple[int, int] | None:
+        return self._file.identity  # which another store may have done before
 
     def _translated(self) -> AbstractContextManager[None]:
         if not self._lent.alive:
@@ -83,6 +88,7 @@ class File:
         reader: "OneConnection",
     ) -> None:
         self.key, self.claim = key, claim
+        self.identity = file_identity(str(key[1]))
         self.writer, self.lock = writer, threading.RLock()
         self.reader, self.reading = reader, threading.RLock()
         self.users = 0

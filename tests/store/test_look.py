@@ -26,7 +26,13 @@ from tests.store.given import (
 def test_a_run_without_a_row_is_queued(flow, clock):
     [number] = flow.trigger()
     run = flow.store.run(number)
-    assert (run.id, run.message_id, run.status, run.input, run.workflow) == (None, number, QUEUED, 0, "flow")
+    assert (run.id, run.message_id, run.status, run.input, run.workflow) == (
+        number,
+        number,
+        QUEUED,
+        0,
+        "flow",
+    )
     assert (when(run.enqueued_at), when(run.due_at), run.started_at) == (clock.at(), clock.at(), None)
     assert flow.store.settled(number).status == QUEUED
 

@@ -65,6 +65,11 @@ async def making_a_queue_twice(store):
     await store.queue("tasks")
 
 
+@raises(errors.ArgumentError, "the id of a run is a whole number, not '4711'")
+async def looking_for_a_run_by_text(store):
+    await store.run("4711")
+
+
 @raises(errors.WorkerNotFoundError, "Worker 4711 not found; see: pgqrs workers --all")
 async def looking_for_a_worker_that_is_not_there(store):
     await (await store.get_workers()).get(4711)

@@ -18,6 +18,7 @@ from pgqrs import (
     s3,
     shorthand,
     table_handles,
+    using,
 )
 
 # By the async class, its blocking one.
@@ -28,6 +29,7 @@ TWINS = {
     aio.Consumer: consumer.Consumer,
     aio.ConsumerIterator: consumer_iterator.ConsumerIterator,
     aio.Run: runs.Run,
+    aio.Using: using.Using,
     aio.RunHandle: handle.RunHandle,
     aio.StepGuard: runs.StepGuard,
     s3.S3StoreHandle: s3.BlockingS3StoreHandle,
@@ -53,13 +55,12 @@ INSIDE = "for the modules around it, not for callers"
 ONLY_BLOCKING = {
     client.Store: {
         "open": "connecting is what `await pgqrs.connect(…)` does",
-        "using": "a psycopg connection of the caller's is blocking",
         "anonymous_producer": INSIDE,
         "undo": INSIDE,
+        "on_queue": INSIDE,
         "iteration": INSIDE,
         "enqueue_raw": "for the command line, which has JSON already",
         "trigger_raw": "for the command line, which has JSON already",
-        "trigger_many": "for the command line and what runs beside it; a gather of triggers does it here",
         "messages": INSIDE,
         "kept": INSIDE,
         "forget": INSIDE,
@@ -115,7 +116,7 @@ def test_every_async_class_of_the_package_has_a_twin():
         for value in (getattr(pgqrs, name) for name in pgqrs.__all__)
         if inspect.isclass(value) and (value.__module__ == "pgqrs.aio" or value is s3.S3StoreHandle)
     }
-    assert handed_out == set(TWINS)
+    assert handed_out | {aio.Using} == set(TWINS)  # which `store.using` alone makes
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda kind: kind.__name__)
@@ -156,6 +157,7 @@ def test_what_can_be_done_with_async_with_and_async_for_can_be_done_with_with_an
 # Those that need no database, and two whose result is more than a coroutine: a block, and an overloaded call's coroutine.
 AT_ONCE = {
     (aio.Run, "id"), (aio.Run, "with_time"), (aio.Store, "consume_iter"), (aio.Store, "workers"), (aio.Store, "trigger"),
+    (aio.Store, "using"), (aio.Using, "trigger"),
 }  # fmt: skip
 AWAITED = [(a, b, n) for a, b, n in SHARED if is_call(a, n) and (a, n) not in AT_ONCE]
 
