@@ -203,7 +203,7 @@ class S3Object:
                 expected = None
             elif there.etag != expected:
                 if not unsure:
-                    self._conditional = True  # as we have just seen
+                    self._conditional = self._conditional or expected is not None  # as we have just seen
                     raise errors.ConflictError(
                         f"conflict: {self.dsn} has been written by somebody else since it was read here. Theirs is kept, nothing of "
                         "this call was written: make it again"

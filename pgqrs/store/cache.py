@@ -66,6 +66,14 @@ def leave_folder(lock: Lock) -> None:
     os.close(lock.descriptor)
 
 
+def is_held(lock: Lock, folder: Path) -> bool:
+    """Whether the folder at this path is still the one that was locked."""
+    try:
+        return os.path.samestat(os.fstat(lock.descriptor), os.stat(folder / "lock"))
+    except OSError:
+        return False
+
+
 def unusable(folder: Path, dsn: str, why: object) -> str:
     return (
         f"the S3 cache folder {folder}, in which the local copy of {dsn} is kept, cannot be used: {why}; make room there, or name "

@@ -30,15 +30,12 @@ class Empty(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def made(folder, names, days="30", *options):
+def made(folder, names):
     """A self-signed certificate and its key."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", days, "-subj", "/CN=test"]
-        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-        + ["-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:false", *options],
-        check=True,
-        capture_output=True,
-    )
+    options = ("-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=test")
+    files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
+    extensions = ("-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:false")
+    subprocess.run(["openssl", "req", "-x509", *options, *files, *extensions], check=True, capture_output=True)
     return folder / "cert.pem"
 
 
