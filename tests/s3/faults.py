@@ -69,6 +69,8 @@ class Proxy:
         }
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
+        self.mute: threading.Event | None = None  # while it is there and not set, no request gets an answer
+        self.waiting = 0  # requests that do not get one
         self.late: list[threading.Thread] = []
         self._held: list[tuple[BaseHTTPRequestHandler, bytes]] = []
         proxy = self
@@ -137,6 +139,12 @@ class Proxy:
             queued = self._faults[method]
             otherwise = self.chance(method) if self.chance else PASS
             fault = queued.popleft() if queued else self._always.get(method, otherwise)
+        if (mute := self.mute) is not None:
+            self.waiting += 1
+            mute.wait()
+            self.waiting -= 1
+            reset(request)
+            return
         if self.latency_s:
             time.sleep(self.latency_s)
         match fault.kind:

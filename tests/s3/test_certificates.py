@@ -35,7 +35,9 @@ def made(folder, names):
     options = ("-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=test")
     files = ("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"))
     extensions = ("-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:false")
-    subprocess.run(["openssl", "req", "-x509", *options, *files, *extensions], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, *files, *extensions], check=True, capture_output=True
+    )
     return folder / "cert.pem"
 
 
