@@ -122,9 +122,11 @@ class S3Object:
     def wait(self, seconds: float) -> None:
         """A pause that `sever` ends: it raises PgqrsConnectionError then."""
         try:
-            with self._requests.operation(LEFT_S) as operation:
+            with self._requests.operation() as operation:
                 operation.pause(seconds)
         except Severed:
+            if (call := current()) is not None:
+                call.go_on()
             raise self._left_off() from None
 
     def look(self) -> Version | None:
@@ -164,7 +166,8 @@ class S3Object:
         if (call := current()) is not None:
             call.go_on()
         try:
-            with self._requests.operation(LEFT_S) as operation:
+            # Also where its caller has left: what it writes is then to be taken back.
+            with self._requests.operation(leaves=False) as operation:
                 return self._put_once(operation, body, expected, marker or new_marker())
         except Severed:
             raise self._left_off() from None

@@ -39,12 +39,11 @@ class Requests:
             self._changed.notify_all()
 
     @contextmanager
-    def operation(self, leaves_after_s: float = 0.0) -> Iterator["Operation"]:
-        """Several requests and the pauses between them. An operation whose caller has left goes on for `leaves_after_s` at most,
-        and then raises Severed."""
-        operation = Operation(self._changed, lambda: self._severed, leaves_after_s)
+    def operation(self, leaves: bool = True) -> Iterator["Operation"]:
+        """Several requests and the pauses between them. With `leaves`, an operation whose caller has left raises Severed."""
+        operation = Operation(self._changed, lambda: self._severed)
         call = current()
-        if call is None:
+        if call is None or not leaves:
             yield operation
             return
         with call.hurried(operation.leave):
@@ -52,18 +51,15 @@ class Requests:
 
 
 class Operation:
-    def __init__(
-        self, changed: threading.Condition, severed: Callable[[], int], leaves_after_s: float
-    ) -> None:
+    def __init__(self, changed: threading.Condition, severed: Callable[[], int]) -> None:
         self._changed = changed
         self._severed = severed
         self._since = severed()
-        self._leaves_after_s = leaves_after_s
-        self._ends_at = float("inf")
+        self._left = False
 
     def leave(self) -> None:
         with self._changed:
-            self._ends_at = time.monotonic() + self._leaves_after_s
+            self._left = True
             self._changed.notify_all()
 
     def answer(self, ask: Callable[[], T], within_s: float = float("inf")) -> T:
@@ -85,12 +81,10 @@ class Operation:
         until = time.monotonic() + within_s
         with self._changed:
             while not over():
-                now = time.monotonic()
-                if self._severed() != self._since or now >= self._ends_at:
+                if self._left or self._severed() != self._since:
                     raise Severed("nobody waits for it any more")
-                if now >= until:
+                if (left_s := until - time.monotonic()) <= 0:
                     return False
-                left_s = min(until, self._ends_at) - now
                 self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
         return True
 

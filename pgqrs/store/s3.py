@@ -30,7 +30,7 @@ IDLE_PUT_S = 8 * 3600.0
 NEWS_PATIENCE_S = (
     3.0  # `follow` asks again in a second anyway, and somebody wants to know soon that S3 is away
 )
-CLOSE_S = 1.0  # for a request under way
+CLOSE_S = 3.0  # that a store which is closed waits for a request under way
 
 
 class S3Database(SqliteDatabase):

@@ -212,7 +212,8 @@ def test_ctrl_c_ends_a_client_while_s3_says_nothing(client, address, proxy):
                 began = time.monotonic()
                 process.send_signal(signal.SIGINT)
                 _, told = process.communicate(timeout=60)
-                assert time.monotonic() - began < 5, told
+                # A cancelled task waits 5 s for the end of its write, to take it back, and the store 3 s for it when it is closed.
+                assert time.monotonic() - began < (9 if client == "async" else 5), told
                 assert process.returncode != 0
                 assert "fatal" not in told
         finally:
@@ -230,7 +231,7 @@ async def cancelled(address, proxy):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 6
         return await store.enqueue("tasks", 2)
 
 
@@ -255,7 +256,7 @@ def test_closing_a_store_waits_for_no_request_of_another_thread(store, proxy):
         began = time.monotonic()
         store.close()
         thread.join(10)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 5
     assert "is no longer waited for" in ended[0]
 
 
