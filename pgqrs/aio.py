@@ -477,7 +477,11 @@ class Store(Twin[client.Store]):
 
     async def close(self) -> None:
         """Gives its connections back. Closing twice is fine."""
-        await self.ways.surely(self.core.close)
+        ways = self.ways
+        if self.config.backend == "s3":
+            # A call may wait for an answer of S3, and would have to be waited for: closing the store ends it.
+            ways = Threads(1, self.config.connection_timeout_seconds)
+        await ways.surely(self.core.close)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,11 +1,13 @@
 """A supervisor for the length of a block: for a script, a notebook or a test."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -48,6 +50,14 @@ def local_supervisor(
             "DurabilityMode.Durable"
         )
     prepare()
+    with _config_of_its_own(config) as own, _supervised(own, target, processes, lanes):
+        yield
+
+
+@contextlib.contextmanager
+def _supervised(
+    config: Config, target: targets.Target, processes: int | None, lanes: int | None
+) -> Iterator[None]:
     parent_read, parent_write = os.pipe()
     ready_read, ready_write = os.pipe()
     order = {
@@ -86,6 +96,30 @@ def local_supervisor(
             _stop(process, parent_write, level)
         finally:
             os.close(parent_write)  # where we die before, the supervisor finds that it has no parent any more
+
+
+# The cache folders, within the user's, of the supervisors that this process has started. A number is used again, and with it what is
+# in the folder.
+_cache_folders: set[str] = set()
+
+
+@contextlib.contextmanager
+def _config_of_its_own(config: Config) -> Iterator[Config]:
+    """A cache folder belongs to one process: the supervisor gets one within the user's."""
+    if config.backend != "s3" or config.s3_cache_dir is None:
+        yield config
+        return
+    from pgqrs.store import cache
+
+    numbered = (os.path.join(config.s3_cache_dir, f"workers-{n}") for n in itertools.count(1))
+    folder = next(f for f in numbered if f not in _cache_folders and not cache.is_in_use(Path(f)))
+    _cache_folders.add(folder)
+    own = Config.from_dict(config.to_dict())
+    own.s3_cache_dir = folder
+    try:
+        yield own
+    finally:
+        _cache_folders.discard(folder)
 
 
 def _stop(process: "subprocess.Popen[bytes]", parent_write: int, level: bytes) -> None:

@@ -8,7 +8,7 @@ all the rest: a database that says nothing, not even no, must not keep the loop 
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
@@ -109,11 +109,16 @@ class Turns:
 
 def sever(*stores: MessageStore) -> None:
     """Breaks off what waits for an answer of the database. Only a network leaves one waiting without an end."""
-    from pgqrs.store.postgres import PostgresDatabase
-
     for store in stores:
-        if isinstance(store.database, PostgresDatabase):
+        if isinstance(store.database, Severable):
             store.database.sever()
+
+
+@runtime_checkable
+class Severable(Protocol):
+    """A database behind a network."""
+
+    def sever(self) -> None: ...
 
 
 class Answer(Struct, frozen=True):

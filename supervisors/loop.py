@@ -82,9 +82,10 @@ class Loop:
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
         self._stays = False  # when its terminal is closed
-        self._importing = False
+        self._starting = False
         self._watched: int | None = None
         self._away: str | None = None
+        self._told_away = False
         self._backlog: int | None = None
         self._next_look = 0.0
         self._next_refresh = 0.0
@@ -113,9 +114,8 @@ class Loop:
                 self._target, self._options.start_method, self._config.max_payload_size_bytes
             )
             stack.callback(self._launcher.close)
-            self._importing = True  # which may take long, or for ever: a signal ends it
+            self._starting = True  # which may take long, or for ever: a signal ends it
             loaded = self._launcher.load()
-            self._importing = False
             self._store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
             self._lease_store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
             functions = self._prepare(loaded.functions)
@@ -131,10 +131,12 @@ class Loop:
             self._turns = Turns(self._store, self._wake, time.monotonic)
             self._core = core.Core(functions, self._settings())
             self._aside = Aside(self._wake)
-            self._joined_as(self._join())
+            joined = self._join()
+            self._starting = False
+            self._joined_as(joined)
             stack.callback(self._sign_off)
             stack.callback(
-                lambda: self._turns.close(5.0 if self._away is None else 0.1)
+                lambda: self._turns.close(5.0 if self._gone() is None else 0.1)
             )  # first: what a claim under way takes must be signed off too
             stack.callback(self._pipes.close)
             self._report(loaded, functions)
@@ -263,7 +265,7 @@ class Loop:
                 _leave_terminal()
             else:
                 self._signals += 1
-            if self._importing:
+            if self._starting:
                 raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
 
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
@@ -308,6 +310,7 @@ class Loop:
     def _give_up_silence(self, now: float) -> None:
         if self._away is None and self._turns.busy and now - self._turns.asked_at > UNANSWERED_S:
             self._away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
+            self._told_away = True
             self._view.note(events.Note(self._away, "warning"))
             sever(self._store)
 
@@ -365,6 +368,7 @@ class Loop:
         elif self._lease.until != self._told_until:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
+        self._tell_away()
         timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
@@ -383,8 +387,24 @@ class Loop:
             self._view.state(self._state())
             self._say_health(now)
 
+    def _tell_away(self) -> None:
+        """Once, by whichever way it was found out: an idle supervisor asks nothing that it would miss an answer of, but its watch
+        does."""
+        away = self._gone()
+        if (away is not None) == self._told_away:
+            return
+        self._told_away = away is not None
+        if away is None:
+            self._view.note(events.Note("the database is back"))
+        else:
+            self._view.note(events.Note(f"the database is away, trying again: {away}", "warning"))
+
+    def _gone(self) -> str | None:
+        return self._away or self._watch.away
+
     def _say_health(self, now: float) -> None:
-        why_not = "it is stopping" if self._signals else self._away and f"the database is away: {self._away}"
+        away = self._gone()
+        why_not = "it is stopping" if self._signals else away and f"the database is away: {away}"
         counts = {
             "finished": self._core.finished,
             "failed": self._core.failed,
@@ -443,9 +463,7 @@ class Loop:
                     self._took_place(news)
                 case Away():
                     self._away = news.error
-                    self._view.note(
-                        events.Note(f"the database is away, trying again: {news.error}", "warning")
-                    )
+                    self._tell_away()
                 case Broken():
                     raise news.error
 
@@ -458,9 +476,8 @@ class Loop:
                     raise error
 
     def _took_place(self, done: Done) -> None:
-        if self._away is not None:
-            self._away = None
-            self._view.note(events.Note("the database is back"))
+        self._away = None
+        self._tell_away()
         if done.turn.outcomes:
             self._handle(events.Saved(done.turn.outcomes))
         if done.held is not None:
@@ -615,7 +632,7 @@ class Loop:
     def _sign_off(self) -> None:
         self._lease.close()
         supervisor_id = self._supervisor_id
-        if supervisor_id is not None and self._away is None and self._joined:  # else the lease will say it
+        if supervisor_id is not None and self._gone() is None and self._joined:  # else the lease will say it
             self._aside.ask(
                 lambda: self._lease_store.retire(supervisor_id, self._config.max_read_ct),
                 lambda _: None,
@@ -631,7 +648,7 @@ class Loop:
             crashes=self._core.crashes,
             held=len(self._core.runs),
             stopping=self._core.level,
-            away=self._away,
+            away=self._gone(),
             backlog=self._backlog,
         )
 

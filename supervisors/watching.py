@@ -19,6 +19,7 @@ S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
 class Watch(Protocol):
     interval_s: float | None  # how often to call `look`; None: when `fileno` is readable
+    away: str | None  # why nothing can be heard of the database at the moment, where that is known
 
     def fileno(self) -> int | None: ...
 
@@ -40,6 +41,8 @@ def watch(config: Config) -> Watch:
 
 class DataVersion:
     """SQLite and what is kept like it: a number that costs no transaction says whether anybody has committed."""
+
+    away: str | None = None
 
     def __init__(self, config: Config) -> None:
         from pgqrs.store.sqlite import SqliteDatabase
@@ -103,17 +106,26 @@ class Followed(DataVersion):
             hint, waited_s = database.last_hint(), waited_s + S3_HINT_LOOK_S
             if hint != seen or waited_s >= S3_LOOK_S:
                 seen, waited_s = hint, 0.0
-                with contextlib.suppress(errors.PgqrsError):  # who writes will hear of it
+                try:
                     database.follow()
+                    self.away = None
+                except errors.PgqrsError as e:
+                    self.away = str(e)
 
     def close(self) -> None:
+        from pgqrs.store.s3 import S3Database
+
         self._stop.set()
+        assert isinstance(self._database, S3Database)
+        self._database.sever()
         self._thread.join(2)
         super().close()
 
 
 class Listener:
     """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it is mended."""
+
+    away: str | None = None  # who asks for work hears of it
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -23,7 +23,9 @@ def open_store(
         from pgqrs.store.s3 import S3Database
 
         assert isinstance(database, S3Database)
-        return InsistentStore(database) if steady_plans or insist else CopiedStore(database)
+        if steady_plans or insist:
+            return InsistentStore(database, endless=steady_plans)
+        return CopiedStore(database)
     return MessageStore(database)
 
 

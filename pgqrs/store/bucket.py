@@ -4,6 +4,9 @@ Every PUT carries a marker of its own in the object's metadata. After an answer 
 condition fails, the marker tells whether what is there now is what was sent: a PUT whose answer was lost may have been carried
 out, may be carried out later, or never. S3 itself makes two requests of one condition exclude each other, so trying again is safe
 in all three cases.
+
+All of that rests on the conditions (`If-Match`, `If-None-Match`) of a PUT. A store that does not know them, or a proxy that drops
+the headers, would answer 200 to two writers and lose the update of one. So the conditions are tried out before a write is believed.
 """
 
 import hashlib
@@ -13,6 +16,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,6 +25,8 @@ from msgspec import Struct
 
 from pgqrs import errors
 from pgqrs.config import s3_object
+from pgqrs.store.calls import current
+from pgqrs.store.requests import Operation, Requests, Severed
 
 T = TypeVar("T")
 
@@ -28,11 +35,18 @@ BACKOFF_S = (0.05, 0.15, 0.4, 1.0)
 GIVE_UP_S = 30.0  # after that no further try begins: nobody wants to wait for five timeouts
 CONNECT_S = 5.0
 REQUEST_S = 60.0  # for the whole of a request: 512 MiB in that time are 9 MiB/s
+ANSWER_S = 10.0  # for the beginning of an answer to a GET or a HEAD: an S3 that is silent for longer is away
+LEFT_S = (
+    3.0  # for a PUT whose caller was cancelled: its end is awaited, since what it wrote is to be taken back
+)
 OBJECT_BYTES_MAX = (
     512 * 1024 * 1024
 )  # the whole file goes up with each commit: long before, that is the wrong place for it
 MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is not empty counts
+CA_BUNDLE = "AWS_CA_BUNDLE"  # a file of certificates to be trusted besides the machine's own
+NO_VERSION = '"00000000000000000000000000000000"'  # an ETag that no object has
+PROBE_SUFFIX = ".pgqrs-probe"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ROLE_SERVICE = "169.254.169.254"  # where the driver looks for a machine's role when no keys are given
 IN_HEADERS = (
@@ -59,7 +73,8 @@ class Unchanged(Struct, frozen=True):
 
 
 class S3Object:
-    """Thread-safe. Every call raises PgqrsConnectionError for what cannot be reached or is refused, after the tries above.
+    """Thread-safe; not for use across a fork. Every call raises PgqrsConnectionError for what cannot be reached or is refused,
+    after the tries above, and where `sever` ends it.
 
     The driver's errors are quoted, never chained: they repeat the request, a session's token among its headers.
     """
@@ -71,9 +86,18 @@ class S3Object:
         _refuse_line_breaks()
         _refuse_half_a_key()
         self._obstore = _driver()
+        self._requests = Requests()
+        self._made = (
+            False  # whether we have made the object, and not seen yet that nobody could make it again
+        )
+        self._conditional = False  # whether a PUT is known to be refused where its condition fails
+        self._bare = False  # whether this store wants an ETag without its quotes
+        self._weak = False  # whether an answer had a weak ETag
         options: dict[str, Any] = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": f"{CONNECT_S:g}s"}
         if self.endpoint.startswith("http://"):
             options["allow_http"] = True
+        if (trusted := _certificates()) is not None:
+            options["root_certificate"] = trusted
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         # The driver takes an empty variable for an address.
         blank = any(os.environ.get(name) == "" for name in (*ENDPOINTS, "AWS_ENDPOINT"))
@@ -86,46 +110,75 @@ class S3Object:
             )
         except self._obstore.exceptions.BaseError as e:
             raise errors.ConfigError(f"{dsn}: {_short(e)}") from None
+        except ValueError as e:
+            if trusted is None:
+                raise
+            raise errors.ConfigError(f"{CA_BUNDLE} names {os.environ[CA_BUNDLE]}: {e}") from None
+
+    def sever(self) -> None:
+        """Ends the calls under way, in whatever thread, with PgqrsConnectionError. Does not wait."""
+        self._requests.sever()
+
+    def wait(self, seconds: float) -> None:
+        """A pause that `sever` ends: it raises PgqrsConnectionError then."""
+        try:
+            with self._requests.operation() as operation:
+                operation.pause(seconds)
+        except Severed:
+            if (call := current()) is not None:
+                call.go_on()
+            raise self._left_off() from None
 
     def look(self) -> Version | None:
         """What is there now; None for nothing."""
         return self._reading(self._look)
 
-    def fetch(self, unless: str | None = None) -> Fetched | Unchanged | None:
-        """The object, unless its ETag is this; None where there is none."""
+    def fetch(self, unless: str | None = None, patience_s: float | None = None) -> Fetched | Unchanged | None:
+        """The object, unless its ETag is this; None where there is none. No further try begins after `patience_s`, which is
+        GIVE_UP_S unless given."""
 
-        def get() -> Fetched | Unchanged | None:
+        def get(operation: Operation) -> Fetched | Unchanged | None:
             try:
-                result = self._get({"if_none_match": unless} if unless else {})
+                result = self._get(operation, {"if_none_match": self._sent_as(unless)} if unless else {})
             except FileNotFoundError as e:
                 if _code(e) == "NoSuchBucket":
                     raise self._no_bucket() from None
                 return None
             except self._obstore.exceptions.NotModifiedError:
                 return Unchanged()
-            return Fetched(_version(result), _whole(result), DIGEST in result.attributes)
+            body = operation.answer(lambda: _whole(result))
+            return Fetched(self._version(result), body, DIGEST in result.attributes)
 
-        return self._reading(get)
+        return self._reading(get, patience_s)
 
     def put(self, body: bytes, expected: str | None, marker: str | None = None) -> Version:
         """Replaces the version whose ETag is `expected`, or makes the object for None. An object that is gone meanwhile is
         made again. `marker` is one of `new_marker`, for a caller who wants to know his PUT again after an unknown outcome.
 
         Raises ConflictError when another version is there, which stays as it is: nothing was written. PgqrsConnectionError
-        where it is unknown whether the object was replaced.
+        where it is unknown whether the object was replaced, and where the store does not heed the conditions of a PUT.
         """
         if len(body) > OBJECT_BYTES_MAX:
             raise errors.DatabaseError(
                 f"{self.dsn} would have {len(body):,} bytes, over the limit of {OBJECT_BYTES_MAX:,}: each commit sends all of "
                 "them. Purge queues that are done with, begin a new object, or move to postgresql://"
             )
+        if (call := current()) is not None:
+            call.go_on()
+        try:
+            # Also where its caller has left: what it writes is then to be taken back.
+            with self._requests.operation(leaves=False) as operation:
+                return self._put_once(operation, body, expected, marker or new_marker())
+        except Severed:
+            raise self._left_off() from None
+
+    def _put_once(self, operation: Operation, body: bytes, expected: str | None, marker: str) -> Version:
         exceptions = self._obstore.exceptions
-        marker = marker or new_marker()
         unsure = False  # whether one of our requests may have been, or be, carried out
         said: Exception | None = None
-        for _ in _tries():
+        for _ in _tries(operation):
             try:
-                return Version(self._put(body, expected, marker), marker)
+                etag = self._put(operation, body, expected, marker)
             except FileNotFoundError as e:
                 if expected is None or _code(e) != "NoSuchKey":
                     raise self._no_bucket() from None
@@ -138,51 +191,174 @@ class S3Object:
                 if not unsure and _definite(e):
                     raise self._refused(_short(e)) from None
                 said, unsure = e, True
+            else:
+                self._believe(operation, body, expected, marker)
+                return Version(etag, marker)
             try:
-                there = self._look()
+                there = self._look(operation)
             except (exceptions.BaseError, OSError) as e:
                 said = e
                 continue
             if there is not None and there.marker == marker:
+                self._believe(operation, body, expected, marker)
                 return there
             if there is None:
                 expected = None
             elif there.etag != expected:
                 if not unsure:
+                    self._conditional = self._conditional or expected is not None  # as we have just seen
                     raise errors.ConflictError(
                         f"conflict: {self.dsn} has been written by somebody else since it was read here. Theirs is kept, nothing of "
                         "this call was written: make it again"
                     )
                 break
+            elif not unsure:
+                # The version is the expected one: perhaps this store wants its ETag in another form.
+                self._bare = not self._bare
         told = f"{self.dsn} could not be written, or it is unknown whether it was"
-        raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}: {_short(said)}")
-
-    def _put(self, body: bytes, expected: str | None, marker: str) -> str:
-        result = self._obstore.put(
-            self._store,
-            self.key,
-            body,
-            attributes={MARKER: marker, DIGEST: hashlib.sha256(body).hexdigest()},
-            mode="create" if expected is None else {"e_tag": expected},
-            use_multipart=False,  # an upload in parts is not conditional as a whole
+        weak = (
+            "; the store gives weak ETags (W/…), by which no version can be replaced: something between here and S3 "
+            "rewrites its answers, such as a proxy that compresses them"
+            if self._weak
+            else ""
         )
-        return str(result["e_tag"])
+        raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}: {_short(said)}{weak}")
 
-    def _get(self, options: dict[str, Any]) -> Any:
-        return self._obstore.get(self._store, self.key, options=options)
+    # Whether conditions are heeded
 
-    def _look(self) -> Version | None:
+    def _believe(self, operation: Operation, body: bytes, expected: str | None, marker: str) -> None:
+        """What is there is `body` by our marker. Raises PgqrsConnectionError where it may have replaced somebody's.
+
+        A new object is believed without a trial, which follows with the next write: until then it holds nothing of anybody else.
+        """
+        if expected is None:
+            self._made = True
+            return
+        if not self._conditional:
+            if not self._read(operation, lambda o: self._heeds(o, body, marker), None):
+                raise self._heedless("If-Match")
+            self._conditional = True
+        if self._made:
+            if not self._refuses_a_second(operation, body, marker):
+                raise self._heedless("If-None-Match")
+            self._made = False
+
+    def _heeds(self, operation: Operation, body: bytes, marker: str) -> bool:
+        """Whether a PUT is refused on a condition that cannot be met. It goes to a key of its own, where it harms nothing."""
+        beside = self.key + PROBE_SUFFIX
         try:
-            return _version(self._get({"head": True}))
+            if self._is_refused(operation, beside, b"", None):
+                return True
+        except (
+            self._obstore.exceptions.PermissionDeniedError,
+            self._obstore.exceptions.UnauthenticatedError,
+        ):
+            # These keys may be good for the object alone: what is there already is put there.
+            return self._is_refused(operation, self.key, body, marker)
+        # Some stores heed the condition only where there is an object, as there is now.
+        again = self._is_refused(operation, beside, b"", None)
+        with suppress(self._obstore.exceptions.BaseError, OSError):
+            operation.answer(lambda: self._obstore.delete(self._store, beside))
+        return again
+
+    def _is_refused(self, operation: Operation, key: str, content: bytes, marker: str | None) -> bool:
+        try:
+            self._put(operation, content, NO_VERSION, marker, key)
+        except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError) as e:
+            if _status(e) == 409:
+                raise OSError(_short(e)) from None  # somebody else's request is in the way, for the moment
+            return True
+        except FileNotFoundError as e:
+            if _code(e) == "NoSuchBucket":
+                raise self._no_bucket() from None
+            return True
+        return False
+
+    def _refuses_a_second(self, operation: Operation, body: bytes, marker: str) -> bool:
+        """Whether an object that is there cannot be made once more."""
+        try:
+            self._put(operation, body, None, marker)
+        except (self._obstore.exceptions.BaseError, OSError):
+            return True
+        return False
+
+    def _heedless(self, header: str) -> errors.PgqrsConnectionError:
+        at = f" at {self.endpoint}" if self.endpoint else ""
+        return errors.PgqrsConnectionError(
+            f"S3{at} does not heed the header {header} of a PUT: it replaced an object although the condition was not met, so two "
+            f"writers of {self.dsn} would lose each other's updates without a word. Use a store that knows conditional writes, as S3 "
+            "does since 2024, and look for a proxy on the way that drops the header"
+        )
+
+    # Requests
+
+    def _put(
+        self,
+        operation: Operation,
+        body: bytes,
+        expected: str | None,
+        marker: str | None,
+        key: str | None = None,
+    ) -> str:
+        attributes = {MARKER: marker, DIGEST: hashlib.sha256(body).hexdigest()} if marker else {}
+        mode = "create" if expected is None else {"e_tag": self._sent_as(expected)}
+        _remember_use()
+        result = operation.answer(
+            lambda: self._obstore.put(
+                self._store,
+                key or self.key,
+                body,
+                attributes=attributes,
+                mode=mode,
+                use_multipart=False,  # an upload in parts is not conditional as a whole
+            )
+        )
+        return self._etag(result["e_tag"])
+
+    def _get(self, operation: Operation, options: dict[str, Any]) -> Any:
+        _remember_use()
+        return operation.answer(
+            lambda: self._obstore.get(self._store, self.key, options=options), min(ANSWER_S, REQUEST_S)
+        )
+
+    def _look(self, operation: Operation) -> Version | None:
+        try:
+            return self._version(self._get(operation, {"head": True}))
         except FileNotFoundError:
             return None
 
-    def _reading(self, get: Callable[[], T]) -> T:
+    def _version(self, result: Any) -> Version:
+        marker = result.attributes.get(MARKER)
+        return Version(self._etag(result.meta["e_tag"]), None if marker is None else str(marker))
+
+    def _etag(self, said: object) -> str:
+        """In one form, so that two can be compared: strong, and in quotes. Proxies write them in others."""
+        if not said:
+            raise errors.PgqrsConnectionError(
+                f"S3 refuses {self.dsn}{self._found_by('its answers have no ETag, by which a version is known')}"
+            )
+        text = str(said)
+        self._weak = self._weak or text.startswith("W/")
+        return '"' + text.removeprefix("W/").strip('"') + '"'
+
+    def _sent_as(self, etag: str) -> str:
+        return etag.strip('"') if self._bare else etag
+
+    def _reading(self, get: Callable[[Operation], T], patience_s: float | None = None) -> T:
+        try:
+            with self._requests.operation() as operation:
+                return self._read(operation, get, patience_s)
+        except Severed:
+            if (call := current()) is not None:
+                call.go_on()
+            raise self._left_off() from None
+
+    def _read(self, operation: Operation, get: Callable[[Operation], T], patience_s: float | None) -> T:
         exceptions = self._obstore.exceptions
         said: Exception | None = None
-        for _ in _tries():
+        for _ in _tries(operation, patience_s):
             try:
-                return get()
+                return get(operation)
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
                 raise self._refused(_short(e)) from None
             except (exceptions.BaseError, OSError) as e:
@@ -194,6 +370,12 @@ class S3Object:
         told = f"S3 fails for {self.dsn}" if _status(said) else f"cannot reach {self.dsn}"
         raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}{self._found_by(_short(said))}")
 
+    def _left_off(self) -> errors.PgqrsConnectionError:
+        return errors.PgqrsConnectionError(
+            f"S3 has not answered for {self.dsn}, and is no longer waited for, since the store was closed, its lease has ended, or "
+            "its process stops"
+        )
+
     def _no_bucket(self) -> errors.PgqrsConnectionError:
         return self._refused(f"there is no bucket {self.bucket!r}")
 
@@ -202,6 +384,8 @@ class S3Object:
 
     def _found_by(self, told: str) -> str:
         at = f" at {self.endpoint}" if self.endpoint else ""
+        if told.startswith(BAD_CERTIFICATE):
+            return f"{at}: {told}"
         return (
             f"{at}: {told}; the endpoint, the region and the keys come from the variables AWS_ENDPOINT_URL, AWS_REGION, "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -210,11 +394,6 @@ class S3Object:
 
 class Damaged(OSError):
     """What arrived is not what was stored. On the way that is chance, so it is asked for again."""
-
-
-def _version(result: Any) -> Version:
-    marker = result.attributes.get(MARKER)
-    return Version(str(result.meta["e_tag"]), None if marker is None else str(marker))
 
 
 def _whole(result: Any) -> bytes:
@@ -231,12 +410,12 @@ def new_marker() -> str:
     return uuid.uuid4().hex
 
 
-def _tries() -> Iterator[None]:
+def _tries(operation: Operation, patience_s: float | None = None) -> Iterator[None]:
     """Once for each try of a request, after its pause."""
-    until = time.monotonic() + GIVE_UP_S
+    until = time.monotonic() + (GIVE_UP_S if patience_s is None else patience_s)
     yield
     for pause_s in BACKOFF_S:
-        time.sleep(pause_s * random.uniform(1, 2))
+        operation.pause(pause_s * random.uniform(1, 2))
         if time.monotonic() >= until:
             return
         yield
@@ -245,10 +424,38 @@ def _tries() -> Iterator[None]:
 def _short(error: Exception | None) -> str:
     """The driver's message without its Debug part, and what the server's XML says in words. The rest of that XML may quote the
     request and its token."""
-    told = str(error).split("\n\nDebug source", 1)[0]
+    told, _, debug = str(error).partition("\n\nDebug source")
+    if (certificate := re.search(r"InvalidCertificate\((.*)", debug, re.S)) is not None:
+        return _bad_certificate(certificate[1])
     words, *_ = re.split(r"<\?xml|<Error", told, maxsplit=1)
-    said = re.findall(r"<(?:Code|Message)>(.*?)</", told, re.S)
+    said = re.findall(r"<(?:Code|Message)>(.*?)</", told, re.S) or re.findall(
+        r'message: "([^"]*)"', debug.partition("<?xml")[0]
+    )
     return ": ".join(part for part in (words.strip().rstrip(":"), *said) if part)
+
+
+BAD_CERTIFICATE = "its TLS certificate is not accepted"
+
+
+def _bad_certificate(debug: str) -> str:
+    """`debug` begins with the reason, by the driver's names for them, the innermost last."""
+    names = re.findall(r"[A-Za-z]+", debug.partition("),\n")[0])
+    reason = next((n for n in reversed(names) if n in CERTIFICATE_REASONS), "")
+    why = CERTIFICATE_REASONS.get(reason) or " ".join(n for n in names if n not in ("Other", "OtherError"))
+    return f"{BAD_CERTIFICATE}: {why}. A certificate, or an authority, of your own is trusted where {CA_BUNDLE} names its file (PEM)"
+
+
+CERTIFICATE_REASONS = {
+    "UnknownIssuer": "nobody whom this machine trusts has issued it (UnknownIssuer)",
+    "CaUsedAsEndEntity": "it is self-signed, and not trusted by this machine (CaUsedAsEndEntity)",
+    "Expired": "it has expired",
+    "ExpiredContext": "it has expired",
+    "NotValidYet": "it is not valid yet: is this machine's clock right?",
+    "NotValidYetContext": "it is not valid yet: is this machine's clock right?",
+    "NotValidForName": "it is for another name than the endpoint's",
+    "NotValidForNameContext": "it is for another name than the endpoint's",
+    "Revoked": "it was revoked",
+}
 
 
 def _code(error: Exception) -> str:
@@ -269,6 +476,8 @@ def _status(error: Exception | None) -> int:
 def _definite(error: Exception) -> bool:
     """Whether S3 will say the same next time, to what it has not carried out."""
     status = _status(error)
+    if "InvalidCertificate" in str(error):
+        return True
     if ROLE_SERVICE in str(error) or _code(error) == "RequestTimeout" or status in (408, 409, 412, 429):
         return False
     return 300 <= status < 500 or status == 501
@@ -310,6 +519,36 @@ def endpoint() -> str:
     return address
 
 
+def _certificates() -> bytes | None:
+    """Raises ConfigError where they cannot be read."""
+    path = os.environ.get(CA_BUNDLE)
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as e:
+        raise errors.ConfigError(f"{CA_BUNDLE} names {path}, which cannot be read: {e.strerror}") from e
+
+
+# The driver's threads do not survive a fork, and a request in the child would wait for them without an end.
+_used_by: int | None = None
+
+
+def _remember_use() -> None:
+    global _used_by
+    _refuse_after_fork()
+    _used_by = os.getpid()
+
+
+def _refuse_after_fork() -> None:
+    if _used_by not in (None, os.getpid()):
+        raise errors.InternalError(
+            f"this process (pid {os.getpid()}) was forked from one (pid {_used_by}) that had used S3 before, and the driver's threads "
+            "do not survive a fork: connect to s3:// in the child alone, or start the child as a new program "
+            "(multiprocessing's start methods spawn and forkserver; a web server without preloading)"
+        )
+
+
 def _refuse_line_breaks() -> None:
     """A secret that was read from a file may end in one, which no request can carry: the driver panics."""
     for name in IN_HEADERS:
@@ -324,6 +563,7 @@ def _refuse_half_a_key() -> None:
 
 
 def _driver() -> Any:
+    _refuse_after_fork()
     try:
         import obstore
         import obstore.exceptions

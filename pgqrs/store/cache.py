@@ -66,6 +66,25 @@ def leave_folder(lock: Lock) -> None:
     os.close(lock.descriptor)
 
 
+def is_in_use(cache_dir: Path) -> bool:
+    """Whether a process has a folder in there, as an s3_cache_dir of its own."""
+    for lock in cache_dir.glob("*/lock"):
+        with suppress(FileNotFoundError), lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def is_held(lock: Lock, folder: Path) -> bool:
+    """Whether the folder at this path is still the one that was locked."""
+    try:
+        return os.path.samestat(os.fstat(lock.descriptor), os.stat(folder / "lock"))
+    except OSError:
+        return False
+
+
 def unusable(folder: Path, dsn: str, why: object) -> str:
     return (
         f"the S3 cache folder {folder}, in which the local copy of {dsn} is kept, cannot be used: {why}; make room there, or name "

@@ -56,6 +56,20 @@ class Call:
         if not committed:
             self.go_on()
 
+    @contextmanager
+    def hurried(self, leave: Callable[[], object]) -> Iterator[None]:
+        """Around what no interruption ends, such as a commit under way: `leave` is told, from any thread, that nobody waits for
+        it any more, and decides how soon it ends."""
+        with self._lock:
+            self._interrupt = leave
+        try:
+            if self._left:
+                leave()
+            yield
+        finally:
+            with self._lock:
+                self._interrupt = None
+
     def go_on(self) -> None:
         """Raises Left where nobody waits any more."""
         if self._left:

@@ -1,19 +1,22 @@
 """Stores on S3, where a commit may find that somebody else has written: nothing was, then, and it can be done again.
 
-A caller of the library is told, since only he knows whether he still wants it; what makes sure of something (`install`, a queue) is
-repeated. So is all that the command line does, whose user would repeat it himself, and a supervisor, each of whose writes is checked
-against its claim, on whatever is there by then.
+A caller of the library is told, since only the caller knows whether the call is still wanted. What makes sure of something
+(`install`, a queue) is repeated. So is all that the command line does, whose user would repeat it, and all that a supervisor does:
+each of its writes is checked against its claim, on whatever is there by then.
 """
 
-import random
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import ParamSpec, TypeVar
 
-from pgqrs.errors import ConflictError, SchemaError
+from pgqrs.errors import SchemaError
 from pgqrs.records import WorkflowRecord
 from pgqrs.states import WorkflowStatus
+from pgqrs.store.database import Row, Transaction
+from pgqrs.store.insisting import insist
 from pgqrs.store.s3 import S3Database
 from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
 from pgqrs.store.turning import Turn, Wanted
@@ -22,12 +25,15 @@ from pgqrs.writes import Write
 P = ParamSpec("P")
 R = TypeVar("R")
 
-TRIES = 20  # against a writer who never rests, each as likely to win as he is
-PAUSE_S = 0.02
+# A supervisor that has written without a pause for BUSY_S leaves the object alone for YIELD_S.
+BUSY_S = 10.0
+YIELD_S = 1.2
+RESTED_S = 0.5  # a pause that somebody else had time to write in
 
 # A renewal waits half a lease for another write to go up with, so that what S3 has is up to that much older than what the
 # supervisor counts on: leases are longer there by as much.
 WAITS = 0.5
+FORGOTTEN_S = 24 * 3600.0  # an idle supervisor writes several times in that time: see s3.py
 
 
 class CopiedStore(MessageStore):
@@ -35,8 +41,11 @@ class CopiedStore(MessageStore):
         super().__init__(database)
         self._s3 = database
 
+    def _again(self, do: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return insist(partial(do, *args, **kwargs), self._s3.wait)
+
     def install(self) -> int:
-        return _again(super().install)
+        return self._again(super().install)
 
     def verify(self) -> int:
         try:
@@ -50,14 +59,23 @@ class CopiedStore(MessageStore):
             ) from None
 
     def ensure_queue(self, name: str) -> int:
-        return _again(super().ensure_queue, name)
+        return self._again(super().ensure_queue, name)
 
     def ensure_workflow(self, name: str, queue: str) -> WorkflowRecord:
-        return _again(super().ensure_workflow, name, queue)
+        return self._again(super().ensure_workflow, name, queue)
 
 
 class InsistentStore(CopiedStore):
-    """Does again what met a conflict. A lease's renewals go up with other writes."""
+    """Does again what met a conflict: for the command line until its patience ends, for a supervisor (`endless`) until the calls
+    under way are severed, since a supervisor that gave up would end. A lease's renewals go up with other writes."""
+
+    def __init__(self, database: S3Database, endless: bool = False) -> None:
+        super().__init__(database)
+        self._endless = endless
+        self._rested_at = time.monotonic()
+
+    def _again(self, do: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return insist(partial(do, *args, **kwargs), self._s3.wait, math.inf if self._endless else None)
 
     def enqueue(
         self,
@@ -68,49 +86,60 @@ class InsistentStore(CopiedStore):
         at: datetime | None = None,
         known: Known | None = None,
     ) -> list[int]:
-        return _again(super().enqueue, queue_id, payloads, delay_s, producer_id, at, known)
+        return self._again(super().enqueue, queue_id, payloads, delay_s, producer_id, at, known)
 
     def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
-        return _again(super().cancel, message_id, now, by_driver)
+        return self._again(super().cancel, message_id, now, by_driver)
 
     def resume(self, message_id: int) -> bool:
-        return _again(super().resume, message_id)
+        return self._again(super().resume, message_id)
 
     def replay(self, message_id: int) -> str:
-        return _again(super().replay, message_id)
+        return self._again(super().replay, message_id)
 
     def register_supervisor(
         self, identity: Identity, queues: dict[str, int], lease_s: float
     ) -> tuple[int, dict[str, int]]:
-        return _again(super().register_supervisor, identity, queues, lease_s * (1 + WAITS))
+        return self._again(super().register_supervisor, identity, queues, lease_s * (1 + WAITS))
 
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
         def renewed() -> bool:
-            with self._s3.passing(lease_s * WAITS) as tx:
+            with self._s3.passing(supervisor_id, lease_s * WAITS) as tx:
                 if not extended(tx, supervisor_id, lease_s * (1 + WAITS)):
                     return False
                 beat(tx, supervisor_id)
                 return True
 
-        return _again(renewed)
+        return self._again(renewed)
 
     def expire_lease(self, supervisor_id: int) -> None:
-        _again(super().expire_lease, supervisor_id)
+        def expired() -> None:
+            with self.database.transaction() as tx:
+                tx.run("end_lease", id=supervisor_id, ago_s=FORGOTTEN_S)
+
+        self._again(expired)
 
     def recover(self, read_ct_max: int) -> int:
-        return _again(super().recover, read_ct_max)
+        return self._again(super().recover, read_ct_max)
+
+    def _lapsed(self, tx: Transaction) -> list[Row]:
+        """Those that hold something. An idle supervisor's renewals do not reach S3, so that its lease looks lapsed to others; it is
+        not retired for that, and there is nothing to take back. One that has written nothing for FORGOTTEN_S is gone."""
+        return tx.run("lapsed_holders", ago_s=FORGOTTEN_S)
 
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
-        return _again(super().retire, supervisor_id, read_ct_max)
+        return self._again(super().retire, supervisor_id, read_ct_max)
 
     def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
-        return _again(super().turn, writes, wanted, unsure)
+        self._yield()
+        return self._again(super().turn, writes, wanted, unsure)
 
-
-def _again(do: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    for _ in range(TRIES - 1):
-        try:
-            return do(*args, **kwargs)
-        except ConflictError:
-            time.sleep(PAUSE_S * random.random())
-    return do(*args, **kwargs)
+    def _yield(self) -> None:
+        """Leaves the object alone for a moment, once in a while: a writer whose round trip is longer than our pauses would never
+        get in between."""
+        now = time.monotonic()
+        if now - self._s3.put_at > RESTED_S:
+            self._rested_at = now
+        elif self._endless and now - self._rested_at > BUSY_S:
+            self._s3.wait(YIELD_S)
+            self._rested_at = time.monotonic()

@@ -11,6 +11,7 @@ from pgqrs import errors
 from pgqrs.records import QueueMessage
 from pgqrs.states import WORKER_TRANSITIONS, WorkerStatus
 from pgqrs.store.database import Database, Transaction
+from pgqrs.store.insisting import insist
 from pgqrs.store.sql import DAWN
 from pgqrs.store.store import message_record
 
@@ -102,9 +103,13 @@ def _no_worker(worker_id: int) -> errors.WorkerNotFoundError:
 
 
 def withdraw(database: Database, message_ids: Sequence[int]) -> None:
-    """Takes back what was sent, where nobody has had it yet."""
-    with database.single() as tx:
-        tx.run("withdraw", [(i,) for i in message_ids])
+    """Takes back what was sent, where nobody has had it yet. Made again where it meets a conflict."""
+
+    def withdrawn() -> None:
+        with database.single() as tx:
+            tx.run("withdraw", [(i,) for i in message_ids])
+
+    insist(withdrawn)
 
 
 def dequeue(
@@ -174,12 +179,17 @@ def give_back(
     visible_at: datetime | None = None,
     refund: bool = False,
 ) -> int:
-    """How many were the worker's. `visible_at` None: now. `refund` takes the delivery off their read_ct."""
-    with database.transaction() as tx:
-        own = _own(tx, worker_id, message_ids)
-        if own:
-            tx.run("give_back", [(i,) for i in own], visible_at=visible_at, refund=refund)
-        return len(own)
+    """How many were the worker's. `visible_at` None: now. `refund` takes the delivery off their read_ct, as if it had not been; who
+    asks for that waits for no answer, so it is made again where it meets a conflict."""
+
+    def given_back() -> int:
+        with database.transaction() as tx:
+            own = _own(tx, worker_id, message_ids)
+            if own:
+                tx.run("give_back", [(i,) for i in own], visible_at=visible_at, refund=refund)
+            return len(own)
+
+    return insist(given_back) if refund else given_back()
 
 
 def keep(database: Database, worker_id: int, message_ids: Sequence[int], lock_s: float) -> None:

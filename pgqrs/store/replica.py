@@ -18,7 +18,7 @@ from typing import Any
 from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode, s3_object
 from pgqrs.store import cache, sql
-from pgqrs.store.bucket import Fetched, S3Object, Version, endpoint
+from pgqrs.store.bucket import Fetched, S3Object, Unchanged, Version, endpoint
 from pgqrs.store.sqlite import open_file
 
 HEADER = b"SQLite format 3\0"
@@ -27,6 +27,9 @@ SENT_MAX = (
     16  # of the PUTs of unknown outcome that are remembered: somebody without a network may try for ever
 )
 
+# Where an object is made again from a copy that may be an older version: others may have given so many ids since.
+IDS_SKIPPED = 1_000_000
+
 
 class Replica:
     """`lock` is held around whatever changes the file or the fields; `writing` while a transaction is open under it."""
@@ -34,9 +37,9 @@ class Replica:
     def __init__(self, key: tuple[object, ...], config: Config) -> None:
         self.key = key
         self.object = S3Object(config.dsn)
-        self.folder, self._locked = cache.claimed_folder(self.object, config)
+        self._config = config
         self._hints = cache.hint_file(self.object)
-        self.path = str(self.folder / "pgqrs.db")
+        self.generation = 0  # of the file: another one is opened anew by whoever has it open
         self.lock = threading.RLock()
         self.writing = False
         self.users = 0
@@ -48,12 +51,46 @@ class Replica:
         self.sent: list[
             str
         ] = []  # the markers of PUTs of Local mode that may have been, or yet be, carried out
+        self._claim()
+
+    def _claim(self) -> None:
+        self.folder, self._locked = cache.claimed_folder(self.object, self._config)
+        self.path = str(self.folder / "pgqrs.db")
         try:
             self._remember_from_disk()
-            self._prepare_file(config.connection_timeout_seconds)
+            self._prepare_file(self._config.connection_timeout_seconds)
+            self._file = _inode(self.path)
         except BaseException:
             self.close()
             raise
+
+    # Where somebody removed, moved or replaced it
+
+    def mend(self, durable: bool) -> None:
+        """Takes another folder, or makes the file in its folder again, where that is no longer the one that was opened. What was
+        in it is fetched from S3. The caller holds the lock, and no transaction is open.
+
+        Raises SchemaError in Local mode, whose writes may have been in that file alone: that is not to be passed over."""
+        held = cache.is_held(self._locked, self.folder)
+        if held and _inode(self.path) == self._file:
+            return
+        if not durable or self.dirty or self.sent:
+            lost = " What was written in Local mode and not synced went with it." if self.dirty else ""
+            raise errors.SchemaError(
+                f"the S3 cache folder {self.folder}, with the copy of {self.object.dsn}, was removed or replaced while this store had "
+                f"it open.{lost} Put it back if you can, and connect again"
+            )
+        if held:
+            with self._on_disk():
+                self._forget_file()
+        self.close()
+        self.etag, self.stamp, self.stale = None, 0, True
+        self._claim()
+        self.generation += 1
+
+    def _forget_file(self) -> None:
+        for left in self.folder.glob("pgqrs.db*"):
+            left.unlink(missing_ok=True)
 
     # What survives the process
 
@@ -101,8 +138,7 @@ class Replica:
             if self.dirty or not Path(self.path).is_file():
                 raise
             with self._on_disk():
-                for left in self.folder.glob("pgqrs.db*"):
-                    left.unlink()
+                self._forget_file()
             self.etag = None
             self._prepare_file(patience_s)
             return
@@ -127,13 +163,17 @@ class Replica:
 
         Raises ConflictError, and changes nothing, where that would cost writes of Local mode that were not synced.
         """
-        found = self.object.fetch(unless=self.etag)
+        self.caught_up(writer, self.object.fetch(unless=self.etag))
+
+    def caught_up(self, writer: sqlite3.Connection, found: Fetched | Unchanged | None) -> None:
+        """The same, with what `fetch` has found."""
         if isinstance(found, Fetched):
             self.take_over(writer, found)
         elif found is None:
             if self.contact == float("-inf") and not self.dirty:
                 _empty(writer)
             if self.etag is not None:
+                _skip_ids(writer)
                 self.etag = None
                 self.note()
         self.stale = False
@@ -283,6 +323,19 @@ def _empty(writer: sqlite3.Connection) -> None:
     if tables:
         with closing(sqlite3.connect(":memory:")) as nothing:
             nothing.backup(writer)
+
+
+def _skip_ids(writer: sqlite3.Connection) -> None:
+    with suppress(sqlite3.OperationalError):  # not installed yet
+        writer.execute(sql.statement("skip_ids", "sqlite").sql, {"count": IDS_SKIPPED})
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _stamp(connection: sqlite3.Connection) -> int:

@@ -25,6 +25,12 @@ from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, op
 # What S3 said is taken for true so long. Whoever polls asks it twenty times a second at most, and whoever works off a queue alone
 # never: his last PUT is younger than that.
 FRESH_S = 0.05
+# The renewals of a supervisor that holds nothing go up this often: within FORGOTTEN_S of conflicts.py, several times.
+IDLE_PUT_S = 8 * 3600.0
+NEWS_PATIENCE_S = (
+    3.0  # `follow` asks again in a second anyway, and somebody wants to know soon that S3 is away
+)
+CLOSE_S = 3.0  # that a store which is closed waits for a request under way
 
 
 class S3Database(SqliteDatabase):
@@ -36,7 +42,9 @@ class S3Database(SqliteDatabase):
         self._durable = config.s3_mode is DurabilityMode.Durable
         self._following = following
         self._based = self._durable  # whether what we hold is known to come from the object
-        self._deferred_s: float | None = None
+        self._deferred: tuple[int, float] | None = (
+            None  # whose lease `passing` renews, and for how long it may wait
+        )
         super().__init__(config, clock)
 
     def _opened(self, config: Config) -> Connection:
@@ -45,11 +53,10 @@ class S3Database(SqliteDatabase):
         self._lent.atexit = False
         self._lock = self._replica.lock
         try:
-            self._writer = open_file(self._replica.path, config.connection_timeout_seconds)
-            self._reader = open_file(self._replica.path, config.connection_timeout_seconds)
+            self._patience_s = config.connection_timeout_seconds
             self._reading = threading.RLock()
+            self._open_copy()
             if self._durable:
-                self._writer.execute("pragma synchronous = normal")  # what the disk loses, S3 has
                 with self._alone(), self._translated():
                     if not self._replica.writing:
                         self._replica.catch_up(self._writer)
@@ -57,6 +64,40 @@ class S3Database(SqliteDatabase):
             self._lent()
             raise
         return self._writer
+
+    def _open_copy(self) -> None:
+        self._copy = self._replica.generation
+        self._writer = open_file(self._replica.path, self._patience_s)
+        self._reader = open_file(self._replica.path, self._patience_s)
+        if self._durable:
+            self._writer.execute("pragma synchronous = normal")  # what the disk loses, S3 has
+
+    def _acquire(self) -> None:
+        try:
+            super()._acquire()
+        except errors.PgqrsConnectionError as e:
+            raise errors.PgqrsConnectionError(
+                f"{e}: it waits for S3, or holds the transaction open between two calls of its own"
+            ) from None
+        try:
+            self._mend_copy()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _mend_copy(self) -> None:
+        """Makes the copy again where its files were removed or replaced under us. The caller holds the lock."""
+        if not self._lent.alive or self._replica.writing:
+            return
+        with self._translated():
+            self._replica.mend(self._durable)
+            if self._copy == self._replica.generation:
+                return
+            with self._reading:
+                self._writer.close()
+                self._reader.close()
+                self._open_copy()
+                self._connection = self._writer
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -117,22 +158,25 @@ class S3Database(SqliteDatabase):
     def _may_wait(self) -> bool:
         """Whether this transaction's writes can go up with the next: those of `passing`, and for a while only, or while there is
         nothing that a lease protects."""
-        if self._deferred_s is None:
+        if self._deferred is None:
             return False
-        if time.monotonic() - self._replica.put_at < self._deferred_s:
+        supervisor_id, within_s = self._deferred
+        waited_s = time.monotonic() - self._replica.put_at
+        if waited_s < within_s:
             return True
-        [(held,)] = self._writer.execute(sql.statement("anything_held", "sqlite").sql)
-        return not held
+        [(held,)] = self._writer.execute(sql.statement("anything_held", "sqlite").sql, {"id": supervisor_id})
+        return not held and waited_s < IDLE_PUT_S
 
     @contextmanager
-    def passing(self, within_s: float) -> Iterator[SqliteTransaction]:
+    def passing(self, supervisor_id: int, within_s: float) -> Iterator[SqliteTransaction]:
+        """A transaction whose writes need not be in S3 at once: the renewal of this supervisor's lease."""
         with self._alone():
-            self._deferred_s = within_s
+            self._deferred = supervisor_id, within_s
             try:
                 with self.transaction() as tx:
                     yield tx
             finally:
-                self._deferred_s = None
+                self._deferred = None
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
@@ -140,6 +184,7 @@ class S3Database(SqliteDatabase):
         self._refuse_fork()
         if self._lock.acquire(blocking=False):
             try:
+                self._mend_copy()
                 with self._translated():
                     self._catch_up()
             finally:
@@ -163,28 +208,55 @@ class S3Database(SqliteDatabase):
         return self._replica.last_hint()
 
     def follow(self) -> None:
-        """Fetches what others have written, unless a write of ours is under way, which finds out by itself."""
-        if self._lock.acquire(blocking=False):
-            try:
-                replica = self._replica
-                if not replica.writing and time.monotonic() - replica.contact > FRESH_S:
-                    with self._translated():
-                        replica.catch_up(self._writer)
-            finally:
-                self._lock.release()
+        """Fetches what others have written, unless a write of ours is under way, which finds out by itself. Nobody waits for the
+        lock meanwhile: an S3 that says nothing must not be in the way of what needs no answer. Raises PgqrsConnectionError."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._mend_copy()
+            replica, known = self._replica, self._replica.etag
+            if replica.writing or time.monotonic() - replica.contact <= FRESH_S:
+                return
+        finally:
+            self._lock.release()
+        found = replica.object.fetch(unless=known, patience_s=NEWS_PATIENCE_S)
+        with self._alone():
+            if known == replica.etag and not replica.writing:
+                with self._translated():
+                    replica.caught_up(self._writer, found)
+
+    @property
+    def put_at(self) -> float:
+        """When the last PUT of this process ended, in monotonic seconds."""
+        return self._replica.put_at
+
+    def wait(self, seconds: float) -> None:
+        """A pause between two calls. Raises PgqrsConnectionError where `sever` ends it."""
+        self._replica.object.wait(seconds)
+
+    def sever(self) -> None:
+        """Ends what waits for S3 in this process and on this object, in whatever thread, with PgqrsConnectionError."""
+        self._replica.object.sever()
 
     def prepare(self) -> None:
         pass  # the local file is ours, and in WAL mode already
 
     def data_version(self) -> object:
         with self._reading, self._translated():
-            return self._reader.execute("pragma data_version").fetchone()[0]
+            return self._copy, self._reader.execute("pragma data_version").fetchone()[0]
 
     def close(self) -> None:
-        with self._lock, self._reading:
-            self._writer.close()
-            self._reader.close()
-            self._lent()
+        """Waits for nobody who waits for S3 for longer than CLOSE_S."""
+        if not self._lock.acquire(timeout=CLOSE_S):
+            self.sever()
+            self._lock.acquire()
+        try:
+            with self._reading:
+                self._writer.close()
+                self._reader.close()
+                self._lent()
+        finally:
+            self._lock.release()
 
     # What the caller has in hand: see pgqrs.s3
 

@@ -192,13 +192,17 @@ class MessageStore:
     def recover(self, read_ct_max: int) -> int:
         """Gives back what supervisors held whose lease ran out, uncharged for runs. Returns how many messages."""
         with self.database.reading() as tx:
-            if not tx.run("expired_supervisors"):
+            if not self._lapsed(tx):
                 return 0
         with self.database.transaction() as tx:
             count = 0
-            for (supervisor_id,) in tx.run("expired_supervisors"):
+            for (supervisor_id,) in self._lapsed(tx):
                 count += _release_all(tx, supervisor_id, read_ct_max, "its supervisor died with it")
             return count
+
+    def _lapsed(self, tx: Transaction) -> list[Row]:
+        """The ids of the supervisors whose lease ran out, and which are to be retired."""
+        return tx.run("expired_supervisors")
 
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
         """A supervisor's last act: gives back whatever it still holds and signs off."""

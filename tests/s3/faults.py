@@ -55,10 +55,22 @@ class Proxy:
         self.latency_s = 0.0
         self.counts: Counter[str] = Counter()
         self.chance: Callable[[str], Fault] | None = None  # what befalls a request of this method else
+        self.drops: set[str] = set()  # headers of requests that do not reach S3, in lower case
+        self.etag: Callable[[str], str | None] = lambda etag: (
+            etag
+        )  # how an answer's ETag is passed on, None for not at all
         self.after_put: Callable[[], None] | None = None  # called once S3 has taken a PUT, before the answer
-        self._faults: dict[str, deque[Fault]] = {"GET": deque(), "PUT": deque(), "HEAD": deque()}
+        self._faults: dict[str, deque[Fault]] = {
+            "GET": deque(),
+            "PUT": deque(),
+            "HEAD": deque(),
+            "DELETE": deque(),
+            "POST": deque(),
+        }
         self._always: dict[str, Fault] = {}
         self._lock = threading.Lock()
+        self.mute: threading.Event | None = None  # while it is there and not set, no request gets an answer
+        self.waiting = 0  # requests that do not get one
         self.late: list[threading.Thread] = []
         self._held: list[tuple[BaseHTTPRequestHandler, bytes]] = []
         proxy = self
@@ -70,7 +82,7 @@ class Proxy:
             def handle_one(self) -> None:
                 proxy._handle(self)
 
-            do_GET = do_PUT = do_HEAD = handle_one
+            do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = handle_one
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -127,6 +139,12 @@ class Proxy:
             queued = self._faults[method]
             otherwise = self.chance(method) if self.chance else PASS
             fault = queued.popleft() if queued else self._always.get(method, otherwise)
+        if (mute := self.mute) is not None:
+            self.waiting += 1
+            mute.wait()
+            self.waiting -= 1
+            reset(request)
+            return
         if self.latency_s:
             time.sleep(self.latency_s)
         match fault.kind:
@@ -166,12 +184,17 @@ class Proxy:
             # The Host header goes along as it is: the signature covers it.
             upstream.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers.items():
-                upstream.putheader(name, value)
+                if name.lower() not in self.drops:
+                    upstream.putheader(name, value)
             upstream.endheaders(body)
             response = upstream.getresponse()
-            return response.status, response.getheaders(), response.read()
+            return response.status, self._passed_on(response.getheaders()), response.read()
         finally:
             upstream.close()
+
+    def _passed_on(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        seen = [(name, self.etag(value) if name.lower() == "etag" else value) for name, value in headers]
+        return [(name, value) for name, value in seen if value is not None]
 
     def _tear(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         with socket.create_connection(("127.0.0.1", self._server.port)) as upstream:

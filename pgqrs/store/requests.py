@@ -1,0 +1,117 @@
+"""Requests whose caller can stop waiting for them.
+
+A request to S3 may get no answer for a minute, and the driver that carries it out can be interrupted by nothing, not even by
+Ctrl-C. Each request therefore runs on a thread of its own, and the caller waits for that thread: until the answer is there, until
+a signal raises an exception in the caller, until the caller's own caller has left (`calls.py`), or until somebody severs all
+requests because the process is stopping. The thread of an abandoned request ends with the request.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from pgqrs.store.calls import current
+
+T = TypeVar("T")
+
+
+class Severed(Exception):
+    """The caller has stopped waiting. Whether the request was carried out, or will be, is unknown."""
+
+
+class Silent(OSError):
+    """There was no answer in time."""
+
+
+class Requests:
+    """What one S3 object is asked. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._severed = 0  # how often
+
+    def sever(self) -> None:
+        """Ends the operations under way: each raises Severed. Later operations are not affected."""
+        with self._changed:
+            self._severed += 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def operation(self, leaves: bool = True) -> Iterator["Operation"]:
+        """Several requests and the pauses between them. With `leaves`, an operation whose caller has left raises Severed."""
+        operation = Operation(self._changed, lambda: self._severed)
+        call = current()
+        if call is None or not leaves:
+            yield operation
+            return
+        with call.hurried(operation.leave):
+            yield operation
+
+
+class Operation:
+    def __init__(self, changed: threading.Condition, severed: Callable[[], int]) -> None:
+        self._changed = changed
+        self._severed = severed
+        self._since = severed()
+        self._left = False
+
+    def leave(self) -> None:
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+
+    def answer(self, ask: Callable[[], T], within_s: float = float("inf")) -> T:
+        """What `ask` returns or raises. Raises Silent where that takes longer than `within_s`, and Severed."""
+        answer = _Answer(ask, self._changed)
+        try:
+            threading.Thread(target=answer.find, name="pgqrs-s3", daemon=True).start()
+        except RuntimeError:  # the interpreter is shutting down, or the process has no thread left
+            answer.find()
+        if not self._wait(lambda: answer.over, within_s):
+            raise Silent(f"no answer within {within_s:g} s")
+        return answer.result()
+
+    def pause(self, seconds: float) -> None:
+        """Raises Severed."""
+        self._wait(lambda: False, seconds)
+
+    def _wait(self, over: Callable[[], bool], within_s: float) -> bool:
+        until = time.monotonic() + within_s
+        with self._changed:
+            while not over():
+                if self._left or self._severed() != self._since:
+                    raise Severed("nobody waits for it any more")
+                if (left_s := until - time.monotonic()) <= 0:
+                    return False
+                self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
+        return True
+
+
+class _Answer(Generic[T]):
+    def __init__(self, ask: Callable[[], T], changed: threading.Condition) -> None:
+        self._ask = ask
+        self._changed = changed
+        self._found: Any = None
+        self._error: BaseException | None = None
+        self.over = False
+
+    def find(self) -> None:
+        try:
+            self._found = self._ask()
+        except BaseException as e:
+            self._error = e
+        with self._changed:
+            self.over = True
+            self._changed.notify_all()
+
+    def result(self) -> T:
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # a circle with its own traceback
+        found: T = self._found
+        return found
