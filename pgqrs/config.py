@@ -11,11 +11,12 @@ from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pgqrs.errors import ConfigError
+from pgqrs.interpreter import DSN_VARIABLE as DSN_VARIABLE
+from pgqrs.interpreter import dsn_of
 from pgqrs.states import Named
 
 Backend = Literal["postgres", "sqlite", "turso", "s3"]
 
-DSN_VARIABLE = "PGQRS_DSN"
 DSN_DEFAULT = "sqlite://pgqrs.db"
 FILE_VARIABLE = "PGQRS_CONFIG_FILE"
 FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
@@ -249,7 +250,7 @@ def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         name: _checked(f"PGQRS_{variable}", name, text)
         for variable, name in _VARIABLES.items()
-        if (text := environ.get("PGQRS_" + variable, ""))
+        if (text := dsn_of(environ) if variable == "DSN" else environ.get("PGQRS_" + variable, ""))
     }
 
 
@@ -338,7 +339,7 @@ def _read(name: str, text: str) -> object:
 
 def default_dsn(environ: Mapping[str, str]) -> str:
     """What is connected to when nobody says: PGQRS_DSN, else a SQLite file in the current folder."""
-    return environ.get(DSN_VARIABLE) or DSN_DEFAULT
+    return dsn_of(environ) or DSN_DEFAULT
 
 
 def backend_of(dsn: str) -> Backend:

@@ -41,7 +41,8 @@ class RunHandle(Generic[R]):
         """Waits for the end of the run and returns its result, converted by the function's annotation.
 
         Raises RunFailedError (holding the recorded error), RunCancelledError, or TimeoutError when `timeout` (seconds,
-        timedelta or text) is over first; the run goes on then.
+        timedelta or text) is over first; the run goes on then. Raises SupervisorError where the supervisor of a
+        `store.workers()` block has ended inside the block.
         """
         return drive(self.wait(Blocking(), timeout))
 
@@ -57,6 +58,7 @@ class RunHandle(Generic[R]):
             return await patiently(ways, patience_s, lambda: ways.call(self._settled))
 
         while not (settled := await look()).status.terminal:
+            self._store.refuse_without_workers()
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
