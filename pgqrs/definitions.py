@@ -352,7 +352,14 @@ def _refuse_generator(f: Callable[..., Any], kind: str) -> None:
 def _signature(f: Callable[..., Any], kind: str) -> Signature:
     if not callable(f):
         raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
-    return signature_of(f, inputs=kind != "step")
+    try:
+        return signature_of(f, inputs=kind != "step")
+    except errors.PgqrsError:
+        raise
+    except ValueError as e:  # of one that is written in C
+        raise errors.ValidationError(
+            f"the parameters of {f!r} are unknown, so it cannot be a {kind}: {e}; write a def that calls it"
+        ) from e
 
 
 def _checked_name(kind: str, name: str | None) -> str:
