@@ -1,6 +1,7 @@
 """The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.aio` has its async twin."""
 
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -26,6 +27,8 @@ from pgqrs.waiting import Blocking
 if TYPE_CHECKING:
     import psycopg
 
+    from pgqrs.local_supervisor import Local
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,6 +45,7 @@ class Store:
         self._verified = False
         self._queues: dict[str, int] = {}
         self._workflows: dict[str, int] = {}
+        self._supervisors: list[Local] = []  # of the blocks of `workers` that are open
 
     ways = Blocking()
 
@@ -254,9 +258,19 @@ class Store:
     ) -> AbstractContextManager[None]:
         """Runs a supervisor with these workflows and handlers while the `with` block lasts: a process of its own, ready
         on entry, drained on leaving. `processes` is by default the number of cores. Not on sqlite::memory:."""
+        from pgqrs import targets
         from pgqrs.local_supervisor import local_supervisor
 
-        return local_supervisor(self.config, self._ready, functions, processes, lanes)
+        targets.refuse_unguarded(functions, sys._getframe())
+        return local_supervisor(self.config, self._ready, functions, processes, lanes, self._supervisors)
+
+    def refuse_without_workers(self) -> None:
+        """Raises SupervisorError where supervisors of `workers` have ended, and no other one of this store runs."""
+        deaths = [local.death() for local in self._supervisors]
+        if deaths and all(deaths):
+            from pgqrs.local_supervisor import told_death
+
+            raise errors.SupervisorError(told_death(deaths[-1] or ""))
 
     # Inside, and for the modules around it
 

@@ -12,11 +12,12 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pgqrs.durations import DURATION_S_MAX
 from pgqrs.errors import ConfigError
+from pgqrs.interpreter import DSN_VARIABLE as DSN_VARIABLE
+from pgqrs.interpreter import dsn_of
 from pgqrs.states import Named
 
 Backend = Literal["postgres", "sqlite", "turso", "s3"]
 
-DSN_VARIABLE = "PGQRS_DSN"
 DSN_DEFAULT = "sqlite://pgqrs.db"
 FILE_VARIABLE = "PGQRS_CONFIG_FILE"
 FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
@@ -290,7 +291,7 @@ def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         name: _checked(f"PGQRS_{variable}", name, text)
         for variable, name in _VARIABLES.items()
-        if (text := environ.get("PGQRS_" + variable, ""))
+        if (text := dsn_of(environ) if variable == "DSN" else environ.get("PGQRS_" + variable, ""))
     }
 
 

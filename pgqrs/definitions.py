@@ -1,7 +1,7 @@
 """`@pgqrs.workflow`, `@pgqrs.step` and `@pgqrs.handler`: plain functions stay plain functions, and are known by name.
 
-What a decorator learned hangs on the function as `__pgqrs__`; nothing is registered anywhere else, so importing a module
-has no effect beyond the module.
+What a decorator learned hangs on the function as `__pgqrs__`. Besides, each module's definitions are
+noted while that module lives, so that a supervisor can tell that something else took a name of one.
 """
 
 import functools
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from pgqrs import durations, errors
 from pgqrs import retry as retries
@@ -71,8 +72,7 @@ def workflow(
         return WorkflowBuilder()
 
     def decorate(f: F) -> F:
-        f.__pgqrs__ = _definition("workflow", f, name, queue, timeout, lanes)  # type: ignore[attr-defined]
-        return f
+        return _defined(f, _definition("workflow", f, name, queue, timeout, lanes))
 
     return decorate if function is None else decorate(function)
 
@@ -84,12 +84,12 @@ def handler(*, queue: str, name: str | None = None, timeout: Duration | None = N
     or text): a plain handler is then killed with its worker, an `async` one cancelled."""
 
     def decorate(f: F) -> F:
-        f.__pgqrs__ = _definition("handler", f, name, queue, timeout)  # type: ignore[attr-defined]
-        if len(f.__pgqrs__.signature.parameters) != 1:  # type: ignore[attr-defined]
+        definition = _definition("handler", f, name, queue, timeout)
+        if len(definition.signature.parameters) != 1:
             raise errors.ValidationError(
-                f"handler {f.__name__!r} must take one argument, the message's payload"
+                f"handler {definition.name!r} must take one argument, the message's payload"
             )
-        return f
+        return _defined(f, definition)
 
     return decorate
 
@@ -139,6 +139,7 @@ def step(
         return StepBuilder()
 
     def decorate(f: F) -> F:
+        _refuse_order(f, "step")
         _refuse_generator(f, "step")
         definition = StepDefinition(
             name=_checked_step_name(name or getattr(f, "__name__", "")),
@@ -178,18 +179,45 @@ def step(
 
 
 def definition_of(function: object) -> Definition:
-    """What was decorated. Raises ValidationError for anything else."""
+    """What was decorated. Raises ValidationError for anything else, also for what only wraps a decorated function: the
+    workers would run that function without it."""
     found = getattr(function, "__pgqrs__", None)
-    if not isinstance(found, Definition):
-        name = getattr(function, "__qualname__", repr(function))
-        raise errors.ValidationError(f"{name} is no workflow or handler; decorate it with @pgqrs.workflow")
-    return found
+    if isinstance(found, Definition) and found.function is function:
+        return found
+    inner = found if isinstance(found, Definition) else _wrapped(function)
+    if inner is not None:
+        raise errors.ValidationError(_misplaced(function, inner))
+    name = getattr(function, "__qualname__", repr(function))
+    raise errors.ValidationError(f"{name} is no workflow or handler; decorate it with @pgqrs.workflow")
+
+
+def refuse_replaced(module: ModuleType) -> None:
+    """Raises ValidationError where a name of a workflow, a handler or a step of the module holds something that wraps it:
+    a decorator above ours, say, which the workers would leave out."""
+    for definition in _made.get(module, ()):
+        held: Any = module
+        for part in definition.function.__qualname__.split("."):
+            held = getattr(held, part, None)
+        if held is None or held is definition.function or not _wraps(held, definition):
+            continue
+        raise errors.ValidationError(_misplaced(held, definition))
+    for name, value in vars(module).items():
+        if isinstance(value, functools._lru_cache_wrapper) and (
+            step := getattr(value, "__pgqrs_step__", None)
+        ):
+            raise errors.ValidationError(
+                f"{name}: a cache above @pgqrs.step answers in the place of step {step.name!r}, which a run then does "
+                "not record; write the cache below @pgqrs.step, or leave it out: a run's steps are remembered"
+            )
 
 
 def definitions_in(module: ModuleType) -> list[Definition]:
-    """The workflows and handlers that a module holds, its own and those it imported."""
+    """The workflows and handlers that a module holds, its own and those it imported. Raises ValidationError as
+    `definition_of` does."""
     return distinct(
-        d for value in vars(module).values() if isinstance(d := getattr(value, "__pgqrs__", None), Definition)
+        definition_of(value)
+        for value in list(vars(module).values())
+        if isinstance(_attribute(value, "__pgqrs__"), Definition)
     )
 
 
@@ -207,6 +235,124 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
     return list(by_name.values())
 
 
+# Where something else than the decorated function has its place
+
+_made: WeakKeyDictionary[ModuleType, list[Definition]] = WeakKeyDictionary()
+_ORDER = {"workflow": "@pgqrs.workflow", "handler": "@pgqrs.handler(queue=…)"}
+
+
+def _defined(f: F, definition: Definition) -> F:
+    try:
+        f.__pgqrs__ = definition  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise errors.ValidationError(
+            f"{definition.name!r} is a {type(f).__name__}, which cannot be a {definition.kind}; write a def that calls it"
+        ) from None
+    module = sys.modules.get(getattr(f, "__module__", None) or "")
+    if module is not None and "<locals>" not in getattr(f, "__qualname__", "<locals>"):
+        _made.setdefault(module, []).append(definition)
+    return f
+
+
+def _misplaced(outer: object, inner: Definition) -> str:
+    decorator = _ORDER[inner.kind]
+    if inspect.ismethod(outer):
+        return (
+            f"{inner.kind} {inner.name!r} is a method here, bound to {type(outer.__self__).__name__}, of which a worker "
+            f"knows nothing; make it a function, or write @staticmethod above {decorator}"
+        )
+    what = f"{getattr(outer, '__qualname__', type(outer).__qualname__)} ({type(outer).__name__})"
+    return (
+        f"{what} wraps {inner.kind} {inner.name!r}, and the workers would run {inner.name!r} without it; write "
+        f"{decorator} above all other decorators"
+    )
+
+
+def _wrapped(outer: object) -> Definition | None:
+    """The definition within a partial or a wrapper, if there is one."""
+    for name in ("func", "__wrapped__", "__func__"):
+        inner = _attribute(outer, name)
+        if isinstance(found := _attribute(inner, "__pgqrs__"), Definition):
+            return found
+    held = [_content(cell) for cell in _attribute(outer, "__closure__") or ()]
+    if not isinstance(outer, type | ModuleType):
+        held += list((_attribute(outer, "__dict__") or {}).values())
+    for value in held:
+        found = _attribute(value, "__pgqrs__")
+        if isinstance(found, Definition) and found.function is value:
+            return found
+    return None
+
+
+def _wraps(outer: object, inner: Definition) -> bool:
+    found = _attribute(outer, "__pgqrs__")
+    if isinstance(found, Definition) and found.function is outer:
+        return False  # the name was given to another workflow
+    if not isinstance(outer, type) and not inspect.isroutine(outer) and callable(outer):
+        return True  # an object in the function's place, whatever it keeps of the function
+    return found is inner or _wrapped(outer) is inner
+
+
+def _attribute(value: object, name: str) -> Any:
+    """None also where a value answers with an exception: a proxy for what is not there yet, say."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _refuse_order(f: Any, kind: str) -> None:
+    """Raises ValidationError for what our decorator cannot stand above."""
+    if isinstance(f, staticmethod | classmethod):
+        told = "staticmethod" if isinstance(f, staticmethod) else "classmethod"
+        raise errors.ValidationError(
+            f"@pgqrs.{kind} stands above @{told}, which hides the function from it; write @{told} above @pgqrs.{kind}"
+        )
+    if isinstance(f, property):
+        raise errors.ValidationError(f"@pgqrs.{kind} cannot decorate a property; write a method")
+    if isinstance(f, type):
+        raise errors.ValidationError(
+            f"@pgqrs.{kind} decorates functions, not the class {f.__qualname__}; write a def that makes one"
+        )
+    found = _attribute(f, "__pgqrs__")
+    if isinstance(found, Definition):
+        if found.function is not f:
+            raise errors.ValidationError(_misplaced(f, found))
+        raise errors.ValidationError(
+            f"{found.name!r} is a {found.kind} already, and cannot be a {kind} as well; "
+            + (
+                f"write {_ORDER[found.kind]} above @pgqrs.step"
+                if kind == "step"
+                else "give each a function of its own"
+            )
+        )
+    if kind == "step" and _attribute(f, "__pgqrs_step__") is not None:
+        raise errors.ValidationError(
+            f"{f.__pgqrs_step__.name!r} is a step already, or wraps one; write @pgqrs.step once"
+        )
+    if kind != "step" and (first := _bound_to(f)):
+        raise errors.ValidationError(
+            f"{kind} {f.__qualname__!r} takes {first!r}, and a worker has no object to give it; make it a function, or "
+            f"write @staticmethod above {_ORDER[kind]}"
+        )
+
+
+def _bound_to(f: Any) -> str | None:
+    """`self` or `cls`, where the function is written in a class."""
+    around = getattr(f, "__qualname__", "").rpartition(".")[0]
+    if not around or around.endswith("<locals>") or not inspect.isfunction(f):
+        return None
+    first = next(iter(inspect.signature(f).parameters), None)
+    return first if first in ("self", "cls") else None
+
+
 def _definition(
     kind: Any,
     f: Callable[..., Any],
@@ -215,6 +361,7 @@ def _definition(
     timeout: Duration | None,
     lanes: int | None = None,
 ) -> Definition:
+    _refuse_order(f, kind)
     _refuse_generator(f, kind)
     name = _checked_name(kind, name or getattr(f, "__name__", ""))
     return Definition(
@@ -258,7 +405,14 @@ def _refuse_generator(f: Callable[..., Any], kind: str) -> None:
 def _signature(f: Callable[..., Any], kind: str) -> Signature:
     if not callable(f):
         raise errors.ValidationError(f"@pgqrs.{kind} decorates functions, not {f!r}")
-    return signature_of(f, inputs=kind != "step")
+    try:
+        return signature_of(f, inputs=kind != "step")
+    except errors.PgqrsError:
+        raise
+    except ValueError as e:  # of one that is written in C
+        raise errors.ValidationError(
+            f"the parameters of {f!r} are unknown, so it cannot be a {kind}: {e}; write a def that calls it"
+        ) from e
 
 
 def _checked_step_name(name: str | None) -> str:

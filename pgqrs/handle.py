@@ -42,6 +42,7 @@ class RunHandle(Generic[R]):
 
         Raises RunFailedError (`error` is the recorded error, `__cause__` the exception that it describes),
         RunCancelledError, or TimeoutError when `timeout` (seconds, timedelta or text) is over first; the run goes on then.
+        Raises SupervisorError where the supervisor of a `store.workers()` block has ended inside the block.
         """
         return drive(self.wait(Blocking(), timeout))
 
@@ -57,6 +58,7 @@ class RunHandle(Generic[R]):
             return await patiently(ways, patience_s, lambda: ways.call(self._settled))
 
         while not (settled := await look()).status.terminal:
+            self._store.refuse_without_workers()
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "

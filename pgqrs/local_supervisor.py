@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,75 @@ from typing import Any
 
 import msgspec
 
-from pgqrs import errors, targets
+from pgqrs import errors, interpreter, targets
 from pgqrs.config import TURSO_SHARED, Config, DurabilityMode, turso_file
 
 # How a supervisor is to stop, as its parent tells it.
 DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"
 BOUNDARY_S = 5.0  # for its steps to end, where the block was left by an exception
+MAIN = "supervisors.__main__:main"
+
+
+class Local:
+    """The supervisor of a block, as the program around it holds it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", parent_write: int) -> None:
+        self._process = process
+        self._parent_write = parent_write
+        self._pid = os.getpid()
+        _open.add(self)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that started the supervisor, which is none of its business."""
+        return os.getpid() != self._pid
+
+    def death(self) -> str | None:
+        """How it ended, None while it runs."""
+        code = None if self.forked else self._process.poll()
+        if code is None:
+            return None
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def stop(self, level: bytes) -> None:
+        """Returns when it has ended. Another KeyboardInterrupt meanwhile stops it at once, and is raised."""
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._tell_and_wait(level)
+            self._process.wait()
+        finally:
+            self.close()  # where we die before, the supervisor finds that it has no parent any more
+
+    def _tell_and_wait(self, level: bytes) -> None:
+        os.write(self._parent_write, level)
+        try:
+            self._process.wait(None if level == DRAIN else BOUNDARY_S)
+        except subprocess.TimeoutExpired:
+            os.write(self._parent_write, STOP_NOW)
+        except KeyboardInterrupt:
+            os.write(self._parent_write, STOP_NOW)
+            self._process.wait()
+            raise
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def close(self) -> None:
+        if self in _open:
+            _open.discard(self)
+            os.close(self._parent_write)
+
+
+_open: set[Local] = set()
+
+
+def _in_forked_child() -> None:
+    """A fork that held the pipe would keep the supervisor from hearing that this program has ended."""
+    for local in list(_open):
+        local.close()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
 
 
 @contextlib.contextmanager
@@ -27,18 +91,49 @@ def local_supervisor(
     functions: Sequence[Callable[..., Any]],
     processes: int | None,
     lanes: int | None,
+    running: list[Local],
 ) -> Iterator[None]:
-    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts.
+    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts. It is in `running`
+    for as long as the block.
 
     Left by an exception (Ctrl-C is one), it stops at the next step of every run, or after BOUNDARY_S; a second Ctrl-C stops it
-    now. Nothing is lost either way: what was begun is given back.
+    now. Nothing is lost either way: what was begun is given back. Raises SupervisorError at the block's end where the
+    supervisor ended before.
     """
     targets.refuse_while_loading()
+    interpreter.refuse_another_start()
+    _refuse_unshared(config)
+    with targets.of_functions(functions) as target, contextlib.ExitStack() as stack:
+        prepare()
+        _know_main_as_workers_do()
+        local = _started(target, stack.enter_context(_config_of_its_own(config)), processes, lanes)
+        running.append(local)
+        level = STOP_AT_NEXT_STEP  # unless the block is left as it should be
+        try:
+            yield
+            level = DRAIN
+        finally:
+            running.remove(local)
+            if not local.forked:
+                died = local.death()
+                local.stop(level)
+                if died and level == DRAIN:
+                    raise errors.SupervisorError(told_death(died))
+
+
+def told_death(how: str) -> str:
+    return (
+        f"the supervisor of store.workers() ended before its block did ({how}); nothing is lost: what it ran is given "
+        "back, and waits for the next supervisor"
+    )
+
+
+def _refuse_unshared(config: Config) -> None:
+    """Raises ValidationError for a database that another process cannot open."""
     if config.dsn.endswith(":memory:"):
         raise errors.ValidationError(
             "store.workers() needs a database that another process can open, not sqlite::memory:"
         )
-    target = targets.of_functions(functions)
     if config.backend == "turso" and not turso_file(config.dsn)[1]:
         raise errors.ValidationError(
             "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one process, here the one "
@@ -49,53 +144,57 @@ def local_supervisor(
             "in s3_mode Local, this program's writes stay in its own copy, which the supervisor of store.workers() would not see; use "
             "DurabilityMode.Durable"
         )
-    prepare()
-    with _config_of_its_own(config) as own, _supervised(own, target, processes, lanes):
-        yield
 
 
-@contextlib.contextmanager
-def _supervised(
-    config: Config, target: targets.Target, processes: int | None, lanes: int | None
-) -> Iterator[None]:
-    parent_read, parent_write = os.pipe()
-    ready_read, ready_write = os.pipe()
+def _know_main_as_workers_do() -> None:
+    """What a worker pickles of this program's own is in a module that it knows by another name."""
+    sys.modules.setdefault(targets.MAIN_ALIAS, sys.modules[targets.MAIN])
+
+
+def _started(target: targets.Target, config: Config, processes: int | None, lanes: int | None) -> Local:
+    """A supervisor that is ready. Raises SupervisorError with the reason where it does not get so far."""
+    parent_read, parent_write = interpreter.pipe()
+    ready_read, ready_write = interpreter.pipe()
     order = {
         "target": msgspec.to_builtins(target),
         "config": config.to_dict(),
-        "options": {"workers": processes, "lanes": lanes, "ready_fd": ready_write, "parent_fd": parent_read},
+        "options": {
+            "workers": processes,
+            "lanes": lanes,
+            "ready_fd": ready_write,
+            "parent_fd": parent_read,
+            "parent_pid": os.getpid(),
+        },
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "supervisors"],
-        stdin=subprocess.PIPE,
-        pass_fds=(parent_read, ready_write),
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    os.close(parent_read)
-    os.close(ready_write)
-    ready = False
-    level = STOP_AT_NEXT_STEP  # unless the block is left as it should be
     try:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(order).encode())
-            process.stdin.close()
+        process = interpreter.start(
+            MAIN,
+            json.dumps(order).encode(),
+            argv=sys.argv,
+            pass_fds=(parent_read, ready_write),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(parent_write)
+        os.close(ready_read)
+        raise
+    finally:
+        os.close(parent_read)
+        os.close(ready_write)
+    local = Local(process, parent_write)
+    told = b""
+    try:
         told = os.read(ready_read, 65536)
-        ready = told == b"1"
-        if not ready:
+        if told != b"1":
             reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
             raise errors.SupervisorError(f"the supervisor could not start: {reason}")
-        yield
-        level = DRAIN
+    except BaseException:
+        local.terminate()  # it may still be importing, and look at nothing
+        local.stop(STOP_AT_NEXT_STEP)
+        raise
     finally:
         os.close(ready_read)
-        if not ready:
-            process.terminate()  # it may still be importing, and look at nothing
-        try:
-            _stop(process, parent_write, level)
-        finally:
-            os.close(parent_write)  # where we die before, the supervisor finds that it has no parent any more
+    return local
 
 
 # The cache folders, within the user's, of the supervisors that this process has started. A number is used again, and with it what is
@@ -120,17 +219,3 @@ def _config_of_its_own(config: Config) -> Iterator[Config]:
         yield own
     finally:
         _cache_folders.discard(folder)
-
-
-def _stop(process: "subprocess.Popen[bytes]", parent_write: int, level: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        os.write(parent_write, level)
-        try:
-            process.wait(None if level == DRAIN else BOUNDARY_S)
-        except subprocess.TimeoutExpired:
-            os.write(parent_write, STOP_NOW)
-        except KeyboardInterrupt:
-            os.write(parent_write, STOP_NOW)
-            process.wait()
-            raise
-    process.wait()

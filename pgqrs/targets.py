@@ -1,37 +1,72 @@
-"""What a supervisor is pointed at: a file, a module, or functions that were handed over."""
+"""What a supervisor is pointed at: files, modules, or functions that were handed over.
 
+A function goes by the module that holds it, and each process imports that module once, so that all
+functions of a module share its globals. The program itself (`__main__`) is imported by its file, as
+`multiprocessing` does. Only what is in no file (a notebook, standard input, `python -c`) and what is
+nested in a function goes by value (`by_value`).
+"""
+
+import contextlib
 import importlib
 import importlib.util
-import io
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from msgspec import Struct
 
-from pgqrs import errors
-from pgqrs.definitions import definition_of, definitions_in, distinct
+from pgqrs import errors, interpreter
+from pgqrs.definitions import definition_of, definitions_in, distinct, refuse_replaced
 from pgqrs.flow import Definition
+
+MAIN = "__main__"
+MAIN_ALIAS = "__mp_main__"  # the name that multiprocessing gives a program in its child processes
+
+
+class Package(Struct, frozen=True):
+    """A package that a module is in, for where a search would not find it: pytest imports so."""
+
+    name: str
+    file: str | None
+    folders: tuple[str, ...]
+
+
+class Source(Struct, frozen=True):
+    """A module, and what of it is wanted: `names` (dotted for what is in a class), or all where there are none.
+
+    `module` is its name. With a `path` it is read from that file, under that name; `packages` are
+    around it then, the outermost first. The name `__main__` stands for the program itself, and
+    `run_as` for what `python -m` was given.
+    """
+
+    module: str
+    path: str | None = None
+    names: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
+    run_as: str | None = None
+
+    def __str__(self) -> str:
+        where = self.path or self.module
+        return f"{where}:{','.join(self.names)}" if self.names else where
 
 
 class Target(Struct, frozen=True):
-    """Where the functions come from: `path` (a file) or `module`, and only `name` of it if given; or `pickled`, functions
-    as dill wrote them. `sys_path` goes in front of the importing process's own."""
+    """Where the functions come from. `by_value` is a file of functions as `by_value.write` wrote them; `sys_path` goes in
+    front of the importing process's own."""
 
-    path: str | None = None
-    module: str | None = None
-    name: str | None = None
-    pickled: bytes | None = None
+    sources: tuple[Source, ...] = ()
+    by_value: str | None = None
     sys_path: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.pickled is not None:
-            return "functions of a script or notebook"
-        return (self.path or self.module or "") + (f":{self.name}" if self.name else "")
+        told = [str(source) for source in self.sources if source.names or not self.by_value]
+        return ", ".join([*told, *(["functions that are in no file"] if self.by_value else [])])
 
 
 def parse(text: str) -> Target:
@@ -39,85 +74,182 @@ def parse(text: str) -> Target:
     where, colon, name = text.partition(":")
     if colon and not name.isidentifier():
         raise errors.TargetError(f"{text!r}: {name!r} cannot be the name of a workflow")
+    names = (name,) if name else ()
     if where.endswith(".py") or os.sep in where:
         path = Path(where)
         if not path.is_file():
             raise errors.TargetError(f"no such file: {where}")
         if path.suffix != ".py":
             raise errors.TargetError(f"{where} is no Python file; a target is a file named *.py, or a module")
-        return Target(path=str(path.resolve()), name=name or None, sys_path=(str(path.resolve().parent),))
+        path = path.resolve()
+        return Target((Source(path.stem, str(path), names),), sys_path=(str(path.parent),))
     if not where or not all(part.isidentifier() for part in where.split(".")):
         raise errors.TargetError(
             f"{text!r} is neither a Python file nor a module's name; try pipeline.py or my.module"
         )
-    return Target(module=where, name=name or None, sys_path=(str(Path.cwd()),))
+    return Target((Source(where, names=names),), sys_path=(str(Path.cwd()),))
 
 
-def of_functions(functions: Sequence[Callable[..., Any]]) -> Target:
-    """For functions at hand: by their module where it can be imported, else as dill's bytes."""
+# Functions at hand
+
+
+@contextlib.contextmanager
+def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
+    """For functions at hand. Raises TargetError where another process could not have one of them."""
     definitions = distinct(definition_of(f) for f in functions)
     if not definitions:
         raise errors.TargetError("name at least one workflow or handler: store.workers(my_workflow)")
-    modules = {f.__module__ for f in functions}
-    sys_path = tuple(p or str(Path.cwd()) for p in sys.path)
-    if len(modules) == 1 and all(_importable(f) for f in functions):
-        return Target(
-            module=modules.pop(), name=",".join(f.__qualname__ for f in functions), sys_path=sys_path
-        )
+    sys_path = tuple(interpreter.absolute(sys.path))
+    named: dict[str, list[str]] = {}
+    nowhere = []
+    for f in functions:
+        place = _place(f)
+        if place is None:
+            nowhere.append(f)
+        else:
+            named.setdefault(place[0], []).append(place[1])
+    if nowhere and _has_file(MAIN):
+        named.setdefault(MAIN, [])  # which their globals may be those of
+    sources = tuple(_source(module, tuple(names)) for module, names in named.items())
+    if not nowhere:
+        yield Target(sources, sys_path=sys_path)
+        return
+    from pgqrs import by_value
+
+    with by_value.written(nowhere, _by_name) as path:
+        yield Target(sources, path, sys_path)
+
+
+def _place(f: Callable[..., Any]) -> tuple[str, str] | None:
+    """The module and the name under which another process finds the function, if it does."""
+    made = inspect.unwrap(f)
+    module: str = getattr(f, "__module__", None) or getattr(made, "__module__", None) or ""
+    names: list[str] = [getattr(f, "__qualname__", "")]
+    if not names[0]:  # a partial, say: it has the name that its module gives it
+        names = [name for name, value in vars(sys.modules.get(module, f)).items() if value is f]
+    for name in names:
+        if _by_name(module, name, f):
+            return module, name
+    return None
+
+
+def _by_name(module: str, name: str, value: object) -> bool:
+    """Whether another process has it under this name of this module."""
+    if not _has_file(module) or "<locals>" in name or not name:
+        return False
+    code = getattr(inspect.unwrap(value), "__code__", None)  # type: ignore[arg-type]
+    if module == MAIN and code is not None and not os.path.isfile(code.co_filename):
+        return False  # typed in where a script had run (`python -i`): in that module, and in no file
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def _has_file(module: str) -> bool:
+    found = sys.modules.get(module)
+    if module == MAIN:
+        return os.path.isfile(getattr(found, "__file__", None) or "")
+    return found is not None and (getattr(found, "__spec__", None) is not None or _file(found) is not None)
+
+
+def _file(module: ModuleType) -> str | None:
+    file = getattr(module, "__file__", None)
+    return os.path.abspath(file) if file and os.path.isfile(file) else None
+
+
+def _source(name: str, names: tuple[str, ...]) -> Source:
+    module = sys.modules[name]
+    if name == MAIN:
+        spec = getattr(module, "__spec__", None)
+        run_as = None if spec is None or spec.name == MAIN else spec.name
+        return Source(MAIN, _file(module), names, run_as=run_as)
+    if _found_by_search(name, module) or _file(module) is None:
+        return Source(name, names=names)
+    around = [name.rsplit(".", n)[0] for n in range(name.count("."), 0, -1)]
+    packages = [
+        Package(p, _file(found), tuple(getattr(found, "__path__", ())))
+        for p in around
+        if (found := sys.modules.get(p)) is not None
+    ]
+    return Source(name, _file(module), names, tuple(packages))
+
+
+def _found_by_search(name: str, module: ModuleType) -> bool:
+    """Whether another process that imports a module of this name gets this file."""
+    path: Any = None
+    found: ModuleSpec | None = None
+    parts = name.split(".")
+    for n in range(len(parts)):
+        found = _searched(".".join(parts[: n + 1]), path)
+        if found is None:
+            return False
+        path = found.submodule_search_locations
+    assert found is not None
+    here = getattr(module, "__file__", None)
+    return here is None or found.origin is None or os.path.realpath(found.origin) == os.path.realpath(here)
+
+
+def _searched(name: str, path: Any) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        with contextlib.suppress(Exception):
+            if (found := finder.find_spec(name, path)) is not None:
+                return found
+    return None
+
+
+# The program that must be imported once more
+
+
+def refuse_unguarded(functions: Sequence[Callable[..., Any]], frame: FrameType | None) -> None:
+    """A program that starts workers for its own functions while its file is executed, and not under `if __name__ ==
+    "__main__"`, would start them again in the process that imports it for these workers. Raises ValidationError then,
+    before anything is started. `frame` is where store.workers() was called."""
+    if all(getattr(f, "__module__", None) != MAIN for f in functions):
+        return
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == MAIN:
+            if _has_file(MAIN) and frame.f_globals is vars(sys.modules[MAIN]):
+                _refuse_unguarded_line(frame.f_code.co_filename, frame.f_lineno)
+            return
+        frame = frame.f_back
+
+
+def _refuse_unguarded_line(path: str, line: int) -> None:
+    import ast
 
     try:
-        _forget_caches(modules)
-        pickled = _dumps(list(functions))
-        _check_readable(pickled)
-    except Exception as e:
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        if modules == {"__main__"} and main:
-            names = {getattr(f, "__qualname__", "") for f in functions}
-            return Target(path=str(Path(main).resolve()), name=",".join(sorted(names)), sys_path=sys_path)
-        raise errors.TargetError(
-            f"these functions cannot be sent to another process ({type(e).__name__}: {e}); put them into a module"
-        ) from e
-    return Target(pickled=pickled, sys_path=sys_path)
-
-
-def _check_readable(pickled: bytes) -> None:
-    """What dill writes it cannot always read in another process (a msgspec Struct of __main__, say): tried here with the
-    `__main__` that such a process has."""
-    import dill
-
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        dill.loads(pickled)
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _dumps(functions: list[Callable[..., Any]]) -> bytes:
-    """dill's bytes, with every module by its name: dill would send the contents of those outside site-packages."""
-    import dill
-
-    class Pickler(dill.Pickler):  # type: ignore[misc]
-        dispatch = dill.Pickler.dispatch.copy()
-
-    def save_module(pickler: Any, module: ModuleType) -> None:
-        pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
-
-    Pickler.dispatch[ModuleType] = save_module
-    out = io.BytesIO()
-    Pickler(out, recurse=True).dump(functions)
-    return out.getvalue()
-
-
-def _forget_caches(modules: Iterable[str]) -> None:
-    """msgspec leaves on a class what it found out about it, which cannot be sent; it finds it out again when asked."""
-    for module in modules:
-        for value in vars(sys.modules[module]).values() if module in sys.modules else ():
-            if isinstance(value, type) and "__msgspec_cache__" in vars(value):
-                del value.__msgspec_cache__  # type: ignore[attr-defined]
+        nodes: list[ast.AST] = [ast.parse(Path(path).read_bytes())]
+    except (OSError, SyntaxError, ValueError):
+        return
+    while nodes:
+        node = nodes.pop()
+        for child in ast.iter_child_nodes(node):
+            if getattr(child, "lineno", line + 1) <= line <= getattr(child, "end_lineno", line - 1):
+                if isinstance(child, ast.If) and "__name__" in ast.unparse(child.test):
+                    return
+                nodes.append(child)
+    raise errors.ValidationError(
+        f"store.workers() stands in {path}, line {line}, where it is executed whenever that file is imported. The "
+        "workers import the file for its functions, and would start workers of their own: put store.workers(), and "
+        "all else that must not happen once more, under `if __name__ == '__main__':`"
+    )
 
 
 loading = False  # in this process a target is being imported for a supervisor
+
+
+def refuse_while_loading() -> None:
+    """A program that starts workers as soon as it is imported would start them again in each process that imports it for
+    these workers, without end. Raises ValidationError then."""
+    if loading:
+        raise errors.ValidationError(
+            "store.workers() was called while its own supervisor imported this script: put it, and all that should not "
+            "happen on import, under `if __name__ == '__main__':`"
+        )
+
+
+# In the importing process
 
 
 def load(target: Target) -> list[Definition]:
@@ -130,84 +262,173 @@ def load(target: Target) -> list[Definition]:
         loading = False
 
 
-def refuse_while_loading() -> None:
-    """A script that starts workers as soon as it is imported would start them again in each process that imports it for
-    these workers, without end. Raises ValidationError then."""
-    if loading:
-        raise errors.ValidationError(
-            "store.workers() was called while its own supervisor imported this script: put it, and all that should not "
-            "happen on import, under `if __name__ == '__main__':`"
-        )
-
-
 def _loaded(target: Target) -> list[Definition]:
-    sys.path[:0] = (
-        [p for p in target.sys_path if p not in sys.path] if target.pickled else list(target.sys_path)
-    )
-    if target.pickled is not None:
-        import dill
+    sys.path[:] = dict.fromkeys([*target.sys_path, *interpreter.starters_path, *sys.path])
+    interpreter.step_aside()
+    found: list[Definition] = []
+    for source in target.sources:
+        module = _imported(source)
+        refuse_replaced(module)
+        if source.names:
+            found += _named(source, module)
+        elif target.by_value is None:
+            found += definitions_in(module)
+    if target.by_value is not None:
+        from pgqrs import by_value
 
         try:
-            return distinct(definition_of(f) for f in dill.loads(target.pickled))
+            found += [definition_of(f) for f in by_value.read(target.by_value)]
         except Exception as e:
-            raise errors.TargetError(f"{target}: {_told(target, e)}; put them into a module") from e
-    module = _imported(target)
-    found = definitions_in(module)
-    if target.name is not None:
-        wanted = target.name.split(",")
-        values = [getattr(module, n, None) for n in wanted]
-        missing = [n for n, v in zip(wanted, values, strict=True) if getattr(v, "__pgqrs__", None) is None]
-        if missing:
-            there = ", ".join(sorted(d.function.__name__ for d in found)) or "none at all"
-            raise errors.TargetError(
-                f"{target}: no workflow or handler named {missing[0]!r}; there is: {there}"
-            )
-        return distinct(definition_of(v) for v in values)
+            raise errors.TargetError(f"{_told(target, e)}\nput them into a module") from e
     if not found:
         raise errors.TargetError(
             f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler(queue=…)"
         )
+    return distinct(found)
+
+
+def _named(source: Source, module: ModuleType) -> list[Definition]:
+    found = []
+    for name in source.names:
+        value: Any = module
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if getattr(value, "__pgqrs__", None) is None:
+            there = ", ".join(sorted(d.function.__name__ for d in definitions_in(module))) or "none at all"
+            hint = (
+                "; a function under `if __name__ == '__main__':` is not there for workers"
+                if source.module == MAIN
+                else ""
+            )
+            raise errors.TargetError(
+                f"{source}: no workflow or handler named {name!r}; there is: {there}{hint}"
+            )
+        found.append(definition_of(value))
     return found
 
 
-def _imported(target: Target) -> ModuleType:
+def _imported(source: Source) -> ModuleType:
     try:
-        if target.path is None:
-            return importlib.import_module(target.module or "")
-        stem = Path(target.path).stem
-        spec = importlib.util.spec_from_file_location(stem, target.path)
-        assert spec is not None, target.path
-        assert spec.loader is not None, target.path
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[stem] = module
-        spec.loader.exec_module(module)
-        return module
+        if source.module == MAIN:
+            return _main(source)
+        if source.path is None:
+            return importlib.import_module(source.module)
+        for package in source.packages:
+            _make_package(package)
+        return _from_file(source.module, source.path)
     except ModuleNotFoundError as e:
-        if (
-            e.name is not None
-            and target.module is not None
-            and (target.module + ".").startswith(e.name + ".")
-        ):
+        if e.name is not None and source.path is None and f"{source.module}.".startswith(e.name + "."):
             where = ", ".join(sys.path[:3])
-            raise errors.TargetError(f"{target}: no module named {e.name!r} on {where}, …") from e
-        raise errors.TargetError(_told(target, e)) from e
+            raise errors.TargetError(f"{source}: no module named {e.name!r} on {where}, …") from e
+        if e.name is not None and e.name.startswith("supervisors."):
+            raise errors.TargetError(
+                f"{_told(source, e)}\n`supervisors` is a package of pgqrs, which Python finds before a folder of "
+                "that name without an __init__.py: put one into yours, in front on sys.path, or rename it"
+            ) from e
+        raise errors.TargetError(_told(source, e)) from e
+    except errors.TargetError:
+        raise
     except (Exception, SystemExit) as e:
-        raise errors.TargetError(_told(target, e)) from e
+        raise errors.TargetError(_told(source, e)) from e
 
 
-def _told(target: Target, error: BaseException) -> str:
+def _main(source: Source) -> ModuleType:
+    """The program as `multiprocessing` has it in its child processes: under `__mp_main__`, so that what is under
+    `if __name__ == "__main__"` does not happen, and under `__main__`, so that what it pickled there is found."""
+    assert source.path is not None
+    module = ModuleType(MAIN_ALIAS)
+    module.__file__ = source.path
+    if source.run_as is not None:
+        package = source.run_as.rpartition(".")[0]
+        if package:
+            importlib.import_module(package)
+        module.__package__ = package
+        module.__spec__ = importlib.util.find_spec(source.run_as)
+    sys.modules[MAIN] = sys.modules[MAIN_ALIAS] = module
+    code: CodeType = SourceFileLoader(MAIN_ALIAS, source.path).source_to_code(
+        Path(source.path).read_bytes(), source.path
+    )
+    with _keeping_files(source.path, vars(module)):
+        exec(code, vars(module))
+    return module
+
+
+@contextlib.contextmanager
+def _keeping_files(path: str, its_globals: dict[str, Any]) -> Iterator[None]:
+    """Refuses what would empty a file that has contents, where the program's own top level does it: the program has done
+    it before and has written there since."""
+    on = True
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if not (on and event == "open" and args[2] & os.O_TRUNC and isinstance(args[0], str | bytes)):
+            return
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_code.co_name != "<module>":
+            frame = frame.f_back
+        if frame is None or frame.f_globals is not its_globals:
+            return
+        with contextlib.suppress(OSError):
+            if os.stat(args[0]).st_size and os.path.isfile(args[0]):
+                raise errors.TargetError(
+                    f"{path}, line {frame.f_lineno}, opens {os.fsdecode(args[0])!r} for writing whenever the file is "
+                    "imported. The workers import it for its functions, and would empty what it has written there: "
+                    "put that under `if __name__ == '__main__':`, or into the function that needs it"
+                )
+
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        on = False
+
+
+def _from_file(name: str, path: str) -> ModuleType:
+    other = sys.modules.get(name)
+    if other is not None:
+        if _file(other) == path:
+            return other
+        raise errors.TargetError(
+            f"{path} would be imported as {name!r}, a name that another module has here already "
+            f"({getattr(other, '__file__', None) or 'built in'}): rename the file"
+        )
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return sys.modules.get(name, module)
+
+
+def _make_package(package: Package) -> None:
+    """One whose folder no search leads to."""
+    if package.name in sys.modules:
+        return
+    if package.file is not None:
+        spec = importlib.util.spec_from_file_location(
+            package.name, package.file, submodule_search_locations=list(package.folders)
+        )
+        assert spec is not None, package
+        assert spec.loader is not None, package
+        sys.modules[package.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package.name])
+        return
+    module = sys.modules[package.name] = ModuleType(package.name)
+    module.__path__ = list(package.folders)
+
+
+def _told(what: object, error: BaseException) -> str:
     """The user's own frames only: ours and importlib's say nothing about the mistake."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    ours = (__file__, str(Path(__file__).with_name("by_value.py")))
+    theirs = [
+        f
+        for f in frames
+        if f.filename not in ours and "importlib" not in f.filename and "/dill/" not in f.filename
+    ]
     told = "".join(traceback.format_list(theirs) + traceback.format_exception_only(error)).rstrip()
-    return f"{target} could not be imported:\n{told}"
-
-
-def _importable(function: Callable[..., Any]) -> bool:
-    module = sys.modules.get(function.__module__)
-    return (
-        module is not None
-        and function.__module__ != "__main__"
-        and getattr(module, "__spec__", None) is not None
-        and getattr(module, function.__qualname__, None) is function
-    )
+    return f"{what} could not be imported:\n{told}"

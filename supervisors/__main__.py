@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -34,7 +35,7 @@ def main() -> int:
         except OSError:
             print(f"pgqrs: {e}", file=sys.stderr)
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    finally:
+        if order.target.by_value is not None:  # its program may be dead
+            with suppress(OSError):
+                os.unlink(order.target.by_value)

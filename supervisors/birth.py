@@ -1,9 +1,9 @@
 """How a new process becomes a worker: its signals, its output, what it does when the supervisor dies."""
 
+import atexit
 import faulthandler
 import importlib
 import os
-import random
 import signal
 import socket
 import sys
@@ -11,14 +11,16 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pgqrs import flow
+from supervisors.inherited import reseed
 from supervisors.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
 from supervisors.output import TaggedStream
 from supervisors.worker import make_worker
 
 DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
+LEAVE_S = 5  # for what a worker's code registered with atexit
 WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
 
 
@@ -45,11 +47,13 @@ def become_worker(
     faulthandler.register(STACKS_SIGNAL, file=2)  # in C, so it works in the middle of a C call too
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(WORKER_OOM_SCORE))
-    random.seed()
+    reseed()
+    atexit._clear()  # what the import registered is the importing process's to call
     flow.mark_worker()
     code = 0
     try:
         make_worker(kind, sock, definitions, payload_bytes_max, board_fd).run(os.getpid())
+        _leave()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the supervisor is gone
     except BaseException:
@@ -60,6 +64,15 @@ def become_worker(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _leave() -> None:
+    """What a program does at its end, for what was registered in this worker. SIGALRM ends what takes too long."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEAVE_S)
+    atexit._run_exitfuncs()
+    if (logging := sys.modules.get("logging")) is not None:
+        logging.shutdown()  # handlers that keep lines back
 
 
 def die_with(supervisor: int) -> None:
@@ -88,41 +101,3 @@ def configure_logging() -> None:
         logging.basicConfig(
             level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
-
-
-class ThreadWatch:
-    """Notes which import was under way when a thread appeared."""
-
-    def __init__(self) -> None:
-        self._before = _threads()
-        self._known = self._before
-        self._importing = ""
-        self._makers: list[str] = []
-        sys.addaudithook(self._hook)
-        self._on = True
-
-    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "import" and self._on:
-            self._look()
-            self._importing = str(args[0])
-
-    def _look(self) -> None:
-        now = _threads()
-        if now > self._known and self._importing not in self._makers:
-            self._makers.append(self._importing)
-        self._known = now
-
-    def extra(self) -> int:
-        return _threads() - self._before
-
-    def blame(self) -> tuple[str, ...]:
-        self._look()
-        self._on = False
-        return tuple(self._makers)
-
-
-def _threads() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return 1

@@ -32,6 +32,22 @@ def started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def end_of(parent: int) -> int:
+    """A descriptor that is readable once this parent of ours has ended; at once where it has done so already. Without
+    pidfds (outside Linux) it is readable never, and the end of the parent's pipe has to do."""
+    read, write = os.pipe()
+    if hasattr(os, "pidfd_open"):
+        with suppress(OSError):
+            pidfd = os.pidfd_open(parent)
+            if os.getppid() == parent:  # and not another process that has got its number
+                os.close(read)
+                os.close(write)
+                return pidfd
+            os.close(pidfd)
+        os.close(write)
+    return read
+
+
 def _read(path: str) -> str:
     with suppress(OSError):
         return Path(path).read_text().strip()

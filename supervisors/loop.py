@@ -31,7 +31,7 @@ from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.board import OnBoard
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
-from supervisors.identity import own_identity, resident_bytes, started
+from supervisors.identity import end_of, own_identity, resident_bytes, started
 from supervisors.launch import (
     Child,
     Described,
@@ -94,6 +94,7 @@ class Loop:
         self._next_join = 0.0
         self._stop_now_at: float | None = None
         self._supervisor_id: int | None = None
+        self._parent_end: int | None = None
 
     def run(self) -> int:
         """Until told to stop or, with `burst`, until there is nothing left. The exit code. Raises PgqrsError for what
@@ -128,6 +129,9 @@ class Loop:
             self._register_fd(self._launcher.fileno(), self._read_launcher)
             if self._options.parent_fd is not None:
                 self._register_fd(self._options.parent_fd, self._hear_parent)
+            if self._options.parent_pid is not None:
+                self._parent_end = end_of(self._options.parent_pid)
+                self._register_fd(self._parent_end, self._parent_is_gone)
             self._turns = Turns(self._store, self._wake, time.monotonic)
             self._core = core.Core(functions, self._settings())
             self._aside = Aside(self._wake)
@@ -257,6 +261,8 @@ class Loop:
                 recovered=self._recovered,
             )
         )
+        for sentence in loaded.shared:
+            self._view.note(events.Note(sentence, "warning"))
 
     def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
         def on_signal(number: int, frame: object) -> None:
@@ -622,12 +628,19 @@ class Loop:
     def _hear_parent(self) -> None:
         """The level of stopping that it wants; its end without a word is its death."""
         assert self._options.parent_fd is not None
-        told = os.read(self._options.parent_fd, 64)
-        if not told:
-            self._selector_forget(self._options.parent_fd)
-        if not told and not self._signals:
+        if told := os.read(self._options.parent_fd, 64):
+            self._signals = max(self._signals, max(told) - ord("0"))
+        else:
+            self._parent_is_gone()
+
+    def _parent_is_gone(self) -> None:
+        """Heard of by the end of its pipe, which a fork of the parent may hold open, or of the parent itself."""
+        for fd in (self._options.parent_fd, self._parent_end):
+            if fd is not None:
+                self._selector_forget(fd)
+        if not self._signals:
             self._stop_now_at = time.monotonic() + ORPHAN_GRACE_S
-        self._signals = max(self._signals, max(told) - ord("0") if told else 2)
+        self._signals = max(self._signals, 2)
 
     def _sign_off(self) -> None:
         self._lease.close()

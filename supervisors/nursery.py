@@ -15,27 +15,26 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, suppress
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from pgqrs import errors, flow, targets
+from pgqrs import errors, flow, interpreter, targets
 from supervisors.birth import (
     DEADLINE_S,
     LOOK_S,
-    ThreadWatch,
     become_worker,
     catch_output,
     configure_logging,
     die_with,
 )
 from supervisors.board import BoardReader, new_board
+from supervisors.inherited import Watch, refuse_patched
 from supervisors.journal import CLOCKS
 from supervisors.launch import (
     Child,
@@ -54,7 +53,8 @@ from supervisors.launch import (
 FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
 IMPORT_S = 30.0  # at least, for an import that has been done before, and ten times as long as it took then
-PROGRAM = "from supervisors.nursery import nursery_main; nursery_main()"  # and an empty __main__, as functions sent by dill expect
+LEAVE_S = 1.0  # for what the user's module registered with atexit
+MAIN = "supervisors.nursery:nursery_main"
 
 
 class Order(Struct):
@@ -64,9 +64,6 @@ class Order(Struct):
     supervisor: int
     payload_bytes_max: int
     sock: int
-    argv: list[str]
-    sys_path: list[str]
-    pythonpath: str | None  # as the supervisor has it: the nursery finds us by another
 
 
 class Fork(Struct, frozen=True, tag=True):
@@ -92,27 +89,21 @@ class Nursery:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = Order(
-            self._target,
-            os.getpid(),
-            self._payload_bytes_max,
-            theirs.fileno(),
-            sys.argv,
-            sys.path,
-            os.environ.get("PYTHONPATH"),
-        )
-        # Not by multiprocess: it would bring dill, and a process of its own that looks after semaphores which nobody has.
-        self._process = subprocess.Popen(
-            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", PROGRAM],  # type: ignore[attr-defined]
-            stdin=subprocess.PIPE,
-            pass_fds=(theirs.fileno(),),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)},
-            process_group=0,  # where Ctrl-C at the terminal does not reach it
-        )
-        theirs.close()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # `read` will see that it is dead
-            stdin.write(msgspec.msgpack.encode(order))
+        order = Order(self._target, os.getpid(), self._payload_bytes_max, theirs.fileno())
+        try:
+            # Not by multiprocess: it would bring dill, and a process of its own that looks after semaphores which nobody has.
+            self._process = interpreter.start(
+                MAIN,
+                msgspec.msgpack.encode(order),
+                argv=sys.argv,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,  # where Ctrl-C at the terminal does not reach it
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._sock = ours
         self._loaded = False
         self._started_at = CLOCKS.now_s()
@@ -221,6 +212,13 @@ class Nursery:
         )
 
     def close(self) -> None:
+        """It leaves as a program does, so that what its module registered with atexit is called."""
+        self._sock.close()
+        if self._loaded:
+            for _ in range(int(LEAVE_S / LOOK_S)):
+                if self._process.poll() is not None:
+                    return
+                time.sleep(LOOK_S)
         self._process.kill()
         self._reap()
 
@@ -239,14 +237,11 @@ def nursery_main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(order.supervisor)
     catch_output()
-    sys.argv, sys.path[:] = order.argv, order.sys_path
-    os.environ.pop("PYTHONPATH")
-    if order.pythonpath is not None:
-        os.environ["PYTHONPATH"] = order.pythonpath
     began = CLOCKS.now_s()
-    makers = ThreadWatch()
+    watch = Watch()
     try:
         definitions = {d.name: d for d in targets.load(order.target)}
+        refuse_patched()
     except errors.PgqrsError as e:
         sock.send(msgspec.msgpack.encode(LoadFailed(str(e))))
         return
@@ -256,31 +251,37 @@ def nursery_main() -> None:
     described = tuple(
         Described(d.name, d.kind, d.queue, d.is_async, d.timeout_s) for d in definitions.values()
     )
-    loaded = Loaded(described, makers.extra(), makers.blame(), CLOCKS.now_s() - began)
+    threads, makers = watch.threads()
+    loaded = Loaded(described, threads, makers, CLOCKS.now_s() - began, watch.shared())
+    interpreter.hide_dsn()
     configure_logging()
     if any(d.is_async for d in definitions.values()):
-        importlib.import_module("supervisors.async_worker")  # once here, and not in every worker
+        with interpreter.ours():
+            importlib.import_module("supervisors.async_worker")  # once here, and not in every worker
+    # A handler of the user's that reaps children, or SIG_IGN, would take those of our forks.
+    on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
     sock.send(msgspec.msgpack.encode(loaded))
     for fork in _orders(sock):
         try:
-            _fork_worker(sock, fork, definitions, order.supervisor, order.payload_bytes_max)
+            _fork_worker(sock, fork, definitions, order, on_child)
         except OSError as e:
             sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, why_no_process(e))))
 
 
 def _orders(sock: socket.socket) -> Iterator[Fork]:
-    while data := sock.recv(65536):
-        yield msgspec.msgpack.decode(data, type=Fork)
+    with suppress(ConnectionError):  # the supervisor is dead, or has closed it
+        while data := sock.recv(65536):
+            yield msgspec.msgpack.decode(data, type=Fork)
 
 
 def _fork_worker(
     nursery: socket.socket,
     fork: Fork,
     definitions: dict[str, flow.Definition],
-    supervisor: int,
-    payload_bytes_max: int,
+    order: Order,
+    on_child: Any,
 ) -> None:
     with ExitStack() as held:
         theirs, ours = (held.enter_context(s) for s in socket.socketpair())
@@ -294,8 +295,16 @@ def _fork_worker(
             try:
                 for fd in (theirs.fileno(), nursery.fileno(), out_read):
                     os.close(fd)
+                if on_child is not None:
+                    signal.signal(signal.SIGCHLD, on_child)
                 become_worker(
-                    ours, out_write, fork.kind, definitions, supervisor, payload_bytes_max, board_fd
+                    ours,
+                    out_write,
+                    fork.kind,
+                    definitions,
+                    order.supervisor,
+                    order.payload_bytes_max,
+                    board_fd,
                 )
             finally:
                 os._exit(70)

@@ -5,9 +5,12 @@ import socket
 import sys
 from collections.abc import Container
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
-from pgqrs import targets
+import msgspec
+from msgspec import Struct
+
+from pgqrs import interpreter, targets
 from supervisors.birth import become_worker, catch_output, configure_logging
 from supervisors.launch import (
     Child,
@@ -19,6 +22,19 @@ from supervisors.launch import (
     why_no_process,
 )
 from supervisors.nursery import Nursery
+
+MAIN = "supervisors.spawning:spawned_main"
+
+
+class Order(Struct):
+    """What a spawned worker reads first, on its standard input. `sock` and `output` are descriptors."""
+
+    target: targets.Target
+    kind: Literal["sync", "async"]
+    supervisor: int
+    payload_bytes_max: int
+    sock: int
+    output: int
 
 
 class SpawnLauncher:
@@ -33,9 +49,10 @@ class SpawnLauncher:
         self._wake_read, self._wake_write = os.pipe()
 
     def load(self) -> Loaded:
+        """Of what a fork would lose or share there is nothing to tell."""
         nursery = Nursery(self._target, self._payload_bytes_max)
         try:
-            return nursery.load()
+            return msgspec.structs.replace(nursery.load(), threads=0, thread_makers=(), shared=())
         finally:
             nursery.close()
 
@@ -47,26 +64,22 @@ class SpawnLauncher:
         os.write(self._wake_write, b".")
 
     def _spawn(self, worker: int, kind: Literal["sync", "async"]) -> Child:
-        from multiprocess import get_context
-        from multiprocess.connection import Connection
-
-        with ExitStack() as unless_born:
+        with ExitStack() as unless_born, ExitStack() as in_any_case:
             ours, theirs = socket.socketpair()
             unless_born.callback(ours.close)
+            in_any_case.callback(theirs.close)
             out_read, out_write = os.pipe()
             unless_born.callback(os.close, out_read)
-            with Connection(theirs.detach()) as pipe, Connection(out_write, readable=False) as output:
-                process = get_context("spawn").Process(
-                    target=spawned_main,
-                    args=(pipe, output, self._target, kind, os.getpid(), self._payload_bytes_max),
-                    daemon=True,
-                )
-                with _importable_main():
-                    process.start()
+            in_any_case.callback(os.close, out_write)
+            fds = theirs.fileno(), out_write
+            order = Order(self._target, kind, os.getpid(), self._payload_bytes_max, *fds)
+            process = interpreter.start(MAIN, msgspec.msgpack.encode(order), argv=sys.argv, pass_fds=fds)
+            process.returncode = (
+                0  # whatever it will be: `Child.reap` waits for it, and not the object that is dropped here
+            )
             ours.setblocking(False)
             os.set_blocking(out_read, False)
-            assert process.pid is not None
-            child = Child(worker, process.pid, ours, out_read, os.pidfd_open(process.pid))
+            child = Child(worker, process.pid, ours, out_read, os.pidfd_open(process.pid), kind=kind)
             unless_born.pop_all()
         return child
 
@@ -90,30 +103,19 @@ class SpawnLauncher:
         os.close(self._wake_write)
 
 
-class _importable_main:
-    """A spawned child imports the parent's `__main__` again, which for us is a command line it has no use for."""
-
-    def __enter__(self) -> None:
-        self._main = sys.modules["__main__"]
-        sys.modules["__main__"] = type(sys)("__main__")
-
-    def __exit__(self, *_: object) -> None:
-        sys.modules["__main__"] = self._main
-
-
-def spawned_main(
-    sock: Any,
-    output: Any,
-    target: targets.Target,
-    kind: Literal["sync", "async"],
-    supervisor: int,
-    payload_bytes_max: int,
-) -> None:
-    pipe = socket.socket(fileno=os.dup(sock.fileno()))
-    sock.close()
-    out = os.dup(output.fileno())
-    output.close()
+def spawned_main() -> None:
+    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+    for fd in (order.sock, order.output):
+        os.set_inheritable(fd, False)
     catch_output()
-    definitions = {d.name: d for d in targets.load(target)}
+    definitions = {d.name: d for d in targets.load(order.target)}
+    interpreter.hide_dsn()
     configure_logging()
-    become_worker(pipe, out, kind, definitions, supervisor, payload_bytes_max)
+    become_worker(
+        socket.socket(fileno=order.sock),
+        order.output,
+        order.kind,
+        definitions,
+        order.supervisor,
+        order.payload_bytes_max,
+    )

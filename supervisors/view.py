@@ -26,6 +26,7 @@ class Options(Struct, frozen=True):
     max_rss_bytes: int | None = None
     http: tuple[str, int] | None = None  # where to answer /healthz and /readyz
     parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
+    parent_pid: int | None = None  # when that process ends, so does the supervisor
 
 
 class Report(Struct, frozen=True):

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from pgqrs import errors
+from pgqrs import errors, interpreter
 from pgqrs.cli.options import EXIT_DATABASE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
 
 # name → module, in the order in which help lists them
@@ -53,6 +53,8 @@ def cli() -> None:
 
 
 def run() -> None:
+    interpreter.open_standard_descriptors()
+    interpreter.own_packages()
     # Data holds whatever characters its users like; a terminal that cannot show one must not end the command.
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):

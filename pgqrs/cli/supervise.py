@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pgqrs import errors, targets
+from pgqrs import errors, interpreter, targets
 from pgqrs.cli.options import Address, Database, Duration, Size, database_options
 
 
@@ -95,6 +95,7 @@ def supervise(
     if lease < 2:
         raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")
     parsed = targets.parse(target)
+    interpreter.default_signals()
     from pgqrs.cli.views import make_view
     from supervisors.loop import Loop
     from supervisors.view import Options

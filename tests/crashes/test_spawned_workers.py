@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from pgqrs.targets import Target
+from pgqrs.targets import Source, Target
 from supervisors.launch import ForkFailed
 from supervisors.spawning import SpawnLauncher
 from tests.crashes import pipeline
@@ -51,11 +51,9 @@ def test_a_worker_that_cannot_be_spawned_is_told_and_leaves_nothing(monkeypatch)
     def refused(*_: object) -> int:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    launcher = SpawnLauncher(Target(module=pipeline.__name__), 1000)
+    launcher = SpawnLauncher(Target((Source(pipeline.__name__),)), 1000)
     try:
-        monkeypatch.setattr("multiprocess.util.spawnv_passfds", refused)
-        launcher.launch(1, "sync")  # starts what it needs itself
-        launcher.read()
+        monkeypatch.setattr("subprocess._fork_exec", refused)
         before = os.listdir("/proc/self/fd")
         launcher.launch(2, "sync")
         [told] = launcher.read()

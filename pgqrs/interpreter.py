@@ -1,0 +1,266 @@
+"""Other Python processes of ours: how one is started, and what it does before it does anything else.
+
+`supervisors` is imported by the folder in which `pgqrs` lies, never by a search along `sys.path`: a
+program may have a folder of that name, and the current folder may hold a `random.py`.
+"""
+
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from msgspec import Struct
+
+from pgqrs import errors
+
+ROOT = str(Path(__file__).parent.parent)  # the folder, or the archive, that holds both
+
+# Every process that runs user code walks over a set of strings in the same order: a replay then
+# calls the same steps in the same order, also in another process and on another host.
+HASH_SEED_VARIABLE, HASH_SEED = "PYTHONHASHSEED", "0"
+
+DSN_VARIABLE = "PGQRS_DSN"
+
+# Set for a process that we start until it has begun as one of ours. A program that finds it later
+# was started in place of an interpreter.
+STARTED_VARIABLE = "PGQRS_STARTED_BY"
+
+# Everything that the search for modules could find in a folder of the user's comes after what
+# belongs to Python. `sys` and `os` are loaded already.
+BOOT = """\
+import os, sys
+root, main = sys.argv[1:3]
+theirs = {os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p}
+sys.path.sort(key=theirs.__contains__)
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+for name in ("pgqrs", "supervisors"):
+    spec = PathFinder.find_spec(name, [root])
+    if spec is None or spec.loader is None:
+        sys.exit(f"pgqrs: there is no package {name!r} in {root}; install pgqrs again")
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+from pgqrs.interpreter import begin
+begin(main)
+"""
+
+
+class Beginning(Struct, frozen=True):
+    """What a new process is told on the first line of its standard input."""
+
+    argv: list[str]
+    sys_path: list[str]
+    environ: dict[str, str]  # what `environ_for_start` left out
+
+
+def start(
+    main: str, order: bytes, *, argv: list[str], pass_fds: tuple[int, ...], **how: Any
+) -> "subprocess.Popen[bytes]":
+    """A new interpreter that calls `main` ("module:function"), which finds `order` on its standard input.
+
+    Raises SupervisorError where `sys.executable` is no interpreter; it would start this program again.
+    """
+    refuse_another_start()
+    environ = dict(os.environ)
+    beginning = Beginning(argv, absolute(sys.path), _restored(environ))
+    process = subprocess.Popen(
+        [sys.executable, *_flags(), "-P", "-c", BOOT, ROOT, main],
+        stdin=subprocess.PIPE,
+        pass_fds=pass_fds,
+        env=environ_for_start(environ, bool(sys.flags.ignore_environment)),
+        **how,
+    )
+    assert process.stdin is not None
+    # A process that is dead already is noticed by whoever waits for its answer.
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(json.dumps([beginning.argv, beginning.sys_path, beginning.environ]).encode() + b"\n")
+        stdin.write(order)
+    return process
+
+
+def refuse_another_start() -> None:
+    """Raises SupervisorError where starting `sys.executable` would not start a Python interpreter."""
+    frozen = getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules.get("__main__", sys))
+    if frozen or not sys.executable:
+        raise errors.SupervisorError(
+            "pgqrs starts worker processes by its Python interpreter, and this program has none: it was "
+            f"frozen into one file ({sys.executable or 'unknown'}), which would start itself again. Run its "
+            "workers by `pgqrs supervise` of an installed Python"
+        )
+    if STARTED_VARIABLE in os.environ:
+        raise errors.SupervisorError(
+            f"this program was started in place of a Python interpreter: {sys.executable} (sys.executable) is "
+            "not one. Run workers by `pgqrs supervise` of an installed Python"
+        )
+
+
+def environ_for_start(environ: Mapping[str, str], ignores_environment: bool) -> dict[str, str]:
+    """The variables that a new process starts with.
+
+    PGQRS_DSN is not among them, so that a password is in no process's initial environment, which
+    others of the same user can read. A process that ignores Python's variables (`python -E`, `-I`)
+    has none of them but the hash seed, which it must not ignore.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name != DSN_VARIABLE and not (ignores_environment and name.startswith("PYTHON"))
+    }
+    return kept | {HASH_SEED_VARIABLE: hash_seed(environ), STARTED_VARIABLE: str(os.getpid())}
+
+
+def hash_seed(environ: Mapping[str, str]) -> str:
+    """The user's seed where there is one. "random", which many container images set, is none."""
+    seed = environ.get(HASH_SEED_VARIABLE, "")
+    return seed if seed.isdigit() else HASH_SEED
+
+
+def absolute(path: list[str]) -> list[str]:
+    """`sys.path` for a process in another folder, or of this one after a change of folder."""
+    return list(dict.fromkeys(os.path.abspath(p) for p in path))
+
+
+def _flags() -> list[str]:
+    """This interpreter's options, but for those that would make the new one ignore its hash seed."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    kept = [flag for flag in flags if flag not in ("-E", "-I", "-P", "-R")]
+    return [*kept, "-s"] if sys.flags.no_user_site and "-s" not in kept else kept
+
+
+def _restored(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name == DSN_VARIABLE or (name.startswith("PYTHON") and name != HASH_SEED_VARIABLE)
+    }
+
+
+# Inside the new process
+
+starters_path: list[str] = []  # `sys.path` of the process that started this one
+
+
+def begin(main: str) -> None:
+    """Called first in a new process, by BOOT."""
+    open_standard_descriptors()
+    default_signals()
+    os.environ.pop(STARTED_VARIABLE, None)
+    assert sys.stdin is not None
+    argv, sys_path, environ = json.loads(sys.stdin.buffer.readline())
+    sys.argv = argv
+    # What we need may lie in a folder that only our parent knew. It comes last: nothing there
+    # takes the place of a module of Python's. The user's code is imported by the parent's order.
+    starters_path[:] = sys_path
+    sys.path += [p for p in sys_path if p not in sys.path]
+    os.environ.update(environ)
+    module, _, function = main.partition(":")
+    call: Callable[[], int | None] = getattr(importlib.import_module(module), function)
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.exit(call())
+
+
+def open_standard_descriptors() -> None:
+    """Descriptors 0 to 2 exist from now on: another file that got such a number would be overwritten."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY if fd == 0 else os.O_WRONLY)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            os.set_inheritable(fd, True)
+    for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def default_signals() -> None:
+    """A parent's ignored SIGCHLD and its blocked signals are inherited, and would hide that children ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def above_standard(fd: int) -> int:
+    """The descriptor under a number over 2, closed on exec; the one given is closed if it is another."""
+    if fd > 2:
+        return fd
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return moved
+
+
+def pipe() -> tuple[int, int]:
+    read, write = os.pipe()
+    return above_standard(read), above_standard(write)
+
+
+# The address of the database
+
+_hidden_dsn: str | None = None
+
+
+def hide_dsn() -> None:
+    """Takes PGQRS_DSN out of this process's environment, so that no subprocess of a step and no report of
+    a crash has its password. `pgqrs.connect()` still knows it."""
+    global _hidden_dsn
+    _hidden_dsn = os.environ.pop(DSN_VARIABLE, _hidden_dsn)
+
+
+def dsn_of(environ: Mapping[str, str]) -> str:
+    """What PGQRS_DSN says there, or said before it was hidden; "" if nothing."""
+    return environ.get(DSN_VARIABLE) or (_hidden_dsn if environ is os.environ else None) or ""
+
+
+# The name `supervisors`
+
+
+def own_packages() -> None:
+    """Imports our `supervisors`, whatever else of that name a search would find."""
+    if "supervisors" in sys.modules:
+        return
+    spec = PathFinder.find_spec("supervisors", [ROOT])
+    if spec is None or spec.loader is None:
+        raise errors.SupervisorError(f"there is no package 'supervisors' in {ROOT}; install pgqrs again")
+    sys.modules["supervisors"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["supervisors"])
+
+
+def step_aside() -> None:
+    """Where the user's path leads to another package `supervisors`, `import supervisors` means that one
+    from now on. Our modules hold each other already; what they import later goes through `ours`."""
+    found = PathFinder.find_spec("supervisors")
+    if found is None or ROOT in (os.path.dirname(p) for p in found.submodule_search_locations or ()):
+        return
+    for name in _loaded():
+        _aside[name] = sys.modules.pop(name)
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[None]:
+    """Here `import supervisors` means ours, also after `step_aside`."""
+    theirs = {name: sys.modules.pop(name) for name in _loaded()} if _aside else {}
+    sys.modules.update(_aside)
+    try:
+        yield
+    finally:
+        if _aside:
+            _aside.update({name: sys.modules.pop(name) for name in _loaded()})
+            sys.modules.update(theirs)
+
+
+_aside: dict[str, ModuleType] = {}
+
+
+def _loaded() -> list[str]:
+    return [n for n in sys.modules if n == "supervisors" or n.startswith("supervisors.")]

@@ -1,0 +1,255 @@
+"""What an import leaves in a process that is forked into workers, and that each of them should have had for itself.
+
+Random numbers are made different again; threads, descriptors and generators are named at the start.
+"""
+
+import os
+import random
+import socket
+import stat
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FunctionType, ModuleType
+from typing import Any
+
+from msgspec import Struct
+
+from pgqrs import errors
+
+WARNINGS_MAX = 20  # of a kind: more say nothing new
+SEARCHED_MAX = 1000  # members of a global that are looked at
+
+# Their libraries (OpenBLAS) end their threads before a fork and start them again after it.
+FORK_SAFE = ("numpy", "scipy")
+
+NOT_THEIRS = {*sys.stdlib_module_names, "pgqrs", "supervisors", "numpy", "torch"}
+
+
+def reseed() -> None:
+    """Draws the seeds of the global generators anew: forked workers would all draw the same numbers."""
+    random.seed()
+    for name, function in (("numpy.random", "seed"), ("torch", "seed")):
+        if (module := sys.modules.get(name)) is not None:
+            with suppress(Exception):  # a stand-in, or one that is half imported
+                getattr(module, function)()
+
+
+def refuse_patched() -> None:
+    """Raises TargetError where the module has replaced what a worker is made of."""
+    for library, module, attribute in (
+        ("gevent", "gevent.monkey", "saved"),
+        ("eventlet", "eventlet.patcher", "already_patched"),
+    ):
+        if getattr(sys.modules.get(module), attribute, None):
+            raise errors.TargetError(
+                f"the module applies the monkey patching of {library}, which replaces the sockets, threads and forks "
+                "that a worker is made of: apply it where the module is a program (under `if __name__ == "
+                "'__main__':`), not where it is imported. `async def` steps wait for many things at once without it"
+            )
+
+
+class Watch:
+    """Begun before the import. What it finds afterwards was made meanwhile."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadWatch()
+        self._descriptors = _descriptors()
+
+    def threads(self) -> tuple[int, tuple[str, ...]]:
+        return self._threads.found()
+
+    def shared(self) -> tuple[str, ...]:
+        """A sentence for each descriptor and each generator that all workers would share."""
+        opened = [
+            text
+            for fd, descriptor in sorted(_descriptors().items())
+            if self._descriptors.get(fd) != descriptor and (text := _told_descriptor(fd, descriptor))
+        ]
+        return (*_bounded(opened), *_bounded([_told_generator(g) for g in _generators()]))
+
+
+def _bounded(sentences: list[str]) -> list[str]:
+    more = len(sentences) - WARNINGS_MAX
+    return [*sentences[:WARNINGS_MAX], *([f"and {more:,} more of the kind"] if more > 0 else [])]
+
+
+# Threads
+
+
+class ThreadWatch:
+    """Notes which import was under way when a thread appeared."""
+
+    def __init__(self) -> None:
+        self._known = _threads()
+        self._known_python = len(sys._current_frames())
+        self._importing = "the module itself"
+        self._made: Counter[str] = Counter()
+        self._on = True
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "import" and self._on:
+            self._look()
+            self._importing = str(args[0])
+
+    def _look(self) -> None:
+        now = _threads()
+        if now > self._known:
+            self._made[self._importing] += now - self._known
+        self._known = now
+
+    def found(self) -> tuple[int, tuple[str, ...]]:
+        """How many threads a fork would lose, and what started them. Not those that their library looks after."""
+        self._look()
+        self._on = False
+        named = [f"thread {t.name!r}" for t in threading.enumerate() if t is not threading.main_thread()]
+        python = len(sys._current_frames()) - self._known_python
+        harmful = {m: n for m, n in self._made.items() if m.partition(".")[0] not in FORK_SAFE}
+        count = max(python, min(sum(harmful.values()), self._known - 1))
+        # A thread of Python's has a name, which says more than the import that came before it.
+        return (count, tuple(named if python >= count else [*harmful, *named])) if count > 0 else (0, ())
+
+
+def _threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
+
+
+# Descriptors
+
+
+class Descriptor(Struct, frozen=True):
+    mode: int
+    device: int
+    inode: int
+
+
+def _descriptors() -> dict[int, Descriptor]:
+    found = {}
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with suppress(OSError):
+            for name in os.listdir(folder):
+                with suppress(OSError, ValueError):  # the folder itself, which is closed by now
+                    s = os.fstat(int(name))
+                    found[int(name)] = Descriptor(s.st_mode, s.st_dev, s.st_ino)
+            return found
+    return found
+
+
+def _told_descriptor(fd: int, descriptor: Descriptor) -> str | None:
+    """None for what does no harm: a device, or a file to which each writes at its end."""
+    mode = descriptor.mode
+    if stat.S_ISSOCK(mode):
+        what, harm = _socket(fd), "they would read each other's answers"
+    elif stat.S_ISREG(mode) and not _appends(fd):
+        what, harm = f"the file {_link(fd)}", "they would share its position and its locks"
+    elif stat.S_ISFIFO(mode):
+        what, harm = "a pipe", "they would read what is meant for another"
+    elif "eventpoll" in _link(fd):
+        what, harm = "an event loop's descriptor", "they would wake each other"
+    else:
+        return None
+    name = _owner(fd)
+    return (
+        f"{f'{name}: ' if name else ''}{what} was opened while the module was imported, and all workers share it: "
+        f"{harm}. Open it in the step, or in a function with @functools.cache that the step calls"
+    )
+
+
+def _appends(fd: int) -> bool:
+    import fcntl
+
+    with suppress(OSError):
+        return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
+    return False
+
+
+def _socket(fd: int) -> str:
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        with suppress(OSError):
+            return f"a connection to {_address(sock.getpeername())}"
+        with suppress(OSError):
+            return f"a socket on {_address(sock.getsockname())}"
+    return "a socket"
+
+
+def _address(address: Any) -> str:
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}"
+    return (os.fsdecode(address) if isinstance(address, bytes) else str(address)) or "an unnamed socket"
+
+
+def _link(fd: int) -> str:
+    with suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{fd}")
+    return "?"
+
+
+def _owner(fd: int) -> str | None:
+    """The global that holds it, if one does directly."""
+    for name, value in _globals():
+        with suppress(Exception):  # it is the user's own object, or a proxy for one that is not there
+            if not isinstance(value, type | ModuleType | FunctionType) and value.fileno() == fd:
+                return name
+    return None
+
+
+# Generators of random numbers
+
+
+def _generators() -> Iterator[tuple[str, str]]:
+    """(name, type) of each that a global holds, itself or in a container, an object or a class of the user's."""
+    seen: set[int] = set()
+    for name, value in _globals():
+        for place, part in ((name, value), *_members(name, value)):
+            if id(part) not in seen and (kind := _is_generator(part)):
+                seen.add(id(part))
+                yield place, kind
+
+
+def _members(name: str, value: Any) -> list[tuple[str, Any]]:
+    with suppress(Exception):
+        if isinstance(value, dict):
+            return [(f"{name}[{k!r:.40}]", v) for k, v in list(value.items())[:SEARCHED_MAX]]
+        if isinstance(value, list | tuple | set | frozenset):
+            return [(f"{name}[{n}]", v) for n, v in enumerate(list(value)[:SEARCHED_MAX])]
+        if not isinstance(value, ModuleType | FunctionType):
+            return [(f"{name}.{k}", v) for k, v in list(vars(value).items())[:SEARCHED_MAX]]
+    return []
+
+
+def _is_generator(value: Any) -> str | None:
+    kind = type(value)
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return None if value is getattr(random, "_inst", None) else f"{kind.__module__}.{kind.__qualname__}"
+    if kind.__module__.startswith("numpy.random") and kind.__qualname__ in ("Generator", "RandomState"):
+        return f"numpy.random.{kind.__qualname__}"
+    if kind.__module__.startswith("torch") and kind.__qualname__ == "Generator":
+        return "torch.Generator"
+    return None
+
+
+def _told_generator(found: tuple[str, str]) -> str:
+    name, kind = found
+    return (
+        f"{name} ({kind}) was made while the module was imported, and every worker draws the same numbers from it: make "
+        "it in the step, or in a function with @functools.cache that the step calls"
+    )
+
+
+def _globals() -> Iterator[tuple[str, Any]]:
+    """Of all modules that are not Python's own, the program first."""
+    main = sys.modules.get("__main__")
+    modules = [("__main__", main), *((n, m) for n, m in list(sys.modules.items()) if m is not main)]
+    for name, module in modules:
+        if name.partition(".")[0] in NOT_THEIRS or not isinstance(module, ModuleType):
+            continue
+        with suppress(Exception):
+            for attribute, value in list(vars(module).items()):
+                if not attribute.startswith("__"):
+                    yield f"{name}.{attribute}", value
