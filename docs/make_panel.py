@@ -5,11 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pgqrs.cli.outlet import Outlet
 from pgqrs.cli.views import PanelView
 from supervisors.events import Note
 from supervisors.loop import State, WorkerState
 
-view = PanelView()
+view = PanelView(Outlet())
 view._console = Console(record=True, width=108, force_terminal=True, file=io.StringIO(), highlight=False)
 view.line(41, "INFO pipeline: compressing logs/2026-11-21.json")
 view.note(Note("worker 2 (pid 41871) was killed by SIGKILL in compress#3", "warning", 38))

@@ -10,6 +10,7 @@ import msgspec
 from pgqrs import errors
 from pgqrs.cli.views import PlainView
 from pgqrs.config import Config
+from pgqrs.printable import printable_lines
 from pgqrs.targets import Target
 from supervisors.loop import Loop
 from supervisors.view import Options
@@ -33,7 +34,7 @@ def main() -> int:
         try:
             os.write(order.options.ready_fd, str(e).encode()[:60000])
         except OSError:
-            print(f"pgqrs: {e}", file=sys.stderr)
+            print(printable_lines(f"pgqrs: {e}", indent="  "), file=sys.stderr)
         return 1
     finally:
         if order.target.by_value is not None:  # its program may be dead

@@ -16,7 +16,8 @@ from typing import Literal
 from pgqrs import flow
 from supervisors.inherited import reseed
 from supervisors.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
-from supervisors.output import TaggedStream
+from supervisors.output import catch_output as catch_output
+from supervisors.output import finish_output, tag_output
 from supervisors.worker import make_worker
 
 DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
@@ -40,6 +41,7 @@ def become_worker(
         os.dup2(fd, number)
     os.close(null)
     os.close(output_fd)
+    tag_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -60,9 +62,7 @@ def become_worker(
         traceback.print_exc()
         code = 70
     finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        finish_output()
         os._exit(code)
 
 
@@ -87,11 +87,6 @@ def die_with(supervisor: int) -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
         os._exit(71)
-
-
-def catch_output() -> None:
-    sys.stdout = TaggedStream(1)
-    sys.stderr = TaggedStream(2)
 
 
 def configure_logging() -> None:

@@ -8,16 +8,19 @@ Every number is written by one store of eight bytes, the one that makes the rest
 process on x86; on other machines there is no board, and each frame is sent as it comes.
 """
 
+import fcntl
 import mmap
 import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from struct import Struct as Packed
 
 from msgspec import Struct
 
 from pgqrs.names import NAME_CHARS_MAX
+from supervisors.output import has_cpu
 
 SIZE = 64 * 1024
 NAME_BYTES_MAX = 4 * NAME_CHARS_MAX
@@ -27,6 +30,10 @@ _START, _END, _TURN = 0, 8, 16
 _ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
 _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
+
+LOOKS_MAX = (
+    100  # at an entry that changes under the reader's eyes, as one does that is scribbled over without an end
+)
 
 _NUMBER = Packed("<Q")
 # Message, claim number, position, length of the step's name; -1: the function's own code.
@@ -38,10 +45,13 @@ def new_board() -> int | None:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return None
     try:
-        fd = os.memfd_create("pgqrs-board")
+        fd = os.memfd_create("pgqrs-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError:  # a sandbox that does not know or allow it
         return None
     os.ftruncate(fd, SIZE)
+    # Whoever reads a page that was cut off is killed (SIGBUS): nobody may make the board smaller.
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
@@ -62,6 +72,7 @@ class Board:
         os.close(fd)
         self._start = self._end = self._turn = 0
         self._is_idle = False
+        self._last = 0  # message that had the CPU
 
     @property
     def unsent(self) -> int:
@@ -96,6 +107,9 @@ class Board:
         if not message_id and self._is_idle:
             return
         self._is_idle = not message_id
+        if message_id and message_id != self._last:
+            self._last = message_id
+            has_cpu(message_id)
         turn = self._turn + 1
         at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
         name = b"" if step is None else step.encode()[:NAME_BYTES_MAX]
@@ -133,7 +147,9 @@ class BoardReader:
 
     def last_on_cpu(self) -> OnBoard | None:
         """The same, but for nobody who it was before; None only before the first."""
-        while turn := self._number(_TURN):
+        for _ in range(LOOKS_MAX):
+            if not (turn := self._number(_TURN)):
+                break
             running = self._entry(turn)
             if not running.message_id and turn > 1:
                 running = self._entry(turn - 1)

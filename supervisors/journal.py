@@ -18,6 +18,7 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.writes import RecordedStep, Step
 from supervisors import wire
 from supervisors.board import Board
+from supervisors.output import has_cpu
 
 READ_BYTES = 256 * 1024
 EXACT_S = 0.001
@@ -115,6 +116,8 @@ class Outbox:
         if self._board is not None:
             self._stay_ours()
             self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
+        else:
+            has_cpu(started.message_id)
         if self._board is None or limited:
             self.add(started)
             self.flush()

@@ -52,6 +52,8 @@ ATTEMPT_S = 3.0
 S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
 S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
 TURN_WRITES_MAX = 1000
+# What may wait for a turn, in writes and in bytes of their results. With more, workers wait with what they have to say.
+WRITES_MAX, WRITES_BYTES_MAX = 10 * TURN_WRITES_MAX, 256 * 1024 * 1024
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 JOIN_EVERY_S = 1.0  # while the database does not let us
@@ -60,6 +62,7 @@ SIGN_OFF_S = 5.0  # for the database to hear it
 UNANSWERED_S = (
     5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
 )
+EXIT_FAILED = 1  # where runs failed, if that was asked for
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -75,6 +78,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._pipes = Pipes(self._selector, self._handle, self._show)
         self._writes: deque[Write] = deque()
+        self._writes_bytes = 0  # of their results
         self._oldest: float | None = None  # when the first of `_writes` came
         self._hurry = False
         self._wants: list[events.Want] = []
@@ -155,8 +159,11 @@ class Loop:
             assert self._exit is not None
             if self._options.burst and not self._exit.code:
                 self._say_what_waits()
-        self._view.ended(self._exit.code, self._exit.reason, self._state())
-        return self._exit.code
+        code, reason = self._exit.code, self._exit.reason
+        if self._options.fail and not code and self._core.failed:
+            code, reason = EXIT_FAILED, f"{reason}; {self._core.failed:,} failed, and --fail was given"
+        self._view.ended(code, reason, self._state())
+        return code
 
     def _say_what_waits(self) -> None:
         # Aside, as all that is asked: a database that says nothing must not keep us from ending.
@@ -326,6 +333,8 @@ class Loop:
             times.append(timer)
         if self._watch.interval_s is not None:
             times.append(self._next_look)
+        if (rested := self._pipes.next_timer()) is not None:
+            times.append(rested)
         if self._oldest is not None and not self._turns.busy:
             every = self._oldest + self._core.scheduling.commit_every_s
             times.append(self._gathered_at() if self._hurry or self._wants else every)
@@ -344,6 +353,7 @@ class Loop:
                 self._pipes.send(command.worker, command.frame)
             case events.Save():
                 self._writes.append(command.write)
+                self._writes_bytes += _result_bytes(command.write)
                 self._oldest = self._oldest or time.monotonic()
                 self._hurry = self._hurry or command.urgent
             case events.Hurry():
@@ -375,6 +385,8 @@ class Loop:
             self._told_until = self._lease.until
             self._handle(events.Renewed(self._told_until))
         self._tell_away()
+        self._pipes.go_on(now)
+        self._pipes.listen(len(self._writes) < WRITES_MAX and self._writes_bytes < WRITES_BYTES_MAX)
         timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
@@ -436,6 +448,7 @@ class Loop:
         if not due:
             return
         writes = [self._writes.popleft() for _ in range(min(len(self._writes), TURN_WRITES_MAX))]
+        self._writes_bytes -= sum(map(_result_bytes, writes))
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
@@ -561,6 +574,7 @@ class Loop:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
         self._settle()  # what is ordered now is dropped with the rest
         self._writes.clear()
+        self._writes_bytes = 0
         self._wants.clear()
         self._consumers = {}
         self._handle(events.LeaseLost(self._in_flight))
@@ -702,6 +716,12 @@ class _closing:
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
+
+
+def _result_bytes(write: Write) -> int:
+    return sum(
+        len(part.output or b"") + len(part.error or b"") for part in (write.step, write.settle) if part
+    )
 
 
 def _rest_collector() -> None:

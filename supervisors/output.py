@@ -1,93 +1,362 @@
-"""What user code prints: caught by line in the worker, tagged with its run, read by the supervisor.
+"""What user code prints: tagged with its run in the worker, read by line in the supervisor.
 
-Python's own prints carry the run that printed them, so lanes do not mix; what C code or a subprocess writes to the same
-descriptor carries no tag, and is the supervisor's to guess (the run that has the CPU).
+A worker has one pipe for everything that it prints. `sys.stdout` and `sys.stderr` write whole lines there, each with a tag
+that names the run whose code printed it, so lanes do not mix. What C code, a subprocess or `os.write(1, …)` writes carries
+no tag. When the CPU passes from one run to another while such bytes are still unread, the worker adds a mark that names
+the run which had it until then; otherwise the board says which run has the CPU.
+
+    RS digits US text        a line of that run; without digits, of no run
+    RS digits + US text      the beginning of such a line, flushed before its end
+    RS digits ! US           the untagged lines before this mark are that run's
+    text                     untagged
+
+The supervisor believes none of it: whatever bytes come are lines of bounded length, and a tag counts only if the worker
+was given that run (credible.py).
 """
 
+import fcntl
 import io
 import os
 import re
+import select
 import sys
+import termios
+import threading
+from array import array
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from pgqrs import flow
+from pgqrs.printable import printable
 
-_TAG, _END = b"\x1e", b"\x1f"
 STACK_LINES_MAX = 400
+STACK_BYTES_MAX = 64 * 1024
 LINE_BYTES_MAX = 8192  # a longer line is cut into several
+BEGUN_MAX = 64  # lines whose ends the reader waits for; with more, the oldest is shown as it is
+BEGUN_S = 1.0  # how long the reader waits for an end
+_ONE_PIECE = 4096  # bytes that one write puts into a pipe without anything of another between them
 
 
-class TaggedStream(io.TextIOBase):
-    """Stands in for sys.stdout or sys.stderr: whole lines go to `fd`, each with its run."""
+# In the worker
 
-    def __init__(self, fd: int) -> None:
+
+class _Kept(Struct):
+    parts: list[bytes] = msgspec.field(default_factory=list)
+    bytes: int = 0
+
+
+class RunBuffer(io.BufferedWriter):
+    """`sys.stdout.buffer` of a worker: keeps the beginning of a line for each run and thread, and passes whole lines on.
+
+    Nothing that one run does to it, such as closing it, takes it from the others.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        raw = io.FileIO(fd, "wb", closefd=False)
+        raw.name = name  # as that of Python's own stream
+        super().__init__(raw)
         self._fd = fd
-        self._partial: dict[int | None, str] = {}
+        self._kept: dict[tuple[int | None, int], _Kept] = {}  # beginnings of lines, by run and thread
+        self._told: set[int | None] = set()  # runs whose line has begun in the pipe
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8"
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def write(self, text: str) -> int:
-        context = flow.running()
-        run = context.id if context else None
-        lines = (self._partial.pop(run, "") + text).split("\n")
-        if lines[-1]:
-            self._partial[run] = lines[-1]
-        if len(lines) > 1:
-            self._emit(run, lines[:-1])
-        return len(text)
+    def write(self, data: Any, /) -> int:
+        new = bytes(data)
+        with _lock:
+            run = _run()
+            key = (run, threading.get_ident())
+            end = new.rfind(b"\n") + 1
+            if end:
+                kept = self._kept.pop(key, None)
+                self._put(run, b"".join((*kept.parts, new[:end])) if kept else new[:end])
+            if end < len(new):
+                self._keep(key, new[end:] if end else new)
+        return len(new)
 
     def flush(self) -> None:
-        for run in list(self._partial):
-            self._emit(run, [self._partial.pop(run)])
+        """What the caller has begun goes to the pipe; its line may still go on."""
+        with _lock:
+            self._flush((_run(), threading.get_ident()))
+
+    def flush_all(self) -> None:
+        with _lock:
+            for key in list(self._kept):
+                self._flush(key)
 
     def finish(self, run: int) -> None:
         """The run prints nothing more: its last line may lack an end."""
-        if run in self._partial:
-            self._emit(run, [self._partial.pop(run)])
+        with _lock:
+            kept = [key for key in self._kept if key[0] == run]
+            if run in self._told and not kept:
+                self._put(run, b"\n")
+            for key in kept:
+                self._put(run, b"".join((*self._kept.pop(key).parts, b"\n")))
 
-    def _emit(self, run: int | None, lines: list[str]) -> None:
-        tag = _TAG + str(run).encode() + _END if run is not None else b""
-        data = b"".join(tag + line.encode("utf-8", "replace") + b"\n" for line in lines)
-        while data:
-            data = data[os.write(self._fd, data) :]
+    def forget(self) -> None:
+        """In a forked child: what was begun is the parent's to say."""
+        self._kept, self._told = {}, set()
+
+    def close(self) -> None:
+        self.flush()
+
+    def _keep(self, key: tuple[int | None, int], new: bytes) -> None:
+        kept = self._kept.setdefault(key, _Kept())
+        kept.parts.append(new)
+        kept.bytes += len(new)
+        if kept.bytes >= LINE_BYTES_MAX:
+            self._flush(key)
+
+    def _flush(self, key: tuple[int | None, int]) -> None:
+        if (kept := self._kept.pop(key, None)) is None:
+            return
+        begun, run = b"".join(kept.parts), key[0]
+        if not _tagging:
+            _write(self._fd, begun)
+            return
+        self._told.add(run)
+        begun = begun.replace(_RS, _SHOWN_RS)
+        while begun:
+            at = cut(begun)
+            _write(self._fd, _tag(run, b"+") + begun[:at] + b"\n")
+            begun = begun[at:]
+
+    def _put(self, run: int | None, lines: bytes) -> None:
+        """Whole lines."""
+        self._told.discard(run)
+        if not _tagging:
+            _write(self._fd, lines)
+            return
+        if _RS in lines:
+            lines = lines.replace(_RS, _SHOWN_RS)
+        tag = _tag(run)
+        lines = tag + lines[:-1].replace(b"\n", b"\n" + tag) + b"\n"
+        at = 0
+        while at < len(lines):
+            end = len(lines) if len(lines) - at <= _ONE_PIECE else lines.rfind(b"\n", at, at + _ONE_PIECE) + 1
+            if not end:  # a line that is longer
+                end = lines.index(b"\n", at) + 1
+            _write(self._fd, lines[at:end])
+            at = end
+
+
+class RunStream(io.TextIOWrapper):
+    """`sys.stdout` and `sys.stderr` of a worker."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.lines = RunBuffer(fd, name)
+        super().__init__(
+            self.lines, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True
+        )
+        self.mode = "w"  # type: ignore[misc]
+
+    def reconfigure(self, **options: Any) -> None:
+        """As always, but that the text is not kept here, where it would be of no run."""
+        super().reconfigure(**options | {"write_through": True})
+
+
+def catch_output() -> None:
+    """From now on `print` writes through here. Until `tag_output`, what comes passes as it is."""
+    sys.stdout = sys.__stdout__ = _streams["stdout"] = RunStream(1, "<stdout>")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _streams["stderr"] = RunStream(2, "<stderr>")  # type: ignore[misc]
+
+
+def tag_output() -> None:
+    """This is a worker, whose descriptor 1 is a pipe to its supervisor."""
+    global _tagging
+    _tagging = True
+
+
+def has_cpu(run: int) -> None:
+    """Called when `run` gets the CPU. What another wrote past Python before is marked as its."""
+    global _on_cpu
+    before, _on_cpu = _on_cpu, run
+    if _tagging and before is not None and before != run:
+        try:
+            fcntl.ioctl(1, termios.FIONREAD, _unread)
+        except OSError:  # the user's code has made something else of it
+            return
+        if _unread[0]:
+            _write(1, _tag(before, b"!") + b"\n")
 
 
 def finish_lines(run: int) -> None:
     """Of a run that leaves this worker."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TaggedStream):
-            stream.finish(run)
+    for name, stream in _streams.items():
+        current = getattr(sys, name)
+        if current is not stream and current is not None:
+            with suppress(Exception):  # made by user code, perhaps of our own buffer
+                current.flush()
+        stream.lines.finish(run)
+
+
+def finish_output() -> None:
+    """This process ends."""
+    for stream in (sys.stdout, sys.stderr, *_streams.values()):
+        with suppress(Exception):
+            stream.flush()
+    for stream in _streams.values():
+        with suppress(OSError):
+            stream.lines.flush_all()
+
+
+_RS, _US = b"\x1e", b"\x1f"
+_SHOWN_RS = b"\\x1e"
+
+_lock = threading.RLock()  # of both streams: they share a pipe
+_streams: dict[str, RunStream] = {}
+_tagging = False
+_on_cpu: int | None = None
+_unread = array("i", [0])
+
+
+def _run() -> int | None:
+    """Whose code calls. A thread that a step has started has no context of its own."""
+    context = flow.running()
+    return context.id if context is not None else _on_cpu
+
+
+def _tag(run: int | None, kind: bytes = b"") -> bytes:
+    return b"\x1e%b%b\x1f" % (b"" if run is None else str(run).encode(), kind)
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # asyncio's pipes, or a child, have set it so for all who share it
+            select.select([], [fd], [])
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for stream in _streams.values():
+        stream.lines.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+# In the supervisor
+
+
+class Line(NamedTuple):
+    """`run` None: the text is of no run, or (`raw`) of whichever has the CPU."""
+
+    run: int | None
+    text: str
+    raw: bool = False
 
 
 class LineReader:
-    """Bytes in, (run, line) out. `run` None: untagged."""
+    """Bytes in, lines out, whatever the bytes are. Keeps at most one line of each of BEGUN_MAX runs."""
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._begun: dict[int | None, bytes] = {}
+        self._begun_at = 0.0
 
-    def feed(self, data: bytes) -> Iterator[tuple[int | None, str]]:
+    def feed(self, data: bytes, now: float = 0.0) -> list[Line]:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        while len(self._buffer) > LINE_BYTES_MAX:
-            lines.append(self._buffer[:LINE_BYTES_MAX])
-            self._buffer = self._buffer[LINE_BYTES_MAX:]
+        found: list[Line] = []
         for line in lines:
-            yield _parsed(line)
+            self._take(line, found, now)
+        while len(self._buffer) > LINE_BYTES_MAX + _TAG_BYTES_MAX:
+            self._buffer = self._continued(self._buffer, found, now)
+        return found
 
-    def rest(self) -> Iterator[tuple[int | None, str]]:
+    def overdue(self, now: float) -> list[Line]:
+        """Lines that were begun a while ago: somebody may wait for what they say."""
+        if self._begun and now - self._begun_at > BEGUN_S:
+            return self._ended()
+        return []
+
+    def rest(self) -> list[Line]:
+        """Nothing more comes."""
+        found: list[Line] = []
         if self._buffer:
-            line, self._buffer = self._buffer, b""
-            yield _parsed(line)
+            self._take(self._buffer, found, 0.0)
+            self._buffer = b""
+        return found + self._ended()
+
+    def _take(self, line: bytes, found: list[Line], now: float) -> None:
+        if _RS not in line:
+            _add(found, None, line, raw=True)
+            return
+        untagged, *tagged = _TAG.split(line)
+        if untagged:
+            _add(found, None, untagged, raw=True)
+        for digits, kind, text in zip(*[iter(tagged)] * 3, strict=True):
+            self._take_tagged(int(digits) if digits else None, kind, text, found, now)
+
+    def _take_tagged(self, run: int | None, kind: bytes, text: bytes, found: list[Line], now: float) -> None:
+        if kind == b"!":
+            _resolve(found, run)
+            return
+        before = self._begun.pop(run, None)
+        line = (before or b"") + text
+        if kind != b"+":
+            if line or before is None:
+                _add(found, run, line)
+            return
+        while len(line) >= LINE_BYTES_MAX:
+            at = cut(line)
+            _add(found, run, line[:at])
+            line = line[at:]
+        if not self._begun:
+            self._begun_at = now
+        self._begun[run] = line
+        if len(self._begun) > BEGUN_MAX:
+            oldest = next(iter(self._begun))
+            _add(found, oldest, self._begun.pop(oldest))
+
+    def _continued(self, line: bytes, found: list[Line], now: float) -> bytes:
+        """A line is cut before its end has come: what is left of it, behind the tag of the first part."""
+        at = cut(line, LINE_BYTES_MAX + _TAG_BYTES_MAX)
+        tag = _TAG.match(line)
+        self._take(line[:at], found, now)
+        return (tag[0] if tag and tag[2] != b"!" else b"") + line[at:]
+
+    def _ended(self) -> list[Line]:
+        begun, self._begun = self._begun, {}
+        return [line for run, text in begun.items() if text for line in _lines(run, text, raw=False)]
+
+
+_TAG = re.compile(rb"\x1e(\d{0,19})([+!]?)\x1f")
+_TAG_BYTES_MAX = 22
+
+
+def cut(line: bytes, at_most: int = LINE_BYTES_MAX) -> int:
+    """Where to cut a line that may be too long: not within a character."""
+    if len(line) <= at_most:
+        return len(line)
+    at = at_most
+    while at > at_most - 4 and line[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def _add(found: list[Line], run: int | None, text: bytes, raw: bool = False) -> None:
+    found.extend(_lines(run, text, raw))
+
+
+def _lines(run: int | None, text: bytes, raw: bool) -> Iterator[Line]:
+    text = text.removesuffix(b"\r")
+    while len(text) > LINE_BYTES_MAX:
+        at = cut(text)
+        yield Line(run, text[:at].decode("utf-8", "replace"), raw)
+        text = text[at:]
+    yield Line(run, text.decode("utf-8", "replace"), raw)
+
+
+def _resolve(found: list[Line], run: int | None) -> None:
+    for at in range(len(found) - 1, -1, -1):
+        line = found[at]
+        if line.raw and line.run is None:
+            found[at] = Line(run, line.text, raw=True)
 
 
 class Stacks:
@@ -96,12 +365,16 @@ class Stacks:
     def __init__(self, until: float) -> None:
         self._until = until
         self._lines: list[str] = []
+        self._bytes = 0
 
     def take(self, line: str, now: float) -> bool:
         """Whether it is one of them."""
         if now > self._until or not _STACK_LINE.match(line) or len(self._lines) >= STACK_LINES_MAX:
             return False
-        self._lines.append(line)
+        line = printable(line)
+        self._bytes += len(line)
+        if self._bytes <= STACK_BYTES_MAX:
+            self._lines.append(line)
         return True
 
     @property
@@ -110,11 +383,3 @@ class Stacks:
 
 
 _STACK_LINE = re.compile(r'(Current thread|Thread) 0x|  File "|  \.\.\.|$')
-
-
-def _parsed(line: bytes) -> tuple[int | None, str]:
-    run: int | None = None
-    if line.startswith(_TAG):
-        tag, _, line = line[1:].partition(_END)
-        run = int(tag) if tag.isdigit() else None
-    return run, line.decode("utf-8", "replace")

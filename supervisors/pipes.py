@@ -1,10 +1,18 @@
-"""The workers' pipes, as the supervisor holds them: frames down, frames and output up, and the last word of the dead."""
+"""The workers' pipes, as the supervisor holds them: frames down, frames and output up, and the last word of the dead.
 
+Nothing that comes through them is believed, and none of it can hold the loop up: what is read at once is bounded, output
+gets a share of the loop's time, and of a dead worker only that is read which was there when it died, since its descriptors
+may live on in a process that never falls silent. A worker that says what it cannot is killed, and the supervisor goes on.
+"""
+
+import fcntl
 import os
 import select
 import selectors
 import socket
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -12,27 +20,47 @@ import msgspec
 from msgspec import Struct
 
 from supervisors import events, wire
-from supervisors.board import OnBoard
+from supervisors.board import FRAMES_BYTES_MAX, OnBoard
+from supervisors.credible import Credit
 from supervisors.launch import Child
 from supervisors.oom import OutOfMemory
-from supervisors.output import LineReader, Stacks
+from supervisors.output import Line, LineReader, Stacks
 
 OUTBOX_BYTES_MAX = 1024 * 1024 * 1024  # unread by a worker: more than any one run and what may be beside it
-READ_BYTES = 1024 * 1024
+READ_BYTES = 256 * 1024
+OUTPUT_BYTES = 64 * 1024  # read at once
+OUTPUT_SHARE = 0.25  # of the loop's time, at most, for the output of one worker
+OUTPUT_FREE_S = 0.001  # a look at it that took no longer is followed by the next at once
+LAST_BYTES_MAX = 1024 * 1024  # of a dead worker, from each of its descriptors
+AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX  # read from a board and not yet come through the pipe
+MUTE_S = 1.0  # a worker that has closed its pipe is killed after that: it can end nothing that it has
 GOODBYE_S = 1.0
+REAP_S = 2.0  # for what was killed to be dead, when the supervisor ends
 STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
 
 
 class _Pipe(Struct):
     child: Child
     parser: wire.Parser
+    credit: Credit = msgspec.field(default_factory=Credit)
     received: int = 0  # bytes, through the pipe
-    known: int = 0  # the same with what was read from the board before it came
+    ahead: bytearray = msgspec.field(
+        default_factory=bytearray
+    )  # read from the board, and yet to come through it
+    ended_at: float | None = None  # when its end of the pipe was closed
     outbox: bytearray = msgspec.field(default_factory=bytearray)
     lines: LineReader = msgspec.field(default_factory=LineReader)
+    output_ended: bool = False
+    rests_until: float | None = None  # its output is not read before that
+    distrusted: bool = False  # it said what it cannot: nothing more is heard of it
     killed: bool = False  # by us
     cause: str | None = None  # why, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
+
+    @property
+    def known(self) -> int:
+        """How many bytes of the stream of its frames were read, from the pipe or the board."""
+        return self.received + len(self.ahead)
 
 
 class Pipes:
@@ -49,6 +77,7 @@ class Pipes:
         self._show = show
         self._pipes: dict[int, _Pipe] = {}
         self._unsent: set[int] = set()  # whose outbox has something new
+        self._listens = True  # to frames
         self._oom = OutOfMemory()
 
     def adopt(self, child: Child) -> None:
@@ -64,6 +93,7 @@ class Pipes:
         if (pipe := self._pipes.get(n)) is None:
             return
         pipe.outbox += wire.encode(frame)
+        pipe.credit.told(frame)
         if len(pipe.outbox) > OUTBOX_BYTES_MAX:
             self._kill_for(pipe, f"was killed because it left {len(pipe.outbox):,} bytes unread")
             return
@@ -94,6 +124,24 @@ class Pipes:
         """Now and then: at what the kernel has killed, for it to be told from what dies much later."""
         self._oom.look()
 
+    def listen(self, listens: bool) -> None:
+        """Whether to read frames. Those that are not read wait with their workers, which wait for that then."""
+        if listens != self._listens:
+            self._listens = listens
+            for pipe in self._pipes.values():
+                self._watch_pipe(pipe)
+
+    def next_timer(self) -> float | None:
+        """When `go_on` is wanted, in monotonic seconds."""
+        return min((p.rests_until for p in self._pipes.values() if p.rests_until is not None), default=None)
+
+    def go_on(self, now: float) -> None:
+        """Reads the output again of workers that had their share of the loop's time."""
+        for n, pipe in self._pipes.items():
+            if pipe.rests_until is not None and now >= pipe.rests_until:
+                pipe.rests_until = None
+                self._watch_output(n, pipe)
+
     def close(self) -> None:
         """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""
         deadline = time.monotonic() + GOODBYE_S
@@ -104,9 +152,12 @@ class Pipes:
             while time.monotonic() < deadline and not select.select([pipe.child.pidfd], [], [], 0.01)[0]:
                 self._read_output(n)
             pipe.child.kill(force=True)
+        deadline = time.monotonic() + REAP_S
+        for n, pipe in self._pipes.items():
+            # Not without a limit: what hangs in the kernel, as on a dead network drive, dies when that lets it.
+            if select.select([pipe.child.pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                pipe.child.reap()
             self._drain_output(n, pipe)
-        for pipe in self._pipes.values():
-            pipe.child.reap()
             pipe.child.close()
 
     def _read(self, n: int) -> None:
@@ -120,6 +171,7 @@ class Pipes:
             data = b""
         if data == b"":
             # Its end is closed, but only the pidfd says that it is dead.
+            pipe.ended_at = pipe.ended_at or time.monotonic()
             self._forget(pipe.child.sock.fileno())
         elif data:
             self._take(n, pipe, data)
@@ -127,40 +179,72 @@ class Pipes:
             self._flush(pipe)
 
     def _take(self, n: int, pipe: _Pipe, data: bytes) -> None:
+        """From the pipe. What the board has shown before must come as it was."""
+        seen = min(len(data), len(pipe.ahead))
+        differs = pipe.ahead[:seen] != data[:seen]
         pipe.received += len(data)
-        new = pipe.received - pipe.known
-        if new > 0:
-            pipe.known = pipe.received
-            self._parse(n, pipe, data if new == len(data) else data[-new:])
+        del pipe.ahead[:seen]
+        if differs:
+            self._distrust(pipe, "its pipe and its board do not say the same")
+        else:
+            self._parse(n, pipe, data[seen:])
 
     def look_at_boards(self, is_known: Callable[[int, OnBoard], bool]) -> None:
-        """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know."""
+        """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know. Also what they
+        began to print a while ago, and whether they can still say anything."""
+        now = time.monotonic()
         for n, pipe in list(self._pipes.items()):
+            self._show_lines(n, pipe, pipe.lines.overdue(now), now)
+            if pipe.ended_at is not None and now - pipe.ended_at > MUTE_S and pipe.cause is None:
+                self._kill_for(pipe, "was killed because it closed its pipe to the supervisor")
+            if not self._listens:
+                continue
             self._read_unsent(n, pipe)
             running = pipe.child.board and pipe.child.board.on_cpu()
-            if running and running.message_id and not is_known(n, running):
-                self._say_who_runs(n, running)
+            if running and running.message_id and not pipe.distrusted and not is_known(n, running):
+                self._say_who_runs(n, pipe, running)
 
     def _read_unsent(self, n: int, pipe: _Pipe) -> None:
-        if pipe.child.board is not None and pipe.cause is None:
+        if pipe.child.board is not None and not pipe.distrusted:
             unsent = pipe.child.board.unsent(pipe.known)
-            pipe.known += len(unsent)
-            self._parse(n, pipe, unsent)
+            pipe.ahead += unsent
+            if len(pipe.ahead) > AHEAD_BYTES_MAX:
+                self._distrust(pipe, "its board says more than comes through its pipe")
+            else:
+                self._parse(n, pipe, unsent)
 
-    def _say_who_runs(self, n: int, running: OnBoard) -> None:
+    def _say_who_runs(self, n: int, pipe: _Pipe, running: OnBoard) -> None:
         """As the worker itself would have."""
         frame: wire.Up = wire.Idle()
         if running.message_id:
             frame = wire.Started(running.message_id, running.claim_no, running.step, running.position)
-        self._handle(events.Received(n, frame))
+        try:
+            self._hear(n, pipe, frame)
+        except wire.WireError as e:
+            self._distrust(pipe, f"on its board: {e}")
 
     def _parse(self, n: int, pipe: _Pipe, data: bytes) -> None:
+        if pipe.distrusted:
+            return  # what follows nonsense is nonsense
         try:
             for frame in pipe.parser.feed(data):
-                self._handle(events.Received(n, frame))  # type: ignore[arg-type]
+                self._hear(n, pipe, frame)  # type: ignore[arg-type]
         except wire.WireError as e:
-            self._kill_for(pipe, f"was killed for what it sent: {e}")
-            self._forget(pipe.child.sock.fileno())
+            self._distrust(pipe, str(e))
+
+    def _hear(self, n: int, pipe: _Pipe, frame: wire.Up) -> None:
+        """Raises WireError for what this worker cannot have to say."""
+        pipe.credit.check(frame)
+        try:
+            self._handle(events.Received(n, frame))
+        except Exception as e:  # a mistake of ours, which is to cost this worker and not all that runs
+            raise wire.WireError(f"a {type(frame).__name__} was met by {type(e).__name__}: {e}") from e
+
+    def _distrust(self, pipe: _Pipe, what: str) -> None:
+        pipe.distrusted = True
+        if pipe.cause is None:
+            self._kill_for(pipe, f"was killed for what it sent: {what[:CAUSE_LENGTH_MAX]}")
+        self._forget(pipe.child.sock.fileno())
 
     def _kill_for(self, pipe: _Pipe, cause: str) -> None:
         pipe.killed, pipe.cause = True, cause
@@ -175,46 +259,90 @@ class Pipes:
             pass
         except OSError:
             pipe.outbox.clear()  # it is dying: the pidfd will say so
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if pipe.outbox else 0)
-        with suppress(KeyError, ValueError):
-            key = self._selector.get_key(sock)
-            if key.events != wanted:
-                self._selector.modify(sock, wanted, key.data)
+        self._watch_pipe(pipe)
+
+    def _watch_pipe(self, pipe: _Pipe) -> None:
+        """Has the selector look for what may be done with it now."""
+        sock = pipe.child.sock
+        wanted = 0
+        if pipe.ended_at is None and not pipe.distrusted:
+            wanted |= selectors.EVENT_READ if self._listens else 0
+            wanted |= selectors.EVENT_WRITE if pipe.outbox else 0
+        n = pipe.child.worker
+        try:
+            watched = self._selector.get_key(sock).events
+        except KeyError:
+            watched = 0
+        if watched and not wanted:
+            self._forget(sock.fileno())
+        elif wanted and not watched:
+            self._selector.register(sock, wanted, lambda: self._read(n))
+        elif wanted != watched:
+            self._selector.modify(sock, wanted, self._selector.get_key(sock).data)
+
+    def _watch_output(self, n: int, pipe: _Pipe) -> None:
+        if not pipe.output_ended:
+            self._selector.register(pipe.child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
 
     def _read_output(self, n: int) -> None:
+        """What is there, and no more of it than the loop has time for: the worker waits where it prints more."""
         if (pipe := self._pipes.get(n)) is None:
             return
+        began = time.monotonic()
+        holder = self._holder(pipe)  # before the read: who printed that may just give up the CPU
         try:
-            data = os.read(pipe.child.output_fd, READ_BYTES)
+            data = os.read(pipe.child.output_fd, OUTPUT_BYTES)
         except BlockingIOError:
             return
+        except OSError:
+            data = b""
         if not data:
+            pipe.output_ended = True
             self._forget(pipe.child.output_fd)
-        self._show_lines(n, pipe, data)
+            return
+        self._show_lines(n, pipe, pipe.lines.feed(data, began), began, holder)
+        took_s = time.monotonic() - began
+        if took_s > OUTPUT_FREE_S:
+            pipe.rests_until = began + took_s / OUTPUT_SHARE
+            self._forget(pipe.child.output_fd)
 
     def _drain_output(self, n: int, pipe: _Pipe) -> None:
+        """What is in the pipe of a dead worker. Others may hold its other end and go on to write."""
+        now = time.monotonic()
+        left = _readable_bytes(pipe.child.output_fd)
         with suppress(OSError):
-            while data := os.read(pipe.child.output_fd, READ_BYTES):
-                self._show_lines(n, pipe, data)
+            while left > 0 and (data := os.read(pipe.child.output_fd, min(left, OUTPUT_BYTES))):
+                left -= len(data)
+                self._show_lines(n, pipe, pipe.lines.feed(data, now), now)
+        self._show_lines(n, pipe, pipe.lines.rest(), now)
 
-    def _show_lines(self, n: int, pipe: _Pipe, data: bytes) -> None:
-        for run, text in pipe.lines.feed(data):
-            if run is None and pipe.stacks is not None and pipe.stacks.take(text, time.monotonic()):
+    def _show_lines(
+        self, n: int, pipe: _Pipe, lines: list[Line], now: float, holder: int | None = None
+    ) -> None:
+        if not lines:
+            return
+        if holder is None:
+            holder = self._holder(pipe)
+        for run, text, raw in lines:
+            if raw and pipe.stacks is not None and pipe.stacks.take(text, now):
                 continue
-            self._show(n, self._probably(pipe) if run is None else run, text)
+            of = next((r for r in (run, holder if raw else None) if pipe.credit.knows(r)), None)
+            self._show(n, of, text)
 
-    def _probably(self, pipe: _Pipe) -> int | None:
-        """Whose line without a run is, such as a subprocess's: his who has the CPU or had it last."""
+    def _holder(self, pipe: _Pipe) -> int | None:
+        """The run that has the CPU or had it last: whose a line without a run is, such as a subprocess's."""
         running = pipe.child.board and pipe.child.board.last_on_cpu()
-        return running.message_id or None if running else None
+        return running.message_id if running else None
 
     def _bury(self, n: int) -> None:
         """A worker is dead. First everything that it sent, then how it ended."""
         pipe = self._pipes[n]
         child = pipe.child
         name, code, cpu_s, rss = child.reap()
+        left = max(1, _readable_bytes(child.sock.fileno()))
         with suppress(OSError):
-            while data := child.sock.recv(READ_BYTES):
+            while left > 0 and (data := child.sock.recv(READ_BYTES)):
+                left -= len(data)
                 self._take(n, pipe, data)
         self._read_unsent(n, pipe)
         oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
@@ -223,10 +351,8 @@ class Pipes:
             # A thread that async code waits for has no entry of its own.
             child.board.last_on_cpu() if child.kind == "async" and by_its_own else child.board.on_cpu()
         ):
-            self._say_who_runs(n, running)
+            self._say_who_runs(n, pipe, running)
         self._drain_output(n, pipe)
-        for run, text in pipe.lines.rest():
-            self._show(n, run, text)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
             self._forget(fd)
         child.close()
@@ -237,3 +363,15 @@ class Pipes:
     def _forget(self, fd: int) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(fd)
+
+
+CAUSE_LENGTH_MAX = 300
+
+
+def _readable_bytes(fd: int) -> int:
+    found = array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, found)
+    except OSError:
+        return 0
+    return min(found[0], LAST_BYTES_MAX)

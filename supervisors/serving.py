@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from pgqrs.printable import printable
+
 
 class Health(Struct, frozen=True):
     """How the supervisor is, and since when nothing newer was heard (monotonic seconds)."""
@@ -48,7 +50,7 @@ class Systemd:
         if health.ready and not self._was_ready:
             self._was_ready = True
             lines.append("READY=1")
-        status = health.why_not or ", ".join(f"{v} {k}" for k, v in health.counts.items())
+        status = printable(health.why_not or "") or ", ".join(f"{v} {k}" for k, v in health.counts.items())
         if status != self._status:
             self._status = status
             lines.append(f"STATUS={status}")

@@ -17,6 +17,7 @@ class Options(Struct, frozen=True):
     workers: int | None = None
     lanes: int | None = None
     burst: bool = False
+    fail: bool = False  # end with 1 where a run failed
     start_method: StartMethod | None = None
     drain_timeout_s: float = 30.0
     lease_s: float = LEASE_S
@@ -89,6 +90,12 @@ class View(Protocol):
     def state(self, state: State) -> None: ...
 
     def ended(self, code: int, reason: str, state: State) -> None: ...
+
+    def suspended(self) -> None:
+        """The supervisor is about to be stopped, as by Ctrl-Z: the terminal is the shell's then."""
+        ...
+
+    def resumed(self) -> None: ...
 
 
 def cores() -> int:

@@ -227,7 +227,7 @@ class Parser:
                     break
                 try:
                     frame = self._decoder.decode(bytes(self._buffer[at + _HEAD.size : end]))
-                except (msgspec.DecodeError, UnicodeDecodeError) as e:
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as e:
                     raise WireError(f"not a message of this protocol: {e}") from e
                 at = end
                 yield frame

@@ -79,7 +79,7 @@ class Pgqrs:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    if line.startswith(b"lease"):
+                    if b" lease " in line:
                         break
                 yield process
             finally:

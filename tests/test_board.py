@@ -43,7 +43,7 @@ def test_who_dies_while_it_sends_leaves_the_rest(both):
 
 
 def test_a_sandbox_that_allows_no_shared_page_has_no_boards(monkeypatch):
-    def refused(name):
+    def refused(name, flags):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "memfd_create", refused)

@@ -30,15 +30,20 @@ def replaced_by(fd: int, path: str) -> int:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_lines_that_a_full_disk_refused_are_counted(disk, tmp_path, capsys):
-    view = PlainView(Outlet(disk))
-    view.line(1, "a")
+    out = Outlet(disk)
+    view = PlainView(out)
+
+    def say(*texts):
+        for text in texts:
+            view.line(1, text)
+            assert out.settle()
+
+    say("a")
     before = replaced_by(disk, "/dev/full")
-    view.line(1, "b")
-    view.line(1, "c")
+    say("b", "c")
     os.dup2(before, disk)
     os.close(before)
-    view.line(1, "d")
-    view.line(1, "e")
+    say("d", "e")
     assert (tmp_path / "out").read_text().splitlines() == [
         "run 1 | a",
         "run 1 | d",
@@ -51,21 +56,25 @@ def test_lines_that_a_full_disk_refused_are_counted(disk, tmp_path, capsys):
 
 def test_a_pipe_that_nobody_reads_is_deserted():
     readable, writable = os.pipe()
-    view = PlainView(Outlet(writable))
+    out = Outlet(writable)
+    view = PlainView(out)
     view.line(1, "a")
-    assert not view.deserted
     assert os.read(readable, 100) == b"run 1 | a\n"
+    assert not view.deserted
     os.close(readable)
     view.line(1, "b")
     view.line(1, "c")
+    assert out.settle()
     assert view.deserted
     os.close(writable)
 
 
 def test_a_panel_on_a_terminal_that_was_closed_is_deserted():
     ours, theirs = os.openpty()
-    view = PanelView(Outlet(theirs))
+    out = Outlet(theirs)
+    view = PanelView(out)
     view.state(QUIET)
+    assert out.settle()
     assert not view.deserted
     os.close(ours)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -81,4 +90,5 @@ def test_what_the_terminal_cannot_show_is_written_as_far_as_it_can(disk, tmp_pat
     out = Outlet(disk)
     out.encoding = "ascii"
     PlainView(out).line(1, "a → b")
+    assert out.settle()
     assert (tmp_path / "out").read_text() == "run 1 | a \\u2192 b\n"

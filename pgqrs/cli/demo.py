@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgqrs.cli.options import EXIT_FAILED, database_options
+from pgqrs.printable import printable
 from pgqrs.wording import count
 
 if TYPE_CHECKING:
@@ -173,7 +174,16 @@ class DemoView:
         if code:
             click.echo(f"pgqrs: {reason}", err=True)
 
+    def suspended(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def resumed(self) -> None:
+        if self._progress is not None:
+            self._progress.start()
+
     def _echo(self, line: str) -> None:
+        line = printable(line)
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False)
         else:

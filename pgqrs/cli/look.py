@@ -10,6 +10,7 @@ from pgqrs import errors
 from pgqrs.cli import output
 from pgqrs.cli.options import Database, Id, Name, database_options, json_option
 from pgqrs.cli.output import ago, local, preview, took
+from pgqrs.printable import printable_lines
 from pgqrs.states import WorkflowStatus
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 100_000
 STEP_RESULT_LENGTH_MAX = 60
+INPUT_LENGTH_MAX = 40  # in a list of runs
 VALUE_LENGTH_MAX = 2_000  # of an input or output that stands by itself
 FOR_EVER = timedelta(days=365 * 50)  # a pause without an end is written as one of a hundred years
 
@@ -61,11 +63,12 @@ def runs(workflow: str | None, status: str | None, limit: int, database: Databas
     rows = [
         (
             str(r.message_id), r.workflow, r.status.value, ago(r.enqueued_at, now), took(r.started_at, r.completed_at),
-            str(r.attempt or ""), str(r.crash_count or ""), _outcome(r, now),
+            str(r.attempt or ""), str(r.crash_count or ""), preview(r.input, INPUT_LENGTH_MAX) or "null",
+            _outcome(r, now),
         )
         for r in found
     ]  # fmt: skip
-    columns = (">id", "workflow", "status", "enqueued", ">took", ">attempts", ">crashes", "result…")
+    columns = (">id", "workflow", "status", "enqueued", ">took", ">attempts", ">crashes", "input…", "result…")
     output.table(columns, rows, empty="no runs" + (" like that" if workflow or status else ""))
 
 
@@ -109,7 +112,7 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
         output.table(columns, [_step_row(s) for s in steps], empty="")
     if traceback := _traceback(record):
         click.echo()
-        click.echo("\n".join(output.clean(line) for line in traceback.splitlines()))
+        click.echo(printable_lines("  " + traceback.rstrip("\n"), indent="  "))
 
 
 @click.command()

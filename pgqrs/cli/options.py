@@ -12,6 +12,7 @@ import click
 from pgqrs import durations, errors
 from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
 from pgqrs.names import NAME_CHARS_MAX
+from pgqrs.printable import printable_lines
 
 if TYPE_CHECKING:
     from pgqrs.client import Store
@@ -134,9 +135,14 @@ class Address(click.ParamType):  # type: ignore[type-arg]
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
         host, _, port = value.rpartition(":")
-        if not port.isdecimal() or not 0 < int(port) < 65536:
-            self.fail(f"{value!r} is no address: give host and port, such as 127.0.0.1:8080", param, ctx)
-        return host.strip("[]") or "127.0.0.1", int(port)
+        is_ipv6 = host.startswith("[") and host.endswith("]")
+        if not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and not is_ipv6):
+            self.fail(
+                f"{value!r} is no address: give host and port, such as 127.0.0.1:8080 or [::1]:8080",
+                param,
+                ctx,
+            )
+        return (host[1:-1] if is_ipv6 else host) or "127.0.0.1", int(port)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
@@ -180,7 +186,8 @@ def exit_code(error: errors.PgqrsError) -> int:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"pgqrs: {message}", err=True)
+    """Of a message of several lines, such as one with a traceback of user code, all but the first are indented."""
+    click.echo(printable_lines(f"pgqrs: {message}", indent="  "), err=True)
     sys.exit(code)
 
 

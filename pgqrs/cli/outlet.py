@@ -1,32 +1,71 @@
-"""Where a supervisor says things. Whoever reads may leave, a terminal be closed, a disk be full: no reason to drop what runs."""
+"""Where a supervisor says things. Whoever reads may leave or stand still, a terminal be closed, a disk be full: no reason to
+drop what runs, nor to wait."""
 
+import atexit
 import errno
 import os
+import select
 import sys
+import threading
+from collections import deque
 from contextlib import suppress
 
 from pgqrs.wording import count
 
+WAITING_BYTES_MAX = 8 * 1024 * 1024  # for a reader that is slow, or stands still; what comes then is dropped
+WRITE_BYTES = 64 * 1024
+LAST_WORDS_S = 2.0  # without a byte being read, for what is still waiting when the program ends
+
 
 class Outlet:
-    """A text stream into a descriptor that never raises. It writes past Python's buffers, which would keep what a full disk refused,
-    try it again when the program ends, and turn its exit code into 120."""
+    """A text stream into a descriptor that never raises and never waits: a thread of its own writes. It writes past Python's
+    buffers, which would keep what a full disk refused, try it again when the program ends, and turn its exit code into 120."""
 
     def __init__(self, fd: int = 1) -> None:
         self.encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         self.deserted = False  # nobody reads it any more
         self._fd = fd
         self._terminal = os.isatty(fd)
-        self._lost = 0  # lines, since the last that could be written
+        self._refused = 0  # lines, since the last that could be written
+        self._dropped = 0  # lines, since the last that found room
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0  # what the thread has in hand included
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was not read yet."""
+        return self._waiting_bytes
 
     def write(self, text: str) -> int:
-        if self._put(text) and self._lost:
-            lost, self._lost = self._lost, 0
-            self._put(f"warning: {count(lost, 'line')} before this one could not be written\n")
+        data = text.encode(self.encoding, "backslashreplace")
+        with self._changed:
+            if self._waiting_bytes + len(data) > WAITING_BYTES_MAX:
+                self._dropped += _lines(data)
+                return len(text)
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                told = f"warning: {count(dropped, 'line')} before this one found no reader and were dropped\n"
+                data = told.encode(self.encoding, "backslashreplace") + data
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            if self._thread is None:
+                self._start()
+            self._changed.notify_all()
         return len(text)
 
     def flush(self) -> None:
         pass
+
+    def settle(self, patience_s: float = LAST_WORDS_S) -> bool:
+        """Waits until all is written, unless nothing is for so long. Whether it is."""
+        with self._changed:
+            while before := self._waiting_bytes:
+                self._changed.wait_for(lambda before=before: self._waiting_bytes < before, patience_s)  # type: ignore[misc]
+                if self._waiting_bytes >= before:
+                    return False
+        return True
 
     def isatty(self) -> bool:
         return self._terminal
@@ -34,18 +73,46 @@ class Outlet:
     def fileno(self) -> int:
         return self._fd
 
-    def _put(self, text: str) -> bool:
-        data = text.encode(self.encoding, "backslashreplace")
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="pgqrs-output", daemon=True)
+        self._thread.start()
+        atexit.register(self.settle)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                data = self._waiting.popleft()
+                while self._waiting and len(data) + len(self._waiting[0]) <= WRITE_BYTES:
+                    data += self._waiting.popleft()
+            if self._put(data) and self._refused:
+                refused, self._refused = self._refused, 0
+                self._put(
+                    f"warning: {count(refused, 'line')} before this one could not be written\n".encode()
+                )
+            with self._changed:
+                self._waiting_bytes -= len(data)
+                self._changed.notify_all()
+
+    def _put(self, data: bytes) -> bool:
+        left = data
         try:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            while left:
+                left = left[self._write(left) :]
         except OSError as e:
             if isinstance(e, BrokenPipeError) or (self._terminal and e.errno == errno.EIO):
                 self._leave()
             else:
-                self._lose(max(1, text.count("\n")), e)
+                self._refuse(_lines(left), e)
             return False
         return True
+
+    def _write(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:  # another process that shares it has set it so
+            select.select([], [self._fd], [])
+            return 0
 
     def _leave(self) -> None:
         self.deserted = True
@@ -54,8 +121,12 @@ class Outlet:
             os.dup2(null, self._fd)
             os.close(null)
 
-    def _lose(self, lines: int, error: OSError) -> None:
-        if not self._lost:
+    def _refuse(self, lines: int, error: OSError) -> None:
+        if not self._refused:
             with suppress(OSError):
                 print(f"pgqrs: what there is to say is lost: {error}; the work goes on", file=sys.stderr)
-        self._lost += lines
+        self._refused += lines
+
+
+def _lines(data: bytes) -> int:
+    return max(1, data.count(b"\n"))

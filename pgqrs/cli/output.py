@@ -1,5 +1,6 @@
 """What the commands print: a table for people, one JSON document for programs."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -9,6 +10,7 @@ import click
 import msgspec
 
 from pgqrs import durations
+from pgqrs.printable import printable, printable_json
 
 PREVIEW_LENGTH_MAX = 60
 LINE_LENGTH_MAX = 100_000  # of a table that no terminal shows
@@ -16,7 +18,12 @@ LINE_LENGTH_MAX = 100_000  # of a table that no terminal shows
 
 def json_document(value: Any) -> None:
     """One document, in UTF-8 whatever the terminal's encoding is."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(json_text(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+
+
+def json_text(document: bytes) -> bytes:
+    """The same document, safe on a terminal."""
+    return printable_json(document.decode()).encode()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
@@ -62,8 +69,11 @@ def cut(text: str, length_max: int = PREVIEW_LENGTH_MAX) -> str:
 
 
 def clean(text: str) -> str:
-    """On one line and without what a terminal would obey: data may come from anywhere."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
+    """For a cell of a table: on one line and without what a terminal would obey. Data may come from anywhere."""
+    return text if text.isprintable() else printable(_SPACE.sub(" ", text))
+
+
+_SPACE = re.compile(r"\s")
 
 
 def ago(then: str | None, now: datetime) -> str:

@@ -24,6 +24,11 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 )
 @click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
 @click.option(
+    "--fail",
+    is_flag=True,
+    help="Exit with 1 where a run ended in ERROR or a message was given up [default: with 0].",
+)
+@click.option(
     "--start-method",
     type=click.Choice(["fork", "spawn"]),
     help="How workers are made [default: fork on Linux].",
@@ -75,6 +80,7 @@ def supervise(
     workers: int | None,
     lanes: int | None,
     burst: bool,
+    fail: bool,
     start_method: Any,
     drain_timeout: float,
     lease: float,
@@ -113,6 +119,7 @@ def supervise(
         workers=workers,
         lanes=lanes,
         burst=burst,
+        fail=fail,
         start_method=start_method,
         drain_timeout_s=drain_timeout,
         lease_s=lease,

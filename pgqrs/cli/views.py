@@ -1,5 +1,9 @@
-"""What a supervisor shows: a live panel on a terminal, plain lines everywhere else."""
+"""What a supervisor shows: a live panel on a terminal, plain lines everywhere else.
 
+What users' code prints, and what it names and raises, is a part of nearly every line: each passes `printable` on its way out.
+"""
+
+import os
 import time
 from collections import deque
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -7,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from pgqrs.cli.outlet import Outlet
 from pgqrs.config import redact
 from pgqrs.durations import text as duration
+from pgqrs.printable import printable
 from pgqrs.wording import count
 
 if TYPE_CHECKING:
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0
+PANEL_WAITING_BYTES_MAX = 64 * 1024  # a terminal that is so far behind gets no new panel
 STOPPING = (
     "Ctrl-C to drain",
     "finishing what runs; Ctrl-C again to stop at the next step",
@@ -26,7 +32,11 @@ STOPPING = (
 def make_view(quiet: bool = False) -> "View":
     """The panel where somebody looks, lines where a file or a pipe does."""
     out = Outlet()
-    return PanelView(out) if out.isatty() and not quiet else PlainView(out, quiet=quiet)
+    return (
+        PanelView(out)
+        if out.isatty() and not quiet
+        else PlainView(out, quiet, timed=not _is_journal(out.fileno()))
+    )
 
 
 class Rate:
@@ -44,15 +54,41 @@ class Rate:
         return (finished - before) / (now - then) if now > then else 0.0
 
 
+def _is_journal(fd: int) -> bool:
+    """Whether what is written there goes to systemd's journal, which adds the time by itself."""
+    found = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+class Stamp:
+    """The local time with its zone, to a millisecond: "2026-11-30T06:41:20.123+00:00"."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._before = self._after = ""
+
+    def now(self) -> str:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            local = time.localtime(second)
+            zone = time.strftime("%z", local)
+            self._before = time.strftime("%Y-%m-%dT%H:%M:%S", local)
+            self._after = f"{zone[:3]}:{zone[3:5]}"
+        return f"{self._before}.{int((now - second) * 1000):03d}{self._after}"
+
+
 class PlainView:
     """One line for each thing that happens, and a summary every few seconds while something does. `quiet`: only what
-    user code prints, and what goes wrong."""
+    user code prints, and what goes wrong. `timed`: each line begins with the time."""
 
     wants_backlog = False
 
-    def __init__(self, out: Outlet | None = None, quiet: bool = False) -> None:
+    def __init__(self, out: Outlet | None = None, quiet: bool = False, timed: bool = False) -> None:
         self._out = out or Outlet()
         self._quiet = quiet
+        self._stamp = Stamp() if timed else None
         self._rate = Rate()
         self._summary_at = time.monotonic() + SUMMARY_EVERY_S
         self._told = (0, 0, 0)
@@ -90,9 +126,17 @@ class PlainView:
     def ended(self, code: int, reason: str, state: "State") -> None:
         if not self._quiet or code:
             self._print(ending(code, reason, state, time.monotonic() - self._began))
+        self._out.settle()
+
+    def suspended(self) -> None:
+        self._out.settle()
+
+    def resumed(self) -> None:
+        pass
 
     def _print(self, line: str) -> None:
-        self._out.write(f"{line}\n")
+        time = f"{self._stamp.now()} " if self._stamp else ""
+        self._out.write(f"{time}{printable(line)}\n")
 
 
 class PanelView:
@@ -116,28 +160,41 @@ class PanelView:
 
     def started(self, report: "Report") -> None:
         for line in report_lines(report):
-            self._console.print(line, style="dim", markup=False)
+            self._print(line, "dim")
         self._live.start()
 
     def line(self, run: int | None, text: str) -> None:
-        from rich.text import Text
-
-        self._console.print(Text.assemble((f"run {run} │ " if run is not None else "│ ", "cyan"), text))
+        self._print(text, "", before=f"run {run} │ " if run is not None else "│ ")
 
     def note(self, note: "Note") -> None:
-        style = {"info": "dim", "warning": "yellow", "error": "red"}[note.level]
-        self._console.print(note_line(note), style=style, markup=False)
+        self._print(note_line(note), {"info": "dim", "warning": "yellow", "error": "red"}[note.level])
 
     def state(self, state: "State") -> None:
-        self._live.update(self._panel(state), refresh=True)
+        if self._out.waiting_bytes < PANEL_WAITING_BYTES_MAX:
+            self._live.update(self._panel(state), refresh=True)
 
     def ended(self, code: int, reason: str, state: "State") -> None:
         self._live.stop()
-        self._console.print(ending(code, reason, state, time.monotonic() - self._began), markup=False)
+        self._print(ending(code, reason, state, time.monotonic() - self._began), "")
+        self._out.settle()
+
+    def suspended(self) -> None:
+        self._live.stop()
+        self._out.settle()
+
+    def resumed(self) -> None:
+        self._live.start()
+
+    def _print(self, line: str, style: str, before: str = "") -> None:
+        from rich.text import Text
+
+        clock = time.strftime("%H:%M:%S ")
+        self._console.print(Text.assemble((clock, "dim"), (before, "cyan"), (printable(line), style)))
 
     def _panel(self, state: "State") -> Any:
         from rich.panel import Panel
         from rich.table import Table
+        from rich.text import Text
 
         rate = self._rate.add(state.finished + state.failed)
         table = Table(box=None, pad_edge=False, expand=True)
@@ -148,7 +205,7 @@ class PanelView:
         for w in state.workers:
             doing = f"{w.function} · {w.step}" if w.step else (w.function or "")
             table.add_row(
-                str(w.id), str(w.pid or "…"), f"[{colours[w.state]}]{w.state}[/]", str(w.run or ""), doing,
+                str(w.id), str(w.pid or "…"), Text(w.state, colours[w.state]), str(w.run or ""), Text(printable(doing)),
                 duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
@@ -182,6 +239,7 @@ def report_lines(report: "Report") -> list[str]:
 
 
 def note_line(note: "Note") -> str:
+    """As it is: whoever prints it makes it printable."""
     where = f"run {note.run}: " if note.run is not None else ""
     return f"{'' if note.level == 'info' else note.level + ': '}{where}{note.text}"
 

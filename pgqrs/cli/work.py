@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pgqrs.client import Store
     from pgqrs.handle import RunHandle
 
+# What nobody writes who means a number, a list or an object.
+TEXT = re.compile(r"[^\s\[\]{}\"][^\[\]{}\"\0]{0,199}")
 WHITE_SPACE_FACTOR = (
     16  # how much longer than its limit a payload may be written: what is over that is not read
 )
@@ -202,11 +204,26 @@ def _payload(text: str, what: str, limit: int) -> bytes:
     from pgqrs.codec import parse_json
 
     if text != "-":
-        return parse_json(text, what=what, limit=limit)
+        try:
+            return parse_json(text, what=what, limit=limit)
+        except errors.ValidationError as e:
+            raise errors.ValidationError(f"{e}{_as_text(text, limit)}") from None
     raw = sys.stdin.buffer.read(WHITE_SPACE_FACTOR * limit + 1) if sys.stdin is not None else b""
     if len(raw) > WHITE_SPACE_FACTOR * limit:
         raise errors.ValidationError(f"{what}, from standard input, is over the limit of {limit:,} bytes")
     return parse_json(raw, what=f"{what}, from standard input,", limit=limit)
+
+
+def _as_text(text: str, limit: int) -> str:
+    """What to write where text was meant, for the shell: most often its quotes were forgotten, or the shell took them."""
+    if not TEXT.fullmatch(text):
+        return ""
+    import shlex
+
+    from msgspec.json import encode
+
+    meant = encode(text)
+    return f"; if this text is meant, write {shlex.quote(meant.decode())}" if len(meant) <= limit else ""
 
 
 def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
@@ -219,7 +236,7 @@ def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
         fail(goes_on, EXIT_INTERRUPTED)
     except errors.PgqrsConnectionError as e:
         raise errors.PgqrsConnectionError(f"{e}; {goes_on}") from e
-    click.echo(encode(result))
+    click.echo(output.json_text(encode(result)))
 
 
 def _tell(run: int, status: WorkflowStatus, as_json: bool) -> None:

@@ -81,7 +81,7 @@ where id = :id;
 
 -- name: revive_run
 update pgqrs_workflow_runs
-set status = cast('QUEUED' as {status}), output = null, error = null, crash_count = 0, crash = null,
+set status = cast('QUEUED' as {status}), output = null, error = null, attempt = 0, crash_count = 0, crash = null,
     completed_at = null, paused_at = null, started_at = null, updated_at = {now}
 where id = :run_id;
 
