@@ -44,6 +44,11 @@ class DatabaseError(PgqrsError):
     """The database refused a statement or a value."""
 
 
+class RefusedValueError(DatabaseError):
+    """The database refused a value: text or JSON that it cannot hold, a constraint, a limit of its own. The same value is refused
+    again."""
+
+
 class QueueNotFoundError(PgqrsError):
     """No queue has this name."""
 

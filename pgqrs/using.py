@@ -30,7 +30,7 @@ class Using:
 
         self._store = store
         self._connection = connection
-        self._tx = PostgresTransaction(connection)
+        self._tx = PostgresTransaction(connection, store.config.schema)
 
     def enqueue(self, queue: str, payload: Any, delay: Duration = 0) -> int:
         return self.enqueue_many(queue, [payload], delay)[0]
@@ -52,11 +52,10 @@ class Using:
         return RunHandle(self._store, self._enqueue(queue, inputs, 0.0)[0], returns)
 
     def _enqueue(self, queue: str, payloads: Sequence[bytes], delay_s: float) -> list[int]:
-        from pgqrs.store.postgres import in_schema, notify
+        from pgqrs.store.postgres import notify
 
         queue_id = self._store._queue(queue)
-        with in_schema(self._connection, self._store.config):
-            ids = enqueue(self._tx, queue_id, payloads, delay_s)
+        ids = enqueue(self._tx, queue_id, payloads, delay_s)
         if not delay_s:
             notify(self._connection, queue)  # heard when the caller commits
         return ids

@@ -28,10 +28,9 @@ select 1 where to_regclass('pgqrs_messages') is not null;
 select 1 from sqlite_master where type = 'table' and name = 'pgqrs_messages';
 
 -- name: columns_postgres
--- to_regclass finds a table the way every other statement of ours does: along the search path.
 select r.table_name, cast(a.attname as text)
 from {rows: table_name text}
-join pg_attribute a on a.attrelid = to_regclass(r.table_name) and a.attnum > 0 and not a.attisdropped;
+join pg_attribute a on a.attrelid = to_regclass({schema} || '.' || r.table_name) and a.attnum > 0 and not a.attisdropped;
 
 -- name: columns_sqlite
 select r.table_name, c.name from {rows: table_name text} join pragma_table_info(r.table_name) c;
