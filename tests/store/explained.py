@@ -84,7 +84,12 @@ def explaining() -> Iterator[list[Explained]]:
 
     def execute(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         text = query.decode() if isinstance(query, bytes) else query
-        ours = isinstance(text, str) and "set_config" not in text and text.lstrip().lower().startswith(VERBS) and "pgqrs_" in text
+        ours = (
+            isinstance(text, str)
+            and "set_config" not in text
+            and text.lstrip().lower().startswith(VERBS)
+            and "pgqrs_" in text
+        )
         if ours and (found := _explain(self.connection, sent, text, params)):
             seen.append(found)
         return sent(self, query, params, **options)
