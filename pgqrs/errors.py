@@ -41,12 +41,13 @@ class ConflictError(PgqrsConnectionError):
 
 
 class DatabaseError(PgqrsError):
-    """The database refused a statement or a value."""
+    """The database refused a statement or a value.
 
+    `refuses_value`: text or JSON that the database cannot hold, a constraint, a limit of its own. The same value is refused again.
+    Anything else, such as a missing privilege, may succeed later.
+    """
 
-class RefusedValueError(DatabaseError):
-    """The database refused a value: text or JSON that it cannot hold, a constraint, a limit of its own. The same value is refused
-    again."""
+    refuses_value = False
 
 
 class QueueNotFoundError(PgqrsError):

@@ -25,7 +25,7 @@ from pgqrs import errors, targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Wanted
+from pgqrs.store.turning import Wanted, follows_refused
 from pgqrs.wording import count
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
@@ -462,7 +462,8 @@ class Loop:
             self._away = None
             self._view.note(events.Note("the database is back"))
         if done.turn.outcomes:
-            self._handle(events.Saved(done.turn.outcomes))
+            refused = follows_refused(self._writes, done.turn.outcomes)
+            self._handle(events.Saved([*done.turn.outcomes, *refused]))
         if done.held is not None:
             self._handle(events.Held(done.held))
             for w in done.job.wanted:

@@ -53,6 +53,7 @@ class Pooler:
         )
         self._loop = asyncio.new_event_loop()
         listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # which what it accepts inherits
         port = listener.getsockname()[1]
         self.dsn = self._target._replace(netloc=f"{self._target.username}@127.0.0.1:{port}").geturl()
         self._thread = threading.Thread(target=self._serve, args=(listener,), name="pooler", daemon=True)

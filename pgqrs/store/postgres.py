@@ -19,7 +19,7 @@ from pgqrs import errors
 from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
-from pgqrs.store.database import Row
+from pgqrs.store.database import Row, refused_value
 from pgqrs.store.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
 from pgqrs.store.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
@@ -383,10 +383,10 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
             f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …{option}"
         )
     if (error.sqlstate or "").startswith(OF_VALUES):
-        return errors.RefusedValueError(text)
+        return refused_value(text)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return errors.DatabaseError(
-            f"{text}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
+            f"{text.splitlines()[0]}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
         )
     if _passes(error):
         return errors.PgqrsConnectionError(f"PostgreSQL: {text}")
