@@ -56,6 +56,7 @@ class Settled(Struct, frozen=True):
 class MessageStore:
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._identity: str | None = None
 
     # Setting up
 
@@ -66,6 +67,21 @@ class MessageStore:
     def verify(self) -> int:
         """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code."""
         return migrations.verify(self.database)
+
+    def identity(self) -> str:
+        """32 hexadecimal digits that no other database has, but copies of this one. Looked up once."""
+        if self._identity is None:
+            self._identity = self._looked_up_identity()
+        return self._identity
+
+    def _looked_up_identity(self) -> str:
+        with self.database.reading() as tx:
+            rows = tx.run("database_row")
+        if not rows:  # somebody has emptied the table
+            with self.database.transaction() as tx:
+                migrations.identify(tx)
+                rows = tx.run("database_row")
+        return str(rows[0][0])
 
     def close(self) -> None:
         self.database.close()
