@@ -138,6 +138,9 @@ class Loop:
             )  # first: what a claim under way takes must be signed off too
             stack.callback(self._pipes.close)
             self._report(loaded, functions)
+            for caution in (*self._store.cautions(), self._watch.caution()):
+                if caution is not None:
+                    self._view.note(events.Note(caution, "warning"))
             self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
             self._say_health(time.monotonic())
@@ -180,6 +183,7 @@ class Loop:
         if self._store.database.dialect == "sqlite":
             self._store.install()
         self._store.verify()
+        self._store.refuse_incapable()
         functions = []
         for d in described:
             workflow_id = None

@@ -26,6 +26,9 @@ class Watch(Protocol):
     def look(self) -> tuple[str, ...] | None:
         """The queues that were hinted at; () for none, None for any of them. Never waits."""
 
+    def caution(self) -> str | None:
+        """Why it hears less than it might, for whoever runs the supervisor."""
+
     def mend(self) -> None:
         """Connects anew where the link is broken; that may take seconds, and is for another thread. Raises SchemaError where it
         leads nowhere any more."""
@@ -54,6 +57,9 @@ class DataVersion:
         self.interval_s: float | None = SQLITE_LOOK_S
 
     def fileno(self) -> int | None:
+        return None
+
+    def caution(self) -> str | None:
         return None
 
     def look(self) -> tuple[str, ...] | None:
@@ -144,6 +150,14 @@ class Listener:
             return
         connection.execute(f"listen {CHANNEL}".encode())
         self._connection, self.interval_s = connection, None
+
+    def caution(self) -> str | None:
+        if not self._pooled:
+            return None
+        return (
+            f"PostgreSQL is reached through a connection pooler, where nobody can listen: new work is looked for every {POLL_POOLED_S:g} s; "
+            "to hear of it at once, name a direct way in PGQRS_LISTEN_DSN"
+        )
 
     def fileno(self) -> int | None:
         return self._connection.fileno() if self._connection is not None else None

@@ -106,7 +106,7 @@ def test_supervisors_and_clients_share_a_pooler(pooled_dsn: str, tmp_path: Path)
     ]
     try:
         with pgqrs.connect(pooled_dsn) as store:
-            handles = store.trigger_many("doubled", [((n,), {}) for n in range(100)])
+            handles = [store.trigger("doubled", n) for n in range(100)]
             assert [h.result(timeout=60) for h in handles] == [4 * n for n in range(100)]
     finally:
         for p in processes:

@@ -21,7 +21,7 @@ from pgqrs.records import (
     iso,
 )
 from pgqrs.states import WorkerStatus, WorkflowStatus
-from pgqrs.store import migrations, turning
+from pgqrs.store import checking, migrations, turning
 from pgqrs.store.database import Copying, Database, Row, Transaction
 from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
@@ -65,8 +65,21 @@ class MessageStore:
         return migrations.install(self.database)
 
     def verify(self) -> int:
-        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code."""
-        return migrations.verify(self.database)
+        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code, DatabaseError
+        where our role may not look."""
+        try:
+            return migrations.verify(self.database)
+        except errors.DatabaseError as e:
+            checking.explain(self.database, e)
+            raise
+
+    def cautions(self) -> list[str]:
+        """What whoever sets the database up should know, a sentence each: rights that a supervisor lacks, and dangers."""
+        return checking.cautions(self.database)
+
+    def refuse_incapable(self) -> None:
+        """Raises DatabaseError where our role lacks what a supervisor needs."""
+        checking.refuse_supervisor(self.database)
 
     def identity(self) -> str:
         """32 hexadecimal digits that no other database has, but copies of this one. Looked up once."""
