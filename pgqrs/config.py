@@ -48,7 +48,8 @@ _SECONDS = {
 }  # fmt: skip
 _LISTS = ("forbidden_keys", "required_keys")
 _MAY_BE_NONE = {
-    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds",
+    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds", "prepared_statements",
+    "listen_dsn",
 }  # fmt: skip
 
 # Settings by their variable, each with the prefix PGQRS_.
@@ -64,6 +65,8 @@ _VARIABLES = {
     "POLL_INTERVAL_MS": "poll_interval_ms",
     "RECLAIM_AFTER": "reclaim_after_seconds",
     "SQLITE_USE_WAL": "sqlite_use_wal",
+    "PREPARED_STATEMENTS": "prepared_statements",
+    "LISTEN_DSN": "listen_dsn",
     "S3_MODE": "s3_mode",
     "S3_CACHE_DIR": "s3_cache_dir",
 }
@@ -97,6 +100,8 @@ class Config:
     max_enqueue_burst: int | None
     reclaim_after_seconds: float | None
     sqlite_use_wal: bool
+    prepared_statements: bool | None
+    listen_dsn: str | None
     s3_mode: DurabilityMode
 
     def __init__(
@@ -120,6 +125,8 @@ class Config:
         max_enqueue_burst: int | None = 50,
         reclaim_after_seconds: float | None = None,
         sqlite_use_wal: bool = True,
+        prepared_statements: bool | None = None,
+        listen_dsn: str | None = None,
         s3_mode: DurabilityMode | str = DurabilityMode.Durable,
         s3_cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -143,6 +150,10 @@ class Config:
         # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
         self.reclaim_after_seconds = reclaim_after_seconds
         self.sqlite_use_wal = sqlite_use_wal
+        # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
+        self.prepared_statements = prepared_statements
+        # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN itself, or polling.
+        self.listen_dsn = listen_dsn
         self.s3_mode = s3_mode  # type: ignore[assignment]  # a DurabilityMode once assigned
         self.s3_cache_dir = s3_cache_dir
 
@@ -279,8 +290,10 @@ def _refuse_misfit(name: str, value: object) -> None:
         raise ConfigError(f"{name} is a list of text, not {value!r}")
     if name == "s3_mode" and value not in list(DurabilityMode):
         raise ConfigError(f"s3_mode is DurabilityMode.Durable or DurabilityMode.Local, not {value!r}")
-    if name == "dsn" and not isinstance(value, str):
-        raise ConfigError(f"a dsn is text, not {type(value).__name__}")
+    if name == "prepared_statements" and not isinstance(value, bool):
+        raise ConfigError(f"prepared_statements is True, False or None (unless pooled), not {value!r}")
+    if name in ("dsn", "listen_dsn") and not isinstance(value, str):
+        raise ConfigError(f"a {name} is text, not {type(value).__name__}")
 
 
 def _is_seconds(value: object) -> bool:
@@ -356,7 +369,7 @@ def _read(name: str, text: str) -> object:
             return int(text) if whole else float(text)
         except ValueError:
             raise ValueError(f"say a {'whole number' if whole else 'number of seconds'}") from None
-    if name == "sqlite_use_wal":
+    if name in ("sqlite_use_wal", "prepared_statements"):
         wanted = {
             "1": True,
             "true": True,

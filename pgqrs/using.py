@@ -30,7 +30,7 @@ class Using:
 
         self._store = store
         self._connection = connection
-        self._tx = PostgresTransaction(connection)
+        self._tx = PostgresTransaction(connection, store.config.schema)
 
     def enqueue(self, queue: str, payload: Any, delay: Duration = 0) -> int:
         return self.enqueue_many(queue, [payload], delay)[0]
@@ -53,13 +53,12 @@ class Using:
     def _enqueue(
         self, queue: str, payloads: Sequence[bytes], delay_s: float, workflow: str | None = None
     ) -> list[int]:
-        from pgqrs.store.postgres import in_schema, notify
+        from pgqrs.store.postgres import notify
 
         known = Known(queue, workflow)
 
         def send(queue_id: int) -> list[int]:
-            with in_schema(self._connection, self._store.config):
-                return enqueue(self._tx, queue_id, payloads, delay_s, known=known)
+            return enqueue(self._tx, queue_id, payloads, delay_s, known=known)
 
         ids = self._store.on_queue(known, send)
         if not delay_s:

@@ -37,7 +37,7 @@ class Done(Struct, frozen=True):
 
 
 class Away(Struct, frozen=True):
-    """The database cannot be reached, and the turn is being tried again."""
+    """The database cannot be reached, or refuses what is no value's fault; the turn is being tried again."""
 
     error: str
 
@@ -95,7 +95,7 @@ class Turns:
                 return Done(job, turn, self._clock() - began, held)
             except errors.SchemaError:
                 raise  # no waiting mends that
-            except errors.PgqrsConnectionError as e:
+            except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
                 if not failures:
                     self._say(Away(str(e)))
                 if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
@@ -142,7 +142,7 @@ class Aside:
         self._thread.start()
 
     def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
-        """`then` hears None where the database could not be reached."""
+        """`then` hears None where the database could not be reached, or refused."""
         self.busy = True
         self._calls.put((call, then))
 
@@ -158,7 +158,7 @@ class Aside:
                 self.news.put(Answer(then, call()))
             except errors.SchemaError as e:  # which no waiting mends
                 self.news.put(Broken(e))
-            except errors.PgqrsConnectionError:
+            except (errors.PgqrsConnectionError, errors.DatabaseError):
                 self.news.put(Answer(then, None))
             except BaseException as e:
                 self.news.put(Broken(e))

@@ -344,11 +344,12 @@ class Core:
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):
             self._stop_at(worker, run)
-        if run.refused:
+        if run.refused is None:
+            ending = endings.refused(run, outcome.failure)
+            run.refused = ending.write
+            self._end_as(run, ending, urgent=True)
+        elif outcome.write is run.refused:
             self._drop(run)  # even that was refused: leave it to the lease
-            return
-        run.refused = True
-        self._end_as(run, endings.refused(run, outcome.failure), urgent=True)
 
     def _drop(self, run: Run) -> None:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""

@@ -25,7 +25,7 @@ from pgqrs import errors, targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Wanted
+from pgqrs.store.turning import Wanted, follows_refused
 from pgqrs.wording import count
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
@@ -148,6 +148,9 @@ class Loop:
             )  # first: what a claim under way takes must be signed off too
             stack.callback(self._pipes.close)
             self._report(loaded, functions)
+            for caution in (*self._store.cautions(), self._watch.caution()):
+                if caution is not None:
+                    self._view.note(events.Note(caution, "warning"))
             self._handle(events.Registered(self._consumers, self._lease.until))
             self._settle()
             self._say_health(time.monotonic())
@@ -193,6 +196,7 @@ class Loop:
         if self._store.database.dialect == "sqlite":
             self._store.install()
         self._store.verify()
+        self._store.refuse_incapable()
         functions = []
         for d in described:
             workflow_id = None
@@ -498,7 +502,8 @@ class Loop:
         self._away = None
         self._tell_away()
         if done.turn.outcomes:
-            self._handle(events.Saved(done.turn.outcomes))
+            refused = follows_refused(self._writes, done.turn.outcomes)
+            self._handle(events.Saved([*done.turn.outcomes, *refused]))
         if done.held is not None:
             self._handle(events.Held(done.held))
             for w in done.job.wanted:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs.retry import BackoffStrategy
-from pgqrs.writes import Claim, Claimed, Place, RecordedStep, Step
+from pgqrs.writes import Claim, Claimed, Place, RecordedStep, Step, Write
 from supervisors import wire
 from supervisors.events import Kind
 
@@ -68,7 +68,7 @@ class Run(Struct, eq=False):
     cancelling: bool = False
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
-    refused: bool = False  # the database refused what it wrote: its last write says so
+    refused: Write | None = None  # the database refused what it wrote: this last write says so
     outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
 
     @property

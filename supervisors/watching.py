@@ -13,6 +13,7 @@ from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
 POLL_S = 2.0  # while nobody tells
+POLL_POOLED_S = 0.5  # where nobody ever will: behind a pooler
 S3_HINT_LOOK_S = 0.01  # at a file's time
 S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
@@ -25,6 +26,9 @@ class Watch(Protocol):
 
     def look(self) -> tuple[str, ...] | None:
         """The queues that were hinted at; () for none, None for any of them. Never waits."""
+
+    def caution(self) -> str | None:
+        """Why it hears less than it might, for whoever runs the supervisor."""
 
     def mend(self) -> None:
         """Connects anew where the link is broken; that may take seconds, and is for another thread. Raises SchemaError where it
@@ -56,6 +60,9 @@ class DataVersion:
         self.interval_s: float | None = SQLITE_LOOK_S
 
     def fileno(self) -> int | None:
+        return None
+
+    def caution(self) -> str | None:
         return None
 
     def look(self) -> tuple[str, ...] | None:
@@ -123,24 +130,46 @@ class Followed(DataVersion):
 
 
 class Listener:
-    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it is mended."""
+    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it is mended.
+
+    Through a pooler it only polls: LISTEN belongs to a session, which there is another client's in the next moment. `listen_dsn`
+    may name a way around the pooler.
+    """
 
     away: str | None = None  # who asks for work hears of it
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        if config.listen_dsn is not None:
+            self._config = Config.from_dict(config.to_dict() | {"dsn": config.listen_dsn})
         self._connection: psycopg.Connection[tuple[object, ...]] | None = None
+        self._pooled = False
         self.interval_s: float | None = POLL_S
         self.mend()
 
     def mend(self) -> None:
-        from pgqrs.store.postgres import CHANNEL, connect
+        if self._connection is None and not self._pooled:
+            with contextlib.suppress(errors.PgqrsConnectionError, errors.DatabaseError, psycopg.Error):
+                self._listen()
 
-        if self._connection is None:
-            with contextlib.suppress(errors.PgqrsConnectionError, psycopg.Error):
-                connection = connect(self._config, autocommit=True)
-                connection.execute(f"listen {CHANNEL}".encode())
-                self._connection, self.interval_s = connection, None
+    def _listen(self) -> None:
+        from pgqrs.store.postgres import CHANNEL, connect, is_pooled
+
+        connection = connect(self._config, autocommit=True)
+        if is_pooled(connection):
+            connection.close()
+            self._pooled, self.interval_s = True, POLL_POOLED_S
+            return
+        connection.execute(f"listen {CHANNEL}".encode())
+        self._connection, self.interval_s = connection, None
+
+    def caution(self) -> str | None:
+        if not self._pooled:
+            return None
+        return (
+            f"PostgreSQL is reached through a connection pooler, where nobody can listen: new work is looked for every {POLL_POOLED_S:g} s; "
+            "to hear of it at once, name a direct way in PGQRS_LISTEN_DSN"
+        )
 
     def fileno(self) -> int | None:
         return self._connection.fileno() if self._connection is not None else None

@@ -10,7 +10,7 @@ set session_replication_role = replica;
 do $$
 declare t text;
 begin
-    for t in select tablename from pg_tables where schemaname = 'public' and tablename not like '%migrations' loop
+    for t in select tablename from pg_tables where schemaname = 'public' and tablename not like '%migrations' and tablename <> 'pgqrs_database' loop
         execute format('delete from %I', t);
     end loop;
     perform setval(format('%I', sequencename)::regclass, 1, false) from pg_sequences where schemaname = 'public';

@@ -24,6 +24,7 @@ def install(database: Database, as_json: bool) -> None:
     with Store(database.lasting()) as store:
         migrations = store.install()
         version = store.verify()
+        _warn(store.messages.cautions())
     if as_json:
         output.json_document({"version": version, "migrations": migrations})
     elif migrations:
@@ -38,13 +39,21 @@ def install(database: Database, as_json: bool) -> None:
 def verify(database: Database, as_json: bool) -> None:
     """Check that the tables are there, complete, and of this version.
 
+    On PostgreSQL it also warns of rights that a supervisor would lack, and of what is dangerous about the schema.
+
     \b
     Example:
       pgqrs verify && pgqrs supervise pipeline.py
     """
     with database.store() as store:
         version = store.verify()
+        _warn(store.messages.cautions())
     if as_json:
         output.json_document({"version": version})
     else:
         click.echo(f"complete, at version {version}")
+
+
+def _warn(cautions: list[str]) -> None:
+    for caution in cautions:
+        click.echo(f"warning: {output.clean(caution)}", err=True)

@@ -30,8 +30,10 @@ returning id;
 
 -- name: reserve_messages
 -- PostgreSQL's own, for a COPY, which returns no ids: they are taken first, and the times with them. As one row of text: to load
--- ten thousand of them takes longer than to insert them. None where the queue is gone, as above.
-select string_agg(cast(taken.id as text), ',' order by taken.id), cast({now + :delay_s} as text), cast({now} as text)
+-- ten thousand of them takes longer than to insert them. Times are in ISO 8601, whatever DateStyle and TimeZone say.
+select string_agg(cast(taken.id as text), ',' order by taken.id),
+       to_char({now + :delay_s} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00',
+       to_char({now} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'
 from (select nextval((select cast(pg_get_serial_sequence('pgqrs_messages', 'id') as regclass))) as id
       from generate_series(1, cast(:count as bigint))
       where exists (select 1 from pgqrs_queues q where q.id = :queue_id

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
+from pgqrs import errors
 from pgqrs.states import SyncState
 from pgqrs.store.sql import Dialect
 
@@ -27,6 +28,13 @@ class Copying(Transaction, Protocol):
 
     def copy_in(self, table: str, data: bytes) -> None:
         """COPY into these columns of a table; `data` is a line a row, in COPY's text format."""
+
+
+def refused_value(text: str) -> errors.DatabaseError:
+    """The error for a value that the database will never take."""
+    error = errors.DatabaseError(text)
+    error.refuses_value = True
+    return error
 
 
 class Database(Protocol):

@@ -21,6 +21,26 @@ select version from pgqrs_migrations order by version;
 -- name: note_migration
 insert into pgqrs_migrations (version, name) values (:version, :name);
 
+-- name: patience_postgres
+-- What an install waits for is a table that others use. While it waits, whoever comes after it waits as well, so it gives up soon.
+select set_config('lock_timeout', :lock_timeout, true);
+
+-- name: unhurried_postgres
+-- A migration may take long, whatever the role allows people.
+select set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true);
+
+-- name: encoding_postgres
+select current_setting('server_encoding');
+
+-- name: identify_database
+-- The identity stays once there is one.
+insert into pgqrs_database as d (id, identity, version, oldest_version) values (1, :identity, :version, :oldest_version)
+on conflict (id) do update set version = excluded.version, oldest_version = excluded.oldest_version
+where d.version < excluded.version;
+
+-- name: database_row
+select identity, version, oldest_version from pgqrs_database where id = 1;
+
 -- name: legacy_table_postgres
 select 1 where to_regclass('pgqrs_messages') is not null;
 
@@ -28,10 +48,9 @@ select 1 where to_regclass('pgqrs_messages') is not null;
 select 1 from sqlite_master where type = 'table' and name = 'pgqrs_messages';
 
 -- name: columns_postgres
--- to_regclass finds a table the way every other statement of ours does: along the search path.
 select r.table_name, cast(a.attname as text)
 from {rows: table_name text}
-join pg_attribute a on a.attrelid = to_regclass(r.table_name) and a.attnum > 0 and not a.attisdropped;
+join pg_attribute a on a.attrelid = to_regclass({schema} || '.' || r.table_name) and a.attnum > 0 and not a.attisdropped;
 
 -- name: columns_sqlite
 select r.table_name, c.name from {rows: table_name text} join pragma_table_info(r.table_name) c;

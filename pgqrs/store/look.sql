@@ -1,5 +1,8 @@
 -- What there is to see. Read only.
 
+-- name: clock
+select clock_timestamp();
+
 -- name: schema_version
 select max(version) from pgqrs_migrations;
 

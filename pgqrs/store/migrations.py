@@ -1,38 +1,93 @@
 """Numbered forward migrations, each applied once, all under one lock: two installs at once are safe.
 
 Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one is migration 2.
+
+A migration may say in a line of its own which version of the code can go on beside it:
+
+    -- oldest code: version 7
+
+Without that line, it is the migration's own version. The database keeps the largest of these numbers, so that code which is older
+than the database knows whether it may use it: a rolling deploy installs first, and the old programs go on.
 """
 
+import re
+import uuid
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from pgqrs import errors
 from pgqrs.config import Config
-from pgqrs.store.database import Database, Transaction
+from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.sql import Dialect
 
 TABLES = (
     "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
-    "pgqrs_supervisors",
+    "pgqrs_supervisors", "pgqrs_database",
 )  # fmt: skip
+LOCK_TIMEOUT = "5s"  # for each lock that a migration waits for
+LOCKED = "55P03"  # PostgreSQL's code for a lock that was not to be had in that time
+# SQL_ASCII takes any bytes, and ours are UTF-8.
+ENCODINGS = ("UTF8", "SQL_ASCII")
 
 
 def install(database: Database) -> int:
     database.prepare()
-    with database.transaction() as tx:
-        tx.run("lock_migrations_" + database.dialect)
-        tx.run("make_migrations_table")
-        done = {version for (version,) in tx.run("applied_migrations")}
-        _refuse_newer(max(done, default=0))
-        if not done and tx.run("legacy_table_" + database.dialect):
-            tx.run("note_migration", version=1, name="baseline, made by pgqrs 0.15")
-            done.add(1)
-        missing = [(v, file) for v, file in _migrations(database.dialect) if v not in done]
-        for version, file in missing:
-            tx.script(file.read_text())
-            tx.run("note_migration", version=version, name=file.name.removesuffix(".sql"))
-        return len(missing)
+    try:
+        with database.transaction() as tx:
+            return _install(tx)
+    except errors.PgqrsConnectionError as e:
+        if getattr(e.__cause__, "sqlstate", None) != LOCKED:
+            raise
+        raise errors.PgqrsConnectionError(
+            f"install waited for {LOCK_TIMEOUT} for a lock that another transaction holds on a table of pgqrs, and changed nothing; "
+            "run it again, or end that transaction first (pg_stat_activity shows it, pg_terminate_backend ends it)"
+        ) from e
+
+
+def _install(tx: Transaction) -> int:
+    if tx.dialect == "postgres":
+        tx.run("unhurried_postgres")
+    tx.run("lock_migrations_" + tx.dialect)
+    if tx.dialect == "postgres":
+        tx.run("patience_postgres", lock_timeout=LOCK_TIMEOUT)
+    tx.run("make_migrations_table")
+    done = {version for (version,) in tx.run("applied_migrations")}
+    if max(done, default=0) > VERSION:
+        _refuse_newer(max(done), tx.run("database_row"))
+        return 0
+    if not done and tx.dialect == "postgres":
+        _refuse_encoding(tx)
+    if not done and tx.run("legacy_table_" + tx.dialect):
+        tx.run("note_migration", version=1, name="baseline, made by pgqrs 0.15")
+        done.add(1)
+    missing = [(v, file) for v, file in _migrations(tx.dialect) if v not in done]
+    for version, file in missing:
+        tx.script(file.read_text())
+        tx.run("note_migration", version=version, name=file.name.removesuffix(".sql"))
+    if missing or not tx.run("database_row"):
+        identify(tx)
+    return len(missing)
+
+
+def _refuse_encoding(tx: Transaction) -> None:
+    [(encoding,)] = tx.run("encoding_postgres")
+    if encoding not in ENCODINGS:
+        raise errors.SchemaError(
+            f"the database is encoded in {encoding}, which cannot hold every text; make one for pgqrs: "
+            "create database … encoding 'UTF8' template template0"
+        )
+
+
+def identify(tx: Transaction) -> None:
+    """Gives the database an identity where it has none, and notes which code may use it."""
+    oldest = max(_oldest_code(v, file) for v, file in _migrations(tx.dialect))
+    tx.run("identify_database", identity=uuid.uuid4().hex, version=VERSION, oldest_version=oldest)
+
+
+def _oldest_code(version: int, file: Traversable) -> int:
+    found = re.search(r"^-- oldest code: version (\d+)$", file.read_text(), re.M)
+    return int(found[1]) if found else version
 
 
 def verify(database: Database) -> int:
@@ -40,8 +95,9 @@ def verify(database: Database) -> int:
     hand at work may have left less."""
     with database.reading() as tx:
         version = _version(tx)
+        if version > VERSION:
+            _refuse_newer(version, tx.run("database_row"))
         there = _columns(tx, database.dialect)
-    _refuse_newer(version)
     if version < VERSION:
         raise errors.SchemaError(
             f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install {database.options}"
@@ -86,10 +142,13 @@ def _expected_columns() -> dict[str, frozenset[str]]:
         database.close()
 
 
-def _refuse_newer(version: int) -> None:
-    if version > VERSION:
+def _refuse_newer(version: int, row: list[Row]) -> None:
+    """Raises SchemaError where the database is newer than this code and does not say that this code may use it at that version."""
+    oldest = row[0][2] if row and row[0][1] == version else version
+    if oldest > VERSION:
         raise errors.SchemaError(
-            f"the schema is at version {version}, newer than this pgqrs knows ({VERSION}); upgrade the package"
+            f"the schema is at version {version}, newer than this pgqrs knows ({VERSION}), and takes no code that is older than "
+            f"version {oldest}; upgrade the package"
         )
 
 

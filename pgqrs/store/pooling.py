@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cached_property
 from typing import Any
 
 import psycopg
@@ -29,9 +28,9 @@ HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was 
 
 
 class PooledConnection(psycopg.Connection[Row]):
-    @cached_property
-    def prepared(self) -> Prepared:
-        return Prepared(self)
+    """`prepared` is set once when the connection is made."""
+
+    prepared: Prepared
 
 
 class Connections:

@@ -4,15 +4,14 @@ import os
 import select
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, cast
 
 import psycopg
-from psycopg import sql as pgsql
-from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -20,23 +19,34 @@ from pgqrs import errors
 from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
-from pgqrs.store.database import Row
+from pgqrs.store.database import Row, refused_value
 from pgqrs.store.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
-from pgqrs.store.prepared import Prepared
+from pgqrs.store.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
 
-# A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that grow by the second the planner's
-# statistics are always old, and it then likes to read or hash a whole table: 16 ms for a fence instead of 3, measured.
-STEADY_PLANS = (
-    b"set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set jit = off"
+SUPERVISOR: Settings = (
+    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that grow by the second the planner's
+    # statistics are always old, and it then likes to read or hash a whole table: 16 ms for a fence instead of 3, measured.
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+    ("idle_in_transaction_session_timeout", "3s"),
+    # What a role allows people must not end a turn, which would be repeated for ever.
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
 )
-# A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
-IDLE_TRANSACTION = b"set idle_in_transaction_session_timeout = '3s'"
+TRANSACTION_TIMEOUT: Settings = (("transaction_timeout", "0"),)
+TRANSACTION_TIMEOUT_FROM = 170000  # PostgreSQL 17
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
-# stopped), or that took too long.
-PASSING = ("25006", "25P03", "25P04")
+# stopped), or that took too long; a prepared statement that a pooler has left on another server connection.
+PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
+STANDBY = "during recovery"  # of what a standby refuses, some has the code of a feature that is missing
+# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of JSON.
+OF_VALUES = ("22", "23", "54")
 
 
 class PostgresDatabase:
@@ -60,7 +70,7 @@ class PostgresDatabase:
     def transaction(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
         with (
             self._connection() as connection,
-            connection.transaction(),
+            _Transaction(connection),
             interruptible(connection.cancel_safe),
         ):
             yield self._on(connection, at)
@@ -68,9 +78,12 @@ class PostgresDatabase:
     @contextmanager
     def single(self, at: datetime | None = None) -> Iterator["PostgresTransaction"]:
         with self._connection() as connection, interruptible(connection.cancel_safe, committed=True):
-            yield self._on(connection, at)
+            yield self._on(connection, at, alone=True)
 
-    reading = single
+    @contextmanager
+    def reading(self) -> Iterator["PostgresTransaction"]:
+        with self._connection() as connection, interruptible(connection.cancel_safe, committed=True):
+            yield self._on(connection, None, alone=True, writes=False)
 
     @contextmanager
     def _connection(self) -> Iterator[PooledConnection]:
@@ -89,8 +102,11 @@ class PostgresDatabase:
             finally:
                 self._pool.putconn(connection)
 
-    def _on(self, connection: PooledConnection, at: datetime | None) -> "PostgresTransaction":
-        return PostgresTransaction(connection, self._clock if at is None else lambda: at, connection.prepared)
+    def _on(
+        self, connection: PooledConnection, at: datetime | None, alone: bool = False, writes: bool = True
+    ) -> "PostgresTransaction":
+        clock = self._clock if at is None else lambda: at
+        return PostgresTransaction(connection, self._schema, clock, connection.prepared, alone, writes)
 
     def prepare(self) -> None:
         pass
@@ -98,10 +114,9 @@ class PostgresDatabase:
     def now(self) -> datetime:
         if self._clock:
             return self._clock()
-        with self._translated(), self._pool.connection() as connection:
-            row = connection.execute("select clock_timestamp()").fetchone()
-            assert row is not None
-            return cast(datetime, row[0]).astimezone(UTC)
+        with self.reading() as tx:
+            [(now,)] = tx.run("clock")
+        return cast(datetime, now).astimezone(UTC)
 
     def hint(self, queues: Iterable[str]) -> None:
         self._connections.hint(queues)
@@ -123,16 +138,18 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
     """Who connects alike. A supervisor keeps its connections to itself: its lease must not wait for another's pool."""
     if steady_plans:
         return None
-    return config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds
+    return (
+        config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds, config.prepared_statements,
+    )  # fmt: skip
 
 
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
     def configure(connection: PooledConnection) -> None:
         connections.opened.add(connection)
-        prepare_connection(connection, config)
-        if steady_plans:
-            connection.execute(STEADY_PLANS)
-            connection.execute(IDLE_TRANSACTION)
+        settings: Settings = SUPERVISOR if steady_plans else ()
+        if steady_plans and connection.info.server_version >= TRANSACTION_TIMEOUT_FROM:
+            settings += TRANSACTION_TIMEOUT
+        connection.prepared = Prepared(connection, settings, config.prepared_statements)
 
     pool = ConnectionPool(
         conninfo(config.dsn),
@@ -162,22 +179,49 @@ def _check(connection: psycopg.Connection[Row]) -> None:
         ConnectionPool.check_connection(connection)
 
 
+class _Transaction:
+    """Around the statements of one. A class, since a generator costs several times as much to enter."""
+
+    def __init__(self, connection: PooledConnection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.prepared.begin()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._connection.prepared.commit()
+        elif self._connection.info.transaction_status in (
+            TransactionStatus.INTRANS,
+            TransactionStatus.INERROR,
+        ):
+            with suppress(psycopg.Error):  # the error under way says more
+                self._connection.prepared.rollback()
+
+
 class PostgresTransaction:
     dialect: Dialect = "postgres"
 
     def __init__(
         self,
         connection: psycopg.Connection[Any],
+        schema: str,
         clock: Callable[[], datetime] | None = None,
         prepared: Prepared | None = None,
+        alone: bool = False,
+        writes: bool = True,
     ) -> None:
-        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose what was prepared."""
+        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose what was prepared. `alone`: each
+        statement is a transaction by itself."""
         self._connection = connection
+        self._schema = schema
         self._clock = clock
         self._prepared = prepared
+        self._alone = alone
+        self._writes = writes
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
-        known = sql.statement(statement, "postgres", self._clock is not None)
+        known = sql.statement(statement, "postgres", self._clock is not None, self._schema)
         params = sql.askable(params)
         if rows is not None:
             columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
@@ -185,21 +229,40 @@ class PostgresTransaction:
                 params[name] = _array(kind, values)
         if self._clock is not None:
             params["now"] = self._clock()
-        if self._prepared is not None:
-            return self._prepared.run(known, params)
-        cursor = self._connection.cursor(row_factory=tuple_row)
-        cursor.execute(known.encoded, params)
-        return cursor.fetchall() if cursor.description else []
+        if self._prepared is None:
+            return _run_for_caller(self._connection, known, params)
+        if self._alone:
+            return self._prepared.run_alone(known, params, self._writes)
+        return self._prepared.run(known, params)
 
     def copy_in(self, table: str, data: bytes) -> None:
         with (
             self._connection.cursor() as cursor,
-            cursor.copy(f"copy {table} from stdin".encode()) as copy,
+            cursor.copy(sql.qualified(f"copy {table} from stdin", self._schema).encode()) as copy,
         ):
             copy.write(data)
 
-    def script(self, sql: str) -> None:
-        self._connection.execute(sql.encode())
+    def script(self, script: str) -> None:
+        """A migration's statements make what is new in our schema, by names without one, and no other schema is looked at. What
+        comes afterwards in the transaction is as before."""
+        self._connection.execute(
+            b"select set_config('search_path', quote_ident(%s) || ', pg_temp', true)", (self._schema,)
+        )
+        self._connection.execute(b"set local standard_conforming_strings = on")
+        self._connection.execute(script.encode())
+        self._connection.execute(b"set local search_path = pg_catalog, pg_temp")
+
+
+def _run_for_caller(
+    connection: psycopg.Connection[Any], known: sql.Statement, params: dict[str, Any]
+) -> list[Row]:
+    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of cursor, in another encoding."""
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    with connection.pipeline() if connection.pgconn.pipeline_status else nullcontext():
+        cursor.execute(
+            known.encoded, params, prepare=False
+        )  # the end of a pipeline within another waits for the answer
+    return cursor.fetchall() if cursor.description else []
 
 
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
@@ -211,8 +274,15 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
             )
         except psycopg.ProgrammingError as e:
             raise errors.ConfigError(f"the DSN cannot be used: {scrub(str(e), config.dsn).strip()}") from e
-        prepare_connection(connection, config)
         return connection
+
+
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler is in between: then the server process is not the one that answered to the connecting."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchone()
+    assert found is not None
+    return bool(found[0] != connection.pgconn.backend_pid)
 
 
 def connection_options(config: Config) -> dict[str, Any]:
@@ -229,32 +299,18 @@ def connection_options(config: Config) -> dict[str, Any]:
         given = psycopg.conninfo.conninfo_to_dict(conninfo(config.dsn))
     except psycopg.ProgrammingError as e:
         raise errors.ConfigError(f"not a PostgreSQL DSN: {scrub(str(e), config.dsn).strip()}") from e
-    return {k: v for k, v in wanted.items() if k not in given} | {"client_encoding": "utf8"}
-
-
-def prepare_connection(connection: psycopg.Connection[Any], config: Config) -> None:
-    connection.adapters.register_loader("jsonb", _RawJson)
-    if config.schema != "public":
-        connection.execute(pgsql.SQL("set search_path to {}").format(pgsql.Identifier(config.schema)))
-        if not connection.autocommit:
-            connection.commit()
-
-
-@contextmanager
-def in_schema(connection: psycopg.Connection[Any], config: Config) -> Iterator[None]:
-    """A caller's connection, looking at our schema meanwhile. Leaves its transaction as it is."""
-    if config.schema == "public":
-        yield
-        return
-    before = connection.execute("show search_path").fetchone()
-    connection.execute("select set_config('search_path', quote_ident(%s), true)", (config.schema,))
-    yield
-    connection.execute("select set_config('search_path', %s, true)", before)
+    return {k: v for k, v in wanted.items() if k not in given} | {
+        "client_encoding": "utf8",
+        # The driver's names for what it prepares by itself are counters: behind a pooler they are other clients' as well.
+        "prepare_threshold": None,
+    }
 
 
 def notify(connection: psycopg.Connection[Any], queue: str) -> None:
     """Heard by every listening supervisor when the connection's transaction is committed."""
-    connection.execute("select pg_notify(%s, %s)", (CHANNEL, queue))
+    psycopg.Cursor(connection).execute(
+        "select pg_catalog.pg_notify(%s::text, %s::text)", (CHANNEL, queue), prepare=False
+    )
 
 
 def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> bool:
@@ -269,15 +325,10 @@ def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> b
         else:
             return False
     link.send_query_params(
-        b"select pg_notify($1, q) from unnest($2::text[]) as q",
+        b"select pg_catalog.pg_notify($1, q) from pg_catalog.unnest($2::text[]) as q",
         [CHANNEL.encode(), _array("text", queues).encode()],
     )
     return True
-
-
-class _RawJson(Loader):
-    def load(self, data: Any) -> bytes:
-        return bytes(data)
 
 
 def _array(kind: str, values: Sequence[Any]) -> str:
@@ -315,26 +366,35 @@ class _Translated:
             raise errors.PgqrsConnectionError(
                 f"no connection became free: {text}; the server may be down, or raise max_connections"
             ) from error
-        if isinstance(error, psycopg.errors.InvalidSchemaName):
-            raise errors.SchemaError(
-                f"the schema {self._schema!r} does not exist; make it first: create schema {self._schema}"
-            ) from error
-        if isinstance(
-            error,
-            psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,
-        ):
-            raise errors.SchemaError(
-                f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …"
-                + ("" if self._schema == "public" else f" --schema {self._schema}")
-            ) from error
-        if _passes(error):
-            raise errors.PgqrsConnectionError(f"PostgreSQL: {text}") from error
-        raise errors.DatabaseError(text) from error
+        raise _in_our_words(error, text, self._schema) from error
+
+
+def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsError:
+    option = "" if schema == "public" else f" --schema {schema}"
+    if isinstance(error, psycopg.errors.InvalidSchemaName):
+        return errors.SchemaError(
+            f'the schema {schema!r} does not exist; make it first: create schema "{schema}"'
+        )
+    if isinstance(
+        error,
+        psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,
+    ):
+        return errors.SchemaError(
+            f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …{option}"
+        )
+    if (error.sqlstate or "").startswith(OF_VALUES):
+        return refused_value(text)
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return errors.DatabaseError(
+            f"{text.splitlines()[0]}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
+        )
+    if _passes(error):
+        return errors.PgqrsConnectionError(f"PostgreSQL: {text}")
+    return errors.DatabaseError(text)
 
 
 def _passes(error: psycopg.Error) -> bool:
     """Whether it is the server's state, or the way to it, and not what was asked: the same may succeed later, or elsewhere."""
-    # Class 54, a limit of the server's (JSON nested too deeply), is the value's fault though psycopg calls it operational.
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return not (error.sqlstate or "").startswith("54")
-    return error.sqlstate in PASSING
+        return True
+    return error.sqlstate in PASSING or STANDBY in str(error)

@@ -1,64 +1,276 @@
-"""Our statements on a connection of our own, prepared, past the driver's cursor: that looks at each execution anew for what never
-changes here, the placeholders, the types, whether to prepare, which takes as long as the server does to insert a row."""
+"""Our statements on a connection of our own, prepared, past the driver's cursor. The driver's cursor looks at each execution anew
+for what never changes here (the placeholders, the types, whether to prepare), which takes as long as the server does to insert a
+row.
 
+Nothing that is sent depends on the session or leaves anything in it, since behind a pooler the next transaction may meet another
+session, and another client meets this one. What the role or the database has set must not change what a statement means either:
+
+    search_path     is pg_catalog within our transactions. Names of ours carry their schema (`sql.qualified`).
+    isolation       is READ COMMITTED, which the fence relies on, and read write where something is written.
+    results         come in binary, which DateStyle, TimeZone, IntervalStyle, bytea_output and extra_float_digits do not change.
+    array_nulls     is on: rows travel as arrays.
+
+A prepared statement's name is a hash of its text: whoever finds the name on a server connection finds our statement behind it.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import generators
-from psycopg.adapt import Transformer
-from psycopg.pq import ExecStatus
+from psycopg import generators, waiting
+from psycopg.adapt import Loader, Transformer
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.string import TextBinaryLoader
 
 from pgqrs.store.database import Row
 from pgqrs.store.sql import Statement
 
-PREPARE_AT = 2  # executions on a connection: once is not worth a turn of its own
+PREPARE_AT = 2  # executions on a connection: preparing a statement costs more than one execution gains
+TEXT_TYPE_UNKNOWN = 0  # the type that psycopg's loaders know all others by, such as enums
+
+Settings = tuple[tuple[str, str], ...]
+ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
+
+BEGIN_WRITE = b"begin isolation level read committed read write"
+# Without a word on writing: a standby, and a role whose transactions are read only, may look.
+BEGIN_READ = b"begin isolation level read committed"
+COMMIT = b"COMMIT"
+ROLLBACK = b"ROLLBACK"
+
+# The server connection knows no statement of that name, or knows it already: somebody else has used it, or it is another one.
+SWAPPED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+
+Types = tuple[int, ...]
+What = tuple[bytes, Types]
 
 
 class Prepared:
-    """Statements by one connection, whose client_encoding is UTF-8. Nothing else may deallocate what it prepared there."""
+    """Statements by one connection, whose client_encoding is UTF-8.
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    `settings` hold in each transaction, on top of those above. With `prepares` None, statements are prepared until the connection
+    turns out to go through a pooler; True and False say so in any case.
+    """
+
+    def __init__(
+        self, connection: psycopg.Connection[Any], settings: Settings = (), prepares: bool | None = None
+    ) -> None:
         self._connection = connection
+        adapt(connection)
         self._loading = Transformer(connection)
-        self._executions: dict[tuple[bytes, tuple[int, ...]], int] = {}
-        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._set = _setting(ALWAYS + settings)
+        self._executions: dict[What, int] = {}
+        self._names: dict[What, bytes] = {}
+        self._prepares = prepares is not False
+        self._trusts = prepares is True
+        self.pooled = False
+
+    # A transaction of several statements
+
+    def begin(self, writes: bool = True) -> None:
+        """Begins, sets and looks where it is, in one way to the server and back."""
+        begin = BEGIN_WRITE if writes else BEGIN_READ
+        with self._connection.lock:
+            self._connection.pgconn.send_query(begin + b"; " + self._set)
+            self._look_at(self._answer()[-1])
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
-        """As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and datetime."""
-        sent = [_sent(params[name]) for name in statement.parameters]
-        types, data = tuple([oid for oid, _ in sent]), [value for _, value in sent]
-        link, what = self._connection.pgconn, (statement.numbered, types)
+        """In the transaction under way. As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and
+        datetime."""
+        types, data = _typed(statement, params)
+        what = statement.numbered, types
         with self._connection.lock:
-            name = self._names.get(what) or self._prepared(what)
-            if name is None:
-                link.send_query_params(statement.numbered, data, types)
-            else:
-                link.send_query_prepared(name, data)
-            return self._answer()
+            if (name := self._name(what)) and what not in self._names:
+                self._connection.pgconn.send_prepare(name, *what)
+                self._forgetting(self._answer)
+                self._names[what] = name
+            self._send(what, data)
+            return self._rows(self._forgetting(self._answer)[-1])
 
-    def _prepared(self, what: tuple[bytes, tuple[int, ...]]) -> bytes | None:
-        self._executions[what] = count = self._executions.get(what, 0) + 1
-        if count < PREPARE_AT:
-            return None
-        name = b"pgqrs_%d" % len(self._names)
-        self._connection.pgconn.send_prepare(name, *what)
-        self._answer()
-        self._names[what] = name
-        return name
+    def commit(self) -> None:
+        self._simply(COMMIT)
 
-    def _answer(self) -> list[Row]:
+    def rollback(self) -> None:
+        self._simply(ROLLBACK)
+
+    def _simply(self, command: bytes) -> None:
+        with self._connection.lock:
+            self._connection.pgconn.send_query(command)
+            self._answer()
+
+    # A statement alone
+
+    def run_alone(self, statement: Statement, params: dict[str, Any], writes: bool = True) -> list[Row]:
+        """A statement that is a transaction by itself: all of that goes to the server at once, and comes back at once."""
+        types, data = _typed(statement, params)
+        with self._connection.lock:
+            try:
+                return self._alone((statement.numbered, types), data, writes)
+            except SWAPPED:
+                return self._alone((statement.numbered, types), data, writes)
+
+    def _alone(self, what: What, data: Sequence[bytes | None], writes: bool) -> list[Row]:
         link = self._connection.pgconn
-        results = self._connection.wait(generators.execute(link))
+        commands: list[tuple[What, Sequence[bytes | None]]] = [
+            ((BEGIN_WRITE if writes else BEGIN_READ, ()), ()),
+            ((self._set, ()), ()),
+            (what, data),
+            ((COMMIT, ()), ()),
+        ]
+        link.enter_pipeline_mode()
+        new: dict[int, tuple[What, bytes]] = {}  # by the place of the answer that says that it is prepared
+        sent = 0
+        for command, values in commands:
+            if (name := self._name(command)) and command not in self._names:
+                link.send_prepare(name, *command)
+                new[sent] = command, name
+                self._names[command] = name
+                sent += 1
+            self._send(command, values)
+            sent += 1
+        link.pipeline_sync()
+        results = self._connection.wait(_pipelined(link))
+        if link.status == ConnStatus.OK:
+            link.exit_pipeline_mode()
+        for place, (command, _) in new.items():
+            if place >= len(results) or results[place].status != ExecStatus.COMMAND_OK:
+                self._names.pop(command, None)
+        return self._alone_answered(results, new)
+
+    def _alone_answered(self, results: list[PGresult], new: dict[int, Any]) -> list[Row]:
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                if self._connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                    self._connection.pgconn.send_query(ROLLBACK)
+                    self._answer()
+                self._forgetting(partial(_refuse, result))
+        executed = [r for place, r in enumerate(results) if place not in new]
+        if len(executed) != 4:
+            raise psycopg.OperationalError("the server gave no whole answer")
+        self._look_at(executed[1], Format.BINARY)
+        return self._rows(executed[2])
+
+    # What both do
+
+    def _name(self, what: What) -> bytes | None:
+        """The name to execute it by; None to send its text."""
+        if not self._prepares:
+            return None
+        if (known := self._names.get(what)) is not None:
+            return known
+        self._executions[what] = count = self._executions.get(what, 0) + 1
+        return _name_of(what) if count >= PREPARE_AT else None
+
+    def _send(self, what: What, data: Sequence[bytes | None]) -> None:
+        link = self._connection.pgconn
+        if (name := self._names.get(what)) is None:
+            link.send_query_params(what[0], data, what[1], result_format=Format.BINARY)
+        else:
+            link.send_query_prepared(name, data, result_format=Format.BINARY)
+
+    def _answer(self) -> list[PGresult]:
+        results: list[PGresult] = self._connection.wait(generators.execute(self._connection.pgconn))
         if not results:
             raise psycopg.OperationalError("the server gave no answer")
-        result = results[-1]
-        if result.status == ExecStatus.TUPLES_OK:
-            self._loading.set_pgresult(result)
-            return self._loading.load_rows(0, result.ntuples, tuple)
-        if result.status != ExecStatus.COMMAND_OK:
-            raise psycopg.errors.error_from_result(result, encoding="utf-8")
-        return []
+        for result in results:
+            if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+                _refuse(result)
+        return results
+
+    def _rows(self, result: PGresult) -> list[Row]:
+        if result.status != ExecStatus.TUPLES_OK:
+            return []
+        self._loading.set_pgresult(result)
+        return self._loading.load_rows(0, result.ntuples, tuple)
+
+    def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
+        """Whose server connection this is: not the one that we were connected to, or another than before, where a pooler is in
+        between."""
+        told = result.get_value(0, result.nfields - 1) or b""
+        backend = int(told) if format == Format.TEXT else int.from_bytes(told, "big")
+        if backend != self._connection.pgconn.backend_pid and not self.pooled:
+            self.pooled = True
+            if not self._trusts:
+                self._unprepared()
+
+    def _forgetting(self, answer: Callable[[], Any]) -> Any:
+        try:
+            return answer()
+        except SWAPPED:
+            self._unprepared()
+            raise
+
+    def _unprepared(self) -> None:
+        self._prepares = False
+        self._names.clear()
+
+
+def _refuse(result: PGresult) -> None:
+    raise psycopg.errors.error_from_result(result, encoding="utf-8")
+
+
+def _setting(settings: Settings) -> bytes:
+    """A statement that sets these for the transaction, and says which server process it is in."""
+    parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
+    return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
+
+
+def _name_of(what: What) -> bytes:
+    text, types = what
+    hashed = hashlib.blake2b(b"%b %r" % (text, types), digest_size=12)
+    return b"pgqrs_" + hashed.hexdigest().encode()
+
+
+def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
+    """The results of what was sent, up to the first sync."""
+    while link.flush():
+        if (yield waiting.Wait.RW) & waiting.Ready.R:
+            link.consume_input()
+    found: list[PGresult] = []
+    while True:
+        results = yield from generators.fetch_many(link)
+        # None at all: the link broke.
+        if not results or results[-1].status == ExecStatus.PIPELINE_SYNC:
+            return found
+        found += results
+
+
+# How values come back
+
+
+class RawJson(Loader):
+    """JSON as it is kept, undecoded."""
+
+    def load(self, data: Any) -> bytes:
+        return bytes(data)
+
+
+class RawBinaryJson(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Any) -> bytes:
+        return bytes(data)[1:]  # after the format's version
+
+
+class _Word(TextBinaryLoader):
+    """Of a type that the driver does not know, an enum of ours, as text."""
+
+
+def adapt(connection: psycopg.Connection[Any]) -> None:
+    connection.adapters.register_loader("jsonb", RawJson)
+    connection.adapters.register_loader("jsonb", RawBinaryJson)
+    connection.adapters.register_loader(TEXT_TYPE_UNKNOWN, _Word)
+
+
+# How they go
+
+
+def _typed(statement: Statement, params: dict[str, Any]) -> tuple[Types, list[bytes | None]]:
+    sent = [_sent(params[name]) for name in statement.parameters]
+    return tuple([oid for oid, _ in sent]), [value for _, value in sent]
 
 
 # By its types a server knows what an expression of parameters alone is; of text and of nothing it finds out itself.

@@ -11,7 +11,11 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
     {use name}             the text of another statement, as a subquery
     {json} {status} {time} {worker_status}  the types to cast to
+    {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
     :name                  a parameter
+
+On PostgreSQL each name of ours is qualified by its schema, also in a text that is to be a regclass: no statement depends on a
+search path. The functions and operators that a statement gets by these words are pg_catalog's.
 """
 
 import re
@@ -44,9 +48,18 @@ class Statement(Struct, frozen=True):
 
 
 @cache
-def statement(name: str, dialect: Dialect, own_clock: bool = False) -> Statement:
+def statement(name: str, dialect: Dialect, own_clock: bool = False, schema: str = "public") -> Statement:
     """The statement `name` in a dialect's words. With `own_clock`, {now} is the parameter `now` on PostgreSQL too."""
-    return _rendered(name, _sources()[name], dialect, own_clock)
+    return _rendered(name, _sources()[name], dialect, own_clock, schema)
+
+
+def qualified(text: str, schema: str) -> str:
+    """A text of PostgreSQL's SQL with the schema before each name of ours that has none yet."""
+    return _OURS.sub(lambda m: f'"{schema}".{m[0]}', text)
+
+
+# Of an index or a column that only contains such a name, the name is no part.
+_OURS = re.compile(r'(?<![\w."])(?:pgqrs_[a-z_]+|worker_status)(?!\w)')
 
 
 def askable(params: dict[str, Any]) -> dict[str, Any]:
@@ -81,40 +94,45 @@ def _without_comments(sql: str) -> str:
     return re.sub(r"--[^\n]*", "", sql).strip().rstrip(";")
 
 
-def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool) -> Statement:
+def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool, schema: str = "public") -> Statement:
     source = re.sub(r"\{use (\w+)\}", lambda m: _sources()[m[1]], source)
     columns: tuple[tuple[str, str], ...] = ()
     if found := re.search(r"\{rows: ([^}]*)\}", source):
         columns = tuple((c.split()[0], c.split()[1]) for c in found[1].split(","))
     if dialect == "postgres":
         sql = re.sub(r"(?<![:\w]):([a-z_]\w*)", r"%(\1)s", source)
-        words = _postgres_words(own_clock)
+        words = _postgres_words(own_clock, schema)
     else:
         sql, words = source, _sqlite_words()
     sql = re.sub(r"\{([^}]*)\}", lambda m: words(m[1]), sql)
     if dialect == "sqlite":
         return Statement(name, sql, columns, sql.encode())
+    sql = qualified(sql, schema)
     parameters = tuple(dict.fromkeys(re.findall(r"%\((\w+)\)s", sql)))
     numbered = re.sub(r"%\((\w+)\)s", lambda m: f"${parameters.index(m[1]) + 1}", sql)
     return Statement(name, sql, columns, sql.encode(), numbered.encode(), parameters)
 
 
-def _postgres_words(own_clock: bool) -> Callable[[str], str]:
-    now = "cast(%(now)s as timestamptz)" if own_clock else "now()"
+def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
+    now = "cast(%(now)s as timestamptz)" if own_clock else "pg_catalog.now()"
 
     def word(text: str) -> str:
         if text == "now":
             return now
+        if text == "schema":
+            return f"'\"{schema}\"'"
         if m := _MOVED.fullmatch(text):
-            return f"({now if m[1] == 'now' else m[1]} {m[2]} make_interval(secs => {m[3]}))"
+            start = now if m[1] == "now" else m[1]
+            return f"({start} operator(pg_catalog.{m[2]}) pg_catalog.make_interval(secs => {m[3]}))"
         if text.startswith("seconds since "):
             return f"cast(extract(epoch from {now} - {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
-            arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
+            # Only one array at a time: for several, `unnest` is special syntax that no schema can be named in.
+            arrays = ", ".join(f"pg_catalog.unnest(%({c})s::{_ARRAYS[t]}[])" for c, t in columns)
             names = ", ".join(c for c, _ in columns)
             wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
-            return f"(select {wanted} from unnest({arrays}) as u ({names})) as r"
+            return f"(select {wanted} from rows from ({arrays}) as u ({names})) as r"
         if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if " of " in text:
@@ -143,7 +161,7 @@ def _sqlite_words() -> Callable[[str], str]:
             return text.partition(" of ")[2]
         if text.startswith(("lock ", "keep ")):
             return ""  # `begin immediate` has locked everything
-        return dict.fromkeys(_POSTGRES_TYPES, "text")[text]
+        return dict.fromkeys([*_POSTGRES_TYPES, "schema"], "text")[text]
 
     return word
 

@@ -16,12 +16,14 @@ from pgqrs import errors
 from pgqrs.config import Config, database_file, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
-from pgqrs.store.database import Row
+from pgqrs.store.database import Row, refused_value
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
 BUSY_POLL_S = 0.005
 BUSY_SLICE_MS = 50
+# A constraint; a text or number that is too big; a type that cannot be bound.
+OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 LOCKED_BY = (
     "; somebody else holds it for longer than we wait: another process that is writing, or has it open with turso://. Wait for its "
     "end, or stop it"
@@ -300,12 +302,14 @@ def _in_our_words(dsn: str, error: sqlite3.Error) -> errors.PgqrsError:
         if lacks_schema(said):
             return no_schema(dsn, said)
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            return errors.DatabaseError(said)  # a value that the statement cannot take: malformed JSON
+            return refused_value(said)  # that the statement cannot take: malformed JSON
         return errors.PgqrsConnectionError(
             f"SQLite database {dsn}: {said}{LOCKED_BY if is_locked(error) else ''}"
         )
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in said:
         return errors.PgqrsConnectionError(f"the store on {dsn} was closed")
+    if isinstance(error, OF_VALUES):
+        return refused_value(said)
     return errors.DatabaseError(said)
 
 

@@ -21,7 +21,7 @@ from pgqrs.records import (
     iso,
 )
 from pgqrs.states import WorkerStatus, WorkflowStatus
-from pgqrs.store import migrations, turning
+from pgqrs.store import checking, migrations, turning
 from pgqrs.store.database import Copying, Database, Row, Transaction
 from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
@@ -64,6 +64,7 @@ class Known(Struct, frozen=True):
 class MessageStore:
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._identity: str | None = None
 
     # Setting up
 
@@ -72,8 +73,36 @@ class MessageStore:
         return migrations.install(self.database)
 
     def verify(self) -> int:
-        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code."""
-        return migrations.verify(self.database)
+        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code, DatabaseError
+        where our role may not look."""
+        try:
+            return migrations.verify(self.database)
+        except errors.DatabaseError as e:
+            checking.explain(self.database, e)
+            raise
+
+    def cautions(self) -> list[str]:
+        """What whoever sets the database up should know, a sentence each: rights that a supervisor lacks, and dangers."""
+        return checking.cautions(self.database)
+
+    def refuse_incapable(self) -> None:
+        """Raises DatabaseError where our role lacks what a supervisor needs."""
+        checking.refuse_supervisor(self.database)
+
+    def identity(self) -> str:
+        """32 hexadecimal digits that no other database has, but copies of this one. Looked up once."""
+        if self._identity is None:
+            self._identity = self._looked_up_identity()
+        return self._identity
+
+    def _looked_up_identity(self) -> str:
+        with self.database.reading() as tx:
+            rows = tx.run("database_row")
+        if not rows:  # somebody has emptied the table
+            with self.database.transaction() as tx:
+                migrations.identify(tx)
+                rows = tx.run("database_row")
+        return str(rows[0][0])
 
     def close(self) -> None:
         self.database.close()

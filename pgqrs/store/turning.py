@@ -5,6 +5,7 @@ its clock running: a supervisor that was stopped in the middle would keep its lo
 went on. `idle_in_transaction_session_timeout` counts from an answer that was waited for.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -51,24 +52,52 @@ def turn(
     """One transaction: the writes in their order of kinds, then the claims, which see what the writes released. Without writes, each
     claim on a server commits by itself.
 
-    If the database refuses a value, the writes are replayed one by one, so that it hurts its own run only.
+    If the database refuses a value, the writes are replayed one by one, so that the value hurts its own run only: of that claim
+    nothing more is written. A refusal that is not a value's fault, such as a missing privilege, is raised: it hurts no run.
     `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its
     claim then counts as applied.
     """
     try:
         return _turn(database, writes, wanted, unsure)
-    except errors.DatabaseError:
-        if not writes:
+    except errors.DatabaseError as e:
+        if not writes or not e.refuses_value:
             raise
-        outcomes = [_alone(database, w, unsure) for w in writes]
+        outcomes = _one_by_one(database, writes, unsure)
         return Turn(outcomes, _turn(database, (), wanted, False).taken)
+
+
+def _one_by_one(database: Database, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
+    """What follows a refused write of the same claim must not be written without it: a run would end with a step missing."""
+    refused: dict[Claim, str] = {}
+    outcomes = []
+    for write in writes:
+        if write.claim not in refused:
+            outcomes.append(_alone(database, write, unsure))
+        else:
+            outcomes.append(Outcome(write, applied=False, failure=refused[write.claim]))
+        if (failure := outcomes[-1].failure) is not None:
+            refused[write.claim] = failure
+    return outcomes
 
 
 def _alone(database: Database, write: Write, unsure: bool) -> Outcome:
     try:
         return _turn(database, (write,), (), unsure).outcomes[0]
     except errors.DatabaseError as e:
+        if not e.refuses_value:
+            raise
         return Outcome(write, applied=False, failure=str(e))
+
+
+def follows_refused(queued: deque[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Takes out of what is queued whatever comes behind a refused write of the same claim, and says that it is refused as well."""
+    refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
+    if not refused:
+        return []
+    behind = [w for w in queued if w.claim in refused]
+    for w in behind:
+        queued.remove(w)
+    return [Outcome(w, applied=False, failure=refused[w.claim]) for w in behind]
 
 
 def _turn(database: Database, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:

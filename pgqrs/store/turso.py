@@ -19,6 +19,7 @@ from typing import Any
 from pgqrs import errors
 from pgqrs.config import TURSO_SHARED, Config, turso_file
 from pgqrs.store import turso_lock
+from pgqrs.store.database import refused_value
 from pgqrs.store.sqlite import (
     BUSY_POLL_S,
     Connection,
@@ -32,6 +33,7 @@ from pgqrs.store.sqlite import (
 
 # The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
 OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
+OF_VALUES = ("malformed JSON", "unexpected parameter value")
 LOCKED = "locked by another process"
 
 
@@ -218,6 +220,8 @@ def _translated(dsn: str) -> Iterator[None]:
             raise no_schema(dsn, str(e)) from e
         if isinstance(e, turso.OperationalError) or str(e).startswith(OUT_OF_REACH):
             raise errors.PgqrsConnectionError(f"Turso database {dsn}: {e}") from e
+        if isinstance(e, turso.IntegrityError | turso.DataError) or any(t in str(e) for t in OF_VALUES):
+            raise refused_value(str(e)) from e
         raise errors.DatabaseError(str(e)) from e
 
 

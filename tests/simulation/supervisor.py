@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pgqrs import errors
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Turn, Wanted
+from pgqrs.store.turning import Turn, Wanted, follows_refused
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import RETRY_S
@@ -182,7 +182,8 @@ class SimSupervisor:
         now = self.world.now
         self._busy, self._in_flight = False, 0
         if turn.outcomes:
-            self.core.take(events.Saved(turn.outcomes), now)
+            refused = follows_refused(self._writes, turn.outcomes)
+            self.core.take(events.Saved([*turn.outcomes, *refused]), now)
         if held is not None:
             self.core.take(events.Held(held), now)
             for w in wanted:

@@ -84,7 +84,12 @@ def explaining() -> Iterator[list[Explained]]:
 
     def execute(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         text = query.decode() if isinstance(query, bytes) else query
-        ours = isinstance(text, str) and text.lstrip().lower().startswith(VERBS) and "pgqrs_" in text
+        ours = (
+            isinstance(text, str)
+            and "set_config" not in text
+            and text.lstrip().lower().startswith(VERBS)
+            and "pgqrs_" in text
+        )
         if ours and (found := _explain(self.connection, sent, text, params)):
             seen.append(found)
         return sent(self, query, params, **options)
@@ -94,14 +99,24 @@ def explaining() -> Iterator[list[Explained]]:
         cursor.execute(statement.encoded, params)
         return cursor.fetchall() if cursor.description else []
 
-    prepared = Prepared.run
+    def run_alone(self: Any, statement: Statement, params: dict[str, Any], writes: bool = True) -> list[Any]:
+        self.begin(writes)
+        try:
+            rows = run(self, statement, params)
+            self.commit()
+            return rows
+        except psycopg.Error:
+            self.rollback()
+            raise
+
+    prepared, alone = Prepared.run, Prepared.run_alone
     psycopg.Cursor.execute = execute  # type: ignore[method-assign]
-    Prepared.run = run  # type: ignore[method-assign]
+    Prepared.run, Prepared.run_alone = run, run_alone  # type: ignore[method-assign]
     try:
         yield seen
     finally:
         psycopg.Cursor.execute = sent  # type: ignore[method-assign]
-        Prepared.run = prepared  # type: ignore[method-assign]
+        Prepared.run, Prepared.run_alone = prepared, alone  # type: ignore[method-assign]
 
 
 def _explain(connection: Any, sent: Any, text: str, params: Any) -> Explained | None:

@@ -1,9 +1,13 @@
 """One bad value hurts its own run alone: a turn that the database refuses is replayed write by write."""
 
+from collections import deque
+
 import pytest
 
 from pgqrs import errors
 from pgqrs.store.store import COPY_MIN
+from pgqrs.store.turning import follows_refused
+from pgqrs.writes import Claim
 from tests.store.given import RUNNING, SUCCESS, columns, execute, finish, ids, step, wrote
 
 LONG = "n" * 300
@@ -55,11 +59,36 @@ def test_the_claims_of_the_turn_are_carried_out_once(flow):
     assert ids(turn.taken[0].messages) == more[:2]
 
 
-def test_writes_of_one_run_around_the_bad_one_keep_their_order(flow):
+def test_nothing_of_a_run_is_written_after_what_was_refused(flow):
+    """Else it would be a success without one of its steps."""
     claim = flow.begun()
     bad = bad_step(claim, flow.store.database.dialect)
-    outcomes = flow.store.turn([step(claim, "a"), bad, step(claim, "b", 2), finish(claim, SUCCESS)]).outcomes
-    assert [o.applied for o in outcomes] == [True, False, True, True]
+    writes = [step(claim, "a"), bad, step(claim, "b", 2), finish(claim, SUCCESS)]
+    outcomes = flow.store.turn(writes).outcomes
+    assert [o.write for o in outcomes] == writes
+    assert [o.applied for o in outcomes] == [True, False, False, False]
+    assert len({o.failure for o in outcomes[1:]}) == 1
+    assert outcomes[1].failure
+    assert [s.step_name for s in flow.store.steps(claim.message_id)] == ["a"]
+    assert flow.store.run(claim.message_id).status == RUNNING
+
+
+def test_what_is_queued_behind_a_refused_write_is_refused_with_it(flow):
+    mine, other = flow.begun(), Claim(99, 1, 1)
+    outcomes = flow.store.turn([bad_step(mine, flow.store.database.dialect)]).outcomes
+    queued = deque([finish(other), finish(mine, SUCCESS), step(other)])
+    behind = follows_refused(queued, outcomes)
+    assert [(o.write, o.applied, o.failure) for o in behind] == [
+        (finish(mine, SUCCESS), False, outcomes[0].failure)
+    ]
+    assert list(queued) == [finish(other), step(other)]
+
+
+def test_nothing_queued_is_touched_where_nothing_was_refused(flow):
+    claim = flow.begun()
+    queued = deque([finish(claim, SUCCESS)])
+    assert follows_refused(queued, flow.store.turn([step(claim)]).outcomes) == []
+    assert len(queued) == 1
 
 
 @pytest.mark.parametrize("value", [b'"\\u0000"', b'{"\\u0000": 1}', b"{not json", b'"\\ud800"'])

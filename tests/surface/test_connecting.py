@@ -192,8 +192,8 @@ async def test_a_password_shows_nowhere(installed_postgres_dsn):
 
 
 async def test_nor_in_the_error_of_a_query(installed_postgres_dsn):
-    dsn = installed_postgres_dsn.replace("postgres@", "postgres:geheim@") + "?options=-csearch_path%3Dnowhere"
-    async with pgqrs.connect(dsn) as store:
+    dsn = installed_postgres_dsn.replace("postgres@", "postgres:geheim@")
+    async with pgqrs.connect_with(pgqrs.Config(dsn, schema="nowhere")) as store:
         with pytest.raises(pgqrs.PgqrsError) as refused:
             await store.queue("tasks")
     assert "geheim" not in shown(refused.value)

@@ -1,0 +1,77 @@
+"""The supervisor's thread for turns, without a database: what is refused for no fault of a value is repeated, as while it is away."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pgqrs import errors
+from pgqrs.store.turning import Turn
+from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Turns
+
+NO = errors.DatabaseError("permission denied for table pgqrs_messages")
+
+
+class Store:
+    """Refuses as often as it has errors."""
+
+    def __init__(self, *refusals: Exception) -> None:
+        self.refusals = list(refusals)
+        self.asked: list[tuple[tuple[object, ...], bool]] = []
+
+    def turn(self, writes: object, wanted: tuple[object, ...] = (), unsure: bool = False) -> Turn:
+        self.asked.append((tuple(wanted), unsure))
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return Turn([], [])
+
+    def held(self, consumers: object) -> list[object]:
+        return []
+
+
+def news_of(store: Store, job: Job) -> list[object]:
+    """Of the job, up to its end."""
+    woken = threading.Event()
+    turns = Turns(store, woken.set, time.monotonic)  # type: ignore[arg-type]
+    told: list[object] = []
+    try:
+        turns.submit(job)
+        while not told or isinstance(told[-1], Away):
+            told.append(turns.news.get(timeout=5))
+    finally:
+        turns.close()
+    return told
+
+
+@pytest.mark.parametrize("writes", [(), ("a write",)])
+def test_a_refusal_is_told_as_away_and_the_turn_is_made_again(writes: tuple[str, ...]) -> None:
+    store = Store(NO, NO)
+    told = news_of(store, Job(writes, ("a claim",)))  # type: ignore[arg-type]
+    assert [type(n) for n in told] == [Away, Done]
+    assert isinstance(told[0], Away)
+    assert "permission denied" in told[0].error
+    assert store.asked == [(("a claim",), False), ((), True), ((), True)]
+
+
+def test_a_schema_that_is_gone_is_not_waited_for() -> None:
+    [told] = news_of(Store(errors.SchemaError("no tables")), Job((), ()))
+    assert isinstance(told, Broken)
+
+
+@pytest.mark.parametrize("error", [NO, errors.PgqrsConnectionError("away")])
+def test_what_is_asked_aside_hears_nothing_where_it_is_refused(error: Exception) -> None:
+    aside, heard = Aside(lambda: None), []
+
+    def refuse() -> None:
+        raise error
+
+    then: Callable[[object], None] = heard.append
+    try:
+        aside.ask(refuse, then)
+        answer = aside.news.get(timeout=5)
+        assert isinstance(answer, Answer)
+        answer.then(answer.found)
+    finally:
+        aside.close(5)
+    assert heard == [None]
