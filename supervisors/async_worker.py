@@ -196,6 +196,7 @@ class AsyncWorker(Leased):
         self.outbox.nobody()
 
     def _read(self, closed: "asyncio.Future[None]") -> None:
+        self.outbox.stay_ours()
         try:
             data = self._sock.recv(READ_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -4,10 +4,17 @@ A tiny step costs less than a system call, so a worker that runs such steps gath
 they stand on the board: what a worker has finished is not lost with it. The board also says who has the CPU, which no frame needs
 to say then: a death is charged to that, and now and then the supervisor looks who it is.
 
+The board is also a gate. Before a worker goes into a run's code, to begin it or to go on with it, the worker writes the run's id
+down (ENTERED) and then reads how often the supervisor has recalled runs (RECALLS). Where the worker has not yet heard of one
+recall in its pipe, it goes into nothing before it has. The supervisor counts RECALLS up and then reads ENTERED: every other run
+that the worker has is then the supervisor's, however long the worker stays in its code (decision 15). Each side writes before it
+reads, with a full barrier between, so that at least one of the two sees what the other wrote.
+
 Every number is written by one store of eight bytes, the one that makes the rest valid last. That order is seen as such by another
 process on x86; on other machines there is no board, and each frame is sent as it comes.
 """
 
+import _thread
 import fcntl
 import mmap
 import os
@@ -27,6 +34,7 @@ NAME_BYTES_MAX = 4 * NAME_CHARS_MAX
 
 # The frames are a stream, in which the board holds the bytes from START to END; START moves once they are in the pipe.
 _START, _END, _TURN = 0, 8, 16
+_ENTERED, _RECALLS = 24, 32
 _ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
 _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
@@ -55,6 +63,18 @@ def new_board() -> int | None:
     return fd
 
 
+class _Barrier:
+    """What was written before `cross` is visible to other processes before anything after it is read: taking a lock is a locked
+    instruction, which on x86 is a full barrier."""
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+
+    def cross(self) -> None:
+        self._lock.acquire()
+        self._lock.release()
+
+
 class OnBoard(Struct, frozen=True):
     """Message 0: nobody has the CPU."""
 
@@ -73,6 +93,8 @@ class Board:
         self._start = self._end = self._turn = 0
         self._is_idle = False
         self._last = 0  # message that had the CPU
+        self._barrier = _Barrier()
+        self.recalls_heard = 0
 
     @property
     def unsent(self) -> int:
@@ -102,6 +124,17 @@ class Board:
         _NUMBER.pack_into(self._memory, _START, self._start)
         _NUMBER.pack_into(self._memory, _END, self._end)
 
+    def enter(self, message_id: int) -> bool:
+        """The worker goes into this run's code. False where it must not yet: a Recall is in its pipe, or will soon be."""
+        _NUMBER.pack_into(self._memory, _ENTERED, message_id)
+        self._barrier.cross()
+        (recalls,) = _NUMBER.unpack_from(self._memory, _RECALLS)
+        return bool(recalls == self.recalls_heard)
+
+    def leave(self) -> None:
+        """The worker is in no run's code."""
+        _NUMBER.pack_into(self._memory, _ENTERED, 0)
+
     def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
         """Message 0: nobody; who it was before then stays to be read."""
         if not message_id and self._is_idle:
@@ -124,11 +157,29 @@ class BoardReader:
     """The supervisor's side, safe at any moment of the worker's life. Closes the descriptor."""
 
     def __init__(self, fd: int) -> None:
-        self._memory = mmap.mmap(fd, SIZE, prot=mmap.PROT_READ)
+        self._memory = mmap.mmap(fd, SIZE)
         os.close(fd)
+        self._barrier = _Barrier()
+        self._recalls = 0
 
     def close(self) -> None:
         self._memory.close()
+
+    def recall(self) -> None:
+        """From now on the worker goes into no other run than the one that it is in (`entered`), until it reads a Recall."""
+        self._recalls += 1
+        _NUMBER.pack_into(self._memory, _RECALLS, self._recalls)
+        self._barrier.cross()
+
+    @property
+    def entered(self) -> int:
+        """The message whose run the worker is in, or was in last; 0: it is in none."""
+        return self._number(_ENTERED)
+
+    @property
+    def end(self) -> int:
+        """How many bytes the worker has said so far: through the pipe, and here."""
+        return self._number(_END)
 
     def unsent(self, known: int) -> bytes:
         """What follows the first `known` bytes of the stream, as far as it is here. Empty where the worker is just sending."""

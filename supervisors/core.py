@@ -34,6 +34,7 @@ from supervisors.events import (
     LeaseLost,
     Measured,
     Note,
+    Recalled,
     Received,
     Registered,
     Renewed,
@@ -110,7 +111,7 @@ class Core:
                 self._exited(event, now)
             case Launched():
                 if worker := self.workers.get(event.worker):
-                    worker.pid = event.pid
+                    worker.pid, worker.gated = event.pid, event.gated
                     if worker.killing is not None:  # there was nothing to kill yet
                         self.limits.kill(worker, worker.killing, force=True)
             case Hinted():
@@ -127,6 +128,8 @@ class Core:
                     if run is not None and run.claim == claim and not run.ending:
                         self._out.append(Note(NOT_OURS, "warning", run.id))
                         self._drop(run)
+            case Recalled():
+                self._recalled(event, now)
             case Measured():
                 self.limits.weigh(event)
             case LeaseLost():
@@ -169,7 +172,9 @@ class Core:
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
-                    if message_id in worker.leaving:
+                    if message_id in worker.recalled:
+                        worker.recalled.discard(message_id)
+                    elif message_id in worker.leaving:
                         worker.leaving.discard(message_id)
                     elif run := worker.leave(message_id):
                         worker.given -= 1
@@ -179,11 +184,12 @@ class Core:
                 run = worker.runs.get(frame.message_id)
                 if run is not None and run.claim.claim_no == frame.claim_no and not run.ending:
                     self._of_run(worker, run, frame, now)
-                elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving:
+                elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving | worker.recalled:
                     # It began before it heard that this is not ours: no limit of time would end it any more.
                     self.limits.kill(worker, "it runs what is no longer ours", force=True)
                 elif not isinstance(frame, wire.Started | wire.Checkpoint):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
+                    worker.recalled.discard(frame.message_id)
 
     def _of_run(
         self,
@@ -295,6 +301,26 @@ class Core:
             self.scheduling.go_on(run)
         else:
             self._out.append(Hurry())
+
+    def _recalled(self, event: Recalled, now: float) -> None:
+        """The worker goes into nothing before it hears what was taken: all but the run that it is in can be."""
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.wanted_back is None:
+            return
+        wanted, worker.wanted_back = worker.wanted_back, None
+        able = [r for r in worker.runs.values() if r.id != event.entered and not r.ending]
+        fresh = [r for r in reversed(able) if not r.started]
+        begun = [r for r in reversed(able) if r.started] if wanted.begun else []
+        back = (fresh + begun)[: wanted.count]
+        if not back:
+            worker.revoked_at = now
+        self._out.append(Send(worker.id, wire.Recall(tuple((r.id, r.claim.claim_no) for r in back))))
+        for run in back:
+            worker.leave(run.id)
+            worker.recalled.add(run.id)
+            worker.given -= not run.started
+            self._off_cpu(worker, run.id)
+            self._came_back(run)
 
     def _off_cpu(self, worker: Worker, message_id: int) -> None:
         if worker.on_cpu and worker.on_cpu.run == message_id:
@@ -529,6 +555,10 @@ class Core:
             if level is Level.KILLING or not worker.ready:
                 self.limits.kill(worker, "stopping", force=True)
             else:
+                if worker.gated:
+                    self.scheduling.revoke(
+                        worker
+                    )  # it may read its pipe late, and what it has not begun need not wait for that
                 self._out.append(Send(worker.id, wire.Drain(level is Level.STOPPING)))
 
     def _end_released(self, run: Run) -> None:

@@ -15,8 +15,11 @@ Kind = Literal["sync", "async"]
 
 
 class Launched(Struct, frozen=True):
+    """`gated`: runs can be recalled from it without its help (board.py)."""
+
     worker: int
     pid: int
+    gated: bool = False
 
 
 class Received(Struct, frozen=True):
@@ -69,6 +72,14 @@ class Measured(Struct, frozen=True):
     rss_bytes: int
 
 
+class Recalled(Struct, frozen=True):
+    """The answer to a Recall, at once. All that the worker said before is received. It is in the run `entered` (0: in none), and
+    goes into no other before it is sent a Recall."""
+
+    worker: int
+    entered: int
+
+
 class ClaimLost(Struct, frozen=True):
     """A Want came to nothing: the database was away."""
 
@@ -111,7 +122,7 @@ class Tick(Struct, frozen=True):
 
 
 Event = (
-    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
+    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
 )  # fmt: skip
 
 
@@ -126,6 +137,12 @@ class Launch(Struct, frozen=True):
 class Send(Struct, frozen=True):
     worker: int
     frame: wire.Down
+
+
+class Recall(Struct, frozen=True):
+    """The worker is to go into no other run than the one that it is in."""
+
+    worker: int
 
 
 class Dump(Struct, frozen=True):
@@ -172,4 +189,4 @@ class Exit(Struct, frozen=True):
     reason: str
 
 
-Command = Launch | Send | Dump | Kill | Save | Hurry | Want | Note | Exit
+Command = Launch | Send | Recall | Dump | Kill | Save | Hurry | Want | Note | Exit

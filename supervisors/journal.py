@@ -78,7 +78,7 @@ class Outbox:
         if self._board is None:
             self._frames.append(data)
             return
-        self._stay_ours()
+        self.stay_ours()
         if not self._board.has_room(len(data)):
             self.flush()
         if not self._board.unsent:
@@ -93,10 +93,10 @@ class Outbox:
     def flush(self) -> None:
         if self._board is not None:
             if self._board.unsent:
-                self._stay_ours()
+                self.stay_ours()
                 self._board.send(self._sock.sendall)
         elif self._frames:
-            self._stay_ours()
+            self.stay_ours()
             data, self._frames = b"".join(self._frames), []
             self._sock.sendall(data)
 
@@ -114,7 +114,7 @@ class Outbox:
         """User code that has the CPU from here on: a death or a time limit is charged to it. Whatever else there is to say is said
         before, unless this will be over soon: it took no longer last time. `what` None: a workflow on the way to its next step."""
         if self._board is not None:
-            self._stay_ours()
+            self.stay_ours()
             self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
         else:
             has_cpu(started.message_id)
@@ -137,9 +137,10 @@ class Outbox:
     def handled(self, what: str, seconds: float) -> None:
         self._took[what] = seconds
 
-    def _stay_ours(self) -> None:
+    def stay_ours(self) -> None:
+        """Ends a child that user code forked and let return: pipe and board are its parent's."""
         if _forks != self._forks:
-            os._exit(70)  # a child that user code forked and let return: pipe and board are not its own
+            os._exit(70)
 
 
 class Leased:

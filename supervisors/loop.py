@@ -348,8 +348,11 @@ class Loop:
         self._core.take(event, time.monotonic())
 
     def _settle(self) -> None:
-        for command in self._core.settle(time.monotonic(), self._claim_from()):
-            self._do(command)
+        commands: Sequence[events.Command] | None = None
+        while commands is None or any(isinstance(c, events.Recall) for c in commands):
+            commands = self._core.settle(time.monotonic(), self._claim_from())
+            for command in commands:
+                self._do(command)
 
     def _do(self, command: events.Command) -> None:
         match command:
@@ -366,6 +369,8 @@ class Loop:
                 self._wants.append(command)
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
+            case events.Recall():
+                self._pipes.recall(command.worker)
             case events.Dump():
                 self._pipes.dump(command.worker)
             case events.Kill():

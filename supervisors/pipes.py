@@ -36,6 +36,9 @@ AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX  # read from a board and not yet come th
 MUTE_S = 1.0  # a worker that has closed its pipe is killed after that: it can end nothing that it has
 GOODBYE_S = 1.0
 REAP_S = 2.0  # for what was killed to be dead, when the supervisor ends
+LOOKS_MAX = (
+    100  # at a pipe and its board, until all is heard that was said: two are enough where nothing is broken
+)
 STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
 
 
@@ -86,7 +89,7 @@ class Pipes:
         self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._read(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(n))
-        self._handle(events.Launched(n, child.pid))
+        self._handle(events.Launched(n, child.pid, gated=child.board is not None and child.kind == "sync"))
 
     def send(self, n: int, frame: wire.Down) -> None:
         """With the next `flush`. What is for a worker that is gone is dropped."""
@@ -104,6 +107,22 @@ class Pipes:
         for n in unsent:
             if pipe := self._pipes.get(n):
                 self._flush(pipe)
+
+    def recall(self, n: int) -> None:
+        """Closes the worker's gate and hears what it said before. It opens with the next Recall frame."""
+        if (pipe := self._pipes.get(n)) is None or (board := pipe.child.board) is None:
+            return
+        board.recall()
+        entered, said = board.entered, board.end
+        # What is not on the board any more is in the pipe, and the worker takes it from the board only when all of it is there.
+        for _ in range(LOOKS_MAX):
+            if pipe.known >= said or pipe.cause is not None:
+                break
+            self._read(n)
+            self._read_unsent(n, pipe)
+        else:
+            self._kill_for(pipe, "was killed because its board says more than it has sent")
+        self._handle(events.Recalled(n, entered))
 
     def dump(self, n: int) -> None:
         """Asks for the stacks of all its threads: they come with its Exited."""

@@ -7,8 +7,8 @@ from itertools import takewhile
 
 from pgqrs.writes import RecordedStep
 from supervisors import wire
-from supervisors.events import Command, Kind, Send, Want
-from supervisors.state import Function, Queue, Run, Settings, Worker
+from supervisors.events import Command, Kind, Recall, Send, Want
+from supervisors.state import Function, Queue, Run, Settings, WantedBack, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
@@ -25,6 +25,8 @@ LAPSED_EVERY_S = 1.0
 COMES_S = 1.0  # at most, until a new worker is ready: forked in milliseconds, spawned in a part of a second
 # Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
 ROW_S = 0.001
+# Work that is worth being moved to a worker that has nothing: more than what it costs both to hear of it.
+WORTH_S = 0.002
 
 
 class Scheduling:
@@ -58,6 +60,7 @@ class Scheduling:
         """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
         self._asked = self._last = None
         for worker in self._workers.values():
+            worker.stands = worker.gated and self._is_long(worker, now)
             if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
                 worker.exclusive = False
         if not any(r.isolated for r in self.waiting):  # nor any longer: it may have been cancelled meanwhile
@@ -81,7 +84,7 @@ class Scheduling:
     def _host(self, run: Run, now: float) -> Worker | None:
         if run.isolated:
             able = [w for w in self._workers.values() if w.kind == "sync" and _able(w)]
-            empty = [w for w in able if not w.runs]
+            empty = [w for w in able if not w.runs and run.id not in w.recalled]
             if empty:
                 self._open_all()
                 empty[0].exclusive = True
@@ -99,6 +102,7 @@ class Scheduling:
             and self._row_s >= step_s
             and last.kind == kind
             and _open(last)
+            and run.id not in last.recalled
             and self._free(last, lanes, queue)
         ):
             self._row_s -= step_s
@@ -106,12 +110,17 @@ class Scheduling:
         emptiest, least = None, math.inf
         for w in self._workers.values():
             # A worker in a long step reads nothing before its end, nor what is to come back from it.
-            long = w.on_cpu is not None and now - w.on_cpu.since > self._settings.commit_hide_s
-            burden = len(w.runs) + (LANES_MAX if long else 0)
+            burden = len(w.runs) + (LANES_MAX if self._is_long(w, now) else 0)
+            if run.id in w.recalled:
+                continue  # of which it has not yet heard
             if burden < least and w.kind == kind and _open(w) and self._free(w, lanes, queue):
                 emptiest, least = w, burden
         self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
+
+    def _is_long(self, worker: Worker, now: float) -> bool:
+        """Whether it has been in one step for longer than all is meant to take that it has at hand."""
+        return worker.on_cpu is not None and now - worker.on_cpu.since > self._settings.commit_hide_s
 
     def _open_all(self) -> None:
         """None is being emptied any more; for the next run that must be alone, one will be again."""
@@ -135,6 +144,7 @@ class Scheduling:
         run.bytes = len(run.claimed.payload) + sum(map(_size, history))
         worker.take(run)
         worker.given += 1
+        worker.given_at = now
         run.worker, run.started = worker.id, False
         for chunk in _chunks(history):
             self._order(Send(worker.id, wire.History(run.id, chunk)))
@@ -147,31 +157,55 @@ class Scheduling:
         self._order(Send(worker.id, frame))
 
     def balance(self, now: float) -> None:
-        """A worker with nothing to do beside one that has runs it did not start: they change hands."""
-        if self.waiting or not any(w.runs for w in self._workers.values()):
+        """What stands behind a long step goes to the other workers, and half of what one has not begun to one that has nothing."""
+        sync = [w for w in self._workers.values() if w.kind == "sync" and w.ready and w.killing is None]
+        if len(sync) < 2 or not any(w.runs for w in sync):
             return
-        for idle in self._workers.values():
-            if idle.runs or not idle.ready or idle.killing or idle.retiring or idle.kind != "sync":
+        able = [
+            w for w in sync if not w.revoking and w.wanted_back is None and now - w.revoked_at >= REBALANCE_S
+        ]
+        takers = [w for w in sync if _open(w)]
+        for worker in able:
+            if worker.stands and len(worker.runs) > 1 and any(w is not worker for w in takers):
+                self._revoke(worker, len(worker.runs), begun=True)
+        if self.waiting:
+            return
+        for idle in takers:
+            if idle.runs:
                 continue
-            rich = [
-                (sum(not r.started for r in w.runs.values()), w)
-                for w in self._workers.values()
-                if w.kind == "sync"
-                and not w.revoking
-                and w.killing is None
-                and now - w.revoked_at >= REBALANCE_S
-            ]
-            count, worker = max(rich, key=lambda c: c[0], default=(0, None))
-            if worker is not None and count:
-                self._revoke(worker, (count + 1) // 2)
-                worker.revoked_at = now
+            rich = [(self._behind(w, now), w) for w in able if w.wanted_back is None]
+            count, richest = max(rich, key=lambda c: c[0], default=(0, idle))
+            if count:
+                self._revoke(richest, (count + 1) // 2)
+                if not richest.gated:
+                    richest.revoked_at = now
+
+    def _behind(self, worker: Worker, now: float) -> int:
+        """How many of its runs are worth another worker's while. What it is about to begin is not; nor is what it will have done
+        before the other has heard of it, unless that was so for long."""
+        fresh = [r for r in worker.runs.values() if not r.started]
+        if not fresh:
+            return 0
+        if not worker.gated:
+            return len(fresh)
+        if worker.on_cpu is None or worker.on_cpu.run == fresh[0].id:
+            fresh.pop()
+        work_s = sum(self._queues[r.function.queue_id].step_s for r in fresh)
+        return len(fresh) if work_s >= WORTH_S or now - worker.given_at >= REBALANCE_S else 0
 
     def revoke(self, worker: Worker) -> None:
         """All that it has not begun."""
         if worker.runs and worker.killing is None:
             self._revoke(worker, len(worker.runs))
 
-    def _revoke(self, worker: Worker, count: int) -> None:
+    def _revoke(self, worker: Worker, count: int, begun: bool = False) -> None:
+        """Takes runs back, the last sent first. A worker without a gate is asked for them, and answers when it next reads."""
+        if worker.gated:
+            asked = worker.wanted_back
+            worker.wanted_back = WantedBack(count, begun or (asked is not None and asked.begun))
+            if asked is None:
+                self._order(Recall(worker.id))
+            return
         worker.revoking = True
         self._order(Send(worker.id, wire.Revoke(count)))
 
@@ -297,7 +331,7 @@ class Scheduling:
 
 def _open(w: Worker) -> bool:
     """Whether it may be given more at all."""
-    return _able(w) and not w.reserved and w.bytes < LANES_BYTES_MAX
+    return _able(w) and not w.reserved and not w.stands and w.bytes < LANES_BYTES_MAX
 
 
 def _able(w: Worker) -> bool:

@@ -117,11 +117,20 @@ class OnCpu(Struct, frozen=True):
     place: Place | None = None  # of the step
 
 
+class WantedBack(Struct, frozen=True):
+    """What to take back from a worker: how many runs at most, the last sent first; `begun`: also those that wait there for a
+    commit."""
+
+    count: int
+    begun: bool = False
+
+
 class Worker(Struct, eq=False):
     id: int
     kind: Kind
     launched_at: float
     pid: int | None = None
+    gated: bool = False  # runs can be recalled from it without its help
     ready: bool = False
     runs: dict[int, Run] = msgspec.field(default_factory=dict)
     on_cpu: OnCpu | None = None
@@ -135,14 +144,19 @@ class Worker(Struct, eq=False):
     dumped: OnCpu | None = None  # was asked where it was in this, shortly before its time was over
     kill_at: float | None = None  # when to stop asking nicely
     revoking: bool = False
-    revoked_at: float = -1.0
+    revoked_at: float = -1.0  # when it was last asked for runs, or a recall gave none
+    given_at: float = 0.0  # its last run
 
     bytes: int = 0  # that its runs were sent with
     of_queue: Counter[int] = msgspec.field(default_factory=Counter)  # how many of its runs, by their queue
 
-    leaving: set[int] = msgspec.field(
-        default_factory=set
-    )  # lost runs that it was told to stop, and has not yet
+    # Lost runs that it was told to stop, and has not yet.
+    leaving: set[int] = msgspec.field(default_factory=set)
+    # Runs that were recalled from it, of which it has not yet heard: it goes into none of them, but cannot get them again.
+    recalled: set[int] = msgspec.field(default_factory=set)
+    # It is in one step, and has been for so long that it gets nothing more and loses what it has not begun.
+    stands: bool = False
+    wanted_back: WantedBack | None = None  # by the Recall under way
 
     def take(self, run: Run) -> None:
         self.runs[run.id] = run

@@ -63,6 +63,13 @@ class Revoke(Frame, frozen=True):
     count: int
 
 
+class Recall(Frame, frozen=True):
+    """These runs (message id and claim number) are with the supervisor again and may be in another worker already: this one drops
+    them and says Returned for each. Sent once for each time that the supervisor closed the board's gate."""
+
+    runs: tuple[tuple[int, int], ...]
+
+
 class Cancel(Frame, frozen=True):
     """Stop this run at its step boundary and return it. `now`: an event loop cancels it where it waits."""
 
@@ -183,7 +190,7 @@ class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
-Down = Execute | History | Committed | Revoke | Cancel | Drain | Lease
+Down = Execute | History | Committed | Revoke | Recall | Cancel | Drain | Lease
 Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
 
 _encoder = msgspec.msgpack.Encoder()

@@ -109,6 +109,7 @@ class Worker(Leased):
         board: Board | None = None,
     ) -> None:
         self.outbox = Outbox(sock, board)
+        self._board = board
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
         self.hub = greenlet.getcurrent()
@@ -131,7 +132,10 @@ class Worker(Leased):
             if self.overdue:
                 continue
             # Runs under way go before new ones: what is begun should end.
-            if self._ready:
+            if not self._may_enter():
+                if not self._read(block=True):
+                    return
+            elif self._ready:
                 lane = self._ready.popleft()
                 lane.go_on()
                 self._left(lane)
@@ -155,6 +159,18 @@ class Worker(Leased):
         self.outbox.add(wire.Idle())
         self.outbox.flush()
         return self._read(block=True)
+
+    def _may_enter(self) -> bool:
+        """Whether what is next may begin or go on. False while a Recall is on its way: this run may be among those that it names."""
+        self.outbox.stay_ours()
+        if self._board is None:
+            return True
+        if self._ready:
+            return self._board.enter(self._ready[0].message_id)
+        if self._fresh:
+            return self._board.enter(self._fresh[0].message_id)
+        self._board.leave()
+        return True
 
     def spare_carrier(self) -> greenlet.greenlet:
         """A greenlet that runs one lane after another: to make one costs as much as a tiny step."""
@@ -186,6 +202,7 @@ class Worker(Leased):
         return idle or self.overdue or CLOCKS.now_s() - self._looked_at >= LOOK_EVERY_S
 
     def _read(self, block: bool) -> bool:
+        self.outbox.stay_ours()
         self._looked_at = CLOCKS.now_s()
         try:
             data = self._sock.recv(READ_BYTES, 0 if block else socket.MSG_DONTWAIT)
@@ -222,12 +239,23 @@ class Worker(Leased):
                     self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
+            case wire.Recall():
+                self._recalled(set(frame.runs))
             case wire.Drain():
                 self._drained = True
                 self._give_back(list(self._fresh))
                 if frame.at_boundary:
                     for lane in list(self._lanes.values()):
                         self._stop(lane)
+
+    def _recalled(self, runs: set[tuple[int, int]]) -> None:
+        assert self._board is not None, "only what has a gate is recalled from"
+        self._board.recalls_heard += 1
+        self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) in runs])
+        for message_id, claim_no in runs:
+            lane = self._lanes.get(message_id)
+            if lane is not None and lane.claim_no == claim_no:
+                self._stop(lane)
 
     def _stop(self, lane: Lane) -> None:
         """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""

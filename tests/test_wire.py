@@ -20,6 +20,8 @@ DOWN = [
     wire.History(1, STEPS),
     wire.Committed(((1, 2), (3, 4))),
     wire.Revoke(4),
+    wire.Recall(((1, 2), (3, 4))),
+    wire.Recall(()),
     wire.Cancel(1, 2),
     wire.Drain(True),
     wire.Drain(False),

@@ -13,8 +13,10 @@ from pgqrs.store.turning import Turn
 from pgqrs.writes import Outcome
 from supervisors import core, endings, events, limits, wire
 from tests.simulation import supervisor as sim
+from tests.simulation import workers
 
 Plant = Callable[[], Any]
+_recall = workers.SimWorker.recall
 PLANTS: dict[str, tuple[Plant, str]] = {}
 
 
@@ -272,4 +274,34 @@ def a_result_without_its_last_checkpoint() -> Iterator[None]:
         return Turn([by_write.get(id(w)) or Outcome(w, True) for w in writes], told.taken)
 
     with patch.object(MessageStore, "turn", forgetful):
+        yield
+
+
+@plant("twice-at-once")
+def a_recall_of_the_run_that_the_worker_is_in() -> Iterator[None]:
+    with patch.object(workers.SimWorker, "recall", lambda self: (_recall(self)[0], 0)):
+        yield
+
+
+@plant("twice-at-once")
+def a_worker_that_does_not_heed_the_gate() -> Iterator[None]:
+    may_enter = workers.SimWorker._may_enter
+
+    def heedless(self: workers.SimWorker) -> bool:
+        may_enter(self)
+        return True
+
+    with patch.object(workers.SimWorker, "_may_enter", heedless):
+        yield
+
+
+@plant("step-repeated")
+def a_recall_that_does_not_hear_what_was_said_before() -> Iterator[None]:
+    """What a run has recorded in its worker is repeated in the next one, and then a later step is known before an earlier one."""
+
+    def deaf(self: workers.SimWorker) -> Any:
+        self._recalls += 1
+        return [], self._entered
+
+    with patch.object(workers.SimWorker, "recall", deaf):
         yield

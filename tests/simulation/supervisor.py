@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgqrs import errors
@@ -74,11 +75,11 @@ class SimSupervisor:
             do()  # type: ignore[operator]
             self._settle()
 
-    def told(self, worker: SimWorker, event: events.Event) -> None:
+    def told(self, worker: SimWorker, take: Callable[[], events.Event | None]) -> None:
         """Something is readable at a worker's pipe."""
 
         def read() -> None:
-            if self.workers.get(worker.id) is not worker:
+            if self.workers.get(worker.id) is not worker or (event := take()) is None:
                 return
             if isinstance(event, events.Exited):
                 del self.workers[worker.id]
@@ -88,8 +89,11 @@ class SimSupervisor:
 
     def _settle(self) -> None:
         now = self.world.now
-        for command in self.core.settle(now):
-            self._do(command)
+        commands: list[events.Command] | None = None
+        while commands is None or any(isinstance(c, events.Recall) for c in commands):
+            commands = self.core.settle(now)
+            for command in commands:
+                self._do(command)
         self._commit()
         timer = self.core.next_timer()
         if timer is not None and (self._timer is None or timer < self._timer or self._timer <= now):
@@ -116,6 +120,8 @@ class SimSupervisor:
                 self._wants.append(command)
             case events.Launch():
                 self.workers[command.worker] = SimWorker(self, command.worker)
+            case events.Recall():
+                self._recall(command.worker)
             case events.Dump():
                 pass  # nobody reads it here
             case events.Kill():
@@ -126,6 +132,13 @@ class SimSupervisor:
             case events.Exit():
                 self.world.note(f"{self.name} exits: {command.reason}")
                 self.die()
+
+    def _recall(self, n: int) -> None:
+        if worker := self.workers.get(n):
+            said, entered = worker.recall()
+            for event in said:
+                self.core.take(event, self.world.now)
+            self.core.take(events.Recalled(n, entered), self.world.now)
 
     # Turns
 

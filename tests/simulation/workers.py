@@ -75,6 +75,10 @@ class SimWorker:
         self._current: tuple[Lane, StepPlan | None] | None = None
         self.on_cpu: int | None = None
         self._board: wire.Started | None = None  # who has the CPU, where the supervisor was not told
+        self.gated = self.world.rng.random() < 0.75
+        self._recalls = self._recalls_heard = 0
+        self._entered = 0
+        self._said: deque[events.Event] = deque()  # and not yet read
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
     def freeze(self, until: float) -> None:
@@ -111,7 +115,20 @@ class SimWorker:
 
     def _tell(self, event: events.Event) -> None:
         self._said_at = max(self._said_at, self.world.now) + self.world.latency()
-        self.world.at(self._said_at, lambda: self.supervisor.told(self, event))
+        self._said.append(event)
+        self.world.at(self._said_at, lambda: self.supervisor.told(self, self.hand_over))
+
+    def hand_over(self) -> events.Event | None:
+        """The next that it said, where that was not read ahead of its time."""
+        return self._said.popleft() if self._said else None
+
+    def recall(self) -> tuple[list[events.Event], int]:
+        """The supervisor closes the gate: all that was said before, and in which run the worker is."""
+        self._recalls += 1
+        said = []
+        while self._said and isinstance(self._said[0], events.Received):
+            said.append(self._said.popleft())
+        return said, self._entered
 
     def _when_awake(self, do: Any) -> None:
         """While it is stopped, what happens to it waits, in its order."""
@@ -130,7 +147,7 @@ class SimWorker:
     def _boot(self) -> None:
         if not self.alive:
             return
-        self._tell(events.Launched(self.id, 1000 + self.id))
+        self._tell(events.Launched(self.id, 1000 + self.id, self.gated))
         if self.world.fault("boot-death", 0.01):
             self.die("SIGSEGV")
             return
@@ -185,6 +202,13 @@ class SimWorker:
                     self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
+            case wire.Recall():
+                self._recalls_heard += 1
+                self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) in frame.runs])
+                for message_id, claim_no in frame.runs:
+                    lane = self._lanes.get(message_id)
+                    if lane is not None and lane.order.claim_no == claim_no:
+                        self._stop(lane)
             case wire.Drain():
                 self._drained = True
                 self._give_back(list(self._fresh))
@@ -209,6 +233,8 @@ class SimWorker:
     def _go_on(self) -> None:
         # It looks at its pipe before it begins anything: there it sees the end of its supervisor too.
         while self.alive and self.supervisor.alive and self._current is None and self.world.now < self._until:
+            if not self._may_enter():
+                return
             if self._ready:
                 lane = self._ready.popleft()
             elif self._fresh:
@@ -221,6 +247,16 @@ class SimWorker:
                     self.say(wire.Idle())
                 return
             self._enter(lane)
+
+    def _may_enter(self) -> bool:
+        """Else it goes on when it hears of the Recall that is on its way."""
+        if self._ready:
+            self._entered = self._ready[0].order.message_id
+        elif self._fresh:
+            self._entered = self._fresh[0].message_id
+        else:
+            self._entered = 0
+        return self._recalls == self._recalls_heard
 
     def _enter(self, lane: Lane) -> None:
         if not lane.begun:
