@@ -413,7 +413,16 @@ class Loop:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after, w.lapsed, w.polls)
+            Wanted(
+                w.queue_id,
+                w.consumer_id,
+                w.limit,
+                self._config.max_read_ct,
+                w.after,
+                w.lapsed,
+                w.polls,
+                w.first,
+            )
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
@@ -470,7 +479,9 @@ class Loop:
         for taken in done.turn.taken:
             if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
                 self._handle(
-                    events.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after)
+                    events.Taken(
+                        taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after, taken.ready
+                    )
                 )
 
     def _recover_others(self) -> None:

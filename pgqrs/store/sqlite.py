@@ -17,6 +17,7 @@ from pgqrs.config import Config, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
 from pgqrs.store.database import Row
+from pgqrs.store.encoding import plain
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
@@ -203,7 +204,7 @@ class SqliteTransaction:
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         params = sql.askable(params)
         if rows is not None:
-            params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
+            params["rows"] = msgspec.json.encode([[plain(v) for v in row] for row in rows]).decode()
         for name, value in params.items():
             if isinstance(value, datetime):
                 params[name] = text_time(value)
@@ -219,10 +220,6 @@ def text_time(value: datetime) -> str:
     """As the tables hold it: UTC, sorting as text. Milliseconds, as SQLite's own strftime writes them: a clock that showed
     more would put `{now + 0}`, which is rounded, up to half a millisecond ahead of `{now}`."""
     return value.astimezone(UTC).isoformat(" ", "milliseconds")[:-6]  # strftime takes twenty times as long
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _utc_now() -> datetime:

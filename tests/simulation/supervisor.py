@@ -142,7 +142,16 @@ class SimSupervisor:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after, w.lapsed, w.polls)
+            Wanted(
+                w.queue_id,
+                w.consumer_id,
+                w.limit,
+                self.world.read_ct_max,
+                w.after,
+                w.lapsed,
+                w.polls,
+                w.first,
+            )
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
@@ -190,7 +199,10 @@ class SimSupervisor:
         for taken in turn.taken:
             if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
                 self.core.take(
-                    events.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after), now
+                    events.Taken(
+                        taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after, taken.ready
+                    ),
+                    now,
                 )
 
     # The lease
