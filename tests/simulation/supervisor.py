@@ -11,7 +11,8 @@ from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import RETRY_S
-from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S, TURN_WRITES_MAX
+from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S
+from supervisors.outgoing import TURN_WRITES_MAX
 from tests.simulation.workers import SimWorker
 
 if TYPE_CHECKING:

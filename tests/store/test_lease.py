@@ -82,9 +82,7 @@ def handler_began(claim):
     return Write(claim, delivers=True)
 
 
-def test_a_plain_messages_delivery_is_charged_where_its_handler_had_begun(
-    store, queue, consumer, clock, dsn
-):
+def test_a_plain_messages_delivery_is_charged_where_its_handler_had_begun(store, queue, consumer, clock, dsn):
     began, waited = store.enqueue(queue, [b"1"] * 2)
     claims = [c.claim for c in consumer.claim()]
     wrote(store, handler_began(claims[0]))
