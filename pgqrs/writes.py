@@ -150,6 +150,17 @@ class Write(Struct, frozen=True):
     settle: Settle | None = None
     message: Release | Archive | None = None
     forgives: bool = False  # the crashes before it, its step being a checkpoint
+    # The handler of a plain message has begun: its delivery counts, though its supervisor may die.
+    delivers: bool = False
+
+    @property
+    def size(self) -> int:
+        """The bytes of the values in it, without the small change of its numbers and names."""
+        step, settle = self.step, self.settle
+        return (
+            (len(step.output or b"") + len(step.error or b"") if step else 0)
+            + (len(settle.output or b"") + len(settle.error or b"") if settle else 0)
+        )  # fmt: skip
 
 
 class Outcome(Struct, frozen=True):

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from pgqrs import errors
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Turn, Wanted
-from pgqrs.writes import Claim, Write
+from pgqrs.store.turning import Turn, Wanted, follows_refused
+from pgqrs.writes import Claim, Outcome, Write
 
 T = TypeVar("T")
 
@@ -23,8 +23,12 @@ RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts to reach a database tha
 
 
 class Job(Struct, frozen=True):
+    """`again`: writes that were put off because somebody else had locked their rows. They are made after the others, in a
+    transaction of their own, and may have been committed before, unseen."""
+
     writes: Sequence[Write]
     wanted: Sequence[Wanted]
+    again: Sequence[Write] = ()
 
 
 class Done(Struct, frozen=True):
@@ -83,24 +87,63 @@ class Turns:
 
     def _carry_out(self, job: Job) -> Done:
         began = self._clock()
-        failures = 0
+        try:
+            turn = self._store.turn(job.writes, job.wanted) if job.writes or job.wanted else Turn([], [])
+            if not job.again:
+                return Done(job, turn, self._clock() - began)
+            again, held = self._in_parts(job.again), None
+        except errors.SchemaError:
+            raise  # no waiting mends that
+        except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
+            # Whether this attempt was committed is unknown: the writes are safe to repeat, and what a claim took without our
+            # seeing it is found by asking.
+            self._pause(e, 0)
+            turn = self._in_parts([*job.writes, *job.again], failures=1)
+            again, held = Turn([], []), self._held()
+        whole = Turn(turn.outcomes + again.outcomes, turn.taken, turn.put_off + again.put_off)
+        return Done(job, whole, self._clock() - began, held)
+
+    def _in_parts(self, writes: Sequence[Write], failures: int = 0) -> Turn:
+        """Repeats until all of it is committed. After a failure a transaction has half as many writes as before, and after a success
+        twice as many: the failure may be due to the size of the transaction."""
+        rest, outcomes, put_off = list(writes), list[Outcome](), list[Write]()
+        most = max(1, len(rest) // 2) if failures else len(rest)
+        while rest:
+            late = {w.claim for w in put_off}
+            outcomes += follows_refused(rest, outcomes)
+            part = [w for w in rest[:most] if w.claim not in late]
+            try:
+                turn = self._store.turn(part, (), unsure=True) if part else Turn([], [])
+            except errors.SchemaError:
+                raise
+            except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
+                self._pause(e, failures)
+                failures += 1
+                most = max(1, most // 2)
+                continue
+            outcomes += turn.outcomes
+            put_off += [w for w in rest[:most] if w.claim in late] + turn.put_off
+            del rest[:most]
+            most *= 2
+        return Turn(outcomes, [], put_off)
+
+    def _held(self) -> list[Claim]:
+        failures = 1
         while True:
             try:
-                if not failures:
-                    return Done(job, self._store.turn(job.writes, job.wanted), self._clock() - began)
-                # Whether the last attempt was committed is unknown: the writes are safe to repeat, and what a claim took
-                # without our seeing it is found by asking.
-                turn = self._store.turn(job.writes, (), unsure=True)
-                held = self._store.held(self.consumers)
-                return Done(job, turn, self._clock() - began, held)
+                return self._store.held(self.consumers)
             except errors.SchemaError:
-                raise  # no waiting mends that
+                raise
             except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
-                if not failures:
-                    self._say(Away(str(e)))
-                if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
-                    raise
+                self._pause(e, failures)
                 failures += 1
+
+    def _pause(self, error: errors.PgqrsError, failures: int) -> None:
+        """Raises the error where the thread is to stop."""
+        if not failures:
+            self._say(Away(str(error)))
+        if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
+            raise error
 
     def _say(self, news: Done | Away | Broken) -> None:
         self.news.put(news)
@@ -167,7 +210,11 @@ class Aside:
 
 class Lease:
     """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the lease or its renewal
-    was asked for (`began`), so it ends here before it ends in the database."""
+    was asked for (`began`), so it ends here before it ends in the database.
+
+    A lease promises other supervisors that this one is at work. So it is renewed only while `at_work` says so: a supervisor whose
+    loop stands, or whose transaction does not end, is taken over from.
+    """
 
     def __init__(
         self,
@@ -177,9 +224,11 @@ class Lease:
         wake: Callable[[], None],
         clock: Callable[[], float],
         began: float,
+        at_work: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._at_work = at_work
         self._id = supervisor_id
         self._lease_s = lease_s
         self._wake = wake
@@ -196,6 +245,9 @@ class Lease:
     def _run(self) -> None:
         wait_s = self._lease_s / 3
         while not self._stop.wait(wait_s):
+            if not self._at_work():
+                wait_s = min(0.5, self._lease_s / 10)
+                continue
             began = self._clock()
             try:
                 renewed = self._store.renew_lease(self._id, self._lease_s)

@@ -46,7 +46,7 @@ from supervisors.events import (
     Tick,
 )
 from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
-from supervisors.scheduling import Scheduling
+from supervisors.scheduling import QUEUES_FEW, Scheduling
 from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
 from supervisors.stopping import TOLD, Happened, Level, after
 
@@ -59,6 +59,7 @@ class Core:
     def __init__(self, functions: Sequence[Function], settings: Settings) -> None:
         self.settings = settings
         self.queues = {f.queue_id: Queue(f) for f in functions}
+        self._queue_named = {q.function.queue: q for q in self.queues.values()}
         self.runs: dict[int, Run] = {}
         self.workers: dict[int, Worker] = {}
         self.level = Level.RUNNING
@@ -115,9 +116,11 @@ class Core:
                     if worker.killing is not None:  # there was nothing to kill yet
                         self.limits.kill(worker, worker.killing, force=True)
             case Hinted():
-                self._hinted(event)
+                self._hinted(event, now)
             case ClaimLost():
-                self.queues[event.queue_id].wanted = 0
+                queue = self.queues[event.queue_id]
+                self.scheduling.answered(queue)
+                self.scheduling.wake(queue, queue.next_claim_at)
             case Held():
                 self._held(event)
             case Stop():
@@ -136,7 +139,9 @@ class Core:
                 self._lease_lost(event.in_flight, now)
             case Registered():
                 for queue_id, consumer_id in event.consumers.items():
-                    self.queues[queue_id].consumer_id = consumer_id
+                    queue = self.queues[queue_id]
+                    queue.consumer_id = consumer_id
+                    self.scheduling.wake(queue, queue.next_claim_at)
                 self._renewed(event.until)
             case Renewed():
                 self._renewed(event.until)
@@ -203,11 +208,11 @@ class Core:
             if run.deadline is None and run.function.timeout_s is not None:
                 run.deadline = now + run.function.timeout_s
             worker.on_cpu = _on_cpu(worker, run, frame, now)
-            if begin := _begin(run):
-                self._save(Write(run.claim, begin=begin))
+            if begun := _begun(run):
+                self._save(begun)
             return
-        if begin := _begin(run):  # nobody said so while it lasted
-            self._save(Write(run.claim, begin=begin))
+        if (begun := _begun(run)) and begun.begin:  # nobody said so while it lasted
+            self._save(begun)
         worker.last_run = run.id
         began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
@@ -275,7 +280,8 @@ class Core:
         if isinstance(write.message, Release) and write.message.delay_s is None:
             # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
             queue = self.queues[run.function.queue_id]
-            queue.after, queue.next_claim_at = None, 0.0
+            queue.after = None
+            self.scheduling.wake(queue, 0.0)
         self._save(write, urgent)
 
     def _end_as(self, run: Run, ending: endings.Ending, urgent: bool = False) -> None:
@@ -332,6 +338,7 @@ class Core:
             queue.step_s += 0.1 * (seconds - queue.step_s)
         else:  # a first one that is tiny says little of those that follow it
             queue.step_s, queue.measured = max(queue.step_s, seconds), True
+        self.scheduling.measured(queue)
 
     # What the database says
 
@@ -400,10 +407,16 @@ class Core:
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]
-        queue.wanted = 0
+        self.scheduling.answered(queue)
+        if event.ready:
+            queue.poll_s, queue.hinted = POLL_MIN_S, False
+            self.scheduling.wake(queue, now)
+            return
         whole = queue.after is None
-        if len(event.messages) >= event.limit:
-            queue.after, queue.next_claim_at, queue.empty = event.after, now, False
+        queue.backlog = len(event.messages) >= event.limit
+        if queue.backlog:
+            queue.after, queue.empty = event.after, False
+            next_claim_at = now
             if whole:
                 queue.full_scan_at = now + FULL_SCAN_S
             if now >= queue.full_scan_at:
@@ -412,8 +425,12 @@ class Core:
             queue.after = None
             queue.empty = queue.lapsed and not event.messages
             queue.poll_s = POLL_MIN_S if event.messages else min(queue.poll_s * 2, self.settings.poll_max_s)
-            queue.next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
+            next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
         queue.hinted = False
+        self.scheduling.wake(queue, next_claim_at)
+        if event.messages:
+            total = sum(len(m.payload) + sum(len(s.output or b"") for s in m.steps) for m in event.messages)
+            queue.message_bytes += 0.5 * (total / len(event.messages) - queue.message_bytes)
         for claimed in event.messages:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
@@ -442,11 +459,15 @@ class Core:
             if claim not in known:
                 self._save(Write(claim, message=Release()))
 
-    def _hinted(self, event: Hinted) -> None:
-        for queue in self.queues.values():
-            if event.queues is None or queue.function.queue in event.queues:
-                queue.next_claim_at, queue.poll_s = 0.0, POLL_MIN_S
-                queue.hinted = queue.wanting
+    def _hinted(self, event: Hinted, now: float) -> None:
+        if event.queues is None:
+            surely = len(self.queues) <= QUEUES_FEW
+            for queue in self.queues.values():
+                self.scheduling.hint(queue, now, surely)
+        else:
+            for name in event.queues:
+                if named := self._queue_named.get(name):
+                    self.scheduling.hint(named, now, surely=True)
 
     def _lease_lost(self, in_flight: int, now: float) -> None:
         self._saving = in_flight
@@ -455,7 +476,8 @@ class Core:
         self.waiting.clear()
         for queue in self.queues.values():
             queue.consumer_id = None
-            queue.after, queue.wanted, queue.empty = None, 0, False
+            queue.after, queue.empty, queue.backlog = None, False, False
+            self.scheduling.answered(queue)
         for worker in self.workers.values():
             worker.leaving |= worker.runs.keys()
             worker.runs.clear()
@@ -584,7 +606,7 @@ class Core:
             self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
             self._happened(Happened.TIME_OVER, now)
         if self.level:
-            if not self.runs and not self._saving and not any(q.wanting for q in self.queues.values()):
+            if not self.runs and not self._saving and not self.scheduling.wanted:
                 self._happened(Happened.EMPTY, now)
             return
         self._staff(now)
@@ -627,14 +649,16 @@ class Core:
         self._out.append(Save(write, urgent))
 
 
-def _begin(run: Run) -> Begin | None:
-    """Of a run that no worker has begun, in this attempt."""
+def _begun(run: Run) -> Write | None:
+    """What is written of a run that no worker has begun, in this attempt; None for one that was begun."""
     run.started = True
     if run.begun:
         return None
     run.begun = True
     workflow_id = run.function.workflow_id
-    return None if workflow_id is None else Begin(workflow_id, run.claimed.attempt + 1)
+    if workflow_id is None:
+        return Write(run.claim, delivers=True)
+    return Write(run.claim, begin=Begin(workflow_id, run.claimed.attempt + 1))
 
 
 FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end

@@ -41,12 +41,13 @@ class Exited(Struct, frozen=True):
 
 
 class Taken(Struct, frozen=True):
-    """The answer to a Want: the messages, oldest first, and the watermark for the next claim."""
+    """The answer to a Want: the messages, and the watermark for the next claim. `ready`: a look has found that there are some."""
 
     queue_id: int
     messages: list[Claimed]
     limit: int
     after: Any
+    ready: bool = False
 
 
 class Saved(Struct, frozen=True):
@@ -168,12 +169,16 @@ class Hurry(Struct, frozen=True):
 
 
 class Want(Struct, frozen=True):
+    """A claim. With `polls` it is only a look whether there is anything. `first`: how many of the `limit` may go to what was claimed
+    before and is due again, ahead of older messages that are new."""
+
     queue_id: int
     consumer_id: int
     limit: int
     after: Any
     lapsed: bool
     polls: bool
+    first: int = 0
 
 
 class Note(Struct, frozen=True):

@@ -13,7 +13,6 @@ import signal
 import socket
 import termios
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
@@ -25,7 +24,7 @@ from pgqrs import errors, targets
 from pgqrs.config import Config
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Wanted, follows_refused
+from pgqrs.store.turning import Wanted
 from pgqrs.wording import count
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
@@ -42,6 +41,7 @@ from supervisors.launch import (
     become_subreaper,
     make_launcher,
 )
+from supervisors.outgoing import Outgoing
 from supervisors.pipes import Pipes
 from supervisors.serving import Health, listeners
 from supervisors.stopping import Happened, Level, after
@@ -51,9 +51,6 @@ from supervisors.watching import watch
 ATTEMPT_S = 3.0
 S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
 S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
-TURN_WRITES_MAX = 1000
-# What may wait for a turn, in writes and in bytes of their results. With more, workers wait with what they have to say.
-WRITES_MAX, WRITES_BYTES_MAX = 10 * TURN_WRITES_MAX, 256 * 1024 * 1024
 RECOVER_EVERY_S = 1.0
 SELF_FENCE_MARGIN_S = 1.0
 JOIN_EVERY_S = 1.0  # while the database does not let us
@@ -63,6 +60,11 @@ UNANSWERED_S = (
     5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
 )
 EXIT_FAILED = 1  # where runs failed, if that was asked for
+LOCKED_TELL_S = 1.0  # a lock of another session that lasts so long is worth a line
+# Without a turn of the loop, or with one transaction under way, for so long, the lease is no longer renewed: somebody else takes over
+# when it has run out. A turn of the loop takes milliseconds; a transaction waits 3 s for a silent server, and may have to be repeated.
+LOOP_STANDS_S = 10.0
+TURN_STANDS_S = 30.0
 ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
@@ -77,10 +79,7 @@ class Loop:
         self._view = view
         self._selector = selectors.DefaultSelector()
         self._pipes = Pipes(self._selector, self._handle, self._show)
-        self._writes: deque[Write] = deque()
-        self._writes_bytes = 0  # of their results
-        self._oldest: float | None = None  # when the first of `_writes` came
-        self._hurry = False
+        self._out = Outgoing()
         self._wants: list[events.Want] = []
         self._exit: events.Exit | None = None
         self._in_flight = 0  # writes of the turn under way
@@ -88,6 +87,9 @@ class Loop:
         self._stays = False  # when its terminal is closed
         self._starting = False
         self._watched: int | None = None
+        self._told_locked = False
+        self._killing_since: float | None = None
+        self._turned_at = time.monotonic()
         self._away: str | None = None
         self._told_away = False
         self._backlog: int | None = None
@@ -250,10 +252,23 @@ class Loop:
         self._supervisor_id, self._consumers, self._recovered = joined.id, joined.consumers, joined.recovered
         self._turns.consumers = tuple(joined.consumers.values())
         self._lease = Lease(
-            self._lease_store, joined.id, self._options.lease_s, self._wake, time.monotonic, joined.began
+            self._lease_store,
+            joined.id,
+            self._options.lease_s,
+            self._wake,
+            time.monotonic,
+            joined.began,
+            self._is_at_work,
         )
         self._told_until = self._lease.until
         self._joined = True
+
+    def _is_at_work(self) -> bool:
+        """Asked by the lease's thread."""
+        now = time.monotonic()
+        if now - self._turned_at > LOOP_STANDS_S:
+            return False
+        return not self._turns.busy or now - self._turns.asked_at <= TURN_STANDS_S
 
     def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
         self._view.started(
@@ -302,7 +317,7 @@ class Loop:
     def _forever(self) -> None:
         stopping = 0
         while self._exit is None:
-            now = time.monotonic()
+            now = self._turned_at = time.monotonic()
             if self._view.deserted and not self._stays:
                 self._hung_up()
             if self._signals > stopping:
@@ -313,6 +328,7 @@ class Loop:
                 self._handle(events.Stop(min(stopping, 3)))
                 self._settle()
             if self._core.level is Level.KILLING:
+                self._killing_since = self._killing_since or now
                 self._give_up_silence(now)
             if (self._away is not None or not self._joined) and self._ends_with(Happened.AWAY):
                 break
@@ -325,11 +341,19 @@ class Loop:
             self._commit(time.monotonic())
 
     def _give_up_silence(self, now: float) -> None:
-        if self._away is None and self._turns.busy and now - self._turns.asked_at > UNANSWERED_S:
+        """What cannot be written for so long keeps no supervisor from ending."""
+        if self._away is not None:
+            return
+        locked_since = self._out.locked_since
+        if self._turns.busy and now - self._turns.asked_at > UNANSWERED_S:
             self._away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
             self._told_away = True
-            self._view.note(events.Note(self._away, "warning"))
             sever(self._store)
+        elif locked_since is not None and now - max(locked_since, self._killing_since or now) > UNANSWERED_S:
+            self._away = f"another session has held a lock for {UNANSWERED_S:g} s on what was to be written"
+        else:
+            return
+        self._view.note(events.Note(self._away, "warning"))
 
     def _timeout(self, now: float) -> float:
         times = [self._next_refresh, self._next_recover]
@@ -339,9 +363,12 @@ class Loop:
             times.append(self._next_look)
         if (rested := self._pipes.next_timer()) is not None:
             times.append(rested)
-        if self._oldest is not None and not self._turns.busy:
-            every = self._oldest + self._core.scheduling.commit_every_s
-            times.append(self._gathered_at() if self._hurry or self._wants else every)
+        if not self._turns.busy:
+            if self._out.oldest is not None:
+                every = self._out.oldest + self._core.scheduling.commit_every_s
+                times.append(self._gathered_at() if self._out.hurried or self._wants else every)
+            if (again_at := self._out.next_again()) is not None:
+                times.append(again_at)
         return max(0.0, min(times) - now)
 
     def _handle(self, event: events.Event) -> None:
@@ -359,12 +386,9 @@ class Loop:
             case events.Send():
                 self._pipes.send(command.worker, command.frame)
             case events.Save():
-                self._writes.append(command.write)
-                self._writes_bytes += _result_bytes(command.write)
-                self._oldest = self._oldest or time.monotonic()
-                self._hurry = self._hurry or command.urgent
+                self._out.add(command.write, time.monotonic(), command.urgent)
             case events.Hurry():
-                self._hurry = True
+                self._out.hurried = True
             case events.Want():
                 self._wants.append(command)
             case events.Launch():
@@ -395,7 +419,7 @@ class Loop:
             self._handle(events.Renewed(self._told_until))
         self._tell_away()
         self._pipes.go_on(now)
-        self._pipes.listen(len(self._writes) < WRITES_MAX and self._writes_bytes < WRITES_BYTES_MAX)
+        self._pipes.listen(self._out.has_room)
         timer = self._core.next_timer()
         if timer is not None and now >= timer:
             self._handle(events.Tick())
@@ -445,34 +469,40 @@ class Loop:
     # The database
 
     def _commit(self, now: float) -> None:
-        if self._turns.busy or not (self._writes or self._wants):
+        if self._turns.busy:
             return
-        if self._oldest is not None and now < self._gathered_at():
-            return
-        due = (
-            self._hurry
-            or self._wants
-            or (self._oldest is not None and now >= self._oldest + self._core.scheduling.commit_every_s)
-        )
+        out, again_at = self._out, self._out.next_again()
+        due = self._wants or (again_at is not None and now >= again_at)
+        if out:
+            assert out.oldest is not None
+            if now < self._gathered_at():
+                return
+            due = due or out.hurried or now >= out.oldest + self._core.scheduling.commit_every_s
         if not due:
             return
-        writes = [self._writes.popleft() for _ in range(min(len(self._writes), TURN_WRITES_MAX))]
-        self._writes_bytes -= sum(map(_result_bytes, writes))
-        self._oldest = now if self._writes else None
-        self._hurry = bool(self._writes) and self._hurry
+        writes, again = out.take(now)
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self._config.max_read_ct, w.after, w.lapsed, w.polls)
+            Wanted(
+                w.queue_id,
+                w.consumer_id,
+                w.limit,
+                self._config.max_read_ct,
+                w.after,
+                w.lapsed,
+                w.polls,
+                w.first,
+            )
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
         self._wants.clear()
-        if writes or wanted:
-            self._in_flight = len(writes)
-            self._turns.submit(Job(writes, wanted))
+        if writes or wanted or again:
+            self._in_flight = len(writes) + len(again)
+            self._turns.submit(Job(writes, wanted, again))
 
     def _gathered_at(self) -> float:
         """When the next turn has waited long enough for company: what the last one has claimed should be part of it."""
-        return max(self._oldest or 0.0, self._last_turn_at) + self._gather_s
+        return max(self._out.oldest or 0.0, self._last_turn_at) + self._gather_s
 
     def _claim_from(self) -> float:
         """When there may be a claim in the next turn, which is to be the same as its writes'."""
@@ -506,8 +536,9 @@ class Loop:
     def _took_place(self, done: Done) -> None:
         self._away = None
         self._tell_away()
+        self._say_locked(done.turn.put_off)
         if done.turn.outcomes:
-            refused = follows_refused(self._writes, done.turn.outcomes)
+            refused = self._out.drop_behind(done.turn.outcomes)
             self._handle(events.Saved([*done.turn.outcomes, *refused]))
         if done.held is not None:
             self._handle(events.Held(done.held))
@@ -516,8 +547,25 @@ class Loop:
         for taken in done.turn.taken:
             if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
                 self._handle(
-                    events.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after)
+                    events.Taken(
+                        taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after, taken.ready
+                    )
                 )
+
+    def _say_locked(self, put_off: Sequence[Write]) -> None:
+        now = time.monotonic()
+        self._out.put_off(put_off, now)
+        since = self._out.locked_since
+        if since is None:
+            self._told_locked = False
+        elif not self._told_locked and now - since >= LOCKED_TELL_S:
+            self._told_locked = True
+            ids = sorted({w.claim.message_id for w in put_off})
+            text = (
+                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to be written there waits, all else goes "
+                f"on (see pg_locks); the first is message {ids[0]}"
+            )
+            self._view.note(events.Note(text, "warning", ids[0]))
 
     def _recover_others(self) -> None:
         """Takes back what dead supervisors held, and asks whether what runs here is still ours: an operator may have ended it, or
@@ -583,13 +631,12 @@ class Loop:
     def _lost(self) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
         self._settle()  # what is ordered now is dropped with the rest
-        self._writes.clear()
-        self._writes_bytes = 0
+        self._out.clear()
         self._wants.clear()
         self._consumers = {}
         self._handle(events.LeaseLost(self._in_flight))
         self._settle()  # kills, before anything that may wait
-        self._oldest = None
+        self._out.clear()
         self._joined = False
         # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
         sever(self._store, self._lease_store)
@@ -726,12 +773,6 @@ class _closing:
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
-
-
-def _result_bytes(write: Write) -> int:
-    return sum(
-        len(part.output or b"") + len(part.error or b"") for part in (write.step, write.settle) if part
-    )
 
 
 def _rest_collector() -> None:

@@ -3,12 +3,13 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import takewhile
 
 from pgqrs.writes import RecordedStep
 from supervisors import wire
 from supervisors.events import Command, Kind, Recall, Send, Want
-from supervisors.state import Function, Queue, Run, Settings, WantedBack, Worker
+from supervisors.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
@@ -22,6 +23,13 @@ ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
 LAPSED_EVERY_S = 1.0
+# Behind a backlog, how often a claim looks first for what was claimed before and is due again: a statement more each time.
+AGAIN_EVERY_S = 0.1
+# Payloads and histories in one claim, by the average of the queue's messages: all of them are in memory at once.
+CLAIM_BYTES_MAX = 64 * 1024 * 1024
+# With more queues than these, their lanes are not counted anew after every event, and a hint that names no queue asks for a look
+# before any claim.
+QUEUES_FEW = 16
 COMES_S = 1.0  # at most, until a new worker is ready: forked in milliseconds, spawned in a part of a second
 # Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
 ROW_S = 0.001
@@ -46,10 +54,20 @@ class Scheduling:
         self._queues = queues
         self._workers = workers
         self._order = order
-        self._turn = 0
         self._last: Worker | None = None  # that was given a run
         self._row_s = 0.0  # of its row, still to come
         self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
+        self.wanted = 0  # messages, by all claims under way
+        # When each queue may be claimed from, the earliest first: (time, entry, queue). With a thousand queues, no event may cost a
+        # walk over all of them. An entry is of the past once its queue has a newer one or a claim under way.
+        self._due: list[tuple[float, int, Queue]] = []
+        self._entries = 0
+        # The most lanes of any queue of a kind. Of few queues they are counted when needed; of many they are kept up to date.
+        self._few = len(queues) <= QUEUES_FEW
+        self._lanes: dict[Kind, dict[int, int]] = {kind: {} for kind in kinds}
+        for q in queues.values():
+            self._lanes[_kind(q)][q.function.queue_id] = self.lanes(q.function)
+        self._most = {kind: max(lanes.values(), default=0) for kind, lanes in self._lanes.items()}
 
     @property
     def commit_every_s(self) -> float:
@@ -209,46 +227,113 @@ class Scheduling:
         worker.revoking = True
         self._order(Send(worker.id, wire.Revoke(count)))
 
+    # Claims
+
+    def wake(self, queue: Queue, at: float) -> None:
+        """The queue may be claimed from then. Whoever changes `next_claim_at`, or ends what made a claim impossible, says so here."""
+        listed = queue.listed and queue.next_claim_at == at
+        queue.next_claim_at = at
+        if not listed and queue.consumer_id is not None and not queue.wanted:
+            self._list(queue)
+
+    def _list(self, queue: Queue) -> None:
+        self._entries += 1
+        queue.listed = self._entries
+        heappush(self._due, (queue.next_claim_at, queue.listed, queue))
+
+    def hint(self, queue: Queue, now: float, surely: bool) -> None:
+        """There may be something new in it. Not `surely`: in any of so many queues that a look comes first."""
+        queue.hinted = queue.wanting
+        queue.poll_s = POLL_MIN_S if surely else self._settings.poll_max_s
+        self.wake(queue, min(queue.next_claim_at, now))
+
+    def answered(self, queue: Queue) -> None:
+        """Its claim, or its look, is over."""
+        if not queue.looking:
+            self.wanted -= queue.wanted
+        queue.wanted, queue.looking = 0, False
+
+    def measured(self, queue: Queue) -> None:
+        """Its steps take another time than before."""
+        if self._few:
+            return
+        kind, queue_id = _kind(queue), queue.function.queue_id
+        lanes = self.lanes(queue.function)
+        if lanes != self._lanes[kind][queue_id]:
+            self._lanes[kind][queue_id] = lanes
+            self._most[kind] = max(self._lanes[kind].values())
+
+    def _lanes_most(self) -> dict[Kind, int]:
+        if not self._few:
+            return self._most
+        most = dict.fromkeys(self._kinds, 0)
+        for q in self._queues.values():
+            kind = _kind(q)
+            most[kind] = max(most[kind], self.lanes(q.function))
+        return most
+
     def claim(self, now: float) -> None:
+        """From the queues that have waited longest, a share for each. One look is for all queues of which nothing is expected."""
         free = self._asked = self._demand()
         if free == 0:
             return
-        # Round robin: whoever stands first in one turn stands last in the next.
-        self._turn += 1
-        queues = list(self._queues.values())
-        first = self._turn % len(queues)
-        due = [
-            q
-            for q in queues[first:] + queues[:first]
-            if q.consumer_id is not None and not q.wanting and now >= q.next_claim_at
-        ]
-        if not due:
+        due, idle = self._ripe(now, free)
+        if not due and not idle:
             return
         self._asked = None
-        if any(self._idle(q) for q in due):  # one look is for all of them
-            due += [q for q in queues if q.consumer_id and not q.wanting and self._idle(q) and q not in due]
-        for n, queue in enumerate(due):
+        if idle:
+            others = (q for q in self._queues.values() if q.consumer_id is not None and not q.wanting)
+            for queue in [q for q in others if self._idle(q)]:
+                self._want(queue, 1, now)
+        for n, (queue, room) in enumerate(due):
             share = -(-free // (len(due) - n))
-            limit = min(share, self._room(queue), CLAIM_MAX)
-            if limit <= 0:
-                continue
+            limit = min(share, room, CLAIM_MAX)
+            if queue.message_bytes:
+                limit = min(limit, max(1, int(CLAIM_BYTES_MAX / queue.message_bytes)))
             free -= limit
-            queue.wanted = limit
-            queue.hinted = False
-            queue.lapsed = queue.after is None and (self._settings.burst or now >= queue.lapsed_at)
-            if queue.lapsed:
-                queue.lapsed_at = now + LAPSED_EVERY_S
-            assert queue.consumer_id is not None
-            self._order(
-                Want(
-                    queue.function.queue_id,
-                    queue.consumer_id,
-                    limit,
-                    queue.after,
-                    queue.lapsed,
-                    self._idle(queue),
-                )
-            )
+            self._want(queue, limit, now)
+
+    def _ripe(self, now: float, most: int) -> tuple[list[tuple[Queue, int]], bool]:
+        """The queues that are due and have room, at most so many, with their room; and whether one of which nothing is expected is due."""
+        due: list[tuple[Queue, int]] = []
+        crowded: list[Queue] = []
+        idle, room_of = False, self._rooms()
+        while self._due and self._due[0][0] <= now and len(due) < most:
+            _, entry, queue = heappop(self._due)
+            if entry != queue.listed or queue.wanted or queue.consumer_id is None:
+                continue
+            queue.listed = 0
+            if self._idle(queue):
+                idle = True
+            elif (room := room_of(queue)) > 0:
+                due.append((queue, room))
+            else:
+                crowded.append(queue)
+        for queue in crowded:
+            self._list(queue)
+        return due, idle
+
+    def _want(self, queue: Queue, limit: int, now: float) -> None:
+        looks = self._idle(queue)
+        whole = queue.after is None
+        lapsed = now >= queue.lapsed_at or (whole and self._settings.burst)
+        first = 0
+        if not looks and (lapsed or (queue.backlog and now >= queue.again_at)):
+            first = (limit + queue.odd) // 2
+            queue.odd = not queue.odd
+            queue.again_at = now + AGAIN_EVERY_S
+        if lapsed and not first and queue.backlog and not looks:
+            lapsed = False  # it is the turn of what is fresh
+        if lapsed and not looks:
+            queue.lapsed_at = now + LAPSED_EVERY_S
+        queue.wanted, queue.looking = limit, looks
+        if not looks:
+            self.wanted += limit
+        queue.hinted, queue.lapsed = False, lapsed or looks
+        assert queue.consumer_id is not None
+        self._order(
+            Want(queue.function.queue_id, queue.consumer_id, limit, queue.after, lapsed, looks, first)
+        )
 
     def _idle(self, queue: Queue) -> bool:
         """Nothing was there time and again, nor was there a hint since."""
@@ -256,27 +341,27 @@ class Scheduling:
 
     def next_claim(self) -> float | None:
         """When the next claim is due: of queues that have room, for another would be due at once and again and again."""
-        asleep = [q for q in self._queues.values() if not q.wanted and q.consumer_id is not None]
-        if not asleep or not (self._demand() if self._asked is None else self._asked):
+        if not self._due or not (self._demand() if self._asked is None else self._asked):
             return None
-        first: float | None = None
-        for q in asleep:
-            if (first is None or q.next_claim_at < first) and self._room(q) > 0:
-                first = q.next_claim_at
+        crowded: list[Queue] = []
+        first, room_of = None, self._rooms()
+        while self._due:
+            at, entry, queue = self._due[0]
+            if entry == queue.listed and not queue.wanted and queue.consumer_id is not None:
+                if self._idle(queue) or room_of(queue) > 0:
+                    first = at
+                    break
+                crowded.append(queue)
+            heappop(self._due)
+        for queue in crowded:
+            self._list(queue)
         return first
 
     def _demand(self) -> int:
         """How many messages to ask for; 0 where it is not worth a claim yet. Each claim is a transaction, which takes CPU
         from the steps: while no worker runs short, a quarter of what they can have at hand is gathered first."""
-        lanes = dict.fromkeys(self._kinds, 0)
-        wanted = 0
-        for q in self._queues.values():
-            kind: Kind = "async" if q.function.is_async else "sync"
-            most = self.lanes(q.function)
-            if most > lanes[kind]:
-                lanes[kind] = most
-            wanted += q.wanted
-        free, at_hand, short = -len(self.waiting) - wanted, 0, False
+        lanes = self._lanes_most()
+        free, at_hand, short = -len(self.waiting) - self.wanted, 0, False
         for w in self._workers.values():
             if _open(w):
                 count = len(w.runs)
@@ -287,14 +372,24 @@ class Scheduling:
             return 0
         return free if short or free * 4 >= free + at_hand else 0
 
-    def _room(self, queue: Queue) -> int:
-        """How many more of this queue's messages the workers can have at hand."""
-        kind: Kind = "async" if queue.function.is_async else "sync"
-        lanes, room = self.lanes(queue.function), 0
+    def _rooms(self) -> Callable[[Queue], int]:
+        """A function that says how many more of a queue's messages the workers can have at hand, as the workers are now."""
+        able: dict[Kind, list[Worker]] = {kind: [] for kind in self._kinds}
         for w in self._workers.values():
-            if w.kind == kind and _open(w):
-                room += self._free(w, lanes, queue)
-        return room
+            if _open(w):
+                able[w.kind].append(w)
+        same: dict[tuple[Kind, int], int] = {}  # of queues with as many lanes
+
+        def room_of(queue: Queue) -> int:
+            kind = _kind(queue)
+            lanes = self.lanes(queue.function)
+            if (room := same.get((kind, lanes))) is None:
+                room = same[kind, lanes] = sum(self._free(w, lanes, None) for w in able[kind])
+            if room > 0 or len(self._queues) == 1:
+                return room
+            return sum(self._free(w, lanes, queue) for w in able[kind])
+
+        return room_of
 
     def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
         """How many more runs, of this queue, it may be given. Asked many times after every event, as all here."""
@@ -327,6 +422,10 @@ class Scheduling:
         if not queue.measured or queue.step_s >= LONG_STEP_S:
             return 1
         return max(LANES_MIN, min(LANES_MAX, round(self._settings.commit_hide_s / max(queue.step_s, 1e-6))))
+
+
+def _kind(queue: Queue) -> Kind:
+    return "async" if queue.function.is_async else "sync"
 
 
 def _open(w: Worker) -> bool:

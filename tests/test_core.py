@@ -398,8 +398,14 @@ def test_a_run_is_begun_when_its_code_starts_and_once():
     assert [w.begin for w in scene.unsaved] == [Begin(11, 1)]
 
 
-def test_a_plain_message_is_not_begun():
-    assert running(1, function=PLAIN).says(1, started(1)).unsaved == []
+def test_a_plain_message_has_no_run_and_its_handler_is_noted_once():
+    scene = running(1, function=PLAIN).says(1, started(1), started(1))
+    assert scene.unsaved == [Write(scene.core.runs[1].claim, delivers=True)]
+
+
+def test_a_handler_that_has_ended_is_not_noted_as_begun():
+    [ended] = running(1, function=PLAIN).says(1, finished(1)).unsaved
+    assert (ended.delivers, ended.message) == (False, Archive())
 
 
 def test_a_checkpoint_is_committed_before_the_worker_hears_so():

@@ -15,6 +15,22 @@ order by m.vt, m.id
 limit :limit
 {lock m skip};
 
+-- name: again
+-- The same for messages that were claimed before: retries, resumed runs and messages that were given back. A claim takes these
+-- ahead of the backlog, by an index of their own and behind a watermark of their own.
+select m.id as due_id
+from pgqrs_messages m
+where m.queue_id = :queue_id
+  and m.archived_at is null
+  and m.consumer_worker_id is null
+  and m.claim_no > 0
+  and m.vt <= {now}
+  and (m.vt, m.id) > (cast(:after_vt as {time}), :after_id)
+  and m.read_ct < :read_ct_max
+order by m.vt, m.id
+limit :limit
+{lock m skip};
+
 -- name: lapsed
 -- The same for what a library consumer of ours held until a vt that has passed. What a 0.15 client holds is its own until it
 -- is reclaimed, whatever its vt; `client` is asked for since 0.15 may have given away what we once held.
@@ -65,7 +81,8 @@ with lease as (
     {use ready}
 )
 update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
+    held_by_vt = false, handler_began = false
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
@@ -78,7 +95,22 @@ with lease as (
     {use lapsed}
 )
 update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now}, held_by_vt = false
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
+    held_by_vt = false, handler_began = false
+from due
+where c.id = due.due_id and exists (select 1 from lease)
+returning id, claim_no, read_ct, payload, vt,
+    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
+
+-- name: claim_again
+with lease as (
+    {use lease}
+), due as (
+    {use again}
+)
+update pgqrs_messages as c
+set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
+    held_by_vt = false, handler_began = false
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,

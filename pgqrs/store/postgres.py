@@ -20,6 +20,7 @@ from pgqrs.config import Config, conninfo, redact, scrub
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row, refused_value
+from pgqrs.store.encoding import quoted
 from pgqrs.store.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
 from pgqrs.store.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
@@ -335,17 +336,8 @@ def _array(kind: str, values: Sequence[Any]) -> str:
     """A whole column as one parameter, in PostgreSQL's own notation: a quarter of the supervisor's database thread went into the
     driver's way of writing lists, element by element."""
     if kind in ("json", "text"):
-        return "{" + ",".join([_quoted(v) for v in values]) + "}"
+        return "{" + ",".join([quoted(v) for v in values]) + "}"
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
-
-
-def _quoted(value: bytes | str | None) -> str:
-    if value is None:
-        return "NULL"
-    text = value.decode() if isinstance(value, bytes) else value
-    if "\\" in text or '"' in text:
-        text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 class _Translated:

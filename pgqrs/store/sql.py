@@ -6,6 +6,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
     {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
     {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
+    {wait briefly}         true; from here on, this transaction waits LOCK_WAIT_MS at most for a lock of somebody else's
     {m.vt + x}             a time of a row, moved in the same way
     {seconds since m.vt}   how long ago a time of a row was, in seconds
     {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
@@ -30,6 +31,10 @@ from pgqrs import names
 from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]
+
+# A supervisor's turn carries writes of many runs, and all of them wait where one meets a lock. The lock of another client's
+# statement is released within a few milliseconds; one that takes longer belongs to a session that was left open.
+LOCK_WAIT_MS = 50
 
 
 # Before every time that a table can hold, in each dialect's words.
@@ -125,7 +130,8 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             start = now if m[1] == "now" else m[1]
             return f"({start} operator(pg_catalog.{m[2]}) pg_catalog.make_interval(secs => {m[3]}))"
         if text.startswith("seconds since "):
-            return f"cast(extract(epoch from {now} - {text[14:]}) as float8)"
+            # Two differences of numbers: PostgreSQL refuses to subtract an infinite time from another one.
+            return f"cast(extract(epoch from {now}) - extract(epoch from {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
             # Only one array at a time: for several, `unnest` is special syntax that no schema can be named in.
@@ -135,6 +141,8 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             return f"(select {wanted} from rows from ({arrays}) as u ({names})) as r"
         if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
+        if text == "wait briefly":
+            return f"(select pg_catalog.set_config('lock_timeout', '{LOCK_WAIT_MS}', true)) is not null"
         if " of " in text:
             return text.partition(" of ")[0]
         if text.startswith("keep "):
@@ -157,6 +165,8 @@ def _sqlite_words() -> Callable[[str], str]:
             columns = [c.split()[0] for c in text[6:].split(",")]
             wanted = ", ".join(f"value ->> {i} as {c}" for i, c in enumerate(columns))
             return f"(select {wanted} from json_each(:rows)) as r"
+        if text == "wait briefly":
+            return "true"
         if " of " in text:
             return text.partition(" of ")[2]
         if text.startswith(("lock ", "keep ")):

@@ -17,6 +17,7 @@ from pgqrs.config import Config, database_file, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
 from pgqrs.store.database import Row, refused_value
+from pgqrs.store.encoding import plain
 from pgqrs.store.sql import Dialect
 
 VERSION_MIN = (3, 40)
@@ -220,7 +221,7 @@ class SqliteTransaction:
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         params = sql.askable(params)
         if rows is not None:
-            params["rows"] = msgspec.json.encode([[_plain(v) for v in row] for row in rows]).decode()
+            params["rows"] = msgspec.json.encode([[plain(v) for v in row] for row in rows]).decode()
         for name, value in params.items():
             if isinstance(value, datetime):
                 params[name] = text_time(value)
@@ -245,10 +246,6 @@ def file_identity(path: str) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _utc_now() -> datetime:

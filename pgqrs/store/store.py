@@ -219,7 +219,9 @@ class MessageStore:
             tx.run("expire_lease", id=supervisor_id)
 
     def recover(self, read_ct_max: int) -> int:
-        """Gives back what supervisors held whose lease ran out, uncharged for runs. Returns how many messages."""
+        """Gives back what supervisors held whose lease ran out. Returns how many messages. A plain message whose handler had begun is
+        charged with a delivery, and is buried where that was its last. A message that somebody else has locked is left for the next
+        call."""
         with self.database.reading() as tx:
             if not self._lapsed(tx):
                 return 0
@@ -490,9 +492,13 @@ def _ensure_queue(tx: Transaction, name: str) -> int:
 
 def _release_all(tx: Transaction, supervisor_id: int, read_ct_max: int, reason: str) -> int:
     buried = tx.run("bury_of_supervisor", id=supervisor_id, read_ct_max=read_ct_max, reason=reason)
-    released = tx.run("release_of_supervisor", id=supervisor_id)
-    tx.run("stop_consumers", id=supervisor_id)
-    tx.run("forget_supervisor", id=supervisor_id)
+    released = tx.run("release_of_supervisor", id=supervisor_id, read_ct_max=read_ct_max)
+    if tx.run("left_of_supervisor", id=supervisor_id):
+        # Somebody else has locked a message. The supervisor's row stays, so that the next look gives the message back.
+        tx.run("expire_lease", id=supervisor_id)
+    else:
+        tx.run("stop_consumers", id=supervisor_id)
+        tx.run("forget_supervisor", id=supervisor_id)
     return len(buried) + len(released)
 
 

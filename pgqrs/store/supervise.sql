@@ -18,7 +18,11 @@ where id = :id and lease_until > {now}
 returning id;
 
 -- name: beat_consumers
-update pgqrs_workers set heartbeat_at = {now} where supervisor_id = :id and shutdown_at is null;
+-- A row that somebody else has locked is skipped: the lease must not wait for it.
+update pgqrs_workers
+set heartbeat_at = {now}
+where id in (
+    select c.id from pgqrs_workers c where c.supervisor_id = :id and c.shutdown_at is null order by c.id {lock c skip});
 
 -- name: watched_supervisors
 -- Those whose lease is over, wherever they are, and those of this host, who may be known to be gone before.
@@ -43,24 +47,52 @@ select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id 
 select s.id from pgqrs_supervisors s where s.id = :id {lock s to delete};
 
 -- name: bury_of_supervisor
--- Plain messages of a dead supervisor whose deliveries are used up: each may have run.
+-- Plain messages of a dead supervisor whose handler had begun and whose deliveries are used up. A message that somebody else has
+-- locked is left for the next look, here and below.
+with spent as (
+    select m.id as spent_id
+    from pgqrs_messages m
+    where m.archived_at is null
+      and m.read_ct >= :read_ct_max
+      and m.handler_began
+      and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
+      and m.queue_id not in (select f.queue_id from pgqrs_workflows f)
+    order by m.id
+    {lock m skip}
+)
 update pgqrs_messages as m
 set archived_at = {now}, dead_reason = :reason
-where m.archived_at is null
-  and m.read_ct >= :read_ct_max
-  and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
-  and m.queue_id not in (select f.queue_id from pgqrs_workflows f)
+from spent
+where m.id = spent.spent_id
 returning id;
 
 -- name: release_of_supervisor
--- Runs get their delivery back: they have budgets of their own.
+-- A delivery is charged where a handler had begun. Runs have budgets of their own.
+with held as (
+    select m.id as held_id,
+           m.handler_began and m.queue_id not in (select f.queue_id from pgqrs_workflows f) as charged
+    from pgqrs_messages m
+    where m.archived_at is null
+      and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
+      and not (m.read_ct >= :read_ct_max and m.handler_began
+               and m.queue_id not in (select f.queue_id from pgqrs_workflows f))
+    order by m.id
+    {lock m skip}
+)
 update pgqrs_messages as m
 set consumer_worker_id = null,
-    read_ct = case when m.read_ct > 0 and m.queue_id in (select f.queue_id from pgqrs_workflows f)
-                   then m.read_ct - 1 else m.read_ct end
-where m.archived_at is null
-  and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id)
+    read_ct = case when m.read_ct > 0 and not held.charged then m.read_ct - 1 else m.read_ct end
+from held
+where m.id = held.held_id
 returning id;
+
+-- name: left_of_supervisor
+-- Whether messages of it are left, because somebody else has locked them.
+select 1
+where exists (
+    select 1 from pgqrs_messages m
+    where m.archived_at is null
+      and m.consumer_worker_id in (select c.id from pgqrs_workers c where c.supervisor_id = :id));
 
 -- name: stop_consumers
 update pgqrs_workers set status = 'stopped', shutdown_at = {now} where supervisor_id = :id and shutdown_at is null;

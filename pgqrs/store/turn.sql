@@ -4,14 +4,26 @@
 -- checkpoint after a takeover. A turn that only ends what handlers did is `archive_held` alone. The coalesce keeps the
 -- planner from the index of all that is held: where statistics are from before anything was, that seems to have one entry,
 -- and each message is compared with every one that is held.
+--
+-- No statement waits for somebody else's lock for long. The fence skips a message that somebody else has locked, and
+-- `still_held` says which ones it skipped: their writes are put off to a later turn, and all others go on. For the other
+-- tables, and for `archive_held`, {wait briefly} limits each wait for a lock of this transaction; after such a failure the
+-- turn is made again in parts, so that only the writes that met the lock are put off.
 
 -- name: fence
 select m.id, m.claim_no
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
 join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
-where m.archived_at is null
+where m.archived_at is null and {wait briefly}
 order by m.id
-{lock m};
+{lock m skip};
+
+-- name: still_held
+-- Asked for what the fence has not returned: these claims are live, so that only a lock has kept their messages from it.
+select m.id, m.claim_no
+from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
+join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
+where m.archived_at is null;
 
 -- name: archived_by
 -- After a commit whose outcome nobody saw: a message that carries our claim and is archived was ended by us.
@@ -114,6 +126,13 @@ select w.message_id, w.status
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id;
 
+-- name: note_handlers
+-- The handlers of these plain messages have begun: from now on a death of the supervisor is charged to them.
+update pgqrs_messages as m
+set handler_began = true
+from {rows: message_id bigint}
+where m.id = r.message_id;
+
 -- name: release
 -- Back to its queue, at its old place or some seconds from now. A run that was cancelled meanwhile must not wait out its pause
 -- or its back-off first.
@@ -139,5 +158,5 @@ update pgqrs_messages as m
 set archived_at = {now}, dead_reason = r.dead_reason
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint, dead_reason text}
 where m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
-  and m.archived_at is null
+  and m.archived_at is null and {wait briefly}
 returning {m of pgqrs_messages}.id, {m of pgqrs_messages}.claim_no;

@@ -5,9 +5,9 @@ its clock running: a supervisor that was stopped in the middle would keep its lo
 went on. `idle_in_transaction_session_timeout` counts from an answer that was waited for.
 """
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, cast
+import time
+from collections.abc import MutableSequence, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -15,35 +15,59 @@ from msgspec import Struct
 from pgqrs import errors
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Row, Transaction
+from pgqrs.store.encoding import encoded
 from pgqrs.store.jsonb import exact_text
 from pgqrs.store.sql import DAWN, Dialect
 from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, Place, RecordedStep, Release, Write
 
+Mark = tuple[Any, int]  # (vt, id) of a message
+
+APART_S = 1.0  # of a turn's time for finding out which of its writes meet a lock; the rest is put off unseen
+
+
+class Watermark(Struct, frozen=True):
+    """Where the last claim ended, among what is new and among what was claimed before; None to begin at the oldest."""
+
+    fresh: Mark | None = None
+    again: Mark | None = None
+
 
 class Wanted(Struct, frozen=True):
     """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue. With `lapsed`
-    it is to have what library consumers let lapse too. With `polls` nothing is to be expected, so a look comes first."""
+    it is to have what library consumers let lapse too. With `polls` nothing is to be expected, and it is only a look whether there
+    is anything: one statement for all such queues.
+
+    Up to `first` of the `limit` messages are those that have waited longest for another claim, however many fresh ones were due
+    before them: the lapsed, and those that were claimed before and are due again. The others come in the order of their times.
+    """
 
     queue_id: int
     consumer_id: int
     limit: int
     read_ct_max: int
-    after: tuple[Any, int] | None = None
+    after: Watermark | None = None
     lapsed: bool = True
     polls: bool = False
+    first: int = 0
 
 
 class Taken(Struct, frozen=True):
-    """What a claim got, oldest first. `after` is the watermark for the next."""
+    """What a claim got: what goes first, and then the rest, oldest first. `after` is the watermark for the next. `ready`: it was a
+    look, and a claim would get something."""
 
     wanted: Wanted
     messages: list[Claimed]
-    after: tuple[Any, int] | None
+    after: Watermark | None
+    ready: bool = False
 
 
 class Turn(Struct, frozen=True):
+    """`put_off`: writes whose rows somebody else has locked. Nothing of them was written, and their claims hold: they are to be
+    made again, before any later write of the same claim."""
+
     outcomes: list[Outcome]
     taken: list[Taken]
+    put_off: list[Write] = []
 
 
 def turn(
@@ -52,44 +76,110 @@ def turn(
     """One transaction: the writes in their order of kinds, then the claims, which see what the writes released. Without writes, each
     claim on a server commits by itself.
 
-    If the database refuses a value, the writes are replayed one by one, so that the value hurts its own run only: of that claim
-    nothing more is written. A refusal that is not a value's fault, such as a missing privilege, is raised: it hurts no run.
+    If the database refuses a value, the writes are replayed one by one, so that the value hurts its own run only: of that
+    claim nothing more is written. A refusal that is not a value's fault, such as a missing privilege, is raised: it hurts no
+    run. If a write meets somebody else's lock, the writes are made in parts, and what meets the lock is put off.
     `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its
     claim then counts as applied.
     """
+    ready, unfit = _made_ready(writes, database.dialect)
     try:
-        return _turn(database, writes, wanted, unsure)
+        done = _turn(database, ready, wanted, unsure)
     except errors.DatabaseError as e:
-        if not writes or not e.refuses_value:
+        if not ready or not e.refuses_value:
             raise
-        outcomes = _one_by_one(database, writes, unsure)
-        return Turn(outcomes, _turn(database, (), wanted, False).taken)
+        done = _with_claims(database, _one_by_one(database, ready, unsure), wanted)
+    except errors.PgqrsConnectionError as e:
+        if not ready or not _is_lock(e):
+            raise
+        done = _with_claims(database, _in_parts(database, ready, unsure), wanted)
+    return Turn(done.outcomes + unfit, done.taken, done.put_off) if unfit else done
 
 
-def _one_by_one(database: Database, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
-    """What follows a refused write of the same claim must not be written without it: a run would end with a step missing."""
+def _with_claims(database: Database, done: Turn, wanted: Sequence[Wanted]) -> Turn:
+    return Turn(done.outcomes, _turn(database, (), wanted, False).taken, done.put_off)
+
+
+def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
+    """What follows a refused write of the same claim must not be written without it: a run would end with a step missing. What
+    follows one that is put off waits for it."""
+    outcomes: list[Outcome] = []
+    put_off: list[Write] = []
+    late: set[Claim] = set()
     refused: dict[Claim, str] = {}
-    outcomes = []
     for write in writes:
-        if write.claim not in refused:
-            outcomes.append(_alone(database, write, unsure))
+        claim = write.write.claim
+        if claim in late:
+            put_off.append(write.write)
+        elif claim in refused:
+            outcomes.append(Outcome(write.write, applied=False, failure=refused[claim]))
         else:
-            outcomes.append(Outcome(write, applied=False, failure=refused[write.claim]))
-        if (failure := outcomes[-1].failure) is not None:
-            refused[write.claim] = failure
-    return outcomes
+            done = _alone(database, write, unsure)
+            outcomes += done.outcomes
+            put_off += done.put_off
+            late.update(w.claim for w in done.put_off)
+            refused.update({o.write.claim: o.failure for o in done.outcomes if o.failure is not None})
+    return Turn(outcomes, [], put_off)
 
 
-def _alone(database: Database, write: Write, unsure: bool) -> Outcome:
+def _alone(database: Database, ready: "Ready", unsure: bool) -> Turn:
     try:
-        return _turn(database, (write,), (), unsure).outcomes[0]
+        return _turn(database, (ready,), (), unsure)
     except errors.DatabaseError as e:
         if not e.refuses_value:
             raise
-        return Outcome(write, applied=False, failure=str(e))
+        return Turn([Outcome(ready.write, applied=False, failure=str(e))], [])
+    except errors.PgqrsConnectionError as e:
+        if not _is_lock(e):
+            raise
+        return Turn([], [], [ready.write])
 
 
-def follows_refused(queued: deque[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _in_parts(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
+    """Each part that meets a lock is halved, down to the writes that do."""
+    outcomes: list[Outcome] = []
+    put_off: list[Write] = []
+    late: set[Claim] = set()  # a later write of a claim waits for the earlier ones
+    until = time.monotonic() + APART_S
+    parts = [writes[len(writes) // 2 :], writes[: len(writes) // 2]]
+    while parts:
+        part = parts.pop()
+        refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
+        outcomes += [
+            Outcome(r.write, False, failure=refused[r.write.claim]) for r in part if r.write.claim in refused
+        ]
+        put_off += [r.write for r in part if r.write.claim in late]
+        free = [r for r in part if r.write.claim not in late and r.write.claim not in refused]
+        try:
+            done = _turn(database, free, (), unsure) if time.monotonic() < until else None
+        except errors.DatabaseError as e:
+            if not e.refuses_value:
+                raise
+            done = _one_by_one(database, free, unsure)
+        except errors.PgqrsConnectionError as e:
+            if not _is_lock(e):
+                raise
+            if len(free) > 1:
+                parts += [free[len(free) // 2 :], free[: len(free) // 2]]
+                continue
+            done = None
+        if done is None:
+            done = Turn([], [], [r.write for r in free])
+        outcomes += done.outcomes
+        put_off += done.put_off
+        late.update(w.claim for w in done.put_off)
+    return Turn(outcomes, [], put_off)
+
+
+def _is_lock(error: BaseException) -> bool:
+    """Whether a wait for somebody else's lock took too long, by PostgreSQL's word: see {wait briefly} in `sql.py`."""
+    return getattr(error.__cause__, "sqlstate", None) == LOCK_NOT_AVAILABLE
+
+
+LOCK_NOT_AVAILABLE = "55P03"
+
+
+def follows_refused(queued: MutableSequence[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Takes out of what is queued whatever comes behind a refused write of the same claim, and says that it is refused as well."""
     refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
     if not refused:
@@ -100,10 +190,10 @@ def follows_refused(queued: deque[Write], outcomes: Sequence[Outcome]) -> list[O
     return [Outcome(w, applied=False, failure=refused[w.claim]) for w in behind]
 
 
-def _turn(database: Database, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
+def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Wanted], unsure: bool) -> Turn:
     if writes:
         with database.transaction() as tx:
-            return carry_out(tx, writes, wanted, unsure)
+            return _carry_out(tx, writes, wanted, unsure)
     return Turn([], _claims_alone(database, wanted))
 
 
@@ -111,30 +201,53 @@ def carry_out(
     tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Wanted] = (), unsure: bool = False
 ) -> Turn:
     """In the caller's transaction: only what the fence lets through."""
-    if not unsure and all(map(_only_archives, writes)):
-        outcomes = _archive(tx, writes) if writes else []
-    else:
-        outcomes = _fenced(tx, writes, unsure)
-    return Turn(outcomes, [_taken(tx, w, _claim(tx, w)) for w in wanted])
+    ready, unfit = _made_ready(writes, tx.dialect)
+    done = _carry_out(tx, ready, wanted, unsure)
+    return Turn(done.outcomes + unfit, done.taken, done.put_off)
 
 
-def _only_archives(w: Write) -> bool:
-    """As the end of every handler does."""
-    return isinstance(w.message, Archive) and not (w.begin or w.step or w.crash or w.settle)
+def _carry_out(tx: Transaction, writes: "Sequence[Ready]", wanted: Sequence[Wanted], unsure: bool) -> Turn:
+    outcomes: list[Outcome] = []
+    put_off: list[Write] = []
+    if writes and not unsure and _only_archives(writes):
+        outcomes = _archive(tx, writes)
+    elif writes:
+        outcomes, put_off = _fenced(tx, writes, unsure)
+    taken = _looked(tx, wanted) + [_claimed(tx, w) for w in wanted if not w.polls]
+    return Turn(outcomes, taken, put_off)
 
 
-def _archive(tx: Transaction, writes: Sequence[Write]) -> list[Outcome]:
-    reasons = {w.claim: cast(Archive, w.message).dead_reason for w in writes}
+def _only_archives(writes: "Sequence[Ready]") -> bool:
+    """As the ends of handlers are, a word that one had begun included where it has ended in the same turn."""
+    ended: set[Claim] = set()
+    begun: set[Claim] = set()
+    for ready in writes:
+        w = ready.write
+        if w.begin or w.step or w.crash or w.settle or isinstance(w.message, Release):
+            return False
+        (begun if w.message is None else ended).add(w.claim)
+    return begun <= ended
+
+
+def _archive(tx: Transaction, writes: "Sequence[Ready]") -> list[Outcome]:
+    reasons = {
+        r.write.claim: r.write.message.dead_reason for r in writes if isinstance(r.write.message, Archive)
+    }
     rows = sorted((c.message_id, c.consumer_id, c.claim_no, reason) for c, reason in reasons.items())
     done = set(tx.run("archive_held", rows))
-    return [Outcome(w, _key(w) in done) for w in writes]
+    return [Outcome(r.write, _key(r.write) in done) for r in writes]
 
 
-def _fenced(tx: Transaction, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
-    claims = sorted({(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in writes})
+def _fenced(tx: Transaction, writes: "Sequence[Ready]", unsure: bool) -> tuple[list[Outcome], list[Write]]:
+    claims = sorted(
+        {(w.claim.message_id, w.claim.consumer_id, w.claim.claim_no) for w in (r.write for r in writes)}
+    )
     ours = set(tx.run("fence", claims))
+    missing = [c for c in claims if (c[0], c[2]) not in ours]
+    # A file has no locks of rows that could have kept one from the fence.
+    locked = set(tx.run("still_held", missing)) if missing and tx.dialect == "postgres" else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
-    status_of = _write(tx, [w for w in writes if _key(w) in ours])
+    status_of = _write(tx, [r for r in writes if _key(r.write) in ours])
 
     def outcome(w: Write) -> Outcome:
         key = _key(w)
@@ -142,83 +255,97 @@ def _fenced(tx: Transaction, writes: Sequence[Write], unsure: bool) -> list[Outc
             return Outcome(w, True, _STATUS[status_of.get(key[0])])
         return Outcome(w, key in ended, _STATUS[ended.get(key)])
 
-    return [outcome(w) for w in writes]
+    every = [r.write for r in writes]
+    return [outcome(w) for w in every if _key(w) not in locked], [w for w in every if _key(w) in locked]
 
 
 _STATUS: dict[str | None, WorkflowStatus | None] = {s.value: s for s in WorkflowStatus} | {None: None}
-
-
-def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
-    """For queues of which nothing is expected, one look goes before. On a server each is a statement that commits by itself; to a file
-    they are written together."""
-    ready = {w.queue_id for w in wanted if not w.polls}
-    if polled := [(w.queue_id,) for w in wanted if w.polls]:
-        with database.reading() as tx:
-            ready |= {q for (q,) in tx.run("ready_queues", polled, read_ct_max=wanted[0].read_ct_max)}
-    due = [w for w in wanted if w.queue_id in ready]
-    if database.dialect == "postgres":
-        taken = [_claim_alone(database, w) for w in due]
-    elif due:
-        with database.transaction() as tx:
-            taken = carry_out(tx, (), due).taken
-    else:
-        taken = []
-    return taken + [Taken(w, [], w.after) for w in wanted if w.queue_id not in ready]
-
-
-def _claim_alone(database: Database, wanted: Wanted) -> Taken:
-    if wanted.lapsed:
-        with database.transaction() as tx:
-            return _taken(tx, wanted, _claim(tx, wanted))
-    with database.single() as tx:
-        rows = _claim(tx, wanted)
-    if not any(begun for *_, begun in rows):
-        return _as_taken(wanted, rows, {})
-    with database.reading() as tx:
-        return _taken(tx, wanted, rows)
 
 
 def _key(w: Write) -> tuple[int, int]:
     return w.claim.message_id, w.claim.claim_no
 
 
+# Making ready: all that takes time by the bytes of the values, before a transaction begins
+
+
+class Ready(Struct, frozen=True):
+    """A write with its values encoded."""
+
+    write: Write
+    step: Row | None = None
+    settle: Row | None = None
+
+
+def _made_ready(writes: Sequence[Write], dialect: Dialect) -> tuple[list[Ready], list[Outcome]]:
+    """The writes, and the outcomes of those whose values are no text at all."""
+    ready: list[Ready] = []
+    unfit: list[Outcome] = []
+    for w in writes:
+        if unfit and any(o.write.claim == w.claim for o in unfit):
+            unfit.append(Outcome(w, applied=False, failure="a value before it is not UTF-8"))
+            continue
+        try:
+            ready.append(Ready(w, _step_row(w, dialect), _settle_row(w, dialect)))
+        except UnicodeError as e:
+            unfit.append(Outcome(w, applied=False, failure=f"a value is not UTF-8: {e}"))
+    return ready, unfit
+
+
+def _step_row(w: Write, dialect: Dialect) -> Row | None:
+    if (s := w.step) is None:
+        return None
+    exact = exact_text(s.output, dialect)
+    return (
+        w.claim.message_id, s.name, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect), s.seconds,
+        s.retry_count, s.retry_in_s, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, encoded(exact, dialect),
+        *_place_row(s.place), s.ended,
+    )  # fmt: skip
+
+
+def _settle_row(w: Write, dialect: Dialect) -> Row | None:
+    if (s := w.settle) is None:
+        return None
+    return w.claim.message_id, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect)
+
+
 # Writing
 
 
-def _write(tx: Transaction, live: Sequence[Write]) -> dict[int, str]:
+def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
     """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
     if not live:
         return {}
-    settled = {w.claim.message_id: _settle_row(w) for w in live if w.settle}
+    writes = [r.write for r in live]
+    settled = {r.settle[0]: r.settle for r in live if r.settle}
     states: dict[int, str] = {}
-    if begun := {w.claim.message_id: _begin_row(w, settled.get(w.claim.message_id)) for w in live if w.begin}:
+    if begun := {
+        w.claim.message_id: _begin_row(w, settled.get(w.claim.message_id)) for w in writes if w.begin
+    }:
         states.update(tx.run("begin_runs", begun.values()))
-    if steps := {(w.claim.message_id, w.step.name): w for w in live if w.step}:
-        tx.run("save_steps", [_step_row(w, tx.dialect) for w in steps.values()])
-    if forgiven := sorted({(w.claim.message_id,) for w in live if w.forgives}):
+    if steps := {(r.write.claim.message_id, r.step[1]): r.step for r in live if r.step}:
+        tx.run("save_steps", steps.values())
+    if forgiven := sorted({(w.claim.message_id,) for w in writes if w.forgives}):
         tx.run("forgive_crashes", forgiven)
-    if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in live if w.crash}:
+    if crashed := {w.claim.message_id: (w.crash, msgspec.json.encode(w.crash)) for w in writes if w.crash}:
         tx.run("crash_runs", [(m, c.crash_count, raw) for m, (c, raw) in crashed.items()])
         if stepped := [_crash_row(m, c, raw) for m, (c, raw) in crashed.items() if c.step]:
             tx.run("crash_steps", stepped)
     if settled:
         states.update(tx.run("settle_runs", settled.values()))
     # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
-    if untold := sorted({w.claim.message_id for w in live}.difference(states)):
+    if untold := sorted({w.claim.message_id for w in writes}.difference(states)):
         states.update(tx.run("run_states", [(m,) for m in untold]))
-    if released := {w.claim.message_id: w.message for w in live if isinstance(w.message, Release)}:
+    left = {w.claim.message_id: w.message for w in writes if w.message}
+    if delivered := sorted(
+        {(w.claim.message_id,) for w in writes if w.delivers and w.claim.message_id not in left}
+    ):
+        tx.run("note_handlers", delivered)
+    if released := {m: r for m, r in left.items() if isinstance(r, Release)}:
         tx.run("release", [(m, r.delay_s, r.refund) for m, r in released.items()])
-    if archived := {
-        w.claim.message_id: w.message.dead_reason for w in live if isinstance(w.message, Archive)
-    }:
+    if archived := {m: a.dead_reason for m, a in left.items() if isinstance(a, Archive)}:
         tx.run("archive", archived.items())
     return states
-
-
-def _settle_row(w: Write) -> Row:
-    s = w.settle
-    assert s is not None
-    return w.claim.message_id, s.status.value, s.output, s.error
 
 
 def _begin_row(w: Write, settled: Row | None) -> Row:
@@ -232,15 +359,6 @@ def _begin_row(w: Write, settled: Row | None) -> Row:
 _ENDED = {s.value for s in WorkflowStatus if s.terminal}
 
 
-def _step_row(w: Write, dialect: Dialect) -> Row:
-    s = w.step
-    assert s is not None
-    return (
-        w.claim.message_id, s.name, s.status.value, s.output, s.error, s.seconds, s.retry_count, s.retry_in_s,
-        s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, exact_text(s.output, dialect), *_place_row(s.place), s.ended,
-    )  # fmt: skip
-
-
 def _place_row(place: Place | None) -> Row:
     return (None, None, None) if place is None else (place.path, place.count, place.fingerprint)
 
@@ -252,54 +370,109 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
 # Claiming
 
 
-def _claim(tx: Transaction, wanted: Wanted) -> list[Row]:
-    after_vt, after_id = wanted.after or (DAWN[tx.dialect], 0)
-    return tx.run(
-        "claim",
+def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
+    """On a server each claim is a statement that commits by itself; to a file they are written together."""
+    taken: list[Taken] = []
+    due = [w for w in wanted if not w.polls]
+    if len(due) < len(wanted):
+        with database.reading() as tx:
+            taken = _looked(tx, wanted)
+    if database.dialect == "postgres":
+        taken += [_claim_alone(database, w) for w in due]
+    elif due:
+        with database.transaction() as tx:
+            taken += [_claimed(tx, w) for w in due]
+    return taken
+
+
+def _looked(tx: Transaction, wanted: Sequence[Wanted]) -> list[Taken]:
+    """One statement for all queues of which nothing is expected."""
+    looks = [w for w in wanted if w.polls]
+    if not looks:
+        return []
+    rows = tx.run("ready_queues", [(w.queue_id,) for w in looks], read_ct_max=looks[0].read_ct_max)
+    ready = {q for (q,) in rows}
+    return [Taken(w, [], w.after, w.queue_id in ready) for w in looks]
+
+
+def _claim_alone(database: Database, wanted: Wanted) -> Taken:
+    if wanted.lapsed or wanted.first:
+        with database.transaction() as tx:
+            return _claimed(tx, wanted)
+    with database.single() as tx:
+        rows = _claim(tx, wanted, wanted.limit)
+    if not any(begun for *_, begun in rows):
+        return _as_taken(wanted, [], [], rows, {})
+    with database.reading() as tx:
+        return _as_taken(wanted, [], [], rows, _history(tx, rows))
+
+
+def _claimed(tx: Transaction, wanted: Wanted) -> Taken:
+    """What goes first, then what is due, then the lapsed that there is room for; and the history of those who have one."""
+    lapsed = _claim_lapsed(tx, wanted, wanted.first) if wanted.lapsed and wanted.first else []
+    left = wanted.first - len(lapsed)
+    again = _claim(tx, wanted, left, again=True) if left > 0 else []
+    left = wanted.limit - len(lapsed) - len(again)
+    rows = _claim(tx, wanted, left) if left > 0 else []
+    left -= len(rows)
+    if left > 0 and wanted.lapsed and len(lapsed) == wanted.first:
+        lapsed += _claim_lapsed(tx, wanted, left)
+    return _as_taken(wanted, lapsed, again, rows, _history(tx, lapsed + again + rows))
+
+
+def _claim(tx: Transaction, wanted: Wanted, limit: int, again: bool = False) -> list[Row]:
+    place = wanted.after and (wanted.after.again if again else wanted.after.fresh)
+    after_vt, after_id = place or (DAWN[tx.dialect], 0)
+    rows = tx.run(
+        "claim_again" if again else "claim",
         queue_id=wanted.queue_id,
         consumer_id=wanted.consumer_id,
         read_ct_max=wanted.read_ct_max,
-        limit=wanted.limit,
+        limit=limit,
         after_vt=after_vt,
         after_id=after_id,
     )
+    rows.sort(key=lambda r: (r[4], r[0]))
+    return rows
 
 
-def _taken(tx: Transaction, wanted: Wanted, rows: list[Row]) -> Taken:
-    """With the lapsed, where they are wanted, and the history of those who have one."""
-    if wanted.lapsed and len(rows) < wanted.limit:
-        lapsed = tx.run(
-            "claim_lapsed",
-            queue_id=wanted.queue_id,
-            consumer_id=wanted.consumer_id,
-            read_ct_max=wanted.read_ct_max,
-            limit=wanted.limit - len(rows),
-        )
-    else:
-        lapsed = []
-    history = _history(tx, [(r[0],) for r in rows + lapsed if r[5]])
-    return _as_taken(wanted, rows, history, lapsed)
+def _claim_lapsed(tx: Transaction, wanted: Wanted, limit: int) -> list[Row]:
+    return tx.run(
+        "claim_lapsed",
+        queue_id=wanted.queue_id,
+        consumer_id=wanted.consumer_id,
+        read_ct_max=wanted.read_ct_max,
+        limit=limit,
+    )
 
 
 def _as_taken(
-    wanted: Wanted, rows: list[Row], history: "dict[int, _Begun]", lapsed: Sequence[Row] = ()
+    wanted: Wanted, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun]"
 ) -> Taken:
-    rows.sort(key=lambda r: (r[4], r[0]))
     messages = []
-    for message_id, claim_no, read_ct, payload, _, _ in [*rows, *lapsed]:
+    for message_id, claim_no, read_ct, payload, _, _ in [*lapsed, *again, *rows]:
         claim = Claim(message_id, wanted.consumer_id, claim_no)
         status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
         messages.append(
             Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
         )
-    return Taken(wanted, messages, (rows[-1][4], rows[-1][0]) if rows else wanted.after)
+    if not again and not rows:
+        return Taken(wanted, messages, wanted.after)
+    before = wanted.after or Watermark()
+    after = Watermark(_last(rows) or before.fresh, _last(again) or before.again)
+    return Taken(wanted, messages, after)
+
+
+def _last(rows: list[Row]) -> Mark | None:
+    return (rows[-1][4], rows[-1][0]) if rows else None
 
 
 _Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
 
 
-def _history(tx: Transaction, ids: Sequence[Row]) -> dict[int, _Begun]:
+def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun]:
     found: dict[int, _Begun] = {}
+    ids = [(r[0],) for r in rows if r[5]]
     for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids) if ids else ():
         run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
         name, position, step_status, output, error, retries, *place, ended, overdue_s = step

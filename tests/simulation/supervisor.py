@@ -12,7 +12,8 @@ from pgqrs.store.turning import Turn, Wanted, follows_refused
 from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.committing import RETRY_S
-from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S, TURN_WRITES_MAX
+from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S
+from supervisors.outgoing import TURN_WRITES_MAX
 from tests.simulation.workers import SimWorker
 
 if TYPE_CHECKING:
@@ -155,7 +156,16 @@ class SimSupervisor:
         self._oldest = now if self._writes else None
         self._hurry = bool(self._writes) and self._hurry
         wanted = [
-            Wanted(w.queue_id, w.consumer_id, w.limit, self.world.read_ct_max, w.after, w.lapsed, w.polls)
+            Wanted(
+                w.queue_id,
+                w.consumer_id,
+                w.limit,
+                self.world.read_ct_max,
+                w.after,
+                w.lapsed,
+                w.polls,
+                w.first,
+            )
             for w in self._wants
             if w.consumer_id == self._consumers.get(w.queue_id)
         ]
@@ -204,7 +214,10 @@ class SimSupervisor:
         for taken in turn.taken:
             if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
                 self.core.take(
-                    events.Taken(taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after), now
+                    events.Taken(
+                        taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after, taken.ready
+                    ),
+                    now,
                 )
 
     # The lease

@@ -3,6 +3,7 @@
 import pytest
 
 from pgqrs.states import WorkerStatus
+from pgqrs.writes import Archive, Write
 from tests.store.given import RUNNING, Consumer, columns, dump, identity, ids, release, step, when, wrote
 
 
@@ -77,19 +78,67 @@ def test_a_run_comes_back_however_often_its_supervisor_dies(flow, clock):
         assert flow.store.recover(2) == 1
 
 
-def test_a_plain_messages_delivery_is_charged(store, queue, consumer, clock, dsn):
-    [number] = store.enqueue(queue, [b"1"])
-    consumer.claim()
+def handler_began(claim):
+    return Write(claim, delivers=True)
+
+
+def test_a_plain_messages_delivery_is_charged_where_its_handler_had_begun(store, queue, consumer, clock, dsn):
+    began, waited = store.enqueue(queue, [b"1"] * 2)
+    claims = [c.claim for c in consumer.claim()]
+    wrote(store, handler_began(claims[0]))
     clock.advance(15)
-    assert store.recover(5) == 1
-    assert messages(dsn) == [(number, None, 1, None)]
+    assert store.recover(5) == 2
+    assert messages(dsn) == [(began, None, 1, None), (waited, None, 0, None)]
+
+
+def test_a_message_whose_handler_never_began_outlives_any_number_of_supervisors(store, queue, clock):
+    [number] = store.enqueue(queue, [b"1"])
+    for n in range(8):
+        assert ids(Consumer(store, queue, f"dead {n}").claim(read_ct_max=2)) == [number]
+        clock.advance(16)
+        assert store.recover(2) == 1
+    assert store.dead() == []
+
+
+def test_what_began_under_an_earlier_claim_is_not_charged_to_the_next(store, queue, consumer, clock, dsn):
+    [number] = store.enqueue(queue, [b"1"])
+    claim = consumer.claim_one()
+    store.turn([handler_began(claim), release(claim, refund=False)])
+    wrote(store, handler_began(consumer.claim_one()))
+    clock.advance(15)
+    store.recover(5)
+    heir = Consumer(store, queue, "heir")
+    heir.claim()
+    clock.advance(15)
+    store.recover(5)
+    assert messages(dsn) == [(number, None, 2, None)]
+
+
+def test_a_handler_that_is_not_ours_is_not_noted(store, queue, consumer, other, clock, dsn):
+    [number] = store.enqueue(queue, [b"1"])
+    late = consumer.claim_one()
+    store.expire_lease(consumer.supervisor_id)
+    store.recover(5)
+    other.claim()
+    assert not wrote(store, handler_began(late)).applied
+    store.expire_lease(other.supervisor_id)
+    store.recover(5)
+    assert messages(dsn) == [(number, None, 0, None)]
+
+
+def test_a_handler_that_begins_and_ends_within_a_turn_is_archived(store, queue, consumer, dsn):
+    [number] = store.enqueue(queue, [b"1"])
+    claim = consumer.claim_one()
+    turn = store.turn([handler_began(claim), Write(claim, message=Archive())])
+    assert [o.applied for o in turn.outcomes] == [True, True]
+    assert store.message(number).archived_at is not None
 
 
 def test_a_plain_message_whose_deliveries_are_used_up_is_buried(store, queue, consumer, clock, dsn):
     [number] = store.enqueue(queue, [b"1"])
     for _ in range(2):
         wrote(store, release(consumer.claim_one(), refund=False))
-    consumer.claim()
+    wrote(store, handler_began(consumer.claim_one()))
     clock.advance(15)
     assert store.recover(3) == 1
     assert messages(dsn) == [(number, consumer.id, 3, "its supervisor died with it")]
@@ -103,7 +152,7 @@ def test_recovering_takes_only_what_was_held(store, queue, consumer, other, cloc
     other.claim(1)
     from tests.store.given import finish
 
-    wrote(store, finish(claims[0]))
+    store.turn([finish(claims[0]), handler_began(claims[1])])
     store.expire_lease(consumer.supervisor_id)
     assert store.recover(5) == 1
     assert messages(dsn) == [

@@ -1,0 +1,5 @@
+-- What claims and recovery need to be fair. The comments stand in the PostgreSQL twin of this file.
+
+alter table pgqrs_messages add column handler_began integer not null default 0;
+create index idx_pgqrs_messages_again on pgqrs_messages (queue_id, vt, id)
+    where archived_at is null and consumer_worker_id is null and claim_no > 0;
