@@ -126,6 +126,7 @@ class Context:
         journal: Journal | AsyncJournal,
         clocks: Clocks,
         payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+        database: str = "",
     ) -> None:
         self.id = run_id
         self.attempt = attempt
@@ -136,6 +137,7 @@ class Context:
         self.journal = journal
         self.clocks = clocks
         self.payload_bytes_max = payload_bytes_max
+        self.database = database
         self.suspended = False  # once Suspended was raised in it, nothing that its function does is recorded
         self.branched = False  # an async run that has made a task of its own
         self.names = Names(history.names)
@@ -154,9 +156,13 @@ class Context:
     def key(self) -> str:
         """The same for every attempt of this step of this run, and for no other: an idempotency key for the outside.
 
-        Within a run it follows from where the step is called and from its arguments, not from the order of the calls."""
+        Within a run it follows from where the step is called and from its arguments, not from the order of the calls. It
+        begins with the identity of the database: the runs of another database have other keys, though their ids are the same."""
         call = step_under_way()
-        return "/".join([self.workflow, str(self.id), *([self._key_of(call)] if call else [])])
+        parts = [self.workflow, str(self.id), *([self._key_of(call)] if call else [])]
+        if self.database and not self.history.is_of_older_version:
+            parts.insert(0, self.database)
+        return "/".join(parts)
 
     def _key_of(self, call: StepCall) -> str:
         place = call.place

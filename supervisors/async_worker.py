@@ -217,6 +217,8 @@ class AsyncWorker(Leased):
                 else:
                     steps = tuple(self._history.pop(frame.message_id, ()))
                     self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+            case wire.Welcome():
+                self.database = frame.database
             case wire.Lease():
                 self.lease_until = frame.until
                 for each in self.lanes.values():

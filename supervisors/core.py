@@ -168,6 +168,8 @@ class Core:
             case wire.Ready():
                 worker.ready = True
                 self._out.append(Send(worker.id, wire.Lease(self._until)))
+                if self.settings.database:
+                    self._out.append(Send(worker.id, wire.Welcome(self.settings.database)))
                 if self.level:
                     self._out.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
             case wire.Idle():

@@ -190,6 +190,7 @@ _BY_NAME: dict[str, _Check] = {
     "message_id": _is_id,
     "message_ids": _are_ids,
     "position": _is_position,
+    "fingerprint": lambda value: -NUMBER_MAX - 1 <= value <= NUMBER_MAX,
     "retry_count": _is_count,
     "pid": _is_count,
     "name": _is_name,

@@ -147,6 +147,7 @@ class Leased:
     """A worker, by what it was told of its supervisor's lease."""
 
     lease_until = math.inf  # monotonic seconds
+    database = ""  # the identity of its supervisor's, once that has said so
 
     @property
     def overdue(self) -> bool:
@@ -160,6 +161,7 @@ class Owner(Protocol):
     outbox: Outbox
     functions: Mapping[str, Definition]
     payload_bytes_max: int
+    database: str
 
 
 class PipeJournal:
@@ -184,6 +186,7 @@ class PipeJournal:
             cast(Journal, self),
             CLOCKS,
             owner.payload_bytes_max,
+            owner.database,
         )
         self.sent = 0  # checkpoints; they are committed in the order in which they were sent
         self.durable = 0

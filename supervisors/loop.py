@@ -191,6 +191,7 @@ class Loop:
             max_runs_per_worker=self._options.max_runs_per_worker,
             max_rss_bytes=self._options.max_rss_bytes,
             commit_hide_s=S3_COMMIT_HIDE_S if self._config.backend == "s3" else state.COMMIT_HIDE_S,
+            database=self._store.identity(),
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:

@@ -48,6 +48,7 @@ class Settings(Struct, frozen=True):
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
     commit_hide_s: float = COMMIT_HIDE_S
+    database: str = ""  # its identity, for the workers
 
 
 class Run(Struct, eq=False):

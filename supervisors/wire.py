@@ -91,6 +91,12 @@ class Lease(Frame, frozen=True):
     until: float
 
 
+class Welcome(Frame, frozen=True):
+    """What is the same for all runs. `database`: the identity of the supervisor's database, a part of every idempotency key."""
+
+    database: str
+
+
 # Up: from the worker
 
 
@@ -190,7 +196,7 @@ class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
-Down = Execute | History | Committed | Revoke | Recall | Cancel | Drain | Lease
+Down = Execute | History | Committed | Revoke | Recall | Cancel | Drain | Lease | Welcome
 Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
 
 _encoder = msgspec.msgpack.Encoder()

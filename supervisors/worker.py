@@ -219,6 +219,8 @@ class Worker(Leased):
                     self.outbox.add(wire.Returned((frame.message_id,)))
                 else:
                     self._fresh.append(frame)
+            case wire.Welcome():
+                self.database = frame.database
             case wire.Lease():
                 self.lease_until = frame.until
             case wire.History():

@@ -72,11 +72,11 @@ class AsyncJournal(Journal):
             return e.value
 
 
-def context_of(function, journal, steps, attempt=1, limit=flow.PAYLOAD_BYTES_MAX):
+def context_of(function, journal, steps, attempt=1, limit=flow.PAYLOAD_BYTES_MAX, database=""):
     definition = definition_of(function)
     clocks = Clocks(iter(range(10**6)).__next__, lambda: 0.0, lambda: 0.5)
     ordered = not definition.is_async
-    return Context(definition, 42, attempt, History(steps, ordered), journal, clocks, limit)
+    return Context(definition, 42, attempt, History(steps, ordered), journal, clocks, limit, database)
 
 
 def run(function, *steps, payload=b'{"input": null}', journal=None, **more):

@@ -331,3 +331,20 @@ def test_whatever_a_workflow_raises_ends_its_run():
 
     with pytest.raises(Refused):
         run(work)
+
+
+def test_a_key_names_the_database():
+    keys = []
+
+    @pgqrs.step
+    def pay(amount):
+        keys.append(pgqrs.current_run().key)
+
+    @pgqrs.workflow
+    def work():
+        pay(1)
+
+    for database in ("one", "other"):
+        run(work, database=database)
+    assert [k.partition("/")[0] for k in keys] == ["one", "other"]
+    assert keys[0].partition("/")[2] == keys[1].partition("/")[2]

@@ -26,6 +26,7 @@ DOWN = [
     wire.Drain(True),
     wire.Drain(False),
     wire.Lease(12345.5),
+    wire.Welcome("0123abcd"),
 ]
 UP = [
     wire.Ready(4711),
