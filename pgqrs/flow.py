@@ -352,15 +352,17 @@ async def _carried_out(
     kwargs: dict[str, Any],
 ) -> Any:
     """`tried`: the attempts that failed in earlier executions of the run."""
-    with _suspending(context):
+    try:
         if tried is not None and tried.retry_in_s > 0 and context.branched:
             await _back_off(context, _waiting(call, tried))
-        while True:
-            step = await _attempted(context, definition, call, args, kwargs)
-            if step.retry_in_s is None:
-                break
+        step = await _attempted(context, definition, call, args, kwargs)
+        while step.retry_in_s is not None:
             await _back_off(context, step)
             call = context.next_try(definition, call)
+            step = await _attempted(context, definition, call, args, kwargs)
+    except Suspended:
+        context.suspended = True
+        raise
     await context.handover.turn(step.ended)
     return _settled(definition, step.status, step.output, step.error)
 
@@ -377,7 +379,9 @@ async def _attempted(
 
     journal, handover = cast(AsyncJournal, context.journal), context.handover
     attempt = _Attempt(context, definition, call)
-    limit = asyncio.timeout(definition.timeout_s if definition.is_async else None)
+    limit = None
+    scope = current.get()
+    assert scope is not None, "a step is carried out inside its run"
     handover.began()
     begun = False
     try:
@@ -385,12 +389,14 @@ async def _attempted(
         handover.bodies += 1
         begun = True
         attempt.begins()
-        with _inside(call):
-            if definition.is_async:
-                async with limit:
-                    value = await definition.function(*args, **kwargs)
-            else:
-                value = definition.function(*args, **kwargs)
+        scope.step = call
+        if not definition.is_async:
+            value = definition.function(*args, **kwargs)
+        elif definition.timeout_s is None:
+            value = await definition.function(*args, **kwargs)
+        else:
+            async with asyncio.timeout(definition.timeout_s) as limit:
+                value = await definition.function(*args, **kwargs)
     except BaseException as e:
         if _leaves(e) or isinstance(e, GeneratorExit):
             raise
@@ -403,10 +409,11 @@ async def _attempted(
         over = TimeoutError(
             f"step {call.name!r} was cancelled at its time limit of {definition.timeout_s or 0:g} s"
         )
-        step = attempt.failed(over if isinstance(e, TimeoutError) and limit.expired() else e)
+        step = attempt.failed(over if isinstance(e, TimeoutError) and limit and limit.expired() else e)
     else:
         step = attempt.succeeded(value)
     finally:
+        scope.step = None
         handover.bodies -= begun
         handover.over()
     if step.retry_in_s is None:
@@ -596,17 +603,6 @@ def _settled(definition: StepDefinition, status: str, output: bytes | None, erro
             output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}"
         )
     raise errors.rebuild(msgspec.json.decode(error or b"null"), definition.function)
-
-
-@contextmanager
-def _inside(call: StepCall) -> Iterator[None]:
-    scope = current.get()
-    assert scope is not None, "a step is carried out inside its run"
-    scope.step = call
-    try:
-        yield
-    finally:
-        scope.step = None
 
 
 # Runs

@@ -57,7 +57,7 @@ class Handover:
         """Returns when it is the turn of the result that ended as this one. None: of one that the run never saw, which is
         handed over as soon as the run is at rest."""
         if not self._context.branched:
-            self.passed(ended)
+            self._take(ended)
             return
         if ended is None:
             self._early -= 1
@@ -92,11 +92,14 @@ class Handover:
 
     def passed(self, ended: int | None) -> None:
         """Of this result there is nothing to hand over any more."""
+        self._take(ended)
+        self._look()
+
+    def _take(self, ended: int | None) -> None:
         if self._due and self._due[0] == ended:
             self._due.popleft()
         elif ended is not None and ended in self._due:
             self._due.remove(ended)
-        self._look()
 
     # Waiting for another try
 
