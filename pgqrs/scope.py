@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from pgqrs.history import short
-from pgqrs.writes import Place
+from pgqrs.writes import PATH_CHARS_MAX, Place
 
 if TYPE_CHECKING:
     from pgqrs.flow import Context
-
-PATH_CHARS_MAX = 400
 
 
 class StepCall(Struct, frozen=True):

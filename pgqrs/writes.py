@@ -5,9 +5,13 @@ applies all writes of a turn in one transaction, and applies a write only while 
 `pgqrs.store.turning`.
 """
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from pgqrs.states import WorkflowStatus
+
+PATH_CHARS_MAX = 400  # of a task's path: longer ones are kept short
 
 
 class Claim(Struct, frozen=True):
@@ -27,9 +31,9 @@ class Place(Struct, frozen=True, array_like=True):
     arguments are not compared.
     """
 
-    path: str
-    count: int
-    fingerprint: int | None = None
+    path: Annotated[str, Meta(max_length=PATH_CHARS_MAX)]
+    count: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    fingerprint: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
 
 class RecordedStep(Struct, frozen=True, array_like=True):

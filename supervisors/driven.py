@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import greenlet
 
+from pgqrs import errors
 from pgqrs.scope import Scope, current, task_name
 
 
@@ -117,7 +118,11 @@ class Driven(Coroutine[Any, Any, Any]):
 
 def _hub() -> greenlet.greenlet:
     parent = greenlet.getcurrent().parent
-    assert parent is not None, "a plain step waits inside a driven coroutine only"
+    if parent is None:
+        raise errors.ValidationError(
+            "a plain step was called from a callback of the event loop, which cannot wait; call it from a coroutine, for "
+            "example one that the callback makes a task of"
+        )
     return parent
 
 

@@ -366,10 +366,10 @@ class Pipes:
         self._read_unsent(n, pipe)
         oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
         by_its_own = oom or name not in ("SIGKILL", "SIGTERM")  # those come from outside, or from us
-        if running := child.board and (
-            # A thread that async code waits for has no entry of its own.
-            child.board.last_on_cpu() if child.kind == "async" and by_its_own else child.board.on_cpu()
-        ):
+        # A thread that async code waits for has no entry of its own; and what a worker is killed for having sent was sent by the
+        # run that had the CPU last, or the same run would go on from worker to worker.
+        last = (child.kind == "async" and by_its_own) or pipe.distrusted
+        if running := child.board and (child.board.last_on_cpu() if last else child.board.on_cpu()):
             self._say_who_runs(n, pipe, running)
         self._drain_output(n, pipe)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):

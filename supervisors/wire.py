@@ -7,11 +7,14 @@ again, so a torn frame can only be the last thing a dead worker wrote, and is dr
 
 from collections.abc import Iterator
 from struct import Struct as Packed
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from pgqrs.durations import DURATION_S_MAX
+from pgqrs.flow import STEPS_MAX
+from pgqrs.names import NAME_CHARS_MAX
 from pgqrs.writes import Place, RecordedStep
 
 VERSION = 1
@@ -21,6 +24,21 @@ FRAME_BYTES_MAX = (
 _HEAD = Packed("!IB")
 
 Kind = Literal["workflow", "handler"]
+
+# What a worker can have to say: the decoder refuses other values. A worker runs code that nobody here knows.
+NUMBER_MAX = 2**63 - 1
+COUNT_MAX = 2**31 - 1
+NAME_LENGTH_MAX = 4 * NAME_CHARS_MAX  # of a step, with its number and whatever else tells its calls apart
+TEXT_LENGTH_MAX = 1024 * 1024
+RETURNED_MAX = 100_000  # runs in one frame
+Id = Annotated[int, Meta(gt=0, le=NUMBER_MAX)]
+Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+Position = Annotated[int, Meta(ge=0, le=STEPS_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=DURATION_S_MAX)]
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
+Ids = Annotated[tuple[Id, ...], Meta(max_length=RETURNED_MAX)]
 
 
 class Frame(Struct, frozen=True, array_like=True, tag=True):
@@ -101,7 +119,7 @@ class Welcome(Frame, frozen=True):
 
 
 class Ready(Frame, frozen=True):
-    pid: int
+    pid: Count
 
 
 class Started(Frame, frozen=True):
@@ -111,14 +129,14 @@ class Started(Frame, frozen=True):
     `retry_in_s` is when its policy would try the step again if this attempt failed, None if it would not.
     """
 
-    message_id: int
-    claim_no: int
-    step: str | None = None
-    position: int = 0
-    timeout_s: float | None = None
-    retry_count: int = 0
-    retry_in_s: float | None = None
-    memory_bytes: int | None = None  # of the worker's whole process, at most
+    message_id: Id
+    claim_no: Number
+    step: Name | None = None
+    position: Position = 0
+    timeout_s: Seconds | None = None
+    retry_count: Count = 0
+    retry_in_s: Seconds | None = None
+    memory_bytes: Number | None = None  # of the worker's whole process, at most
     place: Place | None = None
 
 
@@ -127,69 +145,69 @@ class Checkpoint(Frame, frozen=True):
     says when the run, which stays in its worker, tries it again. `peak_rss_bytes`: the most memory that the process has held
     until now. `ended`: see RecordedStep."""
 
-    message_id: int
-    claim_no: int
-    position: int
-    name: str
+    message_id: Id
+    claim_no: Number
+    position: Position
+    name: Name
     output: bytes | None
     error: bytes | None
-    seconds: float
-    cpu_seconds: float
-    retry_count: int
-    peak_rss_bytes: int | None = None
+    seconds: Seconds
+    cpu_seconds: Seconds
+    retry_count: Count
+    peak_rss_bytes: Number | None = None
     place: Place | None = None
-    ended: int | None = None
-    retry_in_s: float | None = None
+    ended: Count | None = None
+    retry_in_s: Seconds | None = None
 
 
 class StepFailed(Frame, frozen=True):
     """A step failed and is to be tried again: the run leaves the worker until then."""
 
-    message_id: int
-    claim_no: int
-    position: int
-    name: str
+    message_id: Id
+    claim_no: Number
+    position: Position
+    name: Name
     error: bytes
-    seconds: float
-    cpu_seconds: float
-    retry_count: int
-    retry_in_s: float
-    peak_rss_bytes: int | None = None
+    seconds: Seconds
+    cpu_seconds: Seconds
+    retry_count: Count
+    retry_in_s: Seconds
+    peak_rss_bytes: Number | None = None
     place: Place | None = None
 
 
 class Paused(Frame, frozen=True):
     """The run leaves the worker; `resume_after_s` None means until somebody resumes it."""
 
-    message_id: int
-    claim_no: int
-    position: int
-    name: str
-    text: str
-    resume_after_s: float | None
+    message_id: Id
+    claim_no: Number
+    position: Position
+    name: Name
+    text: Text
+    resume_after_s: Seconds | None
     place: Place | None = None
-    ended: int | None = None
+    ended: Count | None = None
 
 
 class Finished(Frame, frozen=True):
     """`seconds` on the CPU, of a plain handler."""
 
-    message_id: int
-    claim_no: int
+    message_id: Id
+    claim_no: Number
     output: bytes
-    seconds: float | None = None
+    seconds: Seconds | None = None
 
 
 class Failed(Frame, frozen=True):
-    message_id: int
-    claim_no: int
+    message_id: Id
+    claim_no: Number
     error: bytes
 
 
 class Returned(Frame, frozen=True):
     """Not done here: never started, or left at a step boundary because it was told to."""
 
-    message_ids: tuple[int, ...]
+    message_ids: Ids
 
 
 class Idle(Frame, frozen=True):

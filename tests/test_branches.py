@@ -427,6 +427,23 @@ def test_a_task_factory_of_the_programs_own_takes_nothing_from_its_branches():
         assert msgspec.json.decode(until_done(work, seed)[0]) == [f"21{x}" for x in ITEMS]
 
 
+def test_a_plain_step_in_a_callback_says_what_to_do():
+    @pgqrs.workflow
+    async def work() -> str:
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def call():
+            try:
+                plain("a")
+            except pgqrs.ValidationError as e:
+                told.set_result(str(e))
+
+        asyncio.get_running_loop().call_soon(call)
+        return await told
+
+    assert b"call it from a coroutine" in execute(work, Rows())
+
+
 # Runs of older versions
 
 
