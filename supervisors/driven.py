@@ -110,7 +110,13 @@ class Driven(Coroutine[Any, Any, Any]):
     @staticmethod
     def wait(awaitable: Awaitable[Any]) -> Any:
         """Awaits from plain code inside a driven coroutine."""
-        answer, problem = _hub().switch(("await", awaitable))
+        try:
+            hub = _hub()
+        except errors.ValidationError:
+            if isinstance(awaitable, Coroutine):
+                awaitable.close()
+            raise
+        answer, problem = hub.switch(("await", awaitable))
         if problem is not None:
             raise problem
         return answer
