@@ -23,14 +23,18 @@ class LaneState:
         self._locals = _thread_dict()
         self._first = self._save()
 
-    def take(self) -> Saved:
-        """What the lane that leaves the CPU has; the next one starts from the beginning."""
+    def take(self) -> Saved | None:
+        """What the lane that leaves the CPU has, None where it has changed nothing; the next one starts from the beginning."""
+        if self._is_first():
+            return None
         saved = self._save()
         self.put(self._first)
         return saved
 
-    def put(self, saved: Saved) -> None:
-        """A lane goes on."""
+    def put(self, saved: Saved | None) -> None:
+        """A lane goes on. Whoever had the CPU before has left the thread as it was in the beginning."""
+        if saved is None:
+            return
         values, sys.stdin, sys.stdout, sys.stderr = saved
         if self._locals is not None and (self._locals or values):
             self._locals.clear()
@@ -38,7 +42,14 @@ class LaneState:
 
     def reset(self) -> None:
         """A lane has ended."""
-        self.put(self._first)
+        if not self._is_first():
+            self.put(self._first)
+
+    def _is_first(self) -> bool:
+        values, stdin, stdout, stderr = self._first
+        if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
+            return False
+        return not self._locals if not values else self._locals == values
 
     def _save(self) -> Saved:
         return dict(self._locals or ()), sys.stdin, sys.stdout, sys.stderr
