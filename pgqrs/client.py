@@ -319,19 +319,12 @@ class Store:
             raise errors.ValidationError(
                 f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)"
             )
-        inputs = [codec.wrap_input(_fitting_input(d, a, k, limit)) for a, k in calls]
+        inputs = [d.signature.encode_payload(a, k, limit) for a, k in calls]
         return d.name, d.queue, inputs, d.signature.returns
 
     def _queue_of(self, workflow: str) -> str:
         """A workflow that is known keeps its queue; a new one is on a queue of its own name."""
         return self._ready().queue_of_workflow(workflow) or workflow
-
-
-def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:
-    """The input as JSON, read back as the worker will: what does not fit is the caller's to hear, not the run's."""
-    encoded = d.signature.encode_input(args, kwargs, limit)
-    d.signature.decode_input(encoded)
-    return encoded
 
 
 def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
