@@ -7,7 +7,7 @@ coroutine over `Ways`, and shared as such. A test holds both sides against each 
 import asyncio
 import functools
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -431,11 +431,18 @@ class Store(Twin[client.Store]):
         return self._trigger(workflow, args, kwargs)
 
     async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
-        [made] = await self.ways.claim(
-            lambda: self.core.trigger_many(workflow, [(args, kwargs)]),
+        [handle] = await self.trigger_many(workflow, [(args, kwargs)])
+        return handle
+
+    async def trigger_many(
+        self, workflow: Callable[..., Any] | str, calls: Iterable[Any]
+    ) -> "list[RunHandle[Any]]":
+        """Starts a run for each argument of `calls`, or for each pair (args, kwargs), and returns their handles."""
+        made = await self.ways.claim(
+            lambda: self.core.trigger_many(workflow, calls),
             lambda made: self.core.undo([handle.id for handle in made]),
         )
-        return RunHandle(made, self.ways)
+        return [RunHandle(one, self.ways) for one in made]
 
     run = awaited_as(client.Store.run, RunHandle)
     runs = awaited(client.Store.runs)

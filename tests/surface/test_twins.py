@@ -59,7 +59,6 @@ ONLY_BLOCKING = {
         "iteration": INSIDE,
         "enqueue_raw": "for the command line, which has JSON already",
         "trigger_raw": "for the command line, which has JSON already",
-        "trigger_many": "for the command line and what runs beside it; a gather of triggers does it here",
         "messages": INSIDE,
         "kept": INSIDE,
         "forget": INSIDE,
