@@ -2,7 +2,8 @@
 """Set up and run pgqrs from a checkout: `python3 dev.py demo` is all that a fresh machine needs.
 
 Only the standard library, and a Python that has ensurepip, pip or a `uv` beside it. Everything lands in .venv next to this
-file; the system's packages are never touched. A second call finds its stamp in .venv and starts at once.
+file; the system's packages are never touched. A second call finds its stamp in .venv and starts at once. PGQRS_DEV_VENV names
+another folder than .venv, for a second Python beside the first.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ OLDEST_PYTHON = (3, 11)
 # Tried in this order when the Python that runs us is too old.
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
 
+# The newest first: what the suite is run on besides, with `dev.py test --newest-python`.
+SUPPORTED_PYTHONS = ("3.13", "3.12", "3.11")
+
+VENV_VARIABLE = "PGQRS_DEV_VENV"
 PROJECT = Path(__file__).resolve().parent
-VENV = PROJECT / ".venv"
+VENV = PROJECT / (os.environ.get(VENV_VARIABLE) or ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "pgqrs-dev.json"
-LOCK = PROJECT / ".venv.lock"
+LOCK = VENV.with_name(f"{VENV.name}.lock")
 
 # `dev.py run NAME` for the programs that live in the test suite.
 MODULES = {
@@ -81,10 +86,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test = commands.add_parser(
         "test",
         help="the tests; options go to pytest",
-        usage="dev.py test [--fast] [-n PROCESSES] [OPTIONS OF PYTEST ...]",
+        usage="dev.py test [--fast] [--newest-python] [-n PROCESSES] [OPTIONS OF PYTEST ...]",
         allow_abbrev=False,
     )
     test.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
+    test.add_argument(
+        "--newest-python",
+        action="store_true",
+        help="run the tests on the newest supported Python of this machine, in a venv of its own beside .venv; "
+        "run nothing where that is the Python that runs dev.py",
+    )
     test.add_argument(
         "-n",
         default="2",
@@ -132,9 +143,49 @@ def run_demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def run_tests(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    if arguments.newest_python:
+        return run_tests_on_the_newest_python(arguments, rest)
     set_up(["test"])
     os.chdir(PROJECT)
-    become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, arguments.n, rest))
+    return become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, arguments.n, rest))
+
+
+def run_tests_on_the_newest_python(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    version, python = newest_python()
+    if python == sys.executable:
+        print(
+            f"The newest supported Python here is {version}, which runs dev.py: nothing more to run",
+            flush=True,
+        )
+        return 0
+    minor = ".".join(version.split(".")[:2])
+    print(f"The newest supported Python here is {version}: {python}", flush=True)
+    os.environ[VENV_VARIABLE] = f".venv-{minor}"
+    fast = ["--fast"] if arguments.fast else []
+    return become(python, Path(__file__).resolve(), "test", *fast, "-n", arguments.n, *rest)
+
+
+def newest_python() -> tuple[str, str]:
+    """The version and the path of the newest supported Python of this machine: the one that runs us, one on PATH, or one of pyenv's."""
+    ours = ".".join(map(str, sys.version_info[:3]))
+    for minor in SUPPORTED_PYTHONS:
+        if ours.startswith(f"{minor}."):
+            return ours, sys.executable
+        for python in pythons_of(minor):
+            # A pyenv shim is on PATH for versions that are not switched on, and then fails.
+            asked = run([python, "-c", "import sys; print('.'.join(map(str, sys.version_info[:3])))"])
+            if asked.returncode == 0 and asked.stdout.startswith(f"{minor}."):
+                return asked.stdout.strip(), python
+    return ours, sys.executable  # newer than any that is supported
+
+
+def pythons_of(minor: str) -> list[str]:
+    """Where a Python of this version may be, the likeliest first."""
+    on_path = shutil.which(f"python{minor}")
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    patches = [p for p in pyenv.glob(f"{minor}.*") if p.name.removeprefix(f"{minor}.").isdigit()]
+    newest_first = sorted(patches, key=lambda p: int(p.name.rpartition(".")[2]), reverse=True)
+    return [*([on_path] if on_path else []), *(str(p / "bin" / "python") for p in newest_first)]
 
 
 def pytest_arguments(fast: bool, processes: str, rest: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ coroutine over `Ways`, and shared as such. A test holds both sides against each 
 import asyncio
 import functools
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
@@ -525,11 +525,8 @@ class Store(Twin[client.Store]):
         return self._trigger(workflow, args, kwargs)
 
     async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
-        [made] = await self.ways.claim(
-            lambda: self.core.trigger_many(workflow, [(args, kwargs)]),
-            lambda made: self.core.undo([handle.id for handle in made]),
-        )
-        return RunHandle(made, self.ways)
+        [handle] = await self.trigger_many(workflow, [(args, kwargs)])
+        return handle
 
     trigger_many = handed_out(client.Store.trigger_many)
 

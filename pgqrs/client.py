@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
@@ -182,12 +182,22 @@ class Store:
         By name, a workflow takes one positional argument or several by keyword, unchecked. Raises ValidationError for
         arguments that do not fit, SerializationError for what JSON cannot carry.
         """
-        return self.trigger_many(workflow, [(args, kwargs)])[0]
+        return self._triggered(workflow, [(args, kwargs)])[0]
 
     def trigger_many(
-        self, workflow: Callable[..., Any] | str, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]
+        self, workflow: Callable[..., Any] | str, calls: Iterable[Any]
     ) -> "list[RunHandle[Any]]":
-        """A run for each (args, kwargs), in one go."""
+        """Starts a run for each argument of `calls`, and returns their handles in that order: all or nothing per 10,000.
+
+        `store.trigger_many(compress, files)` gives each run one file. Where a workflow takes several arguments, each
+        call is a pair (args, kwargs): `[((source, target), {"level": 9}), …]`. Raises as `trigger` does, and
+        ValidationError for `calls` that hold no calls.
+        """
+        return self._triggered(workflow, _each_call(calls))
+
+    def _triggered(
+        self, workflow: Callable[..., Any] | str, calls: "Sequence[_Call]"
+    ) -> "list[RunHandle[Any]]":
         name, queue, inputs, returns = self._calls(workflow, calls)
         ids = self._sent(queue, name, inputs)
         return [RunHandle(self, i, returns) for i in ids]
@@ -356,19 +366,26 @@ class Store:
         return payload
 
     def _calls(
-        self, workflow: Callable[..., Any] | str, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]
+        self, workflow: Callable[..., Any] | str, calls: "Sequence[_Call]"
     ) -> tuple[str, str, list[bytes], Any]:
         limit = self.config.max_payload_size_bytes
         if isinstance(workflow, str):
             queue = self._queue_of(workflow)
-            inputs = [codec.wrap_input(self._encoded(_input_by_name(a, k))) for a, k in calls]
-            return workflow, queue, inputs, Any
+            by_name = [codec.wrap_input(self._encoded(_input_by_name(a, k))) for a, k in calls]
+            return workflow, queue, by_name, Any
         d: Definition = definition_of(workflow)
         if d.kind != "workflow":
             raise errors.ValidationError(
                 f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)"
             )
-        inputs = [codec.wrap_input(_fitting_input(d, a, k, limit)) for a, k in calls]
+        inputs = []
+        for args, kwargs in calls:
+            try:
+                inputs.append(d.signature.encode_payload(args, kwargs, limit))
+            except (errors.ValidationError, errors.SerializationError) as e:
+                if len(calls) == 1:
+                    raise
+                raise type(e)(f"call {len(inputs)} of {len(calls)}, counted from 0: {e}") from e
         return d.name, d.queue, inputs, d.signature.returns
 
     def _queue_of(self, workflow: str) -> str:
@@ -376,14 +393,30 @@ class Store:
         return self._ready().queue_of_workflow(workflow) or workflow
 
 
-def _fitting_input(d: Definition, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> bytes:
-    """The input as JSON, read back as the worker will: what does not fit is the caller's to hear, not the run's."""
-    encoded = d.signature.encode_input(args, kwargs, limit)
-    d.signature.decode_input(encoded)
-    return encoded
+_Call = tuple[Sequence[Any], dict[str, Any]]
 
 
-def _input_by_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _each_call(calls: Iterable[Any]) -> list[_Call]:
+    """The calls as (args, kwargs): what is no such pair is the one argument of its call. Raises ValidationError."""
+    if isinstance(calls, str | bytes | bytearray | Mapping) or not isinstance(calls, Iterable):
+        raise errors.ValidationError(
+            f"trigger_many() takes a list of arguments, one for each run, and not a {type(calls).__name__}; for one run "
+            "use trigger()"
+        )
+    return [call if _is_call(call) else ((call,), {}) for call in calls]
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        type(call) is tuple
+        and len(call) == 2
+        and isinstance(call[0], tuple | list)
+        and isinstance(call[1], dict)
+        and all(isinstance(name, str) for name in call[1])
+    )
+
+
+def _input_by_name(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if args and (kwargs or len(args) > 1):
         raise errors.ValidationError(
             "by name, a workflow takes one positional argument, or several by keyword"

@@ -6,8 +6,10 @@ to others (Path, pydantic models, subclasses of str, int and float, unions that 
 """
 
 import dataclasses
+import datetime
 import functools
 import inspect
+import itertools
 import json
 import math
 import operator
@@ -23,7 +25,13 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
+from pgqrs import zones
 from pgqrs.errors import SerializationError, ValidationError
+from pgqrs.survival import LEAVES, Change, changed, exact_time, is_plain, model_changed
+
+NESTING_MAX = (
+    500  # lists and objects in one another; the same on every Python, below what the oldest one's stack takes
+)
 
 PLAIN_DATA = (
     "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, pydantic models, enums, "
@@ -31,18 +39,23 @@ PLAIN_DATA = (
 )
 
 
-def encode(value: object, *, what: str, limit: int | None = None) -> bytes:
-    """A value as JSON. `what` names it in errors ("the result of step 'compress'"); `limit` is in bytes of JSON.
+UNCHECKED: Any = object()
 
-    Raises SerializationError for what JSON cannot carry, with the path in the value, and ValidationError over the limit:
-    such a value is sound, there is only too much of it.
+
+def encode(value: object, *, what: str, limit: int | None = None, annotation: Any = UNCHECKED) -> bytes:
+    """A value as JSON. `what` names it in errors ("the result of step 'compress'"); `limit` is in bytes of JSON.
+    `annotation` is what the JSON will be read by: the value must come back by it as it is.
+
+    Raises SerializationError for what JSON cannot carry, with the path in the value, or would not give back, and
+    ValidationError over the limit: such a value is sound, there is only too much of it.
     """
     try:
         raw = _ENCODER.encode(value)
         # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.
         if b"null" in raw or b"\\u0000" in raw:
             _refuse_what_jsonb_refuses(msgspec.to_builtins(value, enc_hook=_enc_hook))
-        raw = _keeping_floats(raw)
+        raw = _keeping_floats(_keeping_zones(value, raw))
+        _refuse_deep_nesting(raw)
     except RecursionError as e:
         raise SerializationError(
             f"{what} cannot be stored as JSON: it contains itself, or is nested too deeply; break the cycle, "
@@ -50,6 +63,9 @@ def encode(value: object, *, what: str, limit: int | None = None) -> bytes:
         ) from e
     except _Unfit as e:
         raise SerializationError(f"{what} cannot be stored as JSON: {e}") from None
+    except _Lost as e:
+        path = _narrow(value, stop=e.model)[0] + "".join(map(_step, e.change.path))
+        raise _not_the_same(what, path, e.change.reason) from None
     except Exception as e:  # besides msgspec's own: whatever a model's serializer or a property raises
         path, part = _narrow(value)
         raise SerializationError(f"{what} cannot be stored as JSON: {_at(path)}{_why_unfit(e, part)}") from e
@@ -58,7 +74,31 @@ def encode(value: object, *, what: str, limit: int | None = None) -> bytes:
             f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; raise Config.max_payload_size_bytes, "
             "or store the data elsewhere and pass its path or key"
         )
+    if annotation is not UNCHECKED:
+        _refuse_what_would_change(value, raw, annotation, what)
     return raw
+
+
+def refuse_what_changed(value: object, again: object, annotation: Any, what: str) -> None:
+    """Raises SerializationError where `again`, which was read by this annotation, is not what the value was."""
+    strict = ambiguous(annotation)
+    if not strict and is_plain(value):
+        return
+    change = changed(value, again, strict)
+    if change is not None:
+        raise _not_the_same(what, "".join(map(_step, change.path)), change.reason)
+
+
+def _refuse_what_would_change(value: object, raw: bytes, annotation: Any, what: str) -> None:
+    if type(value) is annotation and annotation in LEAVES:
+        return
+    if is_plain(value) and not ambiguous(annotation):
+        return
+    refuse_what_changed(value, decode(raw, annotation, what=what), annotation, what)
+
+
+def _not_the_same(what: str, path: str, reason: str) -> SerializationError:
+    return SerializationError(f"{what} would not come back from the database as it is: {_at(path)}{reason}")
 
 
 def with_json_keys(value: object) -> object:
@@ -81,9 +121,10 @@ def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
     """JSON as a value of this (evaluated) annotation; Any, object or no annotation (inspect.Parameter.empty) give plain
     lists, dicts, text and numbers. Raises SerializationError."""
     try:
+        _refuse_deep_nesting(raw)
         return _decoder(annotation)(raw)
     except RecursionError as e:
-        raise SerializationError(f"{what} is nested too deeply to be read") from e
+        raise SerializationError(f"{what} is nested too deeply to be read: over {NESTING_MAX} levels") from e
     except (msgspec.ValidationError, _Misfit) as e:
         raise SerializationError(f"{what} does not fit its annotation {_shown(annotation)}: {e}") from e
     except (msgspec.DecodeError, UnicodeError) as e:
@@ -114,13 +155,14 @@ def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> byt
         raise ValidationError(f'{what} is empty; JSON is expected, such as 1, "text" or {{"path": "/data"}}')
     try:
         raw.decode()
+        _refuse_deep_nesting(raw)
         value = msgspec.json.decode(raw)
         if b"\\u0000" in raw:
             _refuse_what_jsonb_refuses(value)
     except UnicodeDecodeError as e:
         raise ValidationError(f"{what} is not UTF-8 {_position(raw, e.start)}") from None
     except RecursionError:
-        raise ValidationError(f"{what} is nested too deeply") from None
+        raise ValidationError(f"{what} is nested too deeply: over {NESTING_MAX} levels") from None
     except _Unfit as e:
         raise ValidationError(f"{what} cannot be stored: {e}") from None
     except msgspec.DecodeError as e:
@@ -131,19 +173,77 @@ def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> byt
     return compact
 
 
-def wrap_input(x: bytes) -> bytes:
-    """What a trigger stores: {"input": x}. `x` is JSON."""
-    return b'{"input":' + x + b"}"
+# How a function's arguments became the one value X: there were none, X is the only one, or X has them by name.
+NONE, ALONE, BY_NAME = "none", "alone", "by name"
+
+
+def wrap_input(x: bytes, bound: str | None = None) -> bytes:
+    """What a trigger stores: {"input": x}. `x` is JSON. How it was bound stands beside it, where that is said: 0.15 heeds
+    only "input"."""
+    beside = b"" if bound is None else b',"pgqrs_bound":"' + bound.encode() + b'"'
+    return b'{"input":' + x + beside + b"}"
 
 
 def unwrap_input(payload: bytes) -> bytes:
     """The JSON of x. Raises SerializationError for a payload of any other shape."""
+    return unwrap_bound_input(payload)[0]
+
+
+def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
+    """The JSON of x, and how it was bound, None where that is not said. Raises as `unwrap_input` does."""
     try:
-        return bytes(_TRIGGERED.decode(payload).input)
+        _refuse_deep_nesting(payload)
+        found = _TRIGGERED.decode(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
         raise SerializationError(
-            f'the message\'s payload is not {{"input": …}}, which a trigger stores: {e}'
+            f'the message\'s payload is not {{"input": …}}, which a trigger stores: {e or "nested too deeply"}'
         ) from e
+    return bytes(found.input), found.pgqrs_bound if found.pgqrs_bound in (NONE, ALONE, BY_NAME) else None
+
+
+def without_bound(payload: Any) -> Any:
+    """A decoded payload as 0.15 has it, without what `wrap_input` writes beside the input."""
+    if isinstance(payload, dict) and payload.keys() == {"input", "pgqrs_bound"}:
+        return {"input": payload["input"]}
+    return payload
+
+
+class _Triggered(msgspec.Struct):
+    input: msgspec.Raw
+    pgqrs_bound: Any = None
+
+
+_TRIGGERED = msgspec.json.Decoder(_Triggered)
+
+
+def _keeping_zones(value: object, raw: bytes) -> bytes:
+    """msgspec writes of a moment's time zone only the offset."""
+    if not zones.may_hold_a_moment(raw):
+        return raw
+    plain = msgspec.to_builtins(value, enc_hook=_enc_hook, builtin_types=(datetime.datetime,))
+    written, found = zones.written(plain)
+    return _ENCODER.encode(written) if found else raw
+
+
+def _refuse_deep_nesting(raw: bytes | str) -> None:
+    """Raises RecursionError, as older Pythons do by themselves at a depth of about 1,000."""
+    text = raw if isinstance(raw, bytes) else raw.encode(errors="replace")
+    if text.count(b"[") + text.count(b"{") <= NESTING_MAX:  # nearly all JSON
+        return
+    brackets = text.translate(None, _NO_BRACKETS)
+    for _ in range(8):  # of what is nested as usual nothing is left
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not brackets:
+            return
+    # Some are in strings, or it is deep.
+    brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
+    if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > NESTING_MAX:
+        raise RecursionError
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _keeping_floats(raw: bytes) -> bytes:
@@ -151,24 +251,22 @@ def _keeping_floats(raw: bytes) -> bytes:
     float of this size is written out, with its ".0"."""
     if not (_LOWER_EXPONENT.search(raw) or _UPPER_EXPONENT.search(raw)):  # nearly all JSON
         return raw
-    return _STRING_OR_EXPONENT.sub(lambda m: m[0] if m[1] is None else _written_out(m[1]), raw)
+    return _STRING_OR_NUMBER.sub(lambda m: m[0] if m[2] is None else _written_out(m[0], m[2]), raw)
 
 
 # Two, each with a first letter of its own: that is looked for in less than half the time that a class of letters takes.
 _LOWER_EXPONENT, _UPPER_EXPONENT = re.compile(rb"e\+?[0-9]"), re.compile(rb"E\+?[0-9]")
-_STRING_OR_EXPONENT = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+)?[eE]\+?\d+)')
+# A number is taken whole, with or without an exponent: the time is linear in the length of what somebody sent.
+_STRING_OR_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|(-?\d+(?:\.\d+)?)([eE][+-]?\d+)?')
+_EXPONENT_MAX = 400  # more than any float has
 
 
-def _written_out(number: bytes) -> bytes:
+def _written_out(number: bytes, exponent: bytes) -> bytes:
+    power = exponent[1:]
+    if power.startswith(b"-") or len(power) > 1000 or int(power) > _EXPONENT_MAX:
+        return number
     exact = Decimal(number.decode())
     return f"{exact:f}.0".encode() if exact == exact.to_integral_value() else number
-
-
-class _Triggered(msgspec.Struct):
-    input: msgspec.Raw
-
-
-_TRIGGERED = msgspec.json.Decoder(_Triggered)
 
 
 # Writing
@@ -185,17 +283,81 @@ def _enc_hook(value: Any) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
+    if isinstance(value, bytes):
+        return bytes.__getitem__(value, slice(None))
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return exact_time(value)
     if _is_model(type(value)):
-        # By field name and without computed fields: the form that can always be read back.
-        return value.model_dump(mode="json", round_trip=True, by_alias=False)
+        return _dumped(value)
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        plain = value.tolist()
+        if type(plain) is not type(value) and not (value.dtype.kind in "mM" and _holds_int(plain)):
+            return plain
     if inspect.iscoroutine(value):
         value.close()  # else Python warns of it as well
         raise TypeError(
             "a coroutine is no JSON value: await it; an async step is for an `async def` workflow"
         )
-    raise TypeError(f"a value of type {_type_name(type(value))} is no JSON value; use {PLAIN_DATA}")
+    raise TypeError(
+        f"a value of type {_type_name(type(value))} is no JSON value; use {_instead_of(value) or PLAIN_DATA}"
+    )
+
+
+def _instead_of(value: Any) -> str:
+    kind = type(value)
+    if isinstance(value, complex):
+        return "its .real and .imag"
+    if "Secret" in kind.__name__ and hasattr(value, "get_secret_value"):
+        return "the name under which a step finds the secret, or, if it may be stored, its get_secret_value()"
+    if isinstance(value, type):
+        return ""
+    for method, way in _WAYS:
+        if hasattr(kind, method):
+            return way
+    return ""
+
+
+# What a type can do, and how to make something of it that JSON has.
+_WAYS = (
+    ("to_dict", ".to_dict() of it"),
+    ("item", ".item() of it, which is a plain number"),
+    ("__index__", "int(x) of it"),
+    ("__float__", "float(x) of it"),
+    ("tolist", ".tolist() of it"),
+    ("keys", "dict(x) of it"),
+    ("__iter__", "list(x) of it"),
+)
+
+
+def _holds_int(plain: Any) -> bool:
+    """Of numpy's times: those that Python's have no room for become bare integers."""
+    while isinstance(plain, list) and plain:
+        plain = plain[0]
+    return isinstance(plain, int)
+
+
+class _Lost(ValueError):
+    """A model that its own JSON does not give back."""
+
+    def __init__(self, model: object, change: Change) -> None:
+        super().__init__(change.reason)
+        self.model = model
+        self.change = change
+
+
+def _dumped(model: Any) -> Any:
+    """By field name and without computed fields: the form that can always be read back."""
+    plain = model.model_dump(mode="json", round_trip=True, by_alias=False)
+    try:
+        again = _read_model(type(model), msgspec.json.encode(plain))
+    except Exception:
+        return plain  # whoever reads it will say why
+    change = model_changed(model, again)
+    if change is not None:
+        raise _Lost(model, change)
+    return plain
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
@@ -225,10 +387,10 @@ def _refuse_what_jsonb_refuses(value: object) -> None:
             raise _Unfit(f"{_at(_path(place))}{part} is no JSON number; use None, or text")
 
 
-def _narrow(value: object) -> tuple[str, object]:
-    """The innermost part that cannot be encoded by itself, and its path."""
+def _narrow(value: object, stop: object = None) -> tuple[str, object]:
+    """The innermost part that cannot be encoded by itself, and its path. Looks into no part of `stop`."""
     path = ""
-    while True:
+    while value is not stop or stop is None:
         for key, part in _parts(value):
             try:
                 _ENCODER.encode(part)
@@ -236,7 +398,8 @@ def _narrow(value: object) -> tuple[str, object]:
                 path, value = path + _step(key), part
                 break
         else:
-            return path, value
+            break
+    return path, value
 
 
 def _parts(value: Any) -> Iterable[tuple[object, object]]:
@@ -303,7 +466,35 @@ def _cached_decoder(annotation: Any, text: str) -> Callable[[bytes | str], Any]:
 def _new_decoder(annotation: Any) -> Callable[[bytes | str], Any]:
     if _is_model(annotation):
         return functools.partial(_read_model, annotation)
-    return msgspec.json.Decoder(_readable(annotation), dec_hook=_dec_hook).decode
+    readable = _readable(annotation)
+    plain = msgspec.json.Decoder(readable, dec_hook=_dec_hook).decode
+    zoned = zones.reader(readable, _dec_hook)
+    if zoned is None:
+        return plain
+    return lambda raw: zoned(raw) if zones.may_hold_a_zone(raw) else plain(raw)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_ambiguous(annotation: Any, text: str) -> frozenset[type]:
+    members: set[type] = set()
+    waiting = [_readable(annotation)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, _Choice):
+            members |= {typing.get_origin(m) or m for m in one.members}
+            waiting += one.members
+        waiting += [arg for arg in typing.get_args(one) if not isinstance(arg, str)]
+    return frozenset(members & {*LEAVES, list, tuple})
+
+
+def ambiguous(annotation: Any) -> frozenset[type]:
+    """The plain types that are members of a union whose members JSON does not tell apart."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return frozenset()
+    try:
+        return _cached_ambiguous(annotation, repr(annotation))
+    except TypeError:  # unhashable, or nothing that can be read by
+        return frozenset()
 
 
 class _Misfit(ValueError):
@@ -373,7 +564,9 @@ class _Choice(type):
         for member in cls.members:
             try:
                 value = _decoder(member)(raw)
-                if msgspec.json.decode(_ENCODER.encode(value)) == plain:
+                if msgspec.json.decode(_ENCODER.encode(value)) == plain and not _has_more_fields(
+                    value, plain
+                ):
                     return value
                 lossy.append(value)
             except Exception as e:
@@ -381,6 +574,13 @@ class _Choice(type):
         if lossy:
             return lossy[0]
         raise _Misfit(f"fits none of {len(cls.members)} types ({'; '.join(errors)})")
+
+
+def _has_more_fields(value: Any, plain: Any) -> bool:
+    """msgspec leaves a dataclass's default where the class has it, and so does not write it again."""
+    if not (isinstance(plain, dict) and dataclasses.is_dataclass(value)):
+        return False
+    return any(field.name not in plain for field in dataclasses.fields(value))
 
 
 def _unfit_types(found: object) -> Iterator[str]:

@@ -501,6 +501,22 @@ def scrub(text: str, dsn: str) -> str:
     return text
 
 
+def scrub_errors(error: BaseException, dsn: str) -> None:
+    """Scrubs the texts of a driver's exception and of those that led to it, which a traceback shows as well."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.args = tuple(scrub(arg, dsn) if isinstance(arg, str) else arg for arg in one.args)
+        notes = getattr(one, "__notes__", None)
+        if notes:
+            one.__notes__ = [scrub(note, dsn) if isinstance(note, str) else note for note in notes]
+        waiting += [one.__cause__, one.__context__]
+
+
 _SECRET_KEY = re.compile(r"pass(word|phrase)|token|secret", re.IGNORECASE)
 _CONNINFO_PART = re.compile(r"(\w+)\s*=\s*('(?:\\.|[^'\\])*'?|(?:\\.|[^\s\\])*)", re.DOTALL)
 _QUERY_PART = re.compile(r"[?&]([^=&?]*)=([^&]*)")

@@ -543,7 +543,12 @@ class _Attempt:
     def succeeded(self, value: Any) -> Step:
         what = f"the result of step {self._definition.name!r}"
         try:
-            output = codec.encode(value, what=what, limit=self._context.payload_bytes_max)
+            output = codec.encode(
+                value,
+                what=what,
+                limit=self._context.payload_bytes_max,
+                annotation=self._definition.signature.checked_result,
+            )
         except errors.PgqrsError as e:
             return self._step(
                 WorkflowStatus.Error, error=_encoded_error(e)
@@ -664,7 +669,7 @@ def _refuse_suspended(context: Context) -> None:
 
 def _arguments(definition: Definition, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
     if definition.kind == "workflow":
-        payload = codec.unwrap_input(payload)
+        return definition.signature.decode_payload(payload)
     return definition.signature.decode_input(payload)
 
 
@@ -672,7 +677,9 @@ def _result(definition: Definition, context: Context, value: Any) -> bytes:
     if definition.kind == "handler":
         return b"null"  # nobody could read it
     what = f"the result of workflow {definition.name!r}"
-    return codec.encode(value, what=what, limit=context.payload_bytes_max)
+    return codec.encode(
+        value, what=what, limit=context.payload_bytes_max, annotation=definition.signature.checked_result
+    )
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Run:
     @property
     def input(self) -> Any:
         """What the message holds: {"input": X} after a trigger of X."""
-        return _decoded(self._state.input)
+        return codec.without_bound(_decoded(self._state.input))
 
     @property
     def output(self) -> Any:

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from pgqrs import codec
 from pgqrs.codec import check, decode, encode, quoted
 from pgqrs.errors import PgqrsError, SerializationError, ValidationError
+from pgqrs.survival import is_plain
 
 
 def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signature":
@@ -56,6 +58,14 @@ class Signature:
         is unknown."""
         return self._known("return")
 
+    @property
+    def checked_result(self) -> Any:
+        """What a result is held against: its annotation, `codec.UNCHECKED` while that cannot be looked up."""
+        try:
+            return self.annotation("return")
+        except NameError:
+            return codec.UNCHECKED
+
     def annotation(self, name: str) -> Any:
         """The evaluated annotation of a parameter (of *args: a list of it, of **kwargs: a dict), or of "return". Raises
         NameError, ValidationError."""
@@ -82,13 +92,75 @@ class Signature:
         """X as JSON. Raises ValidationError, SerializationError."""
         return encode(self.bind(args, kwargs), what=f"the input of {self.name}()", limit=limit)
 
-    def decode_input(self, raw: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """X as arguments to call the function with, each converted by its annotation. Raises ValidationError where names
-        are missing or unknown, SerializationError where a value does not fit."""
+    def encode_payload(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int | None = None
+    ) -> bytes:
+        """What a trigger stores of these arguments. They are read back as a worker will read them: what does not fit, or
+        would not come back as it is, is the caller's to hear and not the run's. Raises as `encode_input` does."""
+        x = self.bind(args, kwargs)
+        raw = encode(x, what=f"the input of {self.name}()", limit=limit)
+        bound = self._bound_as(raw)
+        again_args, again_kwargs = self.decode_input(raw, bound)
+        if is_plain(x) and not self._is_ambiguous:
+            return codec.wrap_input(raw, bound)
+        given = self._signature.bind(*args, **kwargs).arguments
+        again = self._signature.bind(*again_args, **again_kwargs).arguments
+        for name, value in given.items():
+            if name in again:
+                codec.refuse_what_changed(value, again[name], self._known(name), self._what(name))
+        return codec.wrap_input(raw, bound)
+
+    def decode_payload(self, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments that a trigger stored, also if the function has got more parameters since. Raises as
+        `decode_input` does."""
+        return self.decode_input(*codec.unwrap_bound_input(payload))
+
+    def decode_input(self, raw: bytes, bound: str | None = None) -> tuple[list[Any], dict[str, Any]]:
+        """X as arguments to call the function with, each converted by its annotation. `bound` says how arguments became
+        X, None if that is not known. Raises ValidationError where names are missing or unknown, SerializationError where
+        a value does not fit."""
         raw = raw or b"null"
-        if self._single is not None:
+        if bound == codec.NONE:
+            return self._called_with(self._decode_members(b"{}"))
+        if self._single is not None and bound != codec.BY_NAME:
             return self._decode_single(self._single, raw)
-        given = self._decode_members(raw)
+        if self.parameters and (bound == codec.ALONE or (bound is None and self._can_only_be_first(raw))):
+            return self._called_with(self._decode_first(raw))
+        return self._called_with(self._decode_members(raw))
+
+    def _can_only_be_first(self, raw: bytes) -> bool:
+        """Whether X holds no arguments by name, and the function can be called with X alone."""
+        required = [p for p in self.parameters.values() if p.default is p.empty and p.kind not in _VARIADIC]
+        return (
+            raw != b"null"
+            and not _is_object(raw)
+            and required in ([], [next(iter(self.parameters.values()))])
+        )
+
+    @functools.cached_property
+    def _is_ambiguous(self) -> bool:
+        return any(codec.ambiguous(self._known(name)) for name in self.parameters)
+
+    def _bound_as(self, raw: bytes) -> str | None:
+        """Not said of a value that can only be the argument itself: what is stored is then all that 0.15 stores."""
+        if not self.parameters:
+            return codec.NONE
+        if self._single is None:
+            return codec.BY_NAME
+        return codec.ALONE if raw == b"null" or _is_object(raw) else None
+
+    def _decode_first(self, raw: bytes) -> dict[str, msgspec.Raw]:
+        """X by the name of the parameter that takes it, where it was the only argument of a function that has got more."""
+        first = next(iter(self.parameters.values()))
+        if first.kind is first.VAR_KEYWORD:
+            raise ValidationError(
+                f"{self.name}() takes no argument by position, which its input is; it is {self}"
+            )
+        value = msgspec.Raw(b"[" + raw + b"]" if first.kind is first.VAR_POSITIONAL else raw)
+        self._refuse_missing({first.name: value})
+        return {first.name: value}
+
+    def _called_with(self, given: Mapping[str, msgspec.Raw]) -> tuple[list[Any], dict[str, Any]]:
         values = {name: self._decode(name, member) for name, member in given.items()}
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -145,6 +217,10 @@ class Signature:
         unknown = [name for name in given if name not in self.parameters]
         if unknown:
             raise ValidationError(f"{self.name}() has no parameter {quoted(unknown)}; it is {self}")
+        self._refuse_missing(given)
+        return given
+
+    def _refuse_missing(self, given: Mapping[str, msgspec.Raw]) -> None:
         missing = [
             name
             for name, parameter in self.parameters.items()
@@ -152,7 +228,6 @@ class Signature:
         ]
         if missing:
             raise ValidationError(f"{self.name}() is missing its argument {quoted(missing)}; it is {self}")
-        return given
 
     def _is_keyword(self, name: str) -> bool:
         parameter = self.parameters.get(name)
@@ -213,3 +288,7 @@ class Signature:
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _is_object(raw: bytes) -> bool:
+    return raw.lstrip()[:1] == b"{"

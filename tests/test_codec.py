@@ -777,3 +777,35 @@ def test_a_payload_is_unwrapped_whatever_stands_beside_the_input():
 def test_any_other_payload_is_refused(payload):
     with pytest.raises(SerializationError, match=r'payload is not \{"input": …\}'):
         unwrap_input(payload)
+
+
+@pytest.mark.parametrize(
+    "number", ["0." + "1" * 300_000, "-0." + "0" * 300_000 + "1", "1." + "0" * 300_000 + "e5"]
+)
+def test_a_number_of_many_digits_is_looked_through_once(number):
+    # Once for each digit would be minutes, spent before the size limit is looked at.
+    with pytest.raises(ValidationError, match="over the limit of 1,000"):
+        parse_json(f"[1e5,{number}]", what="the input", limit=1000)
+    raw = encoded([1e30, msgspec.Raw(number.encode())])
+    assert len(raw) > 300_000
+
+
+@pytest.mark.parametrize(
+    "number,stored",
+    [
+        ("1e5", "100000.0"),
+        ("-1.50E+3", "-1500.0"),
+        ("1e-5", "1e-5"),
+        ("1.23456e2", "1.23456e2"),
+        ('"1e5"', '"1e5"'),
+        ('"\\"1e5"', '"\\"1e5"'),
+        ('{"1e5\\\\":1e5}', '{"1e5\\\\":100000.0}'),
+        ("1e" + "0" * 2000 + "5", "1e" + "0" * 2000 + "5"),
+    ],
+)
+def test_an_exponent_is_written_out_where_it_makes_a_whole_number(number, stored):
+    assert parse_json(number, what="the input") == stored.encode()
+
+
+def test_an_exponent_that_no_float_has_is_left_alone():
+    assert encoded(msgspec.Raw(b"1e99999999")) == b"1e99999999"

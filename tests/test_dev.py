@@ -288,3 +288,79 @@ def test_a_shim_that_fails_is_not_new_enough(tmp_path):
     shim.chmod(0o755)
     assert not dev.new_enough(str(shim))
     assert dev.new_enough(sys.executable)
+
+
+# A second Python
+
+
+@pytest.fixture
+def pythons(tmp_path, monkeypatch):
+    """A machine with no Python but the one that runs dev.py, and a function that puts one on it."""
+
+    def add(version, works=True, pyenv=True):
+        folder = tmp_path / "versions" / version / "bin" if pyenv else tmp_path / "bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        minor = version.rpartition(".")[0]
+        program = folder / ("python" if pyenv else f"python{minor}")
+        program.write_text(f"#!/bin/sh\necho {version}\n" if works else "#!/bin/sh\nexit 127\n")
+        program.chmod(0o755)
+        return str(program)
+
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "version_info", (3, 11, 7))
+    return add
+
+
+def test_the_newest_python_is_found_on_path_and_among_pyenv_s(pythons):
+    assert dev.newest_python() == ("3.11.7", sys.executable)
+    pythons("3.12.1")
+    pythons("3.12.9")
+    assert dev.newest_python()[0] == "3.12.9", "the newest patch of it"
+    pythons("3.14.0")
+    assert dev.newest_python()[0] == "3.12.9", "3.14 is not supported"
+    of_pyenv = pythons("3.13.0")
+    assert dev.newest_python() == ("3.13.0", of_pyenv)
+    on_path = pythons("3.13.2", pyenv=False)
+    assert dev.newest_python() == ("3.13.2", on_path)
+
+
+def test_a_python_that_does_not_run_is_passed_over(pythons):
+    pythons("3.13.2", works=False, pyenv=False)
+    assert dev.newest_python() == ("3.11.7", sys.executable)
+    of_pyenv = pythons("3.13.0")
+    assert dev.newest_python() == ("3.13.0", of_pyenv)
+
+
+def test_where_the_newest_python_runs_us_nothing_more_is_run(pythons, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    pythons("3.13.5")
+    assert dev.main(["test", "--newest-python", "--fast"]) == 0
+    assert "The newest supported Python here is 3.13.0, which runs dev.py" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "version_info", (3, 14, 0))
+    assert dev.newest_python() == ("3.13.5", dev.pythons_of("3.13")[0])
+
+
+def test_the_newest_python_gets_a_venv_of_its_own(pythons, capsys, monkeypatch):
+    python = pythons("3.13.0")
+    became = []
+    monkeypatch.setattr(dev, "become", lambda *words: became.append([*map(str, words)]))
+    monkeypatch.setenv(dev.VENV_VARIABLE, ".venv")
+    dev.main(["test", "--newest-python", "--fast", "-n", "1", "-k", "codec"])
+    assert became == [[python, str(ROOT / "dev.py"), "test", "--fast", "-n", "1", "-k", "codec"]]
+    assert dev.os.environ[dev.VENV_VARIABLE] == ".venv-3.13"
+    assert f"The newest supported Python here is 3.13.0: {python}" in capsys.readouterr().out
+
+
+def test_the_venv_s_folder_can_be_named():
+    script = "import dev; print(dev.VENV, dev.PYTHON, dev.STAMP, dev.LOCK, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={dev.VENV_VARIABLE: ".venv-3.13", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    venv = ROOT / ".venv-3.13"
+    paths = [venv, venv / "bin" / "python", venv / "pgqrs-dev.json", ROOT / ".venv-3.13.lock"]
+    assert done.stdout.split() == [str(path) for path in paths], done.stderr

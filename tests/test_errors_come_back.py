@@ -18,6 +18,7 @@ import zoneinfo
 
 import attrs
 import msgspec
+import numpy
 import pydantic
 import pytest
 
@@ -327,7 +328,6 @@ def test_an_exception_within_an_exception_comes_back():
 
 
 def test_numpy_numbers_in_an_exception_are_numbers():
-    numpy = pytest.importorskip("numpy")
     exc = ValueError(numpy.float64(1.5))
     exc.code = numpy.int64(7)
     again = through_json(exc)

@@ -226,7 +226,7 @@ def test_a_result_is_the_decoded_record_the_first_time_as_on_every_replay():
 
     @pgqrs.step
     def pair():
-        return (1, {2: "b"})
+        return (1, {"2": "b"})
 
     seen = []
 

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgqrs import errors
-from pgqrs.config import Config, conninfo, redact, scrub
+from pgqrs.config import Config, conninfo, redact, scrub_errors
 from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row, refused_value
@@ -274,7 +274,8 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
                 conninfo(config.dsn), autocommit=autocommit, **connection_options(config)
             )
         except psycopg.ProgrammingError as e:
-            raise errors.ConfigError(f"the DSN cannot be used: {scrub(str(e), config.dsn).strip()}") from e
+            scrub_errors(e, config.dsn)
+            raise errors.ConfigError(f"the DSN cannot be used: {str(e).strip()}") from e
         return connection
 
 
@@ -299,7 +300,8 @@ def connection_options(config: Config) -> dict[str, Any]:
     try:
         given = psycopg.conninfo.conninfo_to_dict(conninfo(config.dsn))
     except psycopg.ProgrammingError as e:
-        raise errors.ConfigError(f"not a PostgreSQL DSN: {scrub(str(e), config.dsn).strip()}") from e
+        scrub_errors(e, config.dsn)
+        raise errors.ConfigError(f"not a PostgreSQL DSN: {str(e).strip()}") from e
     return {k: v for k, v in wanted.items() if k not in given} | {
         "client_encoding": "utf8",
         # The driver's names for what it prepares by itself are counters: behind a pooler they are other clients' as well.
@@ -353,7 +355,8 @@ class _Translated:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, psycopg.Error | PoolTimeout):
             return
-        text = scrub(str(error), self._dsn).strip()
+        scrub_errors(error, self._dsn)
+        text = str(error).strip()
         if isinstance(error, PoolTimeout):
             raise errors.PgqrsConnectionError(
                 f"no connection became free: {text}; the server may be down, or raise max_connections"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from pgqrs import arguments, errors, names
+from pgqrs import arguments, codec, errors, names
 from pgqrs.records import (
     QueueCounts,
     QueueMessage,
@@ -584,7 +584,7 @@ def worker_record(r: Row) -> WorkerInfo:
 
 def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
     """`of_workflow`: what a trigger stored is {"input": X}, and its message shows X."""
-    payload = json_value(r[2])
+    payload = codec.without_bound(json_value(r[2]))
     if of_workflow and isinstance(payload, dict) and payload.keys() == {"input"}:
         payload = payload["input"]
     return QueueMessage(

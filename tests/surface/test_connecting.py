@@ -394,7 +394,9 @@ if child == 0:
     os._exit(2)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    # From 3.12 on, Python warns of each fork of a process with threads. This program forks on purpose.
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (ended.stdout, ended.stderr) == ("42\n", "")
 
 
