@@ -280,6 +280,10 @@ def _in_our_words(dsn: str, error: sqlite3.Error) -> errors.PgqrsError:
         return errors.PgqrsConnectionError(
             f"SQLite database {dsn}: {said}{LOCKED_BY if is_locked(error) else ''}"
         )
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return errors.PgqrsConnectionError(
+            f"SQLite database {dsn}: {said}; the file is damaged, or was overwritten: restore it from a backup"
+        )
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in said:
         return errors.PgqrsConnectionError(f"the store on {dsn} was closed")
     return errors.DatabaseError(said)

@@ -31,6 +31,8 @@ from pgqrs.store.sqlite import (
 
 # The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
 OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
+# Its own errors which it turns into one of those classes, and which tell more: a damaged file is no matter of a statement either.
+OF_THE_FILE = ("Corrupt", "NotAdb", "DatabaseFull")
 LOCKED = "locked by another process"
 
 
@@ -210,9 +212,39 @@ def _translated(dsn: str) -> Iterator[None]:
         e.with_traceback(None)  # its frames hold the driver's connection
         if lacks_schema(str(e)):
             raise no_schema(dsn, str(e)) from e
-        if isinstance(e, turso.OperationalError) or str(e).startswith(OUT_OF_REACH):
+        if (
+            isinstance(e, turso.OperationalError)
+            or str(e).startswith(OUT_OF_REACH)
+            or type(e.__context__).__name__ in OF_THE_FILE
+        ):
             raise errors.PgqrsConnectionError(f"Turso database {dsn}: {e}") from e
         raise errors.DatabaseError(str(e)) from e
+    except Exception as e:
+        if not _is_native(e):
+            raise
+        # What the driver forgets to turn into its own classes: a full disk, a file that cannot be written.
+        e.with_traceback(None)
+        raise errors.PgqrsConnectionError(f"Turso database {dsn}: {_plainly(e)}") from e
+
+
+def _is_native(error: Exception) -> bool:
+    """Whether it comes from the driver's inside, whose classes share no base."""
+    return type(error).__module__ == "turso"
+
+
+def _plainly(error: Exception) -> str:
+    said = str(error)
+    reason = next((words for name, words in REASONS.items() if name in said), "")
+    return f"{said} ({reason})" if reason else said
+
+
+REASONS = {
+    "StorageFull": "no space left on the disk: make room, and it goes on",
+    "FileTooLarge": "the file may not grow: a limit of its process or its file system",
+    "QuotaExceeded": "the disk quota is used up",
+    "ReadOnlyFilesystem": "the file system is read-only",
+    "PermissionDenied": "the file, or its folder, may not be written",
+}
 
 
 def _driver() -> Any:
