@@ -55,15 +55,20 @@ class SqliteDatabase:
     def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
         self.dsn = config.dsn
         self.options = "--dsn …"
+        self.holder = "store"  # or "supervisor", for messages
         self._clock = clock or _utc_now
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._use_wal = config.sqlite_use_wal
         self._patience_s = config.connection_timeout_seconds
+        self._file: File | None = None  # the one that is open, where it is of consequence to others
         self._connection = self._opened(config)
 
     def _opened(self, config: Config) -> Connection:
-        return open_file(sqlite_path(config.dsn), config.connection_timeout_seconds)
+        path = sqlite_path(config.dsn)
+        connection = open_file(path, config.connection_timeout_seconds)
+        self._file = None if path == ":memory:" else File(path)
+        return connection
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self.dsn)
@@ -84,7 +89,12 @@ class SqliteDatabase:
     def _begun(self, begin: str, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
         self._refuse_fork()
         with self._alone(), self._translated(), self._within(self._connection, begin, at) as tx:
+            self._refuse_lost_file()
             yield tx
+
+    def _refuse_lost_file(self) -> None:
+        if self._file is not None:
+            self._file.refuse_if_gone(self.holder)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
@@ -178,6 +188,29 @@ class SqliteDatabase:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+class File:
+    """A file that was opened. What is done in it after somebody has removed or replaced it, nobody else ever sees."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)  # also where the process changes its folder
+        self._opened = self._there()
+
+    def refuse_if_gone(self, holder: str) -> None:
+        """Raises SchemaError, since no waiting mends that."""
+        if self._there() != self._opened:
+            raise errors.SchemaError(
+                f"the database file {self._path} was removed or replaced while this {holder} had it open: nobody else sees what is "
+                f"done in the old one; {'connect' if holder == 'store' else 'start the supervisor'} again"
+            )
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 class _Alone:

@@ -23,6 +23,7 @@ from pgqrs.store.sqlite import (
     BUSY_POLL_S,
     Connection,
     Cursor,
+    File,
     SqliteDatabase,
     SqliteTransaction,
     lacks_schema,
@@ -40,16 +41,18 @@ class TursoDatabase(SqliteDatabase):
     def _opened(self, config: Config) -> Connection:
         named, shared = turso_file(config.dsn)
         self._path = os.path.realpath(named)  # the driver would keep a log for each name of a file
-        self._file = lend(self._path, shared, config.connection_timeout_seconds)
-        self._lock = self._file.lock
-        self._lent = weakref.finalize(self, give_back, self._file)
+        self._shared = lend(self._path, shared, config.connection_timeout_seconds)
+        self._lock = self._shared.lock
+        self._lent = weakref.finalize(self, give_back, self._shared)
         self._lent.atexit = False
-        return self._file.writer
+        self._file = File(self._path)
+        return self._shared.writer
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
         self._refuse_fork()
-        with self._file.reading, self._translated(), self._within(self._file.reader, "begin", None) as tx:
+        with self._shared.reading, self._translated(), self._within(self._shared.reader, "begin", None) as tx:
+            self._refuse_lost_file()
             yield tx
 
     def _translated(self) -> AbstractContextManager[None]:
@@ -74,7 +77,7 @@ class TursoDatabase(SqliteDatabase):
         self._lent()
 
 
-class File:
+class OpenFile:
     """An open file, and the locks under which this process uses its connections."""
 
     def __init__(
@@ -115,10 +118,10 @@ class OneConnection:
 
 # A finalizer may run in the middle of any of the functions below, in the same thread: hence the kind of lock.
 _lock = threading.RLock()
-_open: dict[tuple[object, ...], File] = {}
+_open: dict[tuple[object, ...], OpenFile] = {}
 
 
-def lend(path: str, shared: bool, patience_s: float) -> File:
+def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
     """This process's connections to a file, by its real path, to be given back once. Raises PgqrsConnectionError."""
     key = (os.getpid(), path, shared)
     with _lock:
@@ -136,7 +139,7 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
             _driver()  # without it, nothing is made
             claim = turso_lock.claim(path, shared, patience_s)
             try:
-                file = _open[key] = File(key, claim, *_connect(path, shared, patience_s))
+                file = _open[key] = OpenFile(key, claim, *_connect(path, shared, patience_s))
                 claim.opened()
             except BaseException:
                 claim.leave()
@@ -145,7 +148,7 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
         return file
 
 
-def give_back(file: File) -> None:
+def give_back(file: OpenFile) -> None:
     """The last one closes them."""
     with _lock:
         file.users -= 1
