@@ -7,7 +7,7 @@ coroutine over `Ways`, and shared as such. A test holds both sides against each 
 import asyncio
 import functools
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from pgqrs.config import Config
 from pgqrs.store.database import Database
 from pgqrs.store.store import MessageStore
+
+if TYPE_CHECKING:
+    from pgqrs.store.sqlite import SqliteDatabase
 
 __all__ = ["MessageStore", "open_database", "open_store"]
 
@@ -39,7 +43,7 @@ def open_database(
     if backend == "sqlite":
         from pgqrs.store.sqlite import SqliteDatabase
 
-        return SqliteDatabase(config, clock)
+        return _held(SqliteDatabase(config, clock), steady_plans)
     if backend == "postgres":
         from pgqrs.store.postgres import PostgresDatabase
 
@@ -47,7 +51,13 @@ def open_database(
     if backend == "turso":
         from pgqrs.store.turso import TursoDatabase
 
-        return TursoDatabase(config, clock)
+        return _held(TursoDatabase(config, clock), steady_plans)
     from pgqrs.store.s3 import S3Database
 
     return S3Database(config, clock, following=steady_plans)
+
+
+def _held(database: "SqliteDatabase", by_supervisor: bool) -> "SqliteDatabase":
+    if by_supervisor:
+        database.holder = "supervisor"
+    return database

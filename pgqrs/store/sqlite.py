@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pgqrs import errors
-from pgqrs.config import Config, database_file, sqlite_path
+from pgqrs.config import Config, sqlite_path
 from pgqrs.store import sql
 from pgqrs.store.calls import current, interruptible
 from pgqrs.store.database import Row, refused_value
@@ -58,18 +58,20 @@ class SqliteDatabase:
     def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
         self.dsn = config.dsn
         self.options = "--dsn …"
+        self.holder = "store"  # or "supervisor", for messages
         self._clock = clock or _utc_now
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._use_wal = config.sqlite_use_wal
         self._patience_s = config.connection_timeout_seconds
+        self._file: File | None = None  # the one that is open, where it is of consequence to others
         self._connection = self._opened(config)
-        file = database_file(config.dsn)
-        self._name = None if file is None else os.path.abspath(file)  # whatever the current folder becomes
-        self._named_file = self._identity_when_opened()
 
     def _opened(self, config: Config) -> Connection:
-        return open_file(sqlite_path(config.dsn), config.connection_timeout_seconds)
+        path = sqlite_path(config.dsn)
+        connection = open_file(path, config.connection_timeout_seconds)
+        self._file = None if path == ":memory:" else File(path)
+        return connection
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated(self.dsn)
@@ -89,25 +91,18 @@ class SqliteDatabase:
     @contextmanager
     def _begun(self, begin: str, at: datetime | None = None) -> Iterator["SqliteTransaction"]:
         self._refuse_fork()
-        self._refuse_replaced()
         with self._alone(), self._translated(), self._within(self._connection, begin, at) as tx:
+            self._refuse_lost_file()
             yield tx
+
+    def _refuse_lost_file(self) -> None:
+        if self._file is not None:
+            self._file.refuse_if_gone(self.holder)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
-            )
-
-    def _identity_when_opened(self) -> tuple[int, int] | None:
-        return None if self._name is None else file_identity(self._name)
-
-    def _refuse_replaced(self) -> None:
-        """What is written to a file that has lost its name is committed, and gone when the last process closes it."""
-        if self._name is not None and file_identity(self._name) != self._named_file:
-            raise errors.SchemaError(
-                f"the database file {self._name} was removed or replaced while this process had it open: nobody else sees what "
-                "is written to the old one, so nothing was; connect again"
             )
 
     @contextmanager
@@ -198,6 +193,29 @@ class SqliteDatabase:
             self._connection.close()
 
 
+class File:
+    """A file that was opened. What is done in it after somebody has removed or replaced it, nobody else ever sees."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.path.abspath(path)  # also where the process changes its folder
+        self._opened = self._there()
+
+    def refuse_if_gone(self, holder: str) -> None:
+        """Raises SchemaError, since no waiting mends that."""
+        if self._there() != self._opened:
+            raise errors.SchemaError(
+                f"the database file {self._path} was removed or replaced while this {holder} had it open: nobody else sees what is "
+                f"done in the old one; {'connect' if holder == 'store' else 'start the supervisor'} again"
+            )
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino
+
+
 class _Alone:
     """Around every transaction, as `_Translated` is: classes, for a generator costs several times as much to enter."""
 
@@ -237,15 +255,6 @@ def text_time(value: datetime) -> str:
     """As the tables hold it: UTC, sorting as text. Milliseconds, as SQLite's own strftime writes them: a clock that showed
     more would put `{now + 0}`, which is rounded, up to half a millisecond ahead of `{now}`."""
     return value.astimezone(UTC).isoformat(" ", "milliseconds")[:-6]  # strftime takes twenty times as long
-
-
-def file_identity(path: str) -> tuple[int, int] | None:
-    """Of the file behind a name; None where there is none."""
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _utc_now() -> datetime:
@@ -302,6 +311,10 @@ def _in_our_words(dsn: str, error: sqlite3.Error) -> errors.PgqrsError:
             return refused_value(said)  # that the statement cannot take: malformed JSON
         return errors.PgqrsConnectionError(
             f"SQLite database {dsn}: {said}{LOCKED_BY if is_locked(error) else ''}"
+        )
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return errors.PgqrsConnectionError(
+            f"SQLite database {dsn}: {said}; the file is damaged, or was overwritten: restore it from a backup"
         )
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in said:
         return errors.PgqrsConnectionError(f"the store on {dsn} was closed")

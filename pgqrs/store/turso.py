@@ -24,9 +24,9 @@ from pgqrs.store.sqlite import (
     BUSY_POLL_S,
     Connection,
     Cursor,
+    File,
     SqliteDatabase,
     SqliteTransaction,
-    file_identity,
     lacks_schema,
     no_schema,
 )
@@ -34,6 +34,8 @@ from pgqrs.store.sqlite import (
 # The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
 OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
 OF_VALUES = ("malformed JSON", "unexpected parameter value")
+# Its own errors which it turns into one of those classes, and which tell more: a damaged file is no matter of a statement either.
+OF_THE_FILE = ("Corrupt", "NotAdb", "DatabaseFull")
 LOCKED = "locked by another process"
 
 
@@ -41,21 +43,19 @@ class TursoDatabase(SqliteDatabase):
     def _opened(self, config: Config) -> Connection:
         named, shared = turso_file(config.dsn)
         self._path = os.path.realpath(named)  # the driver would keep a log for each name of a file
-        self._file = lend(self._path, shared, config.connection_timeout_seconds)
-        self._lock = self._file.lock
-        self._lent = weakref.finalize(self, give_back, self._file)
+        self._shared = lend(self._path, shared, config.connection_timeout_seconds)
+        self._lock = self._shared.lock
+        self._lent = weakref.finalize(self, give_back, self._shared)
         self._lent.atexit = False
-        return self._file.writer
+        self._file = self._shared.file  # which another store of this process may have opened before
+        return self._shared.writer
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
         self._refuse_fork()
-        self._refuse_replaced()
-        with self._file.reading, self._translated(), self._within(self._file.reader, "begin", None) as tx:
+        with self._shared.reading, self._translated(), self._within(self._shared.reader, "begin", None) as tx:
+            self._refuse_lost_file()
             yield tx
-
-    def _identity_when_opened(self) -> tuple[int, int] | None:
-        return self._file.identity  # which another store may have done before
 
     def _translated(self) -> AbstractContextManager[None]:
         if not self._lent.alive:
@@ -79,7 +79,7 @@ class TursoDatabase(SqliteDatabase):
         self._lent()
 
 
-class File:
+class OpenFile:
     """An open file, and the locks under which this process uses its connections."""
 
     def __init__(
@@ -90,7 +90,7 @@ class File:
         reader: "OneConnection",
     ) -> None:
         self.key, self.claim = key, claim
-        self.identity = file_identity(str(key[1]))
+        self.file = File(str(key[1]))
         self.writer, self.lock = writer, threading.RLock()
         self.reader, self.reading = reader, threading.RLock()
         self.users = 0
@@ -121,10 +121,10 @@ class OneConnection:
 
 # A finalizer may run in the middle of any of the functions below, in the same thread: hence the kind of lock.
 _lock = threading.RLock()
-_open: dict[tuple[object, ...], File] = {}
+_open: dict[tuple[object, ...], OpenFile] = {}
 
 
-def lend(path: str, shared: bool, patience_s: float) -> File:
+def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
     """This process's connections to a file, by its real path, to be given back once. Raises PgqrsConnectionError."""
     key = (os.getpid(), path, shared)
     with _lock:
@@ -142,7 +142,7 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
             _driver()  # without it, nothing is made
             claim = turso_lock.claim(path, shared, patience_s)
             try:
-                file = _open[key] = File(key, claim, *_connect(path, shared, patience_s))
+                file = _open[key] = OpenFile(key, claim, *_connect(path, shared, patience_s))
                 claim.opened()
             except BaseException:
                 claim.leave()
@@ -151,7 +151,7 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
         return file
 
 
-def give_back(file: File) -> None:
+def give_back(file: OpenFile) -> None:
     """The last one closes them."""
     with _lock:
         file.users -= 1
@@ -218,11 +218,41 @@ def _translated(dsn: str) -> Iterator[None]:
         e.with_traceback(None)  # its frames hold the driver's connection
         if lacks_schema(str(e)):
             raise no_schema(dsn, str(e)) from e
-        if isinstance(e, turso.OperationalError) or str(e).startswith(OUT_OF_REACH):
+        if (
+            isinstance(e, turso.OperationalError)
+            or str(e).startswith(OUT_OF_REACH)
+            or type(e.__context__).__name__ in OF_THE_FILE
+        ):
             raise errors.PgqrsConnectionError(f"Turso database {dsn}: {e}") from e
         if isinstance(e, turso.IntegrityError | turso.DataError) or any(t in str(e) for t in OF_VALUES):
             raise refused_value(str(e)) from e
         raise errors.DatabaseError(str(e)) from e
+    except Exception as e:
+        if not _is_native(e):
+            raise
+        # What the driver forgets to turn into its own classes: a full disk, a file that cannot be written.
+        e.with_traceback(None)
+        raise errors.PgqrsConnectionError(f"Turso database {dsn}: {_plainly(e)}") from e
+
+
+def _is_native(error: Exception) -> bool:
+    """Whether it comes from the driver's inside, whose classes share no base."""
+    return type(error).__module__ == "turso"
+
+
+def _plainly(error: Exception) -> str:
+    said = str(error)
+    reason = next((words for name, words in REASONS.items() if name in said), "")
+    return f"{said} ({reason})" if reason else said
+
+
+REASONS = {
+    "StorageFull": "no space left on the disk: make room, and it goes on",
+    "FileTooLarge": "the file may not grow: a limit of its process or its file system",
+    "QuotaExceeded": "the disk quota is used up",
+    "ReadOnlyFilesystem": "the file system is read-only",
+    "PermissionDenied": "the file, or its folder, may not be written",
+}
 
 
 def _driver() -> Any:

@@ -159,7 +159,7 @@ def test_a_file_that_lost_its_name_is_written_to_by_nobody(file_dsn, then, monke
         open(path_of(file_dsn), "w").close()
     for call in CALLS.values():
         with pytest.raises(
-            errors.SchemaError, match=r"was removed or replaced while this process .*; connect again"
+            errors.SchemaError, match=r"was removed or replaced while this store .*; connect again"
         ):
             call(store, kept)
     store.close()

@@ -196,5 +196,5 @@ def test_four_workers_carry_out_each_run_once(turso_dsn, tmp_path, monkeypatch):
     assert len({pid for _, pid in lines}) == 4
     with pgqrs.connect(turso_dsn) as store:
         assert [(q.archived, q.dead, q.ready, q.held) for q in store.queues()] == [(RUNS, 0, 0, 0)]
-        [(ok,)] = store.messages.database._file.reader.execute("pragma integrity_check").fetchall()
+        [(ok,)] = store.messages.database._shared.reader.execute("pragma integrity_check").fetchall()
         assert ok == "ok"
