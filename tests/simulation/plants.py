@@ -293,15 +293,3 @@ def a_worker_that_does_not_heed_the_gate() -> Iterator[None]:
 
     with patch.object(workers.SimWorker, "_may_enter", heedless):
         yield
-
-
-@plant("step-repeated")
-def a_recall_that_does_not_hear_what_was_said_before() -> Iterator[None]:
-    """What a run has recorded in its worker is repeated in the next one, and then a later step is known before an earlier one."""
-
-    def deaf(self: workers.SimWorker) -> Any:
-        self._recalls += 1
-        return [], self._entered
-
-    with patch.object(workers.SimWorker, "recall", deaf):
-        yield
