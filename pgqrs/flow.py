@@ -155,6 +155,10 @@ class Context:
         return "/".join([self.workflow, str(self.id), *([self.step] if self.step else [])])
 
     @property
+    def in_its_thread(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    @property
     def position(self) -> int:
         """Of the step to come, counted from 0."""
         return self._position
@@ -202,6 +206,31 @@ def current_run() -> Context:
 
 def running() -> Context | None:
     return _context.get()
+
+
+class Waits(Protocol):
+    """A journal of a run in a supervisor's worker: the supervisor is told what the run waits for, since it may be the only one
+    that could do it."""
+
+    def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
+        """The run waits for that one from now on. `blocks`: nothing else can go on in its worker meanwhile."""
+        ...
+
+    def look(self) -> None:
+        """Raises Suspended where the run is to leave its worker instead, InternalError where the wait could never end."""
+        ...
+
+    def waited(self) -> None:
+        """The wait is over."""
+        ...
+
+
+def waits() -> Waits | None:
+    """Whom a wait for another run is to be told, None outside a supervisor's worker and in a thread that the run did not start on."""
+    context = _context.get()
+    if context is None or not hasattr(context.journal, "waits") or not context.in_its_thread:
+        return None
+    return cast(Waits, context.journal)
 
 
 # Recorded history

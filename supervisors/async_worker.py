@@ -312,6 +312,10 @@ class AsyncWorker(Leased):
                     lane.woken()
                     if frame.now and lane.entered:
                         lane.task.cancel()
+            case wire.WaitRefused():
+                lane = self.lanes.get(frame.message_id)
+                if lane is not None and lane.claim_no == frame.claim_no:
+                    lane.refused = frame.why
             case wire.Revoke():
                 self.outbox.add(wire.Returned(()))
                 self.idle()

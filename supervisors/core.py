@@ -47,10 +47,12 @@ from supervisors.events import (
 )
 from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
 from supervisors.scheduling import Scheduling
-from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
+from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
 from supervisors.stopping import TOLD, Happened, Level, after
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
+WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for
+SPARE_S = 1.0  # how long one that stood in is kept when it has nothing to do
 ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
@@ -150,6 +152,11 @@ class Core:
     def _next_timer(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else []
         times += self.limits.next_timers()
+        times += [
+            w.spare_since + SPARE_S
+            for w in self.workers.values()
+            if w.spare_since is not None and not w.retiring
+        ]
         if not self.level and (due := self.scheduling.next_claim()) is not None:
             times.append(max(due, self._claim_from))
         return min(times, default=None)
@@ -187,7 +194,7 @@ class Core:
                 elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving | worker.recalled:
                     # It began before it heard that this is not ours: no limit of time would end it any more.
                     self.limits.kill(worker, "it runs what is no longer ours", force=True)
-                elif not isinstance(frame, wire.Started | wire.Checkpoint):
+                elif not isinstance(frame, wire.Started | wire.Checkpoint | wire.Waiting):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
                     worker.recalled.discard(frame.message_id)
 
@@ -195,7 +202,13 @@ class Core:
         self,
         worker: Worker,
         run: Run,
-        frame: wire.Started | wire.Checkpoint | wire.StepFailed | wire.Paused | wire.Finished | wire.Failed,
+        frame: wire.Started
+        | wire.Checkpoint
+        | wire.StepFailed
+        | wire.Paused
+        | wire.Finished
+        | wire.Failed
+        | wire.Waiting,
         now: float,
     ) -> None:
         if isinstance(frame, wire.Started):
@@ -205,6 +218,9 @@ class Core:
             worker.on_cpu = _on_cpu(worker, run, frame, now)
             if begin := _begin(run):
                 self._save(Write(run.claim, begin=begin))
+            return
+        if isinstance(frame, wire.Waiting):
+            self._waits(worker, run, frame)
             return
         if begin := _begin(run):  # nobody said so while it lasted
             self._save(Write(run.claim, begin=begin))
@@ -255,6 +271,50 @@ class Core:
         if not self.queues[run.function.queue_id].measured:  # its first run is over, and had no step
             self._measured(run, 0.0 if began is None else now - began)
 
+    def _waits(self, worker: Worker, run: Run, frame: wire.Waiting) -> None:
+        """What it waits for must not stand behind it, nor want a worker where each is taken by a run that waits."""
+        before, run.waits_for = (
+            run.waits_for,
+            Waited(frame.of, frame.workflow, frame.blocks) if frame.of else None,
+        )
+        worker.waits += (run.waits_for is not None) - (before is not None)
+        worker.blocked = any(r.waits_for and r.waits_for.blocks for r in worker.runs.values())
+        if run.waits_for is None:
+            return
+        if why := self._hopeless(worker, run, run.waits_for):
+            self._out.append(Send(worker.id, wire.WaitRefused(run.id, run.claim.claim_no, why)))
+        elif self.level:
+            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+        elif worker.blocked:
+            self.scheduling.revoke(worker, begun=True)
+
+    def _hopeless(self, worker: Worker, run: Run, waited: Waited) -> str:
+        """Why what this run waits for could never come to its end; empty where it can."""
+        text = f"run {run.id} waits for run {waited.run}"
+        then = waited
+        for _ in range(len(self.runs) + 1):
+            if then.run == run.id:
+                return (
+                    f"{text}, which waits for it in turn"
+                    if then is not waited
+                    else f"{text}, which is itself"
+                )
+            next_one = self.runs.get(then.run)
+            if next_one is None or next_one.waits_for is None:
+                break
+            then = next_one.waits_for
+        if not waited.blocks:
+            return ""
+        blocked = sum(w.blocked and w.kind == worker.kind for w in self.workers.values())
+        if blocked > WAITING_MAX:
+            return (
+                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, which starts no more than so many "
+                "in their place; let the workflow end and another one go on from there, or wait in an async workflow"
+            )
+        if not worker.gated and waited.run in worker.runs and worker.runs[waited.run].started:
+            return f"{text}, which has begun in the same worker and cannot go on there; start more workers (--workers)"
+        return ""
+
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """The run is off its worker, and this write ends our claim."""
         worker.leave(run.id)
@@ -262,7 +322,7 @@ class Core:
 
     def _end(self, run: Run, write: Write, urgent: bool = False) -> None:
         run.ending = True
-        run.worker = None
+        run.worker, run.waits_for = None, None
         if isinstance(write.message, Release) and write.message.delay_s is None:
             # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
             queue = self.queues[run.function.queue_id]
@@ -281,7 +341,7 @@ class Core:
         another, under the same claim and from its last recorded step, once that is committed."""
         if run.ending:
             return
-        run.worker = None
+        run.worker, run.waits_for = None, None
         if run.cancelling:
             self._end(
                 run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
@@ -503,7 +563,7 @@ class Core:
         if ending.write.message is not None:
             self._end_as(run, ending, urgent=True)
             return
-        run.worker = None
+        run.worker, run.waits_for = None, None
         run.crashes += 1
         run.begin_anew()
         self._save(ending.write, urgent=True)
@@ -545,6 +605,9 @@ class Core:
             if level is Level.KILLING or not worker.ready:
                 self.limits.kill(worker, "stopping", force=True)
             else:
+                for run in worker.runs.values():
+                    if run.waits_for is not None:  # for what nobody may be left to do
+                        self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
                 if worker.gated:
                     self.scheduling.revoke(
                         worker
@@ -590,7 +653,7 @@ class Core:
             return
         for kind, wanted in self._kinds.items():
             there = [w for w in self.workers.values() if w.kind == kind and w.killing is None]
-            have = len(there)
+            have = len(there) - min(WAITING_MAX, sum(w.blocked for w in there))
             if kind == "async":
                 # Its runs may wait for hours, and nothing new may wait for them.
                 have -= min(ASYNC_LEAVING_MAX, sum(self.limits.has_served(w) for w in there))
@@ -599,6 +662,19 @@ class Core:
                 self._next_worker += 1
                 self.workers[worker.id] = worker
                 self._out.append(Launch(worker.id, kind))
+            self._dismiss(have - wanted, there, now)
+
+    def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
+        """Those that stood in for others, once they have had nothing to do for a while."""
+        idle = [w for w in there if w.ready and not w.runs and not w.retiring]
+        idle = idle[-spare:] if spare > 0 else []
+        for worker in there:
+            if worker not in idle:
+                worker.spare_since = None
+            elif worker.spare_since is None:
+                worker.spare_since = now
+            elif now >= worker.spare_since + SPARE_S:
+                worker.retiring = True
 
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())

@@ -1,7 +1,7 @@
 """Which run goes to which worker, and how much to claim. Part of the core: it decides, and does nothing itself."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
@@ -49,6 +49,7 @@ class Scheduling:
         self._turn = 0
         self._last: Worker | None = None  # that was given a run
         self._row_s = 0.0  # of its row, still to come
+        self._waiting_functions: set[str] = set()
         self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
 
     @property
@@ -59,6 +60,7 @@ class Scheduling:
     def dispatch(self, now: float) -> None:
         """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
         self._asked = self._last = None
+        self._find_waiting_functions()
         for worker in self._workers.values():
             worker.stands = worker.gated and self._is_long(worker, now)
             if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
@@ -72,7 +74,8 @@ class Scheduling:
         elsewhere = {i for w in self._workers.values() for i in w.leaving}
         while self.waiting:
             run = self.waiting.popleft()
-            host = None if run.id in elsewhere else self._host(run, now)
+            held = run.id in elsewhere or self._holds_back(self._queues[run.function.queue_id])
+            host = None if held else self._host(run, now)
             if host is None:
                 put_back.append(run)
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
@@ -80,6 +83,24 @@ class Scheduling:
             else:
                 self._execute(host, run, now)
         self.waiting.extendleft(reversed(put_back))
+
+    def _holds_back(self, queue: Queue) -> bool:
+        """Runs of a function that waits for others in as many workers as there are to be: what they wait for comes first."""
+        return queue.function.name in self._waiting_functions
+
+    def _find_waiting_functions(self) -> None:
+        counts, awaited = Counter[str](), set[str]()
+        for worker in self._workers.values():
+            if worker.blocked or worker.waits >= ASYNC_LANES:
+                for run in worker.runs.values():
+                    if run.waits_for is not None:
+                        counts[run.function.name] += 1
+                        awaited.add(run.waits_for.workflow)
+        most = {f.name: ASYNC_LANES if f.is_async else self._settings.workers for f in self._functions()}
+        self._waiting_functions = {name for name, n in counts.items() if n >= most[name]} - awaited
+
+    def _functions(self) -> Iterator[Function]:
+        return (q.function for q in self._queues.values())
 
     def _host(self, run: Run, now: float) -> Worker | None:
         if run.isolated:
@@ -193,10 +214,10 @@ class Scheduling:
         work_s = sum(self._queues[r.function.queue_id].step_s for r in fresh)
         return len(fresh) if work_s >= WORTH_S or now - worker.given_at >= REBALANCE_S else 0
 
-    def revoke(self, worker: Worker) -> None:
-        """All that it has not begun."""
+    def revoke(self, worker: Worker, begun: bool = False) -> None:
+        """All that it has not begun; with `begun`, also what waits there for a commit, where that can be had."""
         if worker.runs and worker.killing is None:
-            self._revoke(worker, len(worker.runs))
+            self._revoke(worker, len(worker.runs), begun)
 
     def _revoke(self, worker: Worker, count: int, begun: bool = False) -> None:
         """Takes runs back, the last sent first. A worker without a gate is asked for them, and answers when it next reads."""
@@ -276,7 +297,10 @@ class Scheduling:
             if most > lanes[kind]:
                 lanes[kind] = most
             wanted += q.wanted
-        free, at_hand, short = -len(self.waiting) - wanted, 0, False
+        waiting = len(self.waiting)
+        if self._waiting_functions:
+            waiting = sum(not self._holds_back(self._queues[r.function.queue_id]) for r in self.waiting)
+        free, at_hand, short = -waiting - wanted, 0, False
         for w in self._workers.values():
             if _open(w):
                 count = len(w.runs)
@@ -291,6 +315,8 @@ class Scheduling:
         """How many more of this queue's messages the workers can have at hand."""
         kind: Kind = "async" if queue.function.is_async else "sync"
         lanes, room = self.lanes(queue.function), 0
+        if self._holds_back(queue):
+            return 0
         for w in self._workers.values():
             if w.kind == kind and _open(w):
                 room += self._free(w, lanes, queue)
@@ -299,6 +325,8 @@ class Scheduling:
     def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
         """How many more runs, of this queue, it may be given. Asked many times after every event, as all here."""
         free = lanes - len(worker.runs)
+        if worker.kind == "async":
+            free += worker.waits
         if free <= 0 and queue is not None and len(self._queues) > 1 and self._owes_one(worker, queue):
             free = 1
         most = self._settings.max_runs_per_worker
@@ -335,7 +363,7 @@ def _open(w: Worker) -> bool:
 
 
 def _able(w: Worker) -> bool:
-    return w.ready and w.killing is None and not w.exclusive and not w.retiring
+    return w.ready and w.killing is None and not w.exclusive and not w.retiring and not w.blocked
 
 
 def _size(step: RecordedStep) -> int:

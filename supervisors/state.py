@@ -50,6 +50,14 @@ class Settings(Struct, frozen=True):
     commit_hide_s: float = COMMIT_HIDE_S
 
 
+class Waited(Struct, frozen=True):
+    """The run that one waits for. `blocks`: nothing else goes on in the worker of the one that waits."""
+
+    run: int
+    workflow: str
+    blocks: bool
+
+
 class Run(Struct, eq=False):
     """A message that we hold."""
 
@@ -66,6 +74,7 @@ class Run(Struct, eq=False):
     recorded_bytes: int = 0
     bytes: int = 0  # of its payload and its history, as they were sent to a worker
     cancelling: bool = False
+    waits_for: Waited | None = None  # another run
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
     refused: bool = False  # the database refused what it wrote: its last write says so
@@ -157,6 +166,9 @@ class Worker(Struct, eq=False):
     recalled: set[int] = msgspec.field(default_factory=set)
     # It is in one step, and has been for so long that it gets nothing more and loses what it has not begun.
     stands: bool = False
+    waits: int = 0  # how many of its runs wait for another run
+    spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
+    blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile
     wanted_back: WantedBack | None = None  # by the Recall under way
 
     def take(self, run: Run) -> None:
@@ -167,6 +179,9 @@ class Worker(Struct, eq=False):
     def leave(self, run_id: int) -> Run | None:
         run = self.runs.pop(run_id, None)
         if run is not None:
+            if run.waits_for is not None:
+                self.waits -= 1
+                self.blocked = self.blocked and not run.waits_for.blocks
             self.bytes -= run.bytes
             self.of_queue[run.function.queue_id] -= 1
         return run

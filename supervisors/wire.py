@@ -78,6 +78,14 @@ class Cancel(Frame, frozen=True):
     now: bool = False
 
 
+class WaitRefused(Frame, frozen=True):
+    """What this run waits for could never end."""
+
+    message_id: int
+    claim_no: int
+    why: str
+
+
 class Drain(Frame, frozen=True):
     """Return what was not started; with `at_boundary`, also every run at its next step boundary."""
 
@@ -178,12 +186,23 @@ class Returned(Frame, frozen=True):
     message_ids: tuple[int, ...]
 
 
+class Waiting(Frame, frozen=True):
+    """Code of this run waits for the end of run `of`, of that workflow; 0: it waits no longer. `blocks`: nothing else goes on in
+    the worker meanwhile."""
+
+    message_id: int
+    claim_no: int
+    of: int = 0
+    workflow: str = ""
+    blocks: bool = False
+
+
 class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
-Down = Execute | History | Committed | Revoke | Recall | Cancel | Drain | Lease
-Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
+Down = Execute | History | Committed | Revoke | Recall | Cancel | WaitRefused | Drain | Lease
+Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Waiting | Idle
 
 _encoder = msgspec.msgpack.Encoder()
 _down = msgspec.msgpack.Decoder(Down)

@@ -59,6 +59,11 @@ class Lane(PipeJournal):
             raise Suspended
         self.announce(call)
 
+    def look(self) -> None:
+        """While its code waits for another run: what the supervisor says is heard at once, though the hub has not its turn."""
+        self._worker.look()
+        super().look()
+
     def _main(self) -> None:
         ids = (self.message_id, self.claim_no)
         try:
@@ -104,6 +109,7 @@ class Worker(Leased):
         self._lanes: dict[int, Lane] = {}
         self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
         self._ready: deque[Lane] = deque()  # may go on
+        self._inside: Lane | None = None  # whose code runs: it reads the pipe itself while it waits for another run
         self._drained = False
         self._looked_at = -math.inf
 
@@ -119,7 +125,7 @@ class Worker(Leased):
                 if not self._read(block=True):
                     return
             elif self._ready:
-                lane = self._ready.popleft()
+                self._inside = lane = self._ready.popleft()
                 lane.go_on()
                 self._left(lane)
             elif self._fresh:
@@ -128,7 +134,7 @@ class Worker(Leased):
                 if order.kind == "handler":
                     lane.run()
                 else:
-                    self._lanes[order.message_id] = lane
+                    self._lanes[order.message_id] = self._inside = lane
                     lane.start()
                     self._left(lane)
             else:
@@ -167,11 +173,15 @@ class Worker(Leased):
             lane = self.hub.switch()
 
     def _left(self, lane: Lane) -> None:
+        self._inside = None
         if lane.ended:
             if self._lanes.get(lane.message_id) is lane:
                 del self._lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
             self._ready.append(lane)
+
+    def look(self) -> None:
+        self._read(block=False)
 
     def _due(self) -> bool:
         """Whether to look what the supervisor has to say. Not between any two tiny steps: a look costs more than they do."""
@@ -205,7 +215,7 @@ class Worker(Leased):
                     lane = self._lanes.get(message_id)
                     if lane is not None and lane.claim_no == claim_no:
                         lane.durable += 1
-                        if lane.durable >= lane.sent and not lane.stopped:
+                        if lane.durable >= lane.sent and not lane.stopped and lane is not self._inside:
                             self._ready.append(lane)
             case wire.Cancel():
                 lane = self._lanes.get(frame.message_id)
@@ -214,6 +224,10 @@ class Worker(Leased):
                 else:
                     asked = (frame.message_id, frame.claim_no)
                     self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
+            case wire.WaitRefused():
+                lane = self._lanes.get(frame.message_id)
+                if lane is not None and lane.claim_no == frame.claim_no:
+                    lane.refused = frame.why
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
             case wire.Recall():
@@ -237,7 +251,7 @@ class Worker(Leased):
     def _stop(self, lane: Lane) -> None:
         """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""
         lane.stopped = True
-        if lane not in self._ready:
+        if lane not in self._ready and lane is not self._inside:
             self._ready.append(lane)
 
     def _give_back(self, orders: list[wire.Execute]) -> None:
