@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from functools import partial
 from typing import Any
 
 import greenlet
@@ -284,6 +285,11 @@ class AsyncWorker(Leased):
         for frame in self._parser.feed(data):
             self._take(frame)
 
+    def _ended(self, lane: AsyncLane, _: "asyncio.Task[Any]") -> None:
+        if lane.left and not self.closed:
+            self.outbox.add(wire.Left(lane.message_id))
+            self.idle()
+
     def _take(self, frame: wire.Down | wire.Up) -> None:
         match frame:
             case wire.Execute():
@@ -292,7 +298,8 @@ class AsyncWorker(Leased):
                     self.idle()
                 else:
                     steps = tuple(self._history.pop(frame.message_id, ()))
-                    self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+                    begun = self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+                    begun.task.add_done_callback(partial(self._ended, begun))
             case wire.Lease():
                 self.lease_until = frame.until
                 for each in self.lanes.values():

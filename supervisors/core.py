@@ -28,6 +28,7 @@ from supervisors.events import (
     Held,
     Hinted,
     Hurry,
+    Inside,
     Kind,
     Launch,
     Launched,
@@ -129,9 +130,11 @@ class Core:
                     run = self.runs.get(claim.message_id)
                     if run is not None and run.claim == claim and not run.ending:
                         self._out.append(Note(NOT_OURS, "warning", run.id))
-                        self._drop(run)
+                        self._drop(run, now)
             case Recalled():
                 self._recalled(event, now)
+            case Inside():
+                self._inside(event, now)
             case Measured():
                 self.limits.weigh(event)
             case LeaseLost():
@@ -176,9 +179,12 @@ class Core:
                 worker.on_cpu = None
                 if worker.given:  # else it is new, and waits for no commit
                     self._out.append(Hurry())
+            case wire.Left():
+                worker.left.pop(frame.message_id, None)
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
+                    worker.left.pop(message_id, None)
                     if message_id in worker.recalled:
                         worker.recalled.discard(message_id)
                     elif message_id in worker.leaving:
@@ -197,6 +203,8 @@ class Core:
                 elif not isinstance(frame, wire.Started | wire.Checkpoint | wire.Waiting):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
                     worker.recalled.discard(frame.message_id)
+                    if not isinstance(frame, wire.StepFailed | wire.Paused):
+                        worker.left.pop(frame.message_id, None)
 
     def _of_run(
         self,
@@ -238,6 +246,7 @@ class Core:
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
                 self._out.append(endings.to_be_retried(run, frame))
+                worker.left[run.id] = now
                 step = _step_of(frame, worker)
                 self._leave(
                     worker,
@@ -250,6 +259,7 @@ class Core:
                     ),
                 )
             case wire.Paused():
+                worker.left[run.id] = now
                 step = Step(frame.position, frame.name, WorkflowStatus.Success, pid=worker.pid)
                 settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
                 delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
@@ -373,6 +383,17 @@ class Core:
             self._off_cpu(worker, run.id)
             self._came_back(run)
 
+    def _inside(self, event: Inside, now: float) -> None:
+        """A run that was taken from the worker ends there too, once its code has the CPU: if it does not, it is watched."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return
+        if worker.stray and worker.stray != event.message_id:
+            worker.left.pop(worker.stray, None)
+        worker.stray = event.message_id if event.message_id not in worker.runs else 0
+        if worker.stray:
+            worker.left.setdefault(worker.stray, now)
+
     def _off_cpu(self, worker: Worker, message_id: int) -> None:
         if worker.on_cpu and worker.on_cpu.run == message_id:
             worker.on_cpu = None
@@ -396,7 +417,7 @@ class Core:
                 continue
             run.unsaved -= 1
             if not outcome.applied:
-                self._not_applied(run, outcome)
+                self._not_applied(run, outcome, now)
             elif write.message is not None:
                 self.runs.pop(run.id)
                 self.finished += run.outcome == "finished"
@@ -414,20 +435,20 @@ class Core:
         for worker, runs in durable.items():
             self._out.append(Send(worker, wire.Committed(tuple(runs))))
 
-    def _not_applied(self, run: Run, outcome: Outcome) -> None:
+    def _not_applied(self, run: Run, outcome: Outcome, now: float) -> None:
         if outcome.failure is None:
             self._out.append(Note(f"{NOT_OURS}; nothing was written", "warning", run.id))
-            self._drop(run)
+            self._drop(run, now)
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            self._stop_at(worker, run)
+            self._stop_at(worker, run, now)
         if run.refused:
-            self._drop(run)  # even that was refused: leave it to the lease
+            self._drop(run, now)  # even that was refused: leave it to the lease
             return
         run.refused = True
         self._end_as(run, endings.refused(run, outcome.failure), urgent=True)
 
-    def _drop(self, run: Run) -> None:
+    def _drop(self, run: Run, now: float) -> None:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
         self.runs.pop(run.id, None)
         if run in self.waiting:
@@ -438,15 +459,17 @@ class Core:
                     worker.leaving.add(run.id)
                 self.limits.kill(worker, "it runs what is no longer ours", force=True)
             else:
-                self._stop_at(worker, run)
+                self._stop_at(worker, run, now)
 
-    def _stop_at(self, worker: Worker, run: Run) -> None:
+    def _stop_at(self, worker: Worker, run: Run, now: float) -> None:
         """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
         if worker.leave(run.id):
             worker.leaving.add(run.id)
             self._out.append(
                 Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async"))
             )
+            if worker.kind == "async":  # which hears it at once
+                worker.left[run.id] = now
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]
@@ -468,7 +491,7 @@ class Core:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
             if known is not None:
-                self._drop(known)  # we lost it and took it again
+                self._drop(known, now)  # we lost it and took it again
             self.runs[run.id] = run
             self._admit(run, now)
 
@@ -568,11 +591,11 @@ class Core:
         run.begin_anew()
         self._save(ending.write, urgent=True)
 
-    def _out_of_time(self, run: Run) -> None:
+    def _out_of_time(self, run: Run, now: float) -> None:
         if run in self.waiting:
             self.waiting.remove(run)
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            self._stop_at(worker, run)
+            self._stop_at(worker, run, now)
         self._end_as(run, endings.run_over_limit(run, self.settings), urgent=True)
 
     # Stopping
@@ -632,7 +655,7 @@ class Core:
             return
         self.limits.watch(now)
         for run in self.limits.overdue(now):
-            self._out_of_time(run)
+            self._out_of_time(run, now)
         if self._deadline is not None and now >= self._deadline:
             self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
             self._happened(Happened.TIME_OVER, now)

@@ -152,13 +152,17 @@ class Pipes:
             pipe.known = pipe.received
             self._parse(n, pipe, data if new == len(data) else data[-new:])
 
-    def look_at_boards(self, is_known: Callable[[int, OnBoard], bool]) -> None:
+    def look_at_boards(
+        self, is_known: Callable[[int, OnBoard], bool], is_there: Callable[[int, int], bool]
+    ) -> None:
         """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know."""
         for n, pipe in list(self._pipes.items()):
             self._read_unsent(n, pipe)
             running = pipe.child.board and pipe.child.board.on_cpu()
             if running and running.message_id and not is_known(n, running):
                 self._say_who_runs(n, running)
+            if pipe.child.board is not None and not is_there(n, entered := pipe.child.board.entered):
+                self._handle(events.Inside(n, entered))
 
     def _read_unsent(self, n: int, pipe: _Pipe) -> None:
         if pipe.child.board is not None and pipe.cause is None:

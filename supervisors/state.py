@@ -166,6 +166,10 @@ class Worker(Struct, eq=False):
     recalled: set[int] = msgspec.field(default_factory=set)
     # It is in one step, and has been for so long that it gets nothing more and loses what it has not begun.
     stands: bool = False
+    # Runs that said they leave, or were told to stop at once, and since when their code has not ended.
+    left: dict[int, float] = msgspec.field(default_factory=dict)
+    stray: int = 0  # the run that it was in at the last look, and does not have
+    noted: OnCpu | None = None  # what it was told of that it holds others up
     waits: int = 0  # how many of its runs wait for another run
     spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
     blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile

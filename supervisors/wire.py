@@ -186,6 +186,12 @@ class Returned(Frame, frozen=True):
     message_ids: tuple[int, ...]
 
 
+class Left(Frame, frozen=True):
+    """The code of a run that said it leaves (StepFailed, Paused) has ended."""
+
+    message_id: int
+
+
 class Waiting(Frame, frozen=True):
     """Code of this run waits for the end of run `of`, of that workflow; 0: it waits no longer. `blocks`: nothing else goes on in
     the worker meanwhile."""
@@ -202,7 +208,7 @@ class Idle(Frame, frozen=True):
 
 
 Down = Execute | History | Committed | Revoke | Recall | Cancel | WaitRefused | Drain | Lease
-Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Waiting | Idle
+Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Left | Waiting | Idle
 
 _encoder = msgspec.msgpack.Encoder()
 _down = msgspec.msgpack.Decoder(Down)

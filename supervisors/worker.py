@@ -109,7 +109,9 @@ class Worker(Leased):
         self._lanes: dict[int, Lane] = {}
         self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
         self._ready: deque[Lane] = deque()  # may go on
-        self._inside: Lane | None = None  # whose code runs: it reads the pipe itself while it waits for another run
+        self._inside: Lane | None = (
+            None  # whose code runs: it reads the pipe itself while it waits for another run
+        )
         self._drained = False
         self._looked_at = -math.inf
 
@@ -153,7 +155,6 @@ class Worker(Leased):
             return self._board.enter(self._ready[0].message_id)
         if self._fresh:
             return self._board.enter(self._fresh[0].message_id)
-        self._board.leave()
         return True
 
     def spare_carrier(self) -> greenlet.greenlet:
@@ -175,6 +176,8 @@ class Worker(Leased):
     def _left(self, lane: Lane) -> None:
         self._inside = None
         if lane.ended:
+            if lane.left:
+                self.outbox.add(wire.Left(lane.message_id))
             if self._lanes.get(lane.message_id) is lane:
                 del self._lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
@@ -190,6 +193,8 @@ class Worker(Leased):
 
     def _read(self, block: bool) -> bool:
         self.outbox.stay_ours()
+        if block and self._board is not None:
+            self._board.leave()
         self._looked_at = CLOCKS.now_s()
         try:
             data = self._sock.recv(READ_BYTES, 0 if block else socket.MSG_DONTWAIT)

@@ -43,6 +43,7 @@ UP = [
     wire.Returned(()),
     wire.Waiting(1, 2, 3, "flow", True),
     wire.Waiting(1, 2),
+    wire.Left(1),
     wire.Idle(),
 ]
 SIDES = {"worker": DOWN, "supervisor": UP}

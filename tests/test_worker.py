@@ -99,7 +99,7 @@ def told(frames):
     return [
         (type(f).__name__, getattr(f, "message_id", None), getattr(f, "step", getattr(f, "name", None)))
         for f in frames
-        if not isinstance(f, wire.Idle)
+        if not isinstance(f, wire.Idle | wire.Left)
     ]
 
 
@@ -317,6 +317,7 @@ def test_a_step_with_tries_left_leaves_the_worker():
         pipe.execute(flow, 1)
         said = pipe.until_idle()
         assert told(said)[-1] == ("StepFailed", 1, "flaky")
+        assert said.pop() == wire.Left(1)
         assert (said[-1].retry_count, said[-1].retry_in_s > 0) == (1, True)
 
 
@@ -328,7 +329,7 @@ def test_a_pause_leaves_the_worker():
 
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1)
-        assert pipe.until_idle()[-1] == wire.Paused(1, 1, 0, "pause", "lunch", 60.0)
+        assert pipe.until_idle()[-2:] == [wire.Paused(1, 1, 0, "pause", "lunch", 60.0), wire.Left(1)]
     assert ran == []
 
 
