@@ -71,7 +71,7 @@ class Scheduling:
             return
         put_back: list[Run] = []
         # A message never runs in two workers: one that it is still to leave, or that is dying with it, comes first.
-        elsewhere = {i for w in self._workers.values() for i in w.leaving}
+        elsewhere = {i for w in self._workers.values() for i in (*w.leaving, *w.left)}
         while self.waiting:
             run = self.waiting.popleft()
             held = run.id in elsewhere or self._holds_back(self._queues[run.function.queue_id])
@@ -140,8 +140,11 @@ class Scheduling:
         return emptiest
 
     def _is_long(self, worker: Worker, now: float) -> bool:
-        """Whether it has been in one step for longer than all is meant to take that it has at hand."""
-        return worker.on_cpu is not None and now - worker.on_cpu.since > self._settings.commit_hide_s
+        """Whether it has been in one step for longer than all is meant to take that it has at hand, or in code that was to end."""
+        since = math.inf if worker.on_cpu is None else worker.on_cpu.since
+        if worker.left and worker.kind == "sync":
+            since = min(since, *worker.left.values())
+        return now - since > self._settings.commit_hide_s
 
     def _open_all(self) -> None:
         """None is being emptied any more; for the next run that must be alone, one will be again."""
