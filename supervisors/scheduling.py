@@ -74,7 +74,9 @@ class Scheduling:
         elsewhere = {i for w in self._workers.values() for i in (*w.leaving, *w.left)}
         while self.waiting:
             run = self.waiting.popleft()
-            held = run.id in elsewhere or self._holds_back(self._queues[run.function.queue_id])
+            held = run.id in elsewhere or (
+                not run.begun and self._holds_back(self._queues[run.function.queue_id])
+            )
             host = None if held else self._host(run, now)
             if host is None:
                 put_back.append(run)

@@ -867,6 +867,36 @@ def test_a_run_under_way_starts_no_further_step_after_it(flow, kind):
         assert ran == ["one", "two"]
 
 
+lease_is_over = threading.Event()
+
+
+@pgqrs.workflow
+def outlasts_the_lease():
+    assert lease_is_over.wait(WAIT_S)
+    note_one()
+
+
+def test_a_run_that_waits_for_the_lease_alone_goes_on_with_it():
+    """It has recorded nothing, so that it waits for no commit."""
+    lease_is_over.clear()
+    with Pipe(outlasts_the_lease) as pipe:
+        until = time.monotonic() + 0.3
+        pipe.send(wire.Lease(until))
+        pipe.execute(outlasts_the_lease, 1)
+        assert isinstance(pipe.next(), wire.Started)
+        while time.monotonic() < until:
+            threading.Event().wait(0.01)
+        lease_is_over.set()
+        pipe.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            pipe.next()
+        assert ran == []
+        pipe.sock.settimeout(WAIT_S)
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        assert isinstance(pipe.until(wire.Finished)[-1], wire.Finished)
+        assert ran == ["one"]
+
+
 def test_a_run_that_waits_for_the_lease_can_be_called_back():
     with Pipe(two_notes) as pipe:
         pipe.send(wire.Lease(time.monotonic() + 60))
