@@ -134,7 +134,9 @@ class Worker(Leased):
                 order = self._fresh.popleft()
                 lane = Lane(order, tuple(self._history.pop(order.message_id, ())), self)
                 if order.kind == "handler":
+                    self._inside = lane
                     lane.run()
+                    self._inside = None
                 else:
                     self._lanes[order.message_id] = self._inside = lane
                     lane.start()
@@ -223,15 +225,13 @@ class Worker(Leased):
                         if lane.durable >= lane.sent and not lane.stopped and lane is not self._inside:
                             self._ready.append(lane)
             case wire.Cancel():
-                lane = self._lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
+                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
                     self._stop(lane)
                 else:
                     asked = (frame.message_id, frame.claim_no)
                     self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
             case wire.WaitRefused():
-                lane = self._lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
+                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
                     lane.refused = frame.why
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
@@ -243,6 +243,12 @@ class Worker(Leased):
                 if frame.at_boundary:
                     for lane in list(self._lanes.values()):
                         self._stop(lane)
+
+    def _begun(self, message_id: int, claim_no: int) -> Lane | None:
+        """Of this run, also where it is a plain message's, which is in no list: it is over when the hub has its turn again."""
+        inside = self._inside
+        lane = inside if inside and inside.message_id == message_id else self._lanes.get(message_id)
+        return lane if lane is not None and lane.claim_no == claim_no else None
 
     def _recalled(self, runs: set[tuple[int, int]]) -> None:
         assert self._board is not None, "only what has a gate is recalled from"
