@@ -155,10 +155,6 @@ class Context:
         return "/".join([self.workflow, str(self.id), *([self.step] if self.step else [])])
 
     @property
-    def in_its_thread(self) -> bool:
-        return threading.get_ident() == self._thread
-
-    @property
     def position(self) -> int:
         """Of the step to come, counted from 0."""
         return self._position
@@ -228,7 +224,7 @@ class Waits(Protocol):
 def waits() -> Waits | None:
     """Whom a wait for another run is to be told, None outside a supervisor's worker and in a thread that the run did not start on."""
     context = _context.get()
-    if context is None or not hasattr(context.journal, "waits") or not context.in_its_thread:
+    if context is None or not hasattr(context.journal, "waits") or threading.get_ident() != context._thread:
         return None
     return cast(Waits, context.journal)
 

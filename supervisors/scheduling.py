@@ -12,8 +12,9 @@ from supervisors.state import Function, Queue, Run, Settings, WantedBack, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
-# What stands behind a step in its worker cannot be had back before that ends. Behind steps as long as this nothing does: the wait
-# for what comes next, some ten milliseconds, is little beside them. Nor before a queue's first step has ended.
+# A worker has one run at a time behind steps as long as this, and before a queue's first step has ended. This supervisor could take
+# back what waits there, but another supervisor's idle worker could not have it, and the wait for the next run, some ten
+# milliseconds, is little beside such a step.
 LONG_STEP_S = 0.5
 LANES_BYTES_MAX = (
     8 * 1024 * 1024
