@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from loadtest.confidence import median_bound
 from loadtest.scenario import Aim
-from supervisors.view import cores
+from supervisors.quota import cores
 
 
 class Found(Struct, frozen=True):

@@ -270,6 +270,31 @@ def step_under_way() -> StepCall | None:
     return None if scope is None else scope.step
 
 
+class Waits(Protocol):
+    """A journal of a run in a supervisor's worker: the supervisor is told what the run waits for, since it may be the only one
+    that could do it."""
+
+    def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
+        """The run waits for that one from now on. `blocks`: nothing else can go on in its worker meanwhile."""
+        ...
+
+    def look(self) -> None:
+        """Raises Suspended where the run is to leave its worker instead, InternalError where the wait could never end."""
+        ...
+
+    def waited(self) -> None:
+        """The wait is over."""
+        ...
+
+
+def waits() -> Waits | None:
+    """Whom a wait for another run is to be told, None outside a supervisor's worker and in a thread that the run did not start on."""
+    context = running()
+    if context is None or not hasattr(context.journal, "waits") or threading.get_ident() != context._thread:
+        return None
+    return cast(Waits, context.journal)
+
+
 # Steps
 
 

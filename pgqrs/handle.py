@@ -2,11 +2,12 @@
 
 import math
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
-from pgqrs import codec, durations, errors
+from pgqrs import codec, durations, errors, flow
 from pgqrs.durations import Duration
 from pgqrs.records import RunRecord, StepRecord
 from pgqrs.states import WorkflowStatus
@@ -42,14 +43,14 @@ class RunHandle(Generic[R]):
 
         Raises RunFailedError (`error` is the recorded error, `__cause__` the exception that it describes),
         RunCancelledError, or TimeoutError when `timeout` (seconds, timedelta or text) is over first; the run goes on then.
-        Raises SupervisorError where the supervisor of a `store.workers()` block has ended inside the block.
+        Raises SupervisorError where the supervisor of a `store.workers()` block has ended inside the block. Inside a run, its
+        supervisor starts another worker for what is waited for, and InternalError is raised where it cannot.
         """
         return drive(self.wait(Blocking(), timeout))
 
     async def wait(self, ways: Ways, timeout: Duration | None) -> R:  # noqa: ASYNC109
         """`result`, in either way of waiting."""
         deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
-        wait_s = POLL_MIN_S
 
         async def look() -> Settled:
             """A database that is away for a while does not end a wait: the run goes on without us, too."""
@@ -57,8 +58,29 @@ class RunHandle(Generic[R]):
             patience_s = min(self._store.config.connection_timeout_seconds, left_s)
             return await patiently(ways, patience_s, lambda: ways.call(self._settled))
 
-        while not (settled := await look()).status.terminal:
-            self._store.refuse_without_workers()
+        settled = await look()
+        told = None if settled.status.terminal else flow.waits()
+        if told is not None:
+            workflow = (await ways.call(self.record)).workflow
+            told.waits(self.id, workflow, isinstance(ways, Blocking))
+        try:
+            settled = await self._until_terminal(settled, ways, look, told, deadline, timeout)
+        finally:
+            if told is not None:
+                told.waited()
+        return self._outcome(settled)
+
+    async def _until_terminal(
+        self,
+        settled: Settled,
+        ways: Ways,
+        look: Callable[[], Awaitable[Settled]],
+        told: "flow.Waits | None",
+        deadline: float | None,
+        timeout: Duration | None,  # noqa: ASYNC109
+    ) -> Settled:
+        wait_s = POLL_MIN_S
+        while not settled.status.terminal:
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
@@ -68,6 +90,12 @@ class RunHandle(Generic[R]):
                 wait_s if deadline is None else max(0.0, min(wait_s, deadline - time.monotonic()))
             )
             wait_s = min(wait_s * 1.5, POLL_MAX_S)
+            if told is not None:
+                told.look()
+            settled = await look()
+        return settled
+
+    def _outcome(self, settled: Settled) -> R:
         if settled.status is WorkflowStatus.Success:
             decoded = codec.decode(
                 settled.output or b"null", self._returns, what=f"the result of run {self.id}"

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import socket
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any
 
 from pgqrs import flow
@@ -50,14 +51,14 @@ class AsyncLane(PipeJournal):
     async def _allowed(self, durable: int) -> None:
         """Waits until that many checkpoints are durable and what is here is our supervisor's. Raises Suspended where the run
         leaves its worker instead: once the steps that are under way beside it have ended and are recorded."""
-        while self._waits(durable):
+        while self._holds(durable):
             self._progress.clear()
             await self._progress.wait()
         if self.leaving:
             self._leave()
             raise Suspended
 
-    def _waits(self, durable: int) -> bool:
+    def _holds(self, durable: int) -> bool:
         if self.left or self.cancelled:
             return False
         if self.stopped:
@@ -208,6 +209,11 @@ class AsyncWorker(Leased):
         for frame in self._parser.feed(data):
             self._take(frame)
 
+    def _ended(self, lane: AsyncLane, _: "asyncio.Task[Any]") -> None:
+        if lane.left and not self.closed:
+            self.outbox.add(wire.Left(lane.message_id))
+            self.idle()
+
     def _take(self, frame: wire.Down | wire.Up) -> None:
         match frame:
             case wire.Execute():
@@ -216,7 +222,8 @@ class AsyncWorker(Leased):
                     self.idle()
                 else:
                     steps = tuple(self._history.pop(frame.message_id, ()))
-                    self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+                    begun = self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
+                    begun.task.add_done_callback(partial(self._ended, begun), context=_NOBODYS)
             case wire.Welcome():
                 self.database = frame.database
             case wire.Lease():
@@ -239,6 +246,10 @@ class AsyncWorker(Leased):
                         lane.cancelled = True
                         lane.task.cancel()
                     lane.woken()
+            case wire.WaitRefused():
+                lane = self.lanes.get(frame.message_id)
+                if lane is not None and lane.claim_no == frame.claim_no:
+                    lane.refused = frame.why
             case wire.Revoke():
                 self.outbox.add(wire.Returned(()))
                 self.idle()

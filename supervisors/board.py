@@ -33,8 +33,9 @@ SIZE = 64 * 1024
 NAME_BYTES_MAX = 4 * NAME_CHARS_MAX
 
 # The frames are a stream, in which the board holds the bytes from START to END; START moves once they are in the pipe.
-_START, _END, _TURN = 0, 8, 16
-_ENTERED, _RECALLS = 24, 32
+# Numbers are named by which they are, of eight bytes each.
+_START, _END, _TURN = 0, 1, 2
+_ENTERED, _RECALLS = 3, 4
 _ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
 _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
@@ -43,7 +44,6 @@ LOOKS_MAX = (
     100  # at an entry that changes under the reader's eyes, as one does that is scribbled over without an end
 )
 
-_NUMBER = Packed("<Q")
 # Message, claim number, position, length of the step's name; -1: the function's own code.
 _ENTRY = Packed("<qqqq")
 
@@ -61,6 +61,12 @@ def new_board() -> int | None:
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
+
+
+def _numbers(memory: mmap.mmap) -> "memoryview[int]":
+    """The numbers at the beginning. An item is stored by one instruction; `struct.pack_into` clears the bytes first, and another
+    process may see them so."""
+    return memoryview(memory)[: 8 * (_RECALLS + 1)].cast("Q")
 
 
 class _Barrier:
@@ -89,6 +95,7 @@ class Board:
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, SIZE)
+        self._numbers = _numbers(self._memory)
         os.close(fd)
         self._start = self._end = self._turn = 0
         self._is_idle = False
@@ -108,32 +115,31 @@ class Board:
         at = _FRAMES + self.unsent
         self._memory[at : at + len(frame)] = frame
         self._end += len(frame)
-        _NUMBER.pack_into(self._memory, _END, self._end)
+        self._numbers[_END] = self._end
 
     def send(self, send: Callable[[memoryview], object]) -> None:
         """All that is unsent. Who dies in here leaves some in both places, which the reader tells by their place in the stream."""
         with memoryview(self._memory) as memory, memory[_FRAMES : _FRAMES + self.unsent] as frames:
             send(frames)
         self._start = self._end
-        _NUMBER.pack_into(self._memory, _START, self._start)
+        self._numbers[_START] = self._start
 
     def passed(self, count: int) -> None:
         """So many bytes of the stream went another way, with nothing unsent before them."""
         self._start = self._end = self._end + count
         # START first: in between there is less than nothing here, and not what nobody wrote.
-        _NUMBER.pack_into(self._memory, _START, self._start)
-        _NUMBER.pack_into(self._memory, _END, self._end)
+        self._numbers[_START] = self._start
+        self._numbers[_END] = self._end
 
     def enter(self, message_id: int) -> bool:
         """The worker goes into this run's code. False where it must not yet: a Recall is in its pipe, or will soon be."""
-        _NUMBER.pack_into(self._memory, _ENTERED, message_id)
+        self._numbers[_ENTERED] = message_id
         self._barrier.cross()
-        (recalls,) = _NUMBER.unpack_from(self._memory, _RECALLS)
-        return bool(recalls == self.recalls_heard)
+        return self._numbers[_RECALLS] == self.recalls_heard
 
     def leave(self) -> None:
         """The worker is in no run's code."""
-        _NUMBER.pack_into(self._memory, _ENTERED, 0)
+        self._numbers[_ENTERED] = 0
 
     def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
         """Message 0: nobody; who it was before then stays to be read."""
@@ -150,7 +156,7 @@ class Board:
         at += _ENTRY.size
         self._memory[at : at + len(name)] = name
         self._turn = turn
-        _NUMBER.pack_into(self._memory, _TURN, turn)
+        self._numbers[_TURN] = turn
 
 
 class BoardReader:
@@ -158,17 +164,19 @@ class BoardReader:
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, SIZE)
+        self._numbers = _numbers(self._memory)
         os.close(fd)
         self._barrier = _Barrier()
         self._recalls = 0
 
     def close(self) -> None:
+        self._numbers.release()
         self._memory.close()
 
     def recall(self) -> None:
         """From now on the worker goes into no other run than the one that it is in (`entered`), until it reads a Recall."""
         self._recalls += 1
-        _NUMBER.pack_into(self._memory, _RECALLS, self._recalls)
+        self._numbers[_RECALLS] = self._recalls
         self._barrier.cross()
 
     @property
@@ -216,5 +224,4 @@ class BoardReader:
         return OnBoard(message_id, claim_no, position, None if length < 0 else name.decode(errors="replace"))
 
     def _number(self, at: int) -> int:
-        (number,) = _NUMBER.unpack_from(self._memory, at)
-        return int(number)
+        return self._numbers[at]

@@ -28,6 +28,7 @@ from supervisors.events import (
     Held,
     Hinted,
     Hurry,
+    Inside,
     Kind,
     Launch,
     Launched,
@@ -47,10 +48,12 @@ from supervisors.events import (
 )
 from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
 from supervisors.scheduling import QUEUES_FEW, Scheduling
-from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Worker
+from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
 from supervisors.stopping import TOLD, Happened, Level, after
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
+WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for
+SPARE_S = 1.0  # how long one that stood in is kept when it has nothing to do
 ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
@@ -130,9 +133,11 @@ class Core:
                     run = self.runs.get(claim.message_id)
                     if run is not None and run.claim == claim and not run.ending:
                         self._out.append(Note(NOT_OURS, "warning", run.id))
-                        self._drop(run)
+                        self._drop(run, now)
             case Recalled():
                 self._recalled(event, now)
+            case Inside():
+                self._inside(event, now)
             case Measured():
                 self.limits.weigh(event)
             case LeaseLost():
@@ -155,6 +160,11 @@ class Core:
     def _next_timer(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else []
         times += self.limits.next_timers()
+        times += [
+            w.spare_since + SPARE_S
+            for w in self.workers.values()
+            if w.spare_since is not None and not w.retiring
+        ]
         if not self.level and (due := self.scheduling.next_claim()) is not None:
             times.append(max(due, self._claim_from))
         return min(times, default=None)
@@ -176,9 +186,12 @@ class Core:
                 worker.on_cpu = None
                 if worker.given:  # else it is new, and waits for no commit
                     self._out.append(Hurry())
+            case wire.Left():
+                worker.left.pop(frame.message_id, None)
             case wire.Returned():
                 worker.revoking = False
                 for message_id in frame.message_ids:
+                    worker.left.pop(message_id, None)
                     if message_id in worker.recalled:
                         worker.recalled.discard(message_id)
                     elif message_id in worker.leaving:
@@ -194,15 +207,23 @@ class Core:
                 elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving | worker.recalled:
                     # It began before it heard that this is not ours: no limit of time would end it any more.
                     self.limits.kill(worker, "it runs what is no longer ours", force=True)
-                elif not isinstance(frame, wire.Started | wire.Checkpoint):
+                elif not isinstance(frame, wire.Started | wire.Checkpoint | wire.Waiting):
                     worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
                     worker.recalled.discard(frame.message_id)
+                    if not isinstance(frame, wire.StepFailed | wire.Paused):
+                        worker.left.pop(frame.message_id, None)
 
     def _of_run(
         self,
         worker: Worker,
         run: Run,
-        frame: wire.Started | wire.Checkpoint | wire.StepFailed | wire.Paused | wire.Finished | wire.Failed,
+        frame: wire.Started
+        | wire.Checkpoint
+        | wire.StepFailed
+        | wire.Paused
+        | wire.Finished
+        | wire.Failed
+        | wire.Waiting,
         now: float,
     ) -> None:
         if isinstance(frame, wire.Started):
@@ -212,6 +233,9 @@ class Core:
             worker.on_cpu = _on_cpu(worker, run, frame, now)
             if begun := _begun(run):
                 self._save(begun)
+            return
+        if isinstance(frame, wire.Waiting):
+            self._waits(worker, run, frame)
             return
         if (begun := _begun(run)) and begun.begin:  # nobody said so while it lasted
             self._save(begun)
@@ -231,6 +255,7 @@ class Core:
             case wire.StepFailed():
                 self._measured(run, frame.seconds)
                 self._out.append(endings.to_be_retried(run, frame.name, frame.error, frame.retry_in_s))
+                worker.left[run.id] = now
                 step = _step_of(frame, worker)
                 self._leave(
                     worker,
@@ -243,6 +268,7 @@ class Core:
                     ),
                 )
             case wire.Paused():
+                worker.left[run.id] = now
                 step = Step(
                     frame.position,
                     frame.name,
@@ -271,6 +297,50 @@ class Core:
         if not self.queues[run.function.queue_id].measured:  # its first run is over, and had no step
             self._measured(run, 0.0 if began is None else now - began)
 
+    def _waits(self, worker: Worker, run: Run, frame: wire.Waiting) -> None:
+        """What it waits for must not stand behind it, nor want a worker where each is taken by a run that waits."""
+        before, run.waits_for = (
+            run.waits_for,
+            Waited(frame.of, frame.workflow, frame.blocks) if frame.of else None,
+        )
+        worker.waits += (run.waits_for is not None) - (before is not None)
+        worker.blocked = any(r.waits_for and r.waits_for.blocks for r in worker.runs.values())
+        if run.waits_for is None:
+            return
+        if why := self._hopeless(worker, run, run.waits_for):
+            self._out.append(Send(worker.id, wire.WaitRefused(run.id, run.claim.claim_no, why)))
+        elif self.level:
+            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+        elif worker.blocked:
+            self.scheduling.revoke(worker, begun=True)
+
+    def _hopeless(self, worker: Worker, run: Run, waited: Waited) -> str:
+        """Why what this run waits for could never come to its end; empty where it can."""
+        text = f"run {run.id} waits for run {waited.run}"
+        then = waited
+        for _ in range(len(self.runs) + 1):
+            if then.run == run.id:
+                return (
+                    f"{text}, which waits for it in turn"
+                    if then is not waited
+                    else f"{text}, which is itself"
+                )
+            next_one = self.runs.get(then.run)
+            if next_one is None or next_one.waits_for is None:
+                break
+            then = next_one.waits_for
+        if not waited.blocks:
+            return ""
+        blocked = sum(w.blocked and w.kind == worker.kind for w in self.workers.values())
+        if blocked > WAITING_MAX:
+            return (
+                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, which starts no more than so many "
+                "in their place; let the workflow end and another one go on from there, or wait in an async workflow"
+            )
+        if not worker.gated and waited.run in worker.runs and worker.runs[waited.run].started:
+            return f"{text}, which has begun in the same worker and cannot go on there; start more workers (--workers)"
+        return ""
+
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """The run is off its worker, and this write ends our claim."""
         worker.leave(run.id)
@@ -278,7 +348,7 @@ class Core:
 
     def _end(self, run: Run, write: Write, urgent: bool = False) -> None:
         run.ending = True
-        run.worker = None
+        run.worker, run.waits_for = None, None
         if isinstance(write.message, Release) and write.message.delay_s is None:
             # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
             queue = self.queues[run.function.queue_id]
@@ -298,7 +368,7 @@ class Core:
         another, under the same claim and from its last recorded step, once that is committed."""
         if run.ending:
             return
-        run.worker = None
+        run.worker, run.waits_for = None, None
         if run.cancelling:
             self._end(
                 run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()), urgent=True
@@ -330,6 +400,17 @@ class Core:
             self._off_cpu(worker, run.id)
             self._came_back(run)
 
+    def _inside(self, event: Inside, now: float) -> None:
+        """A run that was taken from the worker ends there too, once its code has the CPU: if it does not, it is watched."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return
+        if worker.stray and worker.stray != event.message_id:
+            worker.left.pop(worker.stray, None)
+        worker.stray = event.message_id if event.message_id not in worker.runs else 0
+        if worker.stray:
+            worker.left.setdefault(worker.stray, now)
+
     def _off_cpu(self, worker: Worker, message_id: int) -> None:
         if worker.on_cpu and worker.on_cpu.run == message_id:
             worker.on_cpu = None
@@ -354,7 +435,7 @@ class Core:
                 continue
             run.unsaved -= 1
             if not outcome.applied:
-                self._not_applied(run, outcome)
+                self._not_applied(run, outcome, now)
             elif write.message is not None:
                 self.runs.pop(run.id)
                 self.finished += run.outcome == "finished"
@@ -372,21 +453,21 @@ class Core:
         for worker, runs in durable.items():
             self._out.append(Send(worker, wire.Committed(tuple(runs))))
 
-    def _not_applied(self, run: Run, outcome: Outcome) -> None:
+    def _not_applied(self, run: Run, outcome: Outcome, now: float) -> None:
         if outcome.failure is None:
             self._out.append(Note(f"{NOT_OURS}; nothing was written", "warning", run.id))
-            self._drop(run)
+            self._drop(run, now)
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            self._stop_at(worker, run)
+            self._stop_at(worker, run, now)
         if run.refused is None:
             ending = endings.refused(run, outcome.failure)
             run.refused = ending.write
             self._end_as(run, ending, urgent=True)
         elif outcome.write is run.refused:
-            self._drop(run)  # even that was refused: leave it to the lease
+            self._drop(run, now)  # even that was refused: leave it to the lease
 
-    def _drop(self, run: Run) -> None:
+    def _drop(self, run: Run, now: float) -> None:
         """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
         self.runs.pop(run.id, None)
         if run in self.waiting:
@@ -397,15 +478,17 @@ class Core:
                     worker.leaving.add(run.id)
                 self.limits.kill(worker, "it runs what is no longer ours", force=True)
             else:
-                self._stop_at(worker, run)
+                self._stop_at(worker, run, now)
 
-    def _stop_at(self, worker: Worker, run: Run) -> None:
+    def _stop_at(self, worker: Worker, run: Run, now: float) -> None:
         """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
         if worker.leave(run.id):
             worker.leaving.add(run.id)
             self._out.append(
                 Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async"))
             )
+            if worker.kind == "async":  # which hears it at once
+                worker.left[run.id] = now
 
     def _taken(self, event: Taken, now: float) -> None:
         queue = self.queues[event.queue_id]
@@ -437,7 +520,7 @@ class Core:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
             if known is not None:
-                self._drop(known)  # we lost it and took it again
+                self._drop(known, now)  # we lost it and took it again
             self.runs[run.id] = run
             self._admit(run, now)
 
@@ -537,16 +620,16 @@ class Core:
         if ending.write.message is not None:
             self._end_as(run, ending, urgent=True)
             return
-        run.worker = None
+        run.worker, run.waits_for = None, None
         run.crashes += 1
         run.begin_anew()
         self._save(ending.write, urgent=True)
 
-    def _out_of_time(self, run: Run) -> None:
+    def _out_of_time(self, run: Run, now: float) -> None:
         if run in self.waiting:
             self.waiting.remove(run)
         if run.worker is not None and (worker := self.workers.get(run.worker)):
-            self._stop_at(worker, run)
+            self._stop_at(worker, run, now)
         self._end_as(run, endings.run_over_limit(run, self.settings), urgent=True)
 
     # Stopping
@@ -579,6 +662,9 @@ class Core:
             if level is Level.KILLING or not worker.ready:
                 self.limits.kill(worker, "stopping", force=True)
             else:
+                for run in worker.runs.values():
+                    if run.waits_for is not None:  # for what nobody may be left to do
+                        self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
                 if worker.gated:
                     self.scheduling.revoke(
                         worker
@@ -603,7 +689,7 @@ class Core:
             return
         self.limits.watch(now)
         for run in self.limits.overdue(now):
-            self._out_of_time(run)
+            self._out_of_time(run, now)
         if self._deadline is not None and now >= self._deadline:
             self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
             self._happened(Happened.TIME_OVER, now)
@@ -624,7 +710,7 @@ class Core:
             return
         for kind, wanted in self._kinds.items():
             there = [w for w in self.workers.values() if w.kind == kind and w.killing is None]
-            have = len(there)
+            have = len(there) - min(WAITING_MAX, sum(w.blocked for w in there))
             if kind == "async":
                 # Its runs may wait for hours, and nothing new may wait for them.
                 have -= min(ASYNC_LEAVING_MAX, sum(self.limits.has_served(w) for w in there))
@@ -633,6 +719,19 @@ class Core:
                 self._next_worker += 1
                 self.workers[worker.id] = worker
                 self._out.append(Launch(worker.id, kind))
+            self._dismiss(have - wanted, there, now)
+
+    def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
+        """Those that stood in for others, once they have had nothing to do for a while."""
+        idle = [w for w in there if w.ready and not w.runs and not w.retiring]
+        idle = idle[-spare:] if spare > 0 else []
+        for worker in there:
+            if worker not in idle:
+                worker.spare_since = None
+            elif worker.spare_since is None:
+                worker.spare_since = now
+            elif now >= worker.spare_since + SPARE_S:
+                worker.retiring = True
 
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())

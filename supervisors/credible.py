@@ -62,6 +62,12 @@ class Credit:
                 if not frame.message_ids:
                     self._says_nothing()
                     return
+            case wire.Left() | wire.Waiting():
+                self._check_run(frame.message_id, frame)
+                if isinstance(frame, wire.Waiting):
+                    _refuse_nul(frame, frame.workflow)
+                self._says_nothing()
+                return
             case _:
                 self._check_run(frame.message_id, frame)
                 self._check_kind(frame.message_id, frame)

@@ -81,6 +81,13 @@ class Recalled(Struct, frozen=True):
     entered: int
 
 
+class Inside(Struct, frozen=True):
+    """The board says that the worker is in the code of this run, which it does not have, as far as we know; 0: no more."""
+
+    worker: int
+    message_id: int
+
+
 class ClaimLost(Struct, frozen=True):
     """A Want came to nothing: the database was away."""
 
@@ -123,7 +130,7 @@ class Tick(Struct, frozen=True):
 
 
 Event = (
-    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
+    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | Inside | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
 )  # fmt: skip
 
 

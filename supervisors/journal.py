@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 import msgspec
 
+from pgqrs import errors
 from pgqrs.flow import Clocks, Context, Definition, Journal, Suspended
 from pgqrs.history import History, step_of
 from pgqrs.scope import StepCall
@@ -191,11 +192,32 @@ class PipeJournal:
         self.sent = 0  # checkpoints; they are committed in the order in which they were sent
         self.durable = 0
         self.stopped = False  # told to leave at the next boundary
+        self.refused: str | None = None  # why what it waits for could never end
+        self._waits = 0  # for other runs, at the same time
         self.left = False  # said that it leaves: no step may follow, whatever a `finally` or a gathered task would call
 
     @property
     def leaving(self) -> bool:
         return self.stopped or self.left
+
+    def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
+        self._waits += 1
+        if self._waits == 1 or blocks:
+            self.outbox.add(wire.Waiting(self.message_id, self.claim_no, run_id, workflow, blocks))
+            self.outbox.flush()
+
+    def look(self) -> None:
+        if self.leaving:
+            raise Suspended
+        if self.refused is not None:
+            why, self.refused = self.refused, None
+            raise errors.InternalError(why)
+
+    def waited(self) -> None:
+        self._waits -= 1
+        if not self._waits:
+            self.outbox.add(wire.Waiting(self.message_id, self.claim_no))
+            self.outbox.flush()
 
     def announce(self, call: StepCall | None) -> None:
         """None: the function's own code."""

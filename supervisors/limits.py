@@ -12,6 +12,8 @@ from supervisors.state import Function, OnCpu, Run, Settings, Worker
 from supervisors.stopping import Happened
 
 KILL_GRACE_S = 1.0
+LEAVES_S = 5.0  # for the code of a run to end that is to leave its worker: its `finally` blocks
+HOLDS_UP_S = 10.0  # code between two steps, beside other runs, before somebody is told
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
@@ -49,6 +51,8 @@ class Limits:
             if worker.kill_at is not None:
                 yield worker.kill_at
             cpu = worker.on_cpu
+            if worker.left and worker.killing is None:
+                yield min(worker.left.values()) + LEAVES_S
             if cpu and cpu.deadline is not None and worker.killing is None:
                 yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
             if not worker.ready and worker.killing is None:
@@ -64,6 +68,7 @@ class Limits:
             self._start_from = None
         for worker in self._workers.values():
             cpu = worker.on_cpu
+            self._say_what_holds_others_up(worker, now)
             if self.has_served(worker) and not worker.runs and worker.killing is None:
                 self.kill(worker, "it has served", force=False)
                 worker.kill_at = now + KILL_GRACE_S
@@ -76,9 +81,34 @@ class Limits:
             elif worker.killing is None and cpu and worker.dumped is not cpu and now >= _soft_limit(cpu):
                 worker.dumped = cpu
                 self._order(Dump(worker.id))
+            elif worker.killing is None and worker.left and now >= min(worker.left.values()) + LEAVES_S:
+                self._end_stubborn(worker, min(worker.left, key=worker.left.__getitem__))
             elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
                 self.kill(worker, "it never became ready", force=True)
                 self.boot_failed("was not ready in time", now)
+
+    def _end_stubborn(self, worker: Worker, run: int) -> None:
+        text = (
+            f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid {worker.pid}), which is killed for "
+            "that, and nobody is charged; a bare `except:` or `except BaseException:` around a step must raise again"
+        )
+        self._order(Note(text, "warning", run))
+        self.kill(worker, "a run did not leave it", force=True)
+
+    def _say_what_holds_others_up(self, worker: Worker, now: float) -> None:
+        """Code between two steps that does not come to the next may wait for what another run of this worker holds."""
+        cpu = worker.on_cpu
+        if cpu is None or cpu is worker.noted or cpu.step is not None or now < cpu.since + HOLDS_UP_S:
+            return
+        run = self._runs.get(cpu.run)
+        others = len(worker.recalled) + sum(r.started and r is not run for r in worker.runs.values())
+        if worker.kind == "sync" and run is not None and run.function.workflow_id is not None and others:
+            worker.noted = cpu
+            text = (
+                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for {HOLDS_UP_S:g} s, in which {others} "
+                "other runs wait or waited: does it want a lock that one of them holds across a step? (see: pgqrs stacks)"
+            )
+            self._order(Note(text, "warning", run.id))
 
     def has_served(self, worker: Worker) -> bool:
         """It gets nothing more, and ends with what it has."""

@@ -43,9 +43,10 @@ from supervisors.launch import (
 )
 from supervisors.outgoing import Outgoing
 from supervisors.pipes import Pipes
+from supervisors.quota import cores
 from supervisors.serving import Health, listeners
 from supervisors.stopping import Happened, Level, after
-from supervisors.view import Options, Report, State, View, cores, worker_states
+from supervisors.view import Options, Report, State, View, worker_states
 from supervisors.watching import watch
 
 ATTEMPT_S = 3.0
@@ -431,7 +432,7 @@ class Loop:
             self._recover_others()
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
-            self._pipes.look_at_boards(self._is_known)
+            self._pipes.look_at_boards(self._is_known, self._is_there)
             self._weigh()
             self._launcher.look()
             if self._options.subreaper:
@@ -619,6 +620,11 @@ class Loop:
         if (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
             return False
         return running == OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
+
+    def _is_there(self, n: int, message_id: int) -> bool:
+        """Whether this is a run that the worker has, or none and was none."""
+        worker = self._core.workers[n]
+        return message_id in worker.runs or (not message_id and not worker.stray)
 
     def _weigh(self) -> None:
         """What workers hold in memory, where there is a limit to that."""

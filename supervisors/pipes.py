@@ -208,7 +208,9 @@ class Pipes:
         else:
             self._parse(n, pipe, data[seen:])
 
-    def look_at_boards(self, is_known: Callable[[int, OnBoard], bool]) -> None:
+    def look_at_boards(
+        self, is_known: Callable[[int, OnBoard], bool], is_there: Callable[[int, int], bool]
+    ) -> None:
         """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know. Also what they
         began to print a while ago, and whether they can still say anything."""
         now = time.monotonic()
@@ -222,6 +224,8 @@ class Pipes:
             running = pipe.child.board and pipe.child.board.on_cpu()
             if running and running.message_id and not pipe.distrusted and not is_known(n, running):
                 self._say_who_runs(n, pipe, running)
+            if pipe.child.board is not None and not is_there(n, entered := pipe.child.board.entered):
+                self._handle(events.Inside(n, entered))
 
     def _read_unsent(self, n: int, pipe: _Pipe) -> None:
         if pipe.child.board is not None and not pipe.distrusted:

@@ -1,7 +1,7 @@
 """Which run goes to which worker, and how much to claim. Part of the core: it decides, and does nothing itself."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import takewhile
@@ -13,8 +13,9 @@ from supervisors.state import POLL_MIN_S, Function, Queue, Run, Settings, Wanted
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
-# What stands behind a step in its worker cannot be had back before that ends. Behind steps as long as this nothing does: the wait
-# for what comes next, some ten milliseconds, is little beside them. Nor before a queue's first step has ended.
+# A worker has one run at a time behind steps as long as this, and before a queue's first step has ended. This supervisor could take
+# back what waits there, but another supervisor's idle worker could not have it, and the wait for the next run, some ten
+# milliseconds, is little beside such a step.
 LONG_STEP_S = 0.5
 LANES_BYTES_MAX = (
     8 * 1024 * 1024
@@ -56,6 +57,7 @@ class Scheduling:
         self._order = order
         self._last: Worker | None = None  # that was given a run
         self._row_s = 0.0  # of its row, still to come
+        self._waiting_functions: set[str] = set()
         self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
         self.wanted = 0  # messages, by all claims under way
         # When each queue may be claimed from, the earliest first: (time, entry, queue). With a thousand queues, no event may cost a
@@ -77,6 +79,7 @@ class Scheduling:
     def dispatch(self, now: float) -> None:
         """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
         self._asked = self._last = None
+        self._find_waiting_functions()
         for worker in self._workers.values():
             worker.stands = worker.gated and self._is_long(worker, now)
             if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
@@ -87,10 +90,13 @@ class Scheduling:
             return
         put_back: list[Run] = []
         # A message never runs in two workers: one that it is still to leave, or that is dying with it, comes first.
-        elsewhere = {i for w in self._workers.values() for i in w.leaving}
+        elsewhere = {i for w in self._workers.values() for i in (*w.leaving, *w.left)}
         while self.waiting:
             run = self.waiting.popleft()
-            host = None if run.id in elsewhere else self._host(run, now)
+            held = run.id in elsewhere or (
+                not run.begun and self._holds_back(self._queues[run.function.queue_id])
+            )
+            host = None if held else self._host(run, now)
             if host is None:
                 put_back.append(run)
                 if len(put_back) >= len(self._kinds) + LANES_MAX:
@@ -98,6 +104,24 @@ class Scheduling:
             else:
                 self._execute(host, run, now)
         self.waiting.extendleft(reversed(put_back))
+
+    def _holds_back(self, queue: Queue) -> bool:
+        """Runs of a function that waits for others in as many workers as there are to be: what they wait for comes first."""
+        return queue.function.name in self._waiting_functions
+
+    def _find_waiting_functions(self) -> None:
+        counts, awaited = Counter[str](), set[str]()
+        for worker in self._workers.values():
+            if worker.blocked or worker.waits >= ASYNC_LANES:
+                for run in worker.runs.values():
+                    if run.waits_for is not None:
+                        counts[run.function.name] += 1
+                        awaited.add(run.waits_for.workflow)
+        most = {f.name: ASYNC_LANES if f.is_async else self._settings.workers for f in self._functions()}
+        self._waiting_functions = {name for name, n in counts.items() if n >= most[name]} - awaited
+
+    def _functions(self) -> Iterator[Function]:
+        return (q.function for q in self._queues.values())
 
     def _host(self, run: Run, now: float) -> Worker | None:
         if run.isolated:
@@ -137,8 +161,11 @@ class Scheduling:
         return emptiest
 
     def _is_long(self, worker: Worker, now: float) -> bool:
-        """Whether it has been in one step for longer than all is meant to take that it has at hand."""
-        return worker.on_cpu is not None and now - worker.on_cpu.since > self._settings.commit_hide_s
+        """Whether it has been in one step for longer than all is meant to take that it has at hand, or in code that was to end."""
+        since = math.inf if worker.on_cpu is None else worker.on_cpu.since
+        if worker.left and worker.kind == "sync":
+            since = min(since, *worker.left.values())
+        return now - since > self._settings.commit_hide_s
 
     def _open_all(self) -> None:
         """None is being emptied any more; for the next run that must be alone, one will be again."""
@@ -211,10 +238,10 @@ class Scheduling:
         work_s = sum(self._queues[r.function.queue_id].step_s for r in fresh)
         return len(fresh) if work_s >= WORTH_S or now - worker.given_at >= REBALANCE_S else 0
 
-    def revoke(self, worker: Worker) -> None:
-        """All that it has not begun."""
+    def revoke(self, worker: Worker, begun: bool = False) -> None:
+        """All that it has not begun; with `begun`, also what waits there for a commit, where that can be had."""
         if worker.runs and worker.killing is None:
-            self._revoke(worker, len(worker.runs))
+            self._revoke(worker, len(worker.runs), begun)
 
     def _revoke(self, worker: Worker, count: int, begun: bool = False) -> None:
         """Takes runs back, the last sent first. A worker without a gate is asked for them, and answers when it next reads."""
@@ -361,7 +388,10 @@ class Scheduling:
         """How many messages to ask for; 0 where it is not worth a claim yet. Each claim is a transaction, which takes CPU
         from the steps: while no worker runs short, a quarter of what they can have at hand is gathered first."""
         lanes = self._lanes_most()
-        free, at_hand, short = -len(self.waiting) - self.wanted, 0, False
+        waiting = len(self.waiting)
+        if self._waiting_functions:
+            waiting = sum(not self._holds_back(self._queues[r.function.queue_id]) for r in self.waiting)
+        free, at_hand, short = -waiting - self.wanted, 0, False
         for w in self._workers.values():
             if _open(w):
                 count = len(w.runs)
@@ -381,6 +411,8 @@ class Scheduling:
         same: dict[tuple[Kind, int], int] = {}  # of queues with as many lanes
 
         def room_of(queue: Queue) -> int:
+            if self._waiting_functions and self._holds_back(queue):
+                return 0
             kind = _kind(queue)
             lanes = self.lanes(queue.function)
             if (room := same.get((kind, lanes))) is None:
@@ -394,6 +426,8 @@ class Scheduling:
     def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
         """How many more runs, of this queue, it may be given. Asked many times after every event, as all here."""
         free = lanes - len(worker.runs)
+        if worker.kind == "async":
+            free += worker.waits
         if free <= 0 and queue is not None and len(self._queues) > 1 and self._owes_one(worker, queue):
             free = 1
         most = self._settings.max_runs_per_worker
@@ -434,7 +468,7 @@ def _open(w: Worker) -> bool:
 
 
 def _able(w: Worker) -> bool:
-    return w.ready and w.killing is None and not w.exclusive and not w.retiring
+    return w.ready and w.killing is None and not w.exclusive and not w.retiring and not w.blocked
 
 
 def _size(step: RecordedStep) -> int:

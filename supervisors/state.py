@@ -51,6 +51,14 @@ class Settings(Struct, frozen=True):
     database: str = ""  # its identity, for the workers
 
 
+class Waited(Struct, frozen=True):
+    """The run that one waits for. `blocks`: nothing else goes on in the worker of the one that waits."""
+
+    run: int
+    workflow: str
+    blocks: bool
+
+
 class Run(Struct, eq=False):
     """A message that we hold."""
 
@@ -67,6 +75,7 @@ class Run(Struct, eq=False):
     recorded_bytes: int = 0
     bytes: int = 0  # of its payload and its history, as they were sent to a worker
     cancelling: bool = False
+    waits_for: Waited | None = None  # another run
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
     refused: Write | None = None  # the database refused what it wrote: this last write says so
@@ -157,6 +166,13 @@ class Worker(Struct, eq=False):
     recalled: set[int] = msgspec.field(default_factory=set)
     # It is in one step, and has been for so long that it gets nothing more and loses what it has not begun.
     stands: bool = False
+    # Runs that said they leave, or were told to stop at once, and since when their code has not ended.
+    left: dict[int, float] = msgspec.field(default_factory=dict)
+    stray: int = 0  # the run that it was in at the last look, and does not have
+    noted: OnCpu | None = None  # what it was told of that it holds others up
+    waits: int = 0  # how many of its runs wait for another run
+    spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
+    blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile
     wanted_back: WantedBack | None = None  # by the Recall under way
 
     def take(self, run: Run) -> None:
@@ -167,6 +183,9 @@ class Worker(Struct, eq=False):
     def leave(self, run_id: int) -> Run | None:
         run = self.runs.pop(run_id, None)
         if run is not None:
+            if run.waits_for is not None:
+                self.waits -= 1
+                self.blocked = self.blocked and not run.waits_for.blocks
             self.bytes -= run.bytes
             self.of_queue[run.function.queue_id] -= 1
         return run

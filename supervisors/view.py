@@ -1,6 +1,5 @@
 """What a supervisor is told to do, and what it shows of itself. Data, and who takes it."""
 
-import os
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -96,11 +95,6 @@ class View(Protocol):
         ...
 
     def resumed(self) -> None: ...
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def worker_states(core: core.Core, now: float) -> tuple[WorkerState, ...]:

@@ -96,6 +96,14 @@ class Cancel(Frame, frozen=True):
     now: bool = False
 
 
+class WaitRefused(Frame, frozen=True):
+    """What this run waits for could never end."""
+
+    message_id: int
+    claim_no: int
+    why: str
+
+
 class Drain(Frame, frozen=True):
     """Return what was not started; with `at_boundary`, also every run at its next step boundary."""
 
@@ -210,12 +218,29 @@ class Returned(Frame, frozen=True):
     message_ids: Ids
 
 
+class Left(Frame, frozen=True):
+    """The code of a run that said it leaves (StepFailed, Paused) has ended."""
+
+    message_id: Id
+
+
+class Waiting(Frame, frozen=True):
+    """Code of this run waits for the end of run `of`, of that workflow; 0: it waits no longer. `blocks`: nothing else goes on in
+    the worker meanwhile."""
+
+    message_id: Id
+    claim_no: Number
+    of: Number = 0
+    workflow: Text = ""
+    blocks: bool = False
+
+
 class Idle(Frame, frozen=True):
     """Nothing left to run until an answer comes: whoever commits, let it be now."""
 
 
-Down = Execute | History | Committed | Revoke | Recall | Cancel | Drain | Lease | Welcome
-Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Idle
+Down = Execute | History | Committed | Revoke | Recall | Cancel | WaitRefused | Drain | Lease | Welcome
+Up = Ready | Started | Checkpoint | StepFailed | Paused | Finished | Failed | Returned | Left | Waiting | Idle
 
 _encoder = msgspec.msgpack.Encoder()
 _down = msgspec.msgpack.Decoder(Down)

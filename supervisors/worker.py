@@ -40,7 +40,6 @@ class Lane(PipeJournal):
         self._worker = worker
         self._carrier: greenlet.greenlet | None = None
         self.ended = False
-        self.in_place = False  # waits without having left the CPU
 
     def run(self) -> None:
         """To its end; a plain handler has nothing to wait for on the way."""
@@ -58,7 +57,7 @@ class Lane(PipeJournal):
     def begin(self, call: StepCall) -> None:
         while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
             if self.definition.lanes == 1 or holds_loop():
-                self._wait_in_place()
+                self.stopped = not self._worker.hear() or self.stopped
             else:
                 own = self._worker.lane_state.take()
                 self._worker.hub.switch()
@@ -67,13 +66,10 @@ class Lane(PipeJournal):
             raise Suspended
         self.announce(call)
 
-    def _wait_in_place(self) -> None:
-        """On the CPU: no other lane goes on meanwhile."""
-        self.in_place = True
-        try:
-            self.stopped = not self._worker.hear() or self.stopped
-        finally:
-            self.in_place = False
+    def look(self) -> None:
+        """While its code waits for another run: what the supervisor says is heard at once, though the hub has not its turn."""
+        self._worker.look()
+        super().look()
 
     def _main(self) -> None:
         ids = (self.message_id, self.claim_no)
@@ -121,6 +117,9 @@ class Worker(Leased):
         self._lanes: dict[int, Lane] = {}
         self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
         self._ready: deque[Lane] = deque()  # may go on
+        self._inside: Lane | None = (
+            None  # whose code runs: it reads the pipe itself while it waits for another run
+        )
         self._drained = False
         self._looked_at = -math.inf
 
@@ -136,16 +135,18 @@ class Worker(Leased):
                 if not self._read(block=True):
                     return
             elif self._ready:
-                lane = self._ready.popleft()
+                self._inside = lane = self._ready.popleft()
                 lane.go_on()
                 self._left(lane)
             elif self._fresh:
                 order = self._fresh.popleft()
                 lane = Lane(order, tuple(self._history.pop(order.message_id, ())), self)
                 if order.kind == "handler":
+                    self._inside = lane
                     lane.run()
+                    self._inside = None
                 else:
-                    self._lanes[order.message_id] = lane
+                    self._lanes[order.message_id] = self._inside = lane
                     lane.start()
                     self._left(lane)
             else:
@@ -169,7 +170,6 @@ class Worker(Leased):
             return self._board.enter(self._ready[0].message_id)
         if self._fresh:
             return self._board.enter(self._fresh[0].message_id)
-        self._board.leave()
         return True
 
     def spare_carrier(self) -> greenlet.greenlet:
@@ -190,11 +190,17 @@ class Worker(Leased):
             lane = self.hub.switch()
 
     def _left(self, lane: Lane) -> None:
+        self._inside = None
         if lane.ended:
+            if lane.left:
+                self.outbox.add(wire.Left(lane.message_id))
             if self._lanes.get(lane.message_id) is lane:
                 del self._lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
             self._ready.append(lane)
+
+    def look(self) -> None:
+        self._read(block=False)
 
     def _due(self) -> bool:
         """Whether to look what the supervisor has to say. Not between any two tiny steps: a look costs more than they do."""
@@ -203,6 +209,8 @@ class Worker(Leased):
 
     def _read(self, block: bool) -> bool:
         self.outbox.stay_ours()
+        if block and self._board is not None:
+            self._board.leave()
         self._looked_at = CLOCKS.now_s()
         try:
             data = self._sock.recv(READ_BYTES, 0 if block else socket.MSG_DONTWAIT)
@@ -230,15 +238,17 @@ class Worker(Leased):
                     lane = self._lanes.get(message_id)
                     if lane is not None and lane.claim_no == claim_no:
                         lane.durable += 1
-                        if lane.durable >= lane.sent and not lane.stopped and not lane.in_place:
+                        if lane.durable >= lane.sent and not lane.stopped and lane is not self._inside:
                             self._ready.append(lane)
             case wire.Cancel():
-                lane = self._lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
+                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
                     self._stop(lane)
                 else:
                     asked = (frame.message_id, frame.claim_no)
                     self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
+            case wire.WaitRefused():
+                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
+                    lane.refused = frame.why
             case wire.Revoke():
                 self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
             case wire.Recall():
@@ -249,6 +259,12 @@ class Worker(Leased):
                 if frame.at_boundary:
                     for lane in list(self._lanes.values()):
                         self._stop(lane)
+
+    def _begun(self, message_id: int, claim_no: int) -> Lane | None:
+        """Of this run, also where it is a plain message's, which is in no list: it is over when the hub has its turn again."""
+        inside = self._inside
+        lane = inside if inside and inside.message_id == message_id else self._lanes.get(message_id)
+        return lane if lane is not None and lane.claim_no == claim_no else None
 
     def _recalled(self, runs: set[tuple[int, int]]) -> None:
         assert self._board is not None, "only what has a gate is recalled from"
@@ -262,7 +278,7 @@ class Worker(Leased):
     def _stop(self, lane: Lane) -> None:
         """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""
         lane.stopped = True
-        if lane not in self._ready and not lane.in_place:
+        if lane not in self._ready and lane is not self._inside:
             self._ready.append(lane)
 
     def _give_back(self, orders: list[wire.Execute]) -> None:

@@ -23,6 +23,7 @@ DOWN = [
     wire.Recall(((1, 2), (3, 4))),
     wire.Recall(()),
     wire.Cancel(1, 2),
+    wire.WaitRefused(1, 2, "for ever"),
     wire.Drain(True),
     wire.Drain(False),
     wire.Lease(12345.5),
@@ -41,6 +42,9 @@ UP = [
     wire.Failed(1, 2, b"{}"),
     wire.Returned((1, 2, 3)),
     wire.Returned(()),
+    wire.Waiting(1, 2, 3, "flow", True),
+    wire.Waiting(1, 2),
+    wire.Left(1),
     wire.Idle(),
 ]
 SIDES = {"worker": DOWN, "supervisor": UP}

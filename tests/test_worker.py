@@ -99,7 +99,7 @@ def told(frames):
     return [
         (type(f).__name__, getattr(f, "message_id", None), getattr(f, "step", getattr(f, "name", None)))
         for f in frames
-        if not isinstance(f, wire.Idle)
+        if not isinstance(f, wire.Idle | wire.Left)
     ]
 
 
@@ -317,6 +317,7 @@ def test_a_step_with_tries_left_leaves_the_worker():
         pipe.execute(flow, 1)
         said = pipe.until_idle()
         assert told(said)[-1] == ("StepFailed", 1, "flaky")
+        assert said.pop() == wire.Left(1)
         assert (said[-1].retry_count, said[-1].retry_in_s > 0) == (1, True)
 
 
@@ -328,7 +329,10 @@ def test_a_pause_leaves_the_worker():
 
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1)
-        assert pipe.until_idle()[-1] == wire.Paused(1, 1, 0, "pause", "lunch", 60.0, Place("", 0), 1)
+        assert pipe.until_idle()[-2:] == [
+            wire.Paused(1, 1, 0, "pause", "lunch", 60.0, Place("", 0), 1),
+            wire.Left(1),
+        ]
     assert ran == []
 
 
@@ -863,6 +867,36 @@ def test_a_run_under_way_starts_no_further_step_after_it(flow, kind):
         pipe.send(wire.Lease(time.monotonic() + 60))
         assert isinstance(pipe.commit_all()[-1], wire.Finished)
         assert ran == ["one", "two"]
+
+
+lease_is_over = threading.Event()
+
+
+@pgqrs.workflow
+def outlasts_the_lease():
+    assert lease_is_over.wait(WAIT_S)
+    note_one()
+
+
+def test_a_run_that_waits_for_the_lease_alone_goes_on_with_it():
+    """It has recorded nothing, so that it waits for no commit."""
+    lease_is_over.clear()
+    with Pipe(outlasts_the_lease) as pipe:
+        until = time.monotonic() + 0.3
+        pipe.send(wire.Lease(until))
+        pipe.execute(outlasts_the_lease, 1)
+        assert isinstance(pipe.next(), wire.Started)
+        while time.monotonic() < until:
+            threading.Event().wait(0.01)
+        lease_is_over.set()
+        pipe.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            pipe.next()
+        assert ran == []
+        pipe.sock.settimeout(WAIT_S)
+        pipe.send(wire.Lease(time.monotonic() + 60))
+        assert isinstance(pipe.until(wire.Finished)[-1], wire.Finished)
+        assert ran == ["one"]
 
 
 def test_a_run_that_waits_for_the_lease_can_be_called_back():

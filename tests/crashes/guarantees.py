@@ -26,7 +26,7 @@ COMMAND = "python3 dev.py run guarantees"
 HEAD = "| it fails | what happens | charged | measured | test |\n|---|---|---|---|---|\n"
 # Modules in the order of the page; what is in none of them comes last.
 ORDER = (
-    "test_worker_deaths", "test_limits", "test_run_timeout", "test_oom", "test_many_processes", "test_frames", "test_supervisor_deaths", "test_hosts", "test_network",
+    "test_worker_deaths", "test_waiting", "test_limits", "test_run_timeout", "test_oom", "test_many_processes", "test_frames", "test_supervisor_deaths", "test_hosts", "test_network",
     "test_connections", "test_database_away", "test_failover", "test_local_supervisor",
 )  # fmt: skip
 

@@ -226,14 +226,14 @@ def a_run_given_to_two_workers() -> Iterator[None]:
     """A death whose pipe was not read to the end: the run is given to another worker while the first still has it."""
     drop = core.Core._drop
 
-    def only_says_so(self: core.Core, run: Any) -> None:
+    def only_says_so(self: core.Core, run: Any, now: float) -> None:
         worker = self.workers.get(run.worker)
         if worker is not None:
             for other in list(worker.runs.values()):
                 if not other.ending:
                     self._came_back_from_the_dead(other)
         with patch.object(limits.Limits, "kill", lambda *_, **__: None):
-            drop(self, run)
+            drop(self, run, now)
 
     stop = core.Core._of_run
 
@@ -292,16 +292,4 @@ def a_worker_that_does_not_heed_the_gate() -> Iterator[None]:
         return True
 
     with patch.object(workers.SimWorker, "_may_enter", heedless):
-        yield
-
-
-@plant("step-repeated")
-def a_recall_that_does_not_hear_what_was_said_before() -> Iterator[None]:
-    """What a run has recorded in its worker is repeated in the next one, and then a later step is known before an earlier one."""
-
-    def deaf(self: workers.SimWorker) -> Any:
-        self._recalls += 1
-        return [], self._entered
-
-    with patch.object(workers.SimWorker, "recall", deaf):
         yield

@@ -69,7 +69,7 @@ class World:
         for n in range(self.rng.choice([2, 2, 3])):
             self._start_supervisor(host=f"host{n % 2}")
         for _ in range(self.rng.randint(*self._messages)):
-            self.after(self.rng.uniform(0, self._trouble_s * 0.7), self._enqueue)
+            self.after(self.rng.uniform(0, self._trouble_s * 0.7), self._enqueue_some)
         self.after(0.2, self._trouble)
         self._run_until(self._trouble_s)
         while sum(self.faults.values()) < FAULTS_MIN or self.events < EVENTS_MIN:
@@ -193,6 +193,11 @@ class World:
             state.Function("flow", "workflow", False, "flow", flow.queue_id, flow.id),
             state.Function("plain", "handler", False, "plain", plain, None),
         ]
+
+    def _enqueue_some(self) -> None:
+        """Several at once now and then, so that runs stand behind others in their workers."""
+        for _ in range(self.rng.choice([1, 1, 1, 5])):
+            self._enqueue()
 
     def _enqueue(self) -> None:
         plan = make_plan(self.rng, only_messages=self.seed % 10 in ONLY_MESSAGES)

@@ -1,0 +1,59 @@
+"""How much CPU this process may use: a control group's quota, as containers have one, beside the cores that it may run on."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+MEMBERSHIP = Path("/proc/self/cgroup")
+MOUNTED = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """The cores that this process may use, by its affinity and its quota: a part of a core counts as one."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = quota_cpus(MEMBERSHIP, MOUNTED)
+    return there if quota is None else max(1, min(there, math.ceil(quota)))
+
+
+def quota_cpus(membership: Path, mounted: Path) -> float | None:
+    """The least of the quotas of the process's group and of those around it, in CPUs. None: there is none, or none can be read."""
+    quotas: list[float] = []
+    for line in _lines(membership):
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            quotas += _along(path, [mounted, mounted / "unified"], _quota_v2)
+        elif "cpu" in controllers.split(","):
+            quotas += _along(path, [mounted / controllers, mounted / "cpu"], _quota_v1)
+    return min(quotas, default=None)
+
+
+def _along(path: str, roots: list[Path], quota: Callable[[Path], float | None]) -> list[float]:
+    """Of the group and all above it. In a container the path may be the host's, of which only the top is to be seen."""
+    below = Path(path.lstrip("/"))
+    groups = [root / p for root in roots for p in (below, *below.parents)]
+    return [found for found in map(quota, groups) if found is not None]
+
+
+def _quota_v2(group: Path) -> float | None:
+    words = " ".join(_lines(group / "cpu.max")).split()
+    return _ratio(*words) if len(words) == 2 else None
+
+
+def _quota_v1(group: Path) -> float | None:
+    quota, period = (" ".join(_lines(group / f"cpu.cfs_{w}_us")) for w in ("quota", "period"))
+    return _ratio(quota, period)
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """None for "max", -1, and what is no number."""
+    if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
