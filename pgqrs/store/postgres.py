@@ -1,6 +1,8 @@
 """PostgreSQL 12 or newer, through psycopg 3 and its pool."""
 
+import json
 import os
+import re
 import select
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -226,6 +228,8 @@ class PostgresTransaction:
         if rows is not None:
             columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
             for (name, kind), values in zip(known.columns, columns, strict=True):
+                if kind == "json" and self._prepared is None and self._connection.info.encoding != "utf-8":
+                    values = tuple([None if v is None else _ascii(v) for v in values])
                 params[name] = _array(kind, values)
         if self._clock is not None:
             params["now"] = self._clock()
@@ -337,6 +341,15 @@ def _array(kind: str, values: Sequence[Any]) -> str:
     if kind in ("json", "text"):
         return "{" + ",".join([_quoted(v) for v in values]) + "}"
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+
+
+def _ascii(raw: bytes | str) -> str:
+    """The same JSON for a connection of whatever encoding. What is not ASCII stands within strings, where it can be escaped."""
+    text = raw.decode() if isinstance(raw, bytes) else raw
+    return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 def _quoted(value: bytes | str | None) -> str:

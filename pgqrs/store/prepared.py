@@ -36,8 +36,7 @@ Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
 
 BEGIN_WRITE = b"begin isolation level read committed read write"
-# Without a word on writing: a standby, and a role whose transactions are read only, may look.
-BEGIN_READ = b"begin isolation level read committed"
+BEGIN_READ = b"begin isolation level read committed read only"  # as a standby allows
 COMMIT = b"COMMIT"
 ROLLBACK = b"ROLLBACK"
 

@@ -211,7 +211,7 @@ class MessageStore:
     def recover(self, read_ct_max: int) -> int:
         """Gives back what supervisors held whose lease ran out, uncharged for runs. Returns how many messages."""
         with self.database.reading() as tx:
-            if not tx.run("expired_supervisors"):
+            if not tx.run("anything_expired"):
                 return 0
         with self.database.transaction() as tx:
             count = 0
