@@ -115,6 +115,19 @@ def test_a_supervisors_turns_are_as_ever(name: str, value: str, postgres_dsn: st
         store.close()
 
 
+@pytest.mark.parametrize("level", SETTINGS["default_transaction_isolation"])
+def test_transactions_are_read_committed(level: str, postgres_dsn: str) -> None:
+    """A fence that waited for a lock must then see what was committed meanwhile."""
+    default(postgres_dsn, "default_transaction_isolation", level)
+    store = open_store(pgqrs.Config(postgres_dsn))
+    try:
+        store.install()
+        with store.database.transaction() as tx:
+            assert tx._connection.execute("show transaction_isolation").fetchone() == ("read committed",)  # type: ignore[attr-defined]
+    finally:
+        store.close()
+
+
 @pytest.mark.slow
 def test_supervisor_and_command_line_work_with_all_of_it_at_once(postgres_dsn: str, tmp_path: Path) -> None:
     for name, values in SETTINGS.items():
