@@ -6,7 +6,8 @@ Nothing that is sent depends on the session or leaves anything in it, since behi
 session, and another client meets this one. What the role or the database has set must not change what a statement means either:
 
     search_path     is pg_catalog within our transactions. Names of ours carry their schema (`sql.qualified`).
-    isolation       is READ COMMITTED, which the fence relies on, and read write where something is written.
+    isolation       is READ COMMITTED, which the fence relies on, and read write where something is written. A statement alone on a
+                    direct connection, where that is the default, does without saying so: saying costs a third of its time.
     results         come in binary, which DateStyle, TimeZone, IntervalStyle, bytea_output and extra_float_digits do not change.
     array_nulls     is on: rows travel as arrays.
 
@@ -60,11 +61,12 @@ class Prepared:
         self._connection = connection
         adapt(connection)
         self._loading = Transformer(connection)
-        self._set = _setting(ALWAYS + settings)
+        self._setting: What = (_setting(ALWAYS + settings), ())
         self._executions: dict[What, int] = {}
         self._names: dict[What, bytes] = {}
         self._prepares = prepares is not False
         self._trusts = prepares is True
+        self._plain = False  # as far as is known: that transactions begin here as ours are to be
         self.pooled = False
 
     # A transaction of several statements
@@ -73,7 +75,7 @@ class Prepared:
         """Begins, sets and looks where it is, in one way to the server and back."""
         begin = BEGIN_WRITE if writes else BEGIN_READ
         with self._connection.lock:
-            self._connection.pgconn.send_query(begin + b"; " + self._set)
+            self._connection.pgconn.send_query(begin + b"; " + self._setting[0])
             self._look_at(self._answer()[-1])
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
@@ -112,45 +114,45 @@ class Prepared:
                 return self._alone((statement.numbered, types), data, writes)
 
     def _alone(self, what: What, data: Sequence[bytes | None], writes: bool) -> list[Row]:
+        commands: list[tuple[What, Sequence[bytes | None]]] = [(self._setting, ()), (what, data)]
+        if not self._plain:
+            begin = BEGIN_WRITE if writes else BEGIN_READ
+            commands = [((begin, ()), ()), *commands, ((COMMIT, ()), ())]
+        executed = self._sent_at_once(commands)
+        told, found = executed[-2:] if self._plain else executed[1:3]
+        self._look_at(told, Format.BINARY)
+        return self._rows(found)
+
+    def _sent_at_once(self, commands: Sequence[tuple[What, Sequence[bytes | None]]]) -> list[PGresult]:
+        """What each command was answered."""
         link = self._connection.pgconn
-        commands: list[tuple[What, Sequence[bytes | None]]] = [
-            ((BEGIN_WRITE if writes else BEGIN_READ, ()), ()),
-            ((self._set, ()), ()),
-            (what, data),
-            ((COMMIT, ()), ()),
-        ]
         link.enter_pipeline_mode()
-        new: dict[int, tuple[What, bytes]] = {}  # by the place of the answer that says that it is prepared
-        sent = 0
-        for command, values in commands:
-            if (name := self._name(command)) and command not in self._names:
+        new: dict[int, What] = {}  # by the place of the answer that says that it is prepared
+        for place, (command, data) in enumerate(commands):
+            if command not in self._names and (name := self._name(command)):
                 link.send_prepare(name, *command)
-                new[sent] = command, name
+                new[place + len(new)] = command
                 self._names[command] = name
-                sent += 1
-            self._send(command, values)
-            sent += 1
+            self._send(command, data)
         link.pipeline_sync()
         results = self._connection.wait(_pipelined(link))
         if link.status == ConnStatus.OK:
             link.exit_pipeline_mode()
-        for place, (command, _) in new.items():
+        for place, command in new.items():
             if place >= len(results) or results[place].status != ExecStatus.COMMAND_OK:
                 self._names.pop(command, None)
-        return self._alone_answered(results, new)
+        self._refuse_failed(results)
+        if len(results) != len(commands) + len(new):
+            raise psycopg.OperationalError("the server gave no whole answer")
+        return [r for place, r in enumerate(results) if place not in new] if new else results
 
-    def _alone_answered(self, results: list[PGresult], new: dict[int, Any]) -> list[Row]:
+    def _refuse_failed(self, results: list[PGresult]) -> None:
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
                 if self._connection.pgconn.transaction_status == TransactionStatus.INERROR:
                     self._connection.pgconn.send_query(ROLLBACK)
                     self._answer()
                 self._forgetting(partial(_refuse, result))
-        executed = [r for place, r in enumerate(results) if place not in new]
-        if len(executed) != 4:
-            raise psycopg.OperationalError("the server gave no whole answer")
-        self._look_at(executed[1], Format.BINARY)
-        return self._rows(executed[2])
 
     # What both do
 
@@ -186,14 +188,20 @@ class Prepared:
         return self._loading.load_rows(0, result.ntuples, tuple)
 
     def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
-        """Whose server connection this is: not the one that we were connected to, or another than before, where a pooler is in
-        between."""
-        told = result.get_value(0, result.nfields - 1) or b""
-        backend = int(told) if format == Format.TEXT else int.from_bytes(told, "big")
-        if backend != self._connection.pgconn.backend_pid and not self.pooled:
+        """How transactions begin here, and in whose server process: not in the one that we were connected to, or in another than
+        before, where a pooler is in between."""
+        last = result.nfields - 1
+        told = result.get_value(0, last)
+        pid = int.from_bytes(told or b"", "big") if format == Format.BINARY else int(told or 0)
+        if pid != self._connection.pgconn.backend_pid and not self.pooled:
             self.pooled = True
             if not self._trusts:
                 self._unprepared()
+        self._plain = (
+            not self.pooled
+            and result.get_value(0, last - 1) == b"off"
+            and result.get_value(0, last - 2) == b"read committed"
+        )
 
     def _forgetting(self, answer: Callable[[], Any]) -> Any:
         try:
@@ -212,8 +220,11 @@ def _refuse(result: PGresult) -> None:
 
 
 def _setting(settings: Settings) -> bytes:
-    """A statement that sets these for the transaction, and says which server process it is in."""
+    """A statement that sets these for the transaction, and says what `_look_at` wants to know."""
     parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
+    parts += [
+        f"pg_catalog.current_setting('default_transaction_{name}')" for name in ("isolation", "read_only")
+    ]
     return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
 
 
@@ -224,17 +235,26 @@ def _name_of(what: What) -> bytes:
 
 
 def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
-    """The results of what was sent, up to the first sync."""
+    """The results of what was sent, up to the sync; fewer where the link broke."""
     while link.flush():
         if (yield waiting.Wait.RW) & waiting.Ready.R:
             link.consume_input()
     found: list[PGresult] = []
+    ended = False
     while True:
-        results = yield from generators.fetch_many(link)
-        # None at all: the link broke.
-        if not results or results[-1].status == ExecStatus.PIPELINE_SYNC:
+        while link.is_busy():
+            if (yield waiting.Wait.R):
+                link.consume_input()
+        result = link.get_result()
+        if result is None:  # after each command; twice, where there is nothing more to come
+            if ended:
+                return found
+            ended = True
+            continue
+        if result.status == ExecStatus.PIPELINE_SYNC:
             return found
-        found += results
+        found.append(result)
+        ended = False
 
 
 # How values come back
