@@ -133,8 +133,7 @@ def test_supervisor_and_command_line_work_with_all_of_it_at_once(postgres_dsn: s
     for name, values in SETTINGS.items():
         default(postgres_dsn, name, values[0])
     for name, value in FOR_SUPERVISORS.items():
-        if name != "statement_timeout":  # which is for people
-            default(postgres_dsn, name, value)
+        default(postgres_dsn, name, value)
     (tmp_path / "flow.py").write_text(FLOW)
 
     def run(*arguments: str) -> str:

@@ -37,12 +37,7 @@ SUPERVISOR: Settings = (
     ("jit", "off"),
     # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
     ("idle_in_transaction_session_timeout", "3s"),
-    # What a role allows people must not end a turn, which would be repeated for ever.
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
 )
-TRANSACTION_TIMEOUT: Settings = (("transaction_timeout", "0"),)
-TRANSACTION_TIMEOUT_FROM = 170000  # PostgreSQL 17
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
 # stopped), or that took too long; a prepared statement that a pooler has left on another server connection.
 PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
@@ -148,10 +143,9 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
     def configure(connection: PooledConnection) -> None:
         connections.opened.add(connection)
-        settings: Settings = SUPERVISOR if steady_plans else ()
-        if steady_plans and connection.info.server_version >= TRANSACTION_TIMEOUT_FROM:
-            settings += TRANSACTION_TIMEOUT
-        connection.prepared = Prepared(connection, settings, config.prepared_statements)
+        connection.prepared = Prepared(
+            connection, SUPERVISOR if steady_plans else (), config.prepared_statements
+        )
 
     pool = ConnectionPool(
         conninfo(config.dsn),
