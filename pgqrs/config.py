@@ -50,6 +50,9 @@ _MAY_BE_NONE = {
     "listen_dsn",
 }  # fmt: skip
 
+# Settings that an object has only where they were given: their class has the defaults.
+_UNLESS_GIVEN = {"prepared_statements", "listen_dsn"}
+
 # Settings by their variable, each with the prefix PGQRS_.
 _VARIABLES = {
     "DSN": "dsn",
@@ -93,9 +96,12 @@ class Config:
     max_enqueue_burst: int | None
     reclaim_after_seconds: float | None
     sqlite_use_wal: bool
-    prepared_statements: bool | None
-    listen_dsn: str | None
     s3_mode: DurabilityMode
+
+    # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
+    prepared_statements: bool | None = None
+    # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN itself, or polling.
+    listen_dsn: str | None = None
 
     def __init__(self, dsn: str, schema: str | None = None, max_connections: int | None = None) -> None:
         self.dsn = dsn
@@ -118,10 +124,6 @@ class Config:
         # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
         self.reclaim_after_seconds = None
         self.sqlite_use_wal = True
-        # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
-        self.prepared_statements = None
-        # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN itself, or polling.
-        self.listen_dsn = None
         self.s3_mode = DurabilityMode.Durable
         self.s3_cache_dir = None
 
@@ -218,7 +220,7 @@ class Config:
         self._s3_cache_dir = None if path is None else os.fspath(path)
 
     def to_dict(self) -> dict[str, object]:
-        """Every setting, for another process of ours. Holds the password."""
+        """Every setting, for another process of ours; those of `_UNLESS_GIVEN` where they were given. Holds the password."""
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
     @classmethod
@@ -283,7 +285,7 @@ def _of_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"the configuration file {path} cannot be read: {e.strerror}") from e
     except ValueError as e:
         raise ConfigError(f"the configuration file {path} is malformed: {e}") from e
-    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))}
+    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))} | _UNLESS_GIVEN
     if not isinstance(settings, dict):
         raise ConfigError(f"the configuration file {path} holds no settings: name = value is expected")
     if unknown := sorted(settings.keys() - known):

@@ -146,7 +146,7 @@ def test_nothing_stays_on_the_server_connections(pooler: Pooler) -> None:
 def test_what_another_client_left_on_a_server_connection_changes_nothing(pooler: Pooler) -> None:
     left = (
         "set search_path to nowhere; set datestyle to 'German'; set timezone to 'Asia/Kolkata'; set array_nulls to off; "
-        "set default_transaction_isolation to serializable; set default_transaction_read_only to on; "
+        "set default_transaction_isolation to serializable; "
         "prepare pgqrs_0 as select 1; prepare pgqrs_1 as select 2"
     )
     pooler.ask(left)

@@ -25,7 +25,6 @@ SETTINGS = {
     "array_nulls": ["off"],
     "client_encoding": ["LATIN1", "SQL_ASCII"],
     "default_transaction_isolation": ["serializable", "repeatable read"],
-    "default_transaction_read_only": ["on"],
     "default_transaction_deferrable": ["on"],
     "search_path": ["nowhere", "pg_catalog", ""],
     "quote_all_identifiers": ["on"],
@@ -39,7 +38,7 @@ SETTINGS = {
 FOR_SUPERVISORS = {
     "statement_timeout": "30ms",
     "lock_timeout": "1ms",
-    "idle_in_transaction_session_timeout": "20ms",
+    "idle_in_transaction_session_timeout": "300ms",
 }
 ONE_BY_ONE = [(name, value) for name, values in SETTINGS.items() for value in values]
 TEXT = "é€𝄞 it's a \\ \"quoted\" 'text'"
@@ -60,7 +59,7 @@ def told(text: str) -> list:
 
 def default(dsn: str, name: str, value: str) -> None:
     database = dsn.rpartition("/")[2]
-    with psycopg.connect(dsn, autocommit=True, options="-c default_transaction_read_only=off") as pg:
+    with psycopg.connect(dsn, autocommit=True) as pg:
         if name == "search_path" and not value:
             pg.execute(f"alter database {database} set search_path to ''".encode())
         elif name == "search_path":
@@ -154,6 +153,26 @@ def test_supervisor_and_command_line_work_with_all_of_it_at_once(postgres_dsn: s
         assert store.run(handle.id).result(timeout=1) == [TEXT, 1 / 3, 2 / 3, TEXT]
     for command in (["runs"], ["queues"], ["run", str(handle.id)], ["dead"]):
         run(*command)
+
+
+def test_a_role_that_may_only_read_does_and_is_told_why_it_cannot_write(postgres_dsn: str) -> None:
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        store.enqueue("tasks", 1)
+    default(postgres_dsn, "default_transaction_read_only", "on")
+    with pgqrs.connect(postgres_dsn) as store:
+        assert [q.ready for q in store.queues()] == [1]
+        assert store.messages.recover(5) == 0
+        writes = (
+            lambda: store.enqueue("tasks", 2),
+            lambda: store.enqueue_many("tasks", range(200)),
+            store.install,
+        )
+        for write in writes:
+            with pytest.raises(
+                pgqrs.PgqrsConnectionError, match=r"read-only .* default_transaction_read_only is on"
+            ):
+                write()
 
 
 @pytest.fixture

@@ -41,7 +41,6 @@ SUPERVISOR: Settings = (
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
 # stopped), or that took too long; a prepared statement that a pooler has left on another server connection.
 PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
-STANDBY = "during recovery"  # of what a standby refuses, some has the code of a feature that is missing
 # Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of JSON.
 OF_VALUES = ("22", "23", "54")
 
@@ -395,6 +394,10 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
         return errors.DatabaseError(
             f"{text.splitlines()[0]}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
         )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return errors.PgqrsConnectionError(
+            f"PostgreSQL: {text.splitlines()[0]}; the server is a standby, or default_transaction_read_only is on for this role or database"
+        )
     if _passes(error):
         return errors.PgqrsConnectionError(f"PostgreSQL: {text}")
     return errors.DatabaseError(text)
@@ -404,4 +407,4 @@ def _passes(error: psycopg.Error) -> bool:
     """Whether it is the server's state, or the way to it, and not what was asked: the same may succeed later, or elsewhere."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return True
-    return error.sqlstate in PASSING or STANDBY in str(error)
+    return error.sqlstate in PASSING

@@ -6,8 +6,8 @@ Nothing that is sent depends on the session or leaves anything in it, since behi
 session, and another client meets this one. What the role or the database has set must not change what a statement means either:
 
     search_path     is pg_catalog within our transactions. Names of ours carry their schema (`sql.qualified`).
-    isolation       is READ COMMITTED, which the fence relies on, and read write where something is written. A statement alone on a
-                    direct connection, where that is the default, does without saying so: saying costs a third of its time.
+    isolation       is READ COMMITTED, which the fence relies on. A statement alone on a direct connection, where that is the default,
+                    does without saying so: saying costs a third of its time.
     results         come in binary, which DateStyle, TimeZone, IntervalStyle, bytea_output and extra_float_digits do not change.
     array_nulls     is on: rows travel as arrays.
 
@@ -36,8 +36,9 @@ TEXT_TYPE_UNKNOWN = 0  # the type that psycopg's loaders know all others by, suc
 Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
 
-BEGIN_WRITE = b"begin isolation level read committed read write"
-BEGIN_READ = b"begin isolation level read committed read only"  # as a standby allows
+# Whether it may write is left to the role's and the database's default: whoever makes it read only wants no writes.
+BEGIN_WRITE = b"begin isolation level read committed"
+BEGIN_READ = b"begin isolation level read committed read only"
 COMMIT = b"COMMIT"
 ROLLBACK = b"ROLLBACK"
 
@@ -197,11 +198,7 @@ class Prepared:
             self.pooled = True
             if not self._trusts:
                 self._unprepared()
-        self._plain = (
-            not self.pooled
-            and result.get_value(0, last - 1) == b"off"
-            and result.get_value(0, last - 2) == b"read committed"
-        )
+        self._plain = not self.pooled and result.get_value(0, last - 1) == b"read committed"
 
     def _forgetting(self, answer: Callable[[], Any]) -> Any:
         try:
@@ -222,9 +219,7 @@ def _refuse(result: PGresult) -> None:
 def _setting(settings: Settings) -> bytes:
     """A statement that sets these for the transaction, and says what `_look_at` wants to know."""
     parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
-    parts += [
-        f"pg_catalog.current_setting('default_transaction_{name}')" for name in ("isolation", "read_only")
-    ]
+    parts.append("pg_catalog.current_setting('default_transaction_isolation')")
     return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
 
 

@@ -15,7 +15,8 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     :name                  a parameter
 
 On PostgreSQL each name of ours is qualified by its schema, also in a text that is to be a regclass: no statement depends on a
-search path. The functions and operators that a statement gets by these words are pg_catalog's.
+search path. The functions and operators that a statement gets by these words are pg_catalog's: what a caller's own connection runs
+(`enqueue`, which has one column of rows) is looked up along the caller's search path, all else along pg_catalog alone.
 """
 
 import re
@@ -128,11 +129,12 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             return f"cast(extract(epoch from {now} - {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
-            # Only one array at a time: for several, `unnest` is special syntax that no schema can be named in.
-            arrays = ", ".join(f"pg_catalog.unnest(%({c})s::{_ARRAYS[t]}[])" for c, t in columns)
+            arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
+            # Of several arrays, `unnest` is special syntax, in which no schema can be named.
+            unnest = "pg_catalog.unnest" if len(columns) == 1 else "unnest"
             names = ", ".join(c for c, _ in columns)
             wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
-            return f"(select {wanted} from rows from ({arrays}) as u ({names})) as r"
+            return f"(select {wanted} from {unnest}({arrays}) as u ({names})) as r"
         if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if " of " in text:
