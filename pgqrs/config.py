@@ -100,7 +100,8 @@ class Config:
 
     # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
     prepared_statements: bool | None = None
-    # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN itself, or polling.
+    # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN
+    # itself, or polling.
     listen_dsn: str | None = None
 
     def __init__(self, dsn: str, schema: str | None = None, max_connections: int | None = None) -> None:
@@ -220,7 +221,8 @@ class Config:
         self._s3_cache_dir = None if path is None else os.fspath(path)
 
     def to_dict(self) -> dict[str, object]:
-        """Every setting, for another process of ours; those of `_UNLESS_GIVEN` where they were given. Holds the password."""
+        """Every setting, for another process of ours; those of `_UNLESS_GIVEN` where they were
+        given. Holds the password."""
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
     @classmethod

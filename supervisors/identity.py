@@ -13,8 +13,8 @@ from pgqrs.store.store import Identity
 def own_identity() -> Identity:
     """The name is new each time: a restarted supervisor is another one.
 
-    Where Linux does not say which boot or which pid namespace this is (no `/proc`), the supervisor is nobody's neighbour: pids that
-    it and others name may belong to different namespaces.
+    Where Linux does not say which boot or which pid namespace this is (no `/proc`), the supervisor
+    is nobody's neighbour: pids that it and others name may belong to different namespaces.
     """
     host = socket.gethostname()
     return Identity(
@@ -31,9 +31,11 @@ NOT_KNOWN = 0  # as the time when a process started
 
 
 def is_gone(pid: int, pid_started: int) -> bool:
-    """Whether the process that had this pid, and started at this time (in clock ticks after boot), has certainly ended.
+    """Whether the process that had this pid, and started at this time (in clock ticks after boot),
+    has certainly ended.
 
-    A process that cannot be seen is not gone for that: `/proc` may be missing, or hide what belongs to other users.
+    A process that cannot be seen is not gone for that: `/proc` may be missing, or hide what belongs
+    to other users.
     """
     try:
         os.kill(pid, 0)
@@ -54,7 +56,8 @@ def _started(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """A process's state, and when it started, in clock ticks after boot. None where that cannot be seen."""
+    """A process's state, and when it started, in clock ticks after boot. None where that cannot
+    be seen."""
     stat = _read(f"/proc/{pid}/stat")
     if not stat:
         return None

@@ -1,4 +1,5 @@
-"""In a schema where others may create, their functions and operators are never resolved in a statement of ours."""
+"""In a schema where others may create, their functions and operators are never resolved in a
+statement of ours."""
 
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pgqrs
 from pgqrs.store import open_store
 from tests.store.given import Flow, finish, step, wrote
 
-# Each matches what our statements say better than PostgreSQL's own: a varchar compared with a text, an array of text.
+# Each matches what our statements say better than PostgreSQL's own: a varchar compared with a text,
+# an array of text.
 PLANT = """
 create table public.caught (who text, what text);
 grant all on public.caught to public;
@@ -41,7 +43,8 @@ create function public.pg_notify(a varchar, b varchar) returns void language sql
 
 @pytest.fixture
 def planted(postgres_dsn: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
-    """An installed database in whose schema somebody has planted these; the connection looks there first."""
+    """An installed database in whose schema somebody has planted these; the connection looks
+    there first."""
     with pgqrs.connect(postgres_dsn) as store:
         store.install()
     with psycopg.connect(postgres_dsn, autocommit=True) as pg:

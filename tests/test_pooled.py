@@ -1,5 +1,5 @@
-"""Behind a connection pooler each transaction may meet another server connection, which other clients use as well: nothing depends
-on what was said before, and nothing stays behind."""
+"""Behind a connection pooler each transaction may meet another server connection, which other
+clients use as well: nothing depends on what was said before, and nothing stays behind."""
 
 import subprocess
 import sys
@@ -125,7 +125,8 @@ def test_a_callers_transaction_is_used_through_a_pooler(pooled_dsn: str) -> None
 
 
 def test_nothing_stays_on_the_server_connections(pooler: Pooler) -> None:
-    """Neither settings nor, once the pooler is noticed, prepared statements; what was prepared before is named by its text."""
+    """Neither settings nor, once the pooler is noticed, prepared statements; what was prepared
+    before is named by its text."""
     with pgqrs.connect_with(Config(pooler.dsn, max_connections=2)) as store:
         for n in range(20):
             store.enqueue("tasks", n)

@@ -1,4 +1,5 @@
-"""A database file is made for its owner alone, whatever the umask is; one that is there keeps its mode."""
+"""A database file is made for its owner alone, whatever the umask is; one that is there keeps
+its mode."""
 
 import os
 import stat

@@ -1,4 +1,5 @@
-"""What a role or a database has set by default changes nothing about what a statement means, or is refused in words."""
+"""What a role or a database has set by default changes nothing about what a statement means, or
+is refused in words."""
 
 import subprocess
 import sys

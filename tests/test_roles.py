@@ -1,4 +1,5 @@
-"""Roles with the least rights: the grants of docs/roles.md are enough, and what is missing is told in words before anything runs."""
+"""Roles with the least rights: the grants of docs/roles.md are enough, and what is missing is
+told in words before anything runs."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""A supervisor takes another one for dead only where it certainly is: what it cannot see may live."""
+"""A supervisor takes another one for dead only where it certainly is: what it cannot see may
+live."""
 
 import os
 import subprocess
@@ -98,7 +99,8 @@ def one() -> int:
 
 @pytest.mark.slow
 def test_supervisors_without_proc_leave_each_other_alone(sqlite_dsn, tmp_path):
-    """Two that see nothing of themselves or each other keep their leases for longer than a look around takes."""
+    """Two that see nothing of themselves or each other keep their leases for longer than a look
+    around takes."""
     (tmp_path / "flow.py").write_text(FLOW)
     (tmp_path / "blind.py").write_text(
         "import sys\nfrom supervisors import identity\n"

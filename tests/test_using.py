@@ -1,4 +1,5 @@
-"""Enqueue and trigger on a caller's own connection, whatever that is like: it writes where the store is, and nowhere else."""
+"""Enqueue and trigger on a caller's own connection, whatever that is like: it writes where the
+store is, and nowhere else."""
 
 from collections.abc import Iterator
 

@@ -29,19 +29,23 @@ from pgqrs.store.sql import Dialect
 CHANNEL = "pgqrs"
 
 SUPERVISOR: Settings = (
-    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that grow by the second the planner's
-    # statistics are always old, and it then likes to read or hash a whole table: 16 ms for a fence instead of 3, measured.
+    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that
+    # grow by the second the planner's statistics are always old, and it then likes to read or hash
+    # a whole table: 16 ms for a fence instead of 3, measured.
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
-    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep
+    # its locks, its lease among them.
     ("idle_in_transaction_session_timeout", "3s"),
 )
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
-# stopped), or that took too long; a prepared statement that a pooler has left on another server connection.
+# stopped), or that took too long; a prepared statement that a pooler has left on another server
+# connection.
 PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
-# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of JSON.
+# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of
+# JSON.
 OF_VALUES = ("22", "23", "54")
 
 
@@ -175,7 +179,8 @@ def _check(connection: psycopg.Connection[Row]) -> None:
 
 
 class _Transaction:
-    """Around the statements of one. A class, since a generator costs several times as much to enter."""
+    """Around the statements of one. A class, since a generator costs several times as much to
+    enter."""
 
     def __init__(self, connection: PooledConnection) -> None:
         self._connection = connection
@@ -206,8 +211,8 @@ class PostgresTransaction:
         alone: bool = False,
         writes: bool = True,
     ) -> None:
-        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose what was prepared. `alone`: each
-        statement is a transaction by itself."""
+        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose
+        what was prepared. `alone`: each statement is a transaction by itself."""
         self._connection = connection
         self._schema = schema
         self._clock = clock
@@ -240,8 +245,8 @@ class PostgresTransaction:
             copy.write(data)
 
     def script(self, script: str) -> None:
-        """A migration's statements make what is new in our schema, by names without one, and no other schema is looked at. What
-        comes afterwards in the transaction is as before."""
+        """A migration's statements make what is new in our schema, by names without one, and no
+        other schema is looked at. What comes afterwards in the transaction is as before."""
         self._connection.execute(
             b"select set_config('search_path', quote_ident(%s) || ', pg_temp', true)", (self._schema,)
         )
@@ -253,7 +258,8 @@ class PostgresTransaction:
 def _run_for_caller(
     connection: psycopg.Connection[Any], known: sql.Statement, params: dict[str, Any]
 ) -> list[Row]:
-    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of cursor, in another encoding."""
+    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of
+    cursor, in another encoding."""
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     with connection.pipeline() if connection.pgconn.pipeline_status else nullcontext():
         cursor.execute(
@@ -275,7 +281,8 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler is in between: then the server process is not the one that answered to the connecting."""
+    """Whether a pooler is in between: then the server process is not the one that answered to
+    the connecting."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchone()
     assert found is not None
@@ -298,7 +305,8 @@ def connection_options(config: Config) -> dict[str, Any]:
         raise errors.ConfigError(f"not a PostgreSQL DSN: {scrub(str(e), config.dsn).strip()}") from e
     return {k: v for k, v in wanted.items() if k not in given} | {
         "client_encoding": "utf8",
-        # The driver's names for what it prepares by itself are counters: behind a pooler they are other clients' as well.
+        # The driver's names for what it prepares by itself are counters: behind a pooler they are
+        # other clients' as well.
         "prepare_threshold": None,
     }
 
@@ -337,7 +345,8 @@ def _array(kind: str, values: Sequence[Any]) -> str:
 
 
 def _ascii(raw: bytes | str) -> str:
-    """The same JSON for a connection of whatever encoding. What is not ASCII stands within strings, where it can be escaped."""
+    """The same JSON for a connection of whatever encoding. What is not ASCII stands within
+    strings, where it can be escaped."""
     text = raw.decode() if isinstance(raw, bytes) else raw
     return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
 

@@ -1,17 +1,22 @@
-"""Our statements on a connection of our own, prepared, past the driver's cursor. The driver's cursor looks at each execution anew
-for what never changes here (the placeholders, the types, whether to prepare), which takes as long as the server does to insert a
-row.
+"""Runs our statements on our own connections through libpq, without the driver's cursor.
 
-Nothing that is sent depends on the session or leaves anything in it, since behind a pooler the next transaction may meet another
-session, and another client meets this one. What the role or the database has set must not change what a statement means either:
+The driver's cursor examines the placeholders, the types and whether to prepare at each execution.
+None of that changes here, and it takes as long as the server needs to insert a row.
 
-    search_path     is pg_catalog within our transactions. Names of ours carry their schema (`sql.qualified`).
-    isolation       is READ COMMITTED, which the fence relies on. A statement alone on a direct connection, where that is the default,
-                    does without saying so: saying costs a third of its time.
-    results         come in binary, which DateStyle, TimeZone, IntervalStyle, bytea_output and extra_float_digits do not change.
-    array_nulls     is on: rows travel as arrays.
+Statements neither depend on the session nor leave anything in it. Behind a pooler, the next
+transaction may run in another session, and another client may get this one. Settings of the role
+or the database must not change the meaning of a statement either:
 
-A prepared statement's name is a hash of its text: whoever finds the name on a server connection finds our statement behind it.
+- The search path is pg_catalog within our transactions. Our names carry their schema
+  (`sql.qualified`).
+- The isolation level is READ COMMITTED, which the fence relies on. A single statement on a direct
+  connection does not say so where that is the default: saying it costs a third of its time.
+- Results use the binary format. DateStyle, TimeZone, IntervalStyle, bytea_output and
+  extra_float_digits do not affect it.
+- array_nulls is on, since rows travel as arrays.
+
+The name of a prepared statement is a hash of its text. A client that finds the name on a server
+connection therefore finds the same statement.
 """
 
 import hashlib
@@ -31,18 +36,20 @@ from pgqrs.store.database import Row
 from pgqrs.store.sql import Statement
 
 PREPARE_AT = 2  # executions on a connection: preparing a statement costs more than one execution gains
-TEXT_TYPE_UNKNOWN = 0  # the type that psycopg's loaders know all others by, such as enums
+# psycopg registers the loader of unknown types, such as enums, under this type.
+TEXT_TYPE_UNKNOWN = 0
 
 Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
 
-# Whether it may write is left to the role's and the database's default: whoever makes it read only wants no writes.
+# `default_transaction_read_only` is honoured: an administrator who sets it wants no writes.
 BEGIN_WRITE = b"begin isolation level read committed"
 BEGIN_READ = b"begin isolation level read committed read only"
 COMMIT = b"COMMIT"
 ROLLBACK = b"ROLLBACK"
 
-# The server connection knows no statement of that name, or knows it already: somebody else has used it, or it is another one.
+# The server connection does not know the name, or knows it already: a pooler has swapped server
+# connections, and another client has used this one.
 SWAPPED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 
 Types = tuple[int, ...]
@@ -50,10 +57,10 @@ What = tuple[bytes, Types]
 
 
 class Prepared:
-    """Statements by one connection, whose client_encoding is UTF-8.
+    """Runs statements on one connection, whose client_encoding is UTF-8.
 
-    `settings` hold in each transaction, on top of those above. With `prepares` None, statements are prepared until the connection
-    turns out to go through a pooler; True and False say so in any case.
+    `settings` apply to each transaction, in addition to `ALWAYS`. With `prepares` None, statements
+    are prepared until a pooler is detected; True always prepares, False never does.
     """
 
     def __init__(
@@ -67,21 +74,22 @@ class Prepared:
         self._names: dict[What, bytes] = {}
         self._prepares = prepares is not False
         self._trusts = prepares is True
-        self._plain = False  # as far as is known: that transactions begin here as ours are to be
+        # Whether a single statement needs no explicit transaction on this connection.
+        self._plain = False
         self.pooled = False
 
     # A transaction of several statements
 
     def begin(self, writes: bool = True) -> None:
-        """Begins, sets and looks where it is, in one way to the server and back."""
+        """Begins a transaction, applies the settings and checks for a pooler, in one round trip."""
         begin = BEGIN_WRITE if writes else BEGIN_READ
         with self._connection.lock:
             self._connection.pgconn.send_query(begin + b"; " + self._setting[0])
             self._look_at(self._answer()[-1])
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
-        """In the transaction under way. As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and
-        datetime."""
+        """Runs a statement in the current transaction. Raises psycopg's errors, as a cursor does.
+        Parameters are None, bool, int, float, str or datetime."""
         types, data = _typed(statement, params)
         what = statement.numbered, types
         with self._connection.lock:
@@ -106,7 +114,7 @@ class Prepared:
     # A statement alone
 
     def run_alone(self, statement: Statement, params: dict[str, Any], writes: bool = True) -> list[Row]:
-        """A statement that is a transaction by itself: all of that goes to the server at once, and comes back at once."""
+        """Runs a statement as a transaction of its own, in one round trip."""
         types, data = _typed(statement, params)
         with self._connection.lock:
             try:
@@ -125,7 +133,7 @@ class Prepared:
         return self._rows(found)
 
     def _sent_at_once(self, commands: Sequence[tuple[What, Sequence[bytes | None]]]) -> list[PGresult]:
-        """What each command was answered."""
+        """Sends the commands as one pipeline. Returns the result of each."""
         link = self._connection.pgconn
         link.enter_pipeline_mode()
         new: dict[int, What] = {}  # by the place of the answer that says that it is prepared
@@ -158,7 +166,7 @@ class Prepared:
     # What both do
 
     def _name(self, what: What) -> bytes | None:
-        """The name to execute it by; None to send its text."""
+        """The name of the prepared statement. None: send the text."""
         if not self._prepares:
             return None
         if (known := self._names.get(what)) is not None:
@@ -189,8 +197,8 @@ class Prepared:
         return self._loading.load_rows(0, result.ntuples, tuple)
 
     def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
-        """How transactions begin here, and in whose server process: not in the one that we were connected to, or in another than
-        before, where a pooler is in between."""
+        """Reads the default isolation level and the server process from what `_setting` selects.
+        A process other than the one that accepted the connection means that a pooler is between."""
         last = result.nfields - 1
         told = result.get_value(0, last)
         pid = int.from_bytes(told or b"", "big") if format == Format.BINARY else int(told or 0)
@@ -217,7 +225,7 @@ def _refuse(result: PGresult) -> None:
 
 
 def _setting(settings: Settings) -> bytes:
-    """A statement that sets these for the transaction, and says what `_look_at` wants to know."""
+    """A statement that applies the settings and selects what `_look_at` reads."""
     parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
     parts.append("pg_catalog.current_setting('default_transaction_isolation')")
     return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
@@ -230,7 +238,7 @@ def _name_of(what: What) -> bytes:
 
 
 def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
-    """The results of what was sent, up to the sync; fewer where the link broke."""
+    """Returns the results up to the sync; fewer if the connection broke."""
     while link.flush():
         if (yield waiting.Wait.RW) & waiting.Ready.R:
             link.consume_input()
@@ -241,7 +249,8 @@ def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
             if (yield waiting.Wait.R):
                 link.consume_input()
         result = link.get_result()
-        if result is None:  # after each command; twice, where there is nothing more to come
+        # None follows the results of each command. A second None means that nothing more comes.
+        if result is None:
             if ended:
                 return found
             ended = True
@@ -256,7 +265,7 @@ def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
 
 
 class RawJson(Loader):
-    """JSON as it is kept, undecoded."""
+    """Returns JSON as bytes, undecoded."""
 
     def load(self, data: Any) -> bytes:
         return bytes(data)
@@ -266,11 +275,12 @@ class RawBinaryJson(Loader):
     format = Format.BINARY
 
     def load(self, data: Any) -> bytes:
-        return bytes(data)[1:]  # after the format's version
+        # The first byte is the version of the format.
+        return bytes(data)[1:]
 
 
 class _Word(TextBinaryLoader):
-    """Of a type that the driver does not know, an enum of ours, as text."""
+    """Returns a value of a type that the driver does not know, such as our enums, as text."""
 
 
 def adapt(connection: psycopg.Connection[Any]) -> None:

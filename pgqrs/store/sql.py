@@ -14,9 +14,10 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
     :name                  a parameter
 
-On PostgreSQL each name of ours is qualified by its schema, also in a text that is to be a regclass: no statement depends on a
-search path. The functions and operators that a statement gets by these words are pg_catalog's: what a caller's own connection runs
-(`enqueue`, which has one column of rows) is looked up along the caller's search path, all else along pg_catalog alone.
+On PostgreSQL each name of ours is qualified by its schema, also within a text that becomes a
+regclass. The statements of a caller's own connection (`enqueue`) run under the caller's search
+path; the words above name pg_catalog there. All other statements run with pg_catalog as their
+search path.
 """
 
 import re
@@ -55,11 +56,11 @@ def statement(name: str, dialect: Dialect, own_clock: bool = False, schema: str 
 
 
 def qualified(text: str, schema: str) -> str:
-    """A text of PostgreSQL's SQL with the schema before each name of ours that has none yet."""
+    """PostgreSQL's SQL with the schema before each name of ours that has none yet."""
     return _OURS.sub(lambda m: f'"{schema}".{m[0]}', text)
 
 
-# Of an index or a column that only contains such a name, the name is no part.
+# An index or a column whose name only contains one of ours does not match.
 _OURS = re.compile(r'(?<![\w."])(?:pgqrs_[a-z_]+|worker_status)(?!\w)')
 
 

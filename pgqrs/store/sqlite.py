@@ -258,9 +258,10 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
 
 
 def make_private(path: str, mode: int = 0o600) -> bool:
-    """Makes a file that is not there yet, for its owner alone: payloads and results are nobody else's to read. What SQLite puts
-    beside a database (-wal, -shm) gets the mode of the database. False where there is a file already, which keeps its mode, or
-    where none can be made: whoever opens it will say why."""
+    """Makes a file that is not there yet, for its owner alone: payloads and results are nobody
+    else's to read. What SQLite puts beside a database (-wal, -shm) gets the mode of the
+    database. False where there is a file already, which keeps its mode, or where none can be
+    made: whoever opens it will say why."""
     if path == ":memory:":
         return False
     try:

@@ -67,7 +67,8 @@ def turn(
 
 
 def _one_by_one(database: Database, writes: Sequence[Write], unsure: bool) -> list[Outcome]:
-    """What follows a refused write of the same claim must not be written without it: a run would end with a step missing."""
+    """What follows a refused write of the same claim must not be written without it: a run would
+    end with a step missing."""
     refused: dict[Claim, str] = {}
     outcomes = []
     for write in writes:
@@ -90,7 +91,8 @@ def _alone(database: Database, write: Write, unsure: bool) -> Outcome:
 
 
 def follows_refused(queued: deque[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Takes out of what is queued whatever comes behind a refused write of the same claim, and says that it is refused as well."""
+    """Takes out of what is queued whatever comes behind a refused write of the same claim, and
+    says that it is refused as well."""
     refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
     if not refused:
         return []

@@ -149,7 +149,8 @@ def lend(path: str, shared: bool, patience_s: float) -> File:
 
 
 def _make_private(path: str) -> None:
-    """A new file is its owner's alone; what is beside a file has its mode. The driver would ask the umask."""
+    """A new file is its owner's alone; what is beside a file has its mode. The driver would ask
+    the umask."""
     make_private(path)
     with suppress(OSError):
         mode = stat.S_IMODE(os.stat(path).st_mode)

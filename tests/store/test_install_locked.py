@@ -1,4 +1,5 @@
-"""On PostgreSQL a migration that cannot have a lock gives up soon: everybody else would wait behind it meanwhile."""
+"""On PostgreSQL a migration that cannot have a lock gives up soon: everybody else would wait
+behind it meanwhile."""
 
 import threading
 
@@ -24,7 +25,8 @@ class Migration:
 
 @pytest.fixture
 def behind(bare, dsn, monkeypatch):
-    """A database that lacks its last migration; and an install that waits for less long than it would."""
+    """A database that lacks its last migration; and an install that waits for less long than it
+    would."""
     bare.install()
     execute(dsn, "drop table pgqrs_database")
     execute(dsn, "delete from pgqrs_migrations where version = 7")
