@@ -37,7 +37,7 @@ from pgqrs.store.sql import Statement
 
 PREPARE_AT = 2  # executions on a connection: preparing a statement costs more than one execution gains
 # psycopg registers the loader of unknown types, such as enums, under this type.
-TEXT_TYPE_UNKNOWN = 0
+TYPE_UNKNOWN = 0
 
 Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
@@ -276,17 +276,13 @@ class RawBinaryJson(Loader):
 
     def load(self, data: Any) -> bytes:
         # The first byte is the version of the format.
-        return bytes(data)[1:]
-
-
-class _Word(TextBinaryLoader):
-    """Returns a value of a type that the driver does not know, such as our enums, as text."""
+        return bytes(data[1:])
 
 
 def adapt(connection: psycopg.Connection[Any]) -> None:
     connection.adapters.register_loader("jsonb", RawJson)
     connection.adapters.register_loader("jsonb", RawBinaryJson)
-    connection.adapters.register_loader(TEXT_TYPE_UNKNOWN, _Word)
+    connection.adapters.register_loader(TYPE_UNKNOWN, TextBinaryLoader)
 
 
 # How they go
