@@ -194,14 +194,15 @@ def test_statements_are_prepared_unless_there_is_a_pooler_or_nobody_wants_it(
     assert not prepared(pooler.dsn, False)
 
 
-def test_a_listener_polls_where_it_would_listen_through_a_pooler(postgres_dsn: str) -> None:
-    with pgqrs.connect(postgres_dsn) as store:
-        store.install()
-    with Pooler(postgres_dsn) as pooler:
-        listener = Listener(Config(pooler.dsn))
-        assert (listener.fileno(), listener.interval_s) == (None, POLL_POOLED_S)
-        assert listener.look() is None
-        listener.close()
+def test_a_listener_polls_where_it_would_listen_through_a_pooler(pooler: Pooler) -> None:
+    listener = Listener(Config(pooler.dsn))
+    assert (listener.fileno(), listener.interval_s) == (None, POLL_POOLED_S)
+    assert listener.look() is None
+    assert "PGQRS_LISTEN_DSN" in (listener.caution() or "")
+    listener.mend()
+    assert listener.fileno() is None
+    listener.close()
+    assert not [row for rows in pooler.ask(STATE) for row in rows if row[0] == "listens"]
 
 
 def test_a_listener_may_have_a_connection_of_its_own(postgres_dsn: str) -> None:

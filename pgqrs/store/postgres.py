@@ -27,6 +27,8 @@ from pgqrs.store.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
+# Transactions in which `is_pooled` asks for the server process.
+POOLER_LOOKS = 3
 
 SUPERVISOR: Settings = (
     # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that
@@ -281,12 +283,12 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler is in between: then the server process is not the one that answered to
-    the connecting."""
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchone()
-    assert found is not None
-    return bool(found[0] != connection.pgconn.backend_pid)
+    """Whether a pooler is in between: then the server process is not the one that accepted the
+    connection, or not the same in each transaction."""
+    ask = "select pg_catalog.pg_backend_pid()"
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        found = [cursor.execute(ask).fetchone() for _ in range(POOLER_LOOKS)]
+    return any(row != (connection.pgconn.backend_pid,) for row in found)
 
 
 def connection_options(config: Config) -> dict[str, Any]:
