@@ -52,6 +52,9 @@ _MAY_BE_NONE = {
     "listen_dsn",
 }  # fmt: skip
 
+# Settings that an object has only where they were given: their class has the defaults.
+_UNLESS_GIVEN = {"prepared_statements", "listen_dsn"}
+
 # Settings by their variable, each with the prefix PGQRS_.
 _VARIABLES = {
     "DSN": "dsn",
@@ -100,9 +103,13 @@ class Config:
     max_enqueue_burst: int | None
     reclaim_after_seconds: float | None
     sqlite_use_wal: bool
-    prepared_statements: bool | None
-    listen_dsn: str | None
     s3_mode: DurabilityMode
+
+    # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
+    prepared_statements: bool | None = None
+    # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN
+    # itself, or polling.
+    listen_dsn: str | None = None
 
     def __init__(
         self,
@@ -150,10 +157,10 @@ class Config:
         # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
         self.reclaim_after_seconds = reclaim_after_seconds
         self.sqlite_use_wal = sqlite_use_wal
-        # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
-        self.prepared_statements = prepared_statements
-        # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN itself, or polling.
-        self.listen_dsn = listen_dsn
+        if prepared_statements is not None:
+            self.prepared_statements = prepared_statements
+        if listen_dsn is not None:
+            self.listen_dsn = listen_dsn
         self.s3_mode = s3_mode  # type: ignore[assignment]  # a DurabilityMode once assigned
         self.s3_cache_dir = s3_cache_dir
 
@@ -256,7 +263,8 @@ class Config:
         self._s3_cache_dir = None if path is None else os.fspath(path)
 
     def to_dict(self) -> dict[str, object]:
-        """Every setting, for another process of ours. Holds the password."""
+        """Every setting, for another process of ours; those of `_UNLESS_GIVEN` where they were
+        given. Holds the password."""
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
     @classmethod
@@ -327,7 +335,7 @@ def _of_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"the configuration file {path} cannot be read: {e.strerror}") from e
     except ValueError as e:
         raise ConfigError(f"the configuration file {path} is malformed: {e}") from e
-    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))}
+    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))} | _UNLESS_GIVEN
     if not isinstance(settings, dict):
         raise ConfigError(f"the configuration file {path} holds no settings: name = value is expected")
     if unknown := sorted(settings.keys() - known):

@@ -56,8 +56,8 @@ class ConflictError(PgqrsConnectionError):
 class DatabaseError(PgqrsError):
     """The database refused a statement or a value.
 
-    `refuses_value`: text or JSON that the database cannot hold, a constraint, a limit of its own. The same value is refused again.
-    Anything else, such as a missing privilege, may succeed later.
+    `refuses_value`: text or JSON that the database cannot hold, a constraint, a limit of its own.
+    The same value is refused again. Anything else, such as a missing privilege, may succeed later.
     """
 
     refuses_value = False

@@ -41,7 +41,8 @@ class Done(Struct, frozen=True):
 
 
 class Away(Struct, frozen=True):
-    """The database cannot be reached, or refuses what is no value's fault; the turn is being tried again."""
+    """The database cannot be reached, or refuses what is no value's fault; the turn is being
+    tried again."""
 
     error: str
 

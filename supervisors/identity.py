@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -10,26 +11,63 @@ from pgqrs.store.store import Identity
 
 
 def own_identity() -> Identity:
-    """The name is new each time: a restarted supervisor is another one."""
+    """The name is new each time: a restarted supervisor is another one.
+
+    Where Linux does not say which boot or which pid namespace this is (no `/proc`), the supervisor
+    is nobody's neighbour: pids that it and others name may belong to different namespaces.
+    """
     host = socket.gethostname()
     return Identity(
         name=f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
         host=host,
-        boot_id=_read("/proc/sys/kernel/random/boot_id"),
-        pid_ns=_link("/proc/self/ns/pid"),
+        boot_id=_read("/proc/sys/kernel/random/boot_id") or _unknown(),
+        pid_ns=_link("/proc/self/ns/pid") or _unknown(),
         pid=os.getpid(),
-        pid_started=started(os.getpid()) or 0,
+        pid_started=_started(os.getpid()) or NOT_KNOWN,
     )
 
 
-def started(pid: int) -> int | None:
-    """When a process started, in clock ticks after boot: with the pid it names one process. None: there is none, or it
-    is only a zombie."""
+NOT_KNOWN = 0  # as the time when a process started
+
+
+def is_gone(pid: int, pid_started: int) -> bool:
+    """Whether the process that had this pid, and started at this time (in clock ticks after boot),
+    has certainly ended.
+
+    A process that cannot be seen is not gone for that: `/proc` may be missing, or hide what belongs
+    to other users.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it is another user's
+    seen = _stat(pid)
+    if seen is None or pid_started == NOT_KNOWN:
+        return False
+    state, started = seen
+    return state in "ZX" or started != pid_started
+
+
+def _started(pid: int) -> int | None:
+    seen = _stat(pid)
+    return None if seen is None else seen[1]
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """A process's state, and when it started, in clock ticks after boot. None where that cannot
+    be seen."""
     stat = _read(f"/proc/{pid}/stat")
     if not stat:
         return None
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    return fields[0], int(fields[19])
+
+
+def _unknown() -> str:
+    # Elsewhere than on Linux there are no pid namespaces, and the host's name is enough.
+    return f"unknown-{uuid.uuid4().hex}" if sys.platform == "linux" else ""
 
 
 def end_of(parent: int) -> int:

@@ -30,7 +30,7 @@ from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.board import OnBoard
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
-from supervisors.identity import end_of, own_identity, resident_bytes, started
+from supervisors.identity import end_of, is_gone, own_identity, resident_bytes
 from supervisors.launch import (
     Child,
     Described,
@@ -245,7 +245,7 @@ class Loop:
         """What supervisors held whose lease is over, and at once what a dead one of this host held: how many messages."""
         neighbours, is_over = self._lease_store.watched(own_identity())
         for supervisor_id, pid, pid_started in neighbours:
-            if started(pid) != pid_started:
+            if supervisor_id != self._supervisor_id and is_gone(pid, pid_started):
                 self._lease_store.expire_lease(supervisor_id)
                 is_over = True
         return self._lease_store.recover(self._config.max_read_ct) if is_over else 0

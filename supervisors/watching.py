@@ -13,7 +13,7 @@ from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
 POLL_S = 2.0  # while nobody tells
-POLL_POOLED_S = 0.5  # where nobody ever will: behind a pooler
+POLL_POOLED_S = 0.5  # behind a pooler, where LISTEN does not work
 S3_HINT_LOOK_S = 0.01  # at a file's time
 S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
@@ -28,7 +28,7 @@ class Watch(Protocol):
         """The queues that were hinted at; () for none, None for any of them. Never waits."""
 
     def caution(self) -> str | None:
-        """Why it hears less than it might, for whoever runs the supervisor."""
+        """What keeps new work from being noticed at once; None if nothing does."""
 
     def mend(self) -> None:
         """Connects anew where the link is broken; that may take seconds, and is for another thread. Raises SchemaError where it
@@ -133,10 +133,11 @@ class Followed(DataVersion):
 
 
 class Listener:
-    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it is mended.
+    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it
+    is mended.
 
-    Through a pooler it only polls: LISTEN belongs to a session, which there is another client's in the next moment. `listen_dsn`
-    may name a way around the pooler.
+    Behind a pooler the listener only polls, since LISTEN belongs to a session. `Config.listen_dsn`
+    may name a direct connection.
     """
 
     away: str | None = None  # who asks for work hears of it

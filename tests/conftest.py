@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from tests.pooler import pgbouncer_version
 from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
 from tests.s3_server import S3Server
 
@@ -27,6 +28,13 @@ STORE_TESTS = Path(__file__).parent / "store"
 SESSION_VARIABLE = "PGQRS_TEST_SESSION"
 PROCESSES_END_S = 3.0  # for those that are on their way out when the last test ends
 database_numbers = itertools.count(1)
+
+
+def pytest_report_header() -> str:
+    version = pgbouncer_version()
+    return "connection poolers: the suite's own, and " + (
+        f"PgBouncer {version}" if version else "no PgBouncer, which is not installed here"
+    )
 
 
 # Databases

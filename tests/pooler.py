@@ -1,7 +1,7 @@
 """Connection poolers for the tests: a small one of our own, and PgBouncer where it is installed.
 
-Ours pools by transaction, in the way that costs its clients most: the server connection that was used longest ago is the
-next one, so a client meets another session in nearly every transaction.
+Ours pools by transaction, in the way that costs its clients most: the server connection that was
+used longest ago is the next one, so a client meets another session in nearly every transaction.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ READ_BYTES = 65536
 
 
 class Pooler:
-    """Pools by transaction over `servers` connections, until it is left. Its loop has a thread of its own.
+    """Pools by transaction over `servers` connections, until it is left. Its loop has a thread of
+    its own.
 
-    With `shows_servers`, a client is told the process id of a server connection as its own, so that it cannot tell the
-    pooler by that.
+    With `shows_servers`, a client is told the process id of a server connection as its own, so that
+    it cannot tell the pooler by that.
     """
 
     def __init__(self, dsn: str, servers: int = 3, shows_servers: bool = False) -> None:
@@ -195,7 +196,8 @@ class Server:
 
 
 class Client:
-    """Linked to a server connection from its first word until that is ready and in no transaction."""
+    """Linked to a server connection from its first word until that is ready and in no
+    transaction."""
 
     def __init__(self, pooler: Pooler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._pooler = pooler
@@ -302,7 +304,8 @@ def pgbouncer_version() -> str | None:
 
 @contextlib.contextmanager
 def pgbouncer_before(dsn: str, mode: str) -> Iterator[str]:
-    """The DSN that leads through a PgBouncer of this pool mode. As root it runs as somebody else, since it refuses root."""
+    """The DSN that leads through a PgBouncer of this pool mode. As root it runs as somebody
+    else, since it refuses root."""
     program, target, port = pgbouncer(), urlsplit(dsn), free_port()
     assert program is not None
     with tempfile.TemporaryDirectory(prefix="pgqrs-pgbouncer-") as folder:

@@ -1,4 +1,5 @@
-"""Of a run whose write the database refused, what it had written behind that is refused as well: the run ends once, in ERROR."""
+"""Of a run whose write the database refused, what it had written behind that is refused as well:
+the run ends once, in ERROR."""
 
 from tests.test_core import ERROR, checkpoint, finished, in_step
 

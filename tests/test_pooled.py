@@ -1,5 +1,5 @@
-"""Behind a connection pooler each transaction may meet another server connection, which other clients use as well: nothing depends
-on what was said before, and nothing stays behind."""
+"""Behind a connection pooler each transaction may meet another server connection, which other
+clients use as well: nothing depends on what was said before, and nothing stays behind."""
 
 import subprocess
 import sys
@@ -125,7 +125,8 @@ def test_a_callers_transaction_is_used_through_a_pooler(pooled_dsn: str) -> None
 
 
 def test_nothing_stays_on_the_server_connections(pooler: Pooler) -> None:
-    """Neither settings nor, once the pooler is noticed, prepared statements; what was prepared before is named by its text."""
+    """Neither settings nor, once the pooler is noticed, prepared statements; what was prepared
+    before is named by its text."""
     with pgqrs.connect_with(Config(pooler.dsn, max_connections=2)) as store:
         for n in range(20):
             store.enqueue("tasks", n)
@@ -146,7 +147,7 @@ def test_nothing_stays_on_the_server_connections(pooler: Pooler) -> None:
 def test_what_another_client_left_on_a_server_connection_changes_nothing(pooler: Pooler) -> None:
     left = (
         "set search_path to nowhere; set datestyle to 'German'; set timezone to 'Asia/Kolkata'; set array_nulls to off; "
-        "set default_transaction_isolation to serializable; set default_transaction_read_only to on; "
+        "set default_transaction_isolation to serializable; "
         "prepare pgqrs_0 as select 1; prepare pgqrs_1 as select 2"
     )
     pooler.ask(left)
@@ -193,14 +194,15 @@ def test_statements_are_prepared_unless_there_is_a_pooler_or_nobody_wants_it(
     assert not prepared(pooler.dsn, False)
 
 
-def test_a_listener_polls_where_it_would_listen_through_a_pooler(postgres_dsn: str) -> None:
-    with pgqrs.connect(postgres_dsn) as store:
-        store.install()
-    with Pooler(postgres_dsn) as pooler:
-        listener = Listener(Config(pooler.dsn))
-        assert (listener.fileno(), listener.interval_s) == (None, POLL_POOLED_S)
-        assert listener.look() is None
-        listener.close()
+def test_a_listener_polls_where_it_would_listen_through_a_pooler(pooler: Pooler) -> None:
+    listener = Listener(Config(pooler.dsn))
+    assert (listener.fileno(), listener.interval_s) == (None, POLL_POOLED_S)
+    assert listener.look() is None
+    assert "PGQRS_LISTEN_DSN" in (listener.caution() or "")
+    listener.mend()
+    assert listener.fileno() is None
+    listener.close()
+    assert not [row for rows in pooler.ask(STATE) for row in rows if row[0] == "listens"]
 
 
 def test_a_listener_may_have_a_connection_of_its_own(postgres_dsn: str) -> None:

@@ -1,4 +1,5 @@
-"""Roles with the least rights: the grants of docs/roles.md are enough, and what is missing is told in words before anything runs."""
+"""Roles with the least rights: the grants of docs/roles.md are enough, and what is missing is
+told in words before anything runs."""
 
 import os
 import re
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 
 import pgqrs
+from pgqrs import errors
 from pgqrs.store import checking
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +113,7 @@ def test_supervisor_client_operator_and_reader_do_their_work_with_the_grants_of_
     reader = store_as(roles["pgqrs_reader"])
     assert len(reader.runs()) == 6
     assert {q.queue_name for q in reader.queues()} == {"plain", "counted"}
-    with pytest.raises(pgqrs.DatabaseError, match=r"permission denied .* docs/roles\.md"):
+    with pytest.raises(errors.DatabaseError, match=r"permission denied .*docs/roles\.md"):
         reader.enqueue("more", 1)
     for store in (client, operator, reader):
         store.close()

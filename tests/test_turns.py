@@ -1,4 +1,5 @@
-"""The supervisor's thread for turns, without a database: what is refused for no fault of a value is repeated, as while it is away."""
+"""The supervisor's thread for turns, without a database: what is refused for no fault of a value
+is repeated, as while it is away."""
 
 import threading
 import time

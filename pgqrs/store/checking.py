@@ -1,4 +1,5 @@
-"""What a role lacks, and what is dangerous about where the tables are: looked at before they are used, and told in words."""
+"""What a role lacks, and what is dangerous about where the tables are: looked at before they are
+used, and told in words."""
 
 from collections.abc import Iterable
 
@@ -22,7 +23,8 @@ SEQUENCES_OF_A_SUPERVISOR = ("pgqrs_queues", "pgqrs_workflows", "pgqrs_workflow_
 
 
 def refuse_supervisor(database: Database) -> None:
-    """Raises DatabaseError where our role lacks what a supervisor needs, with the grants that are missing."""
+    """Raises DatabaseError where our role lacks what a supervisor needs, with the grants that
+    are missing."""
     if database.dialect != "postgres":
         return
     with database.reading() as tx:

@@ -1,4 +1,4 @@
--- What is looked at before a database is used: rights, and what others may do there. PostgreSQL's alone.
+-- Checks before a database is used: our privileges, and what others may do there. PostgreSQL only.
 
 -- name: lacking_rights
 select r.table_name, r.privilege
@@ -17,7 +17,7 @@ order by 1;
 select cast(current_user as text), current_setting('server_encoding');
 
 -- name: creators
--- Who may make objects in our schema, other than its owner, ourselves and superusers.
+-- Roles that may create objects in our schema, without its owner, the current role and superusers.
 select distinct coalesce(cast(a.rolname as text), 'PUBLIC')
 from (select g.grantee, o.rolname, o.rolsuper, n.nspowner, n.oid
       from pg_namespace n
@@ -30,7 +30,7 @@ where a.grantee <> a.nspowner
 order by 1;
 
 -- name: filtered_tables
--- Of which the role that asks does not see every row.
+-- Tables of which row-level security hides rows from the current role.
 select r.table_name
 from {rows: table_name text}
 where row_security_active(to_regclass({schema} || '.' || r.table_name))

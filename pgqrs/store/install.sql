@@ -22,11 +22,11 @@ select version from pgqrs_migrations order by version;
 insert into pgqrs_migrations (version, name) values (:version, :name);
 
 -- name: patience_postgres
--- What an install waits for is a table that others use. While it waits, whoever comes after it waits as well, so it gives up soon.
+-- While a migration waits for a lock on a table, every other user of the table waits behind it.
 select set_config('lock_timeout', :lock_timeout, true);
 
 -- name: unhurried_postgres
--- A migration may take long, whatever the role allows people.
+-- A migration may take longer than the role allows a statement to take.
 select set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true);
 
 -- name: encoding_postgres

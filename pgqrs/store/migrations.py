@@ -1,13 +1,15 @@
 """Numbered forward migrations, each applied once, all under one lock: two installs at once are safe.
 
-Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one is migration 2.
+Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one
+is migration 2.
 
-A migration may say in a line of its own which version of the code can go on beside it:
+A migration that only adds something names the oldest version of the code that can go on using the
+database, in a line of its own:
 
     -- oldest code: version 7
 
-Without that line, it is the migration's own version. The database keeps the largest of these numbers, so that code which is older
-than the database knows whether it may use it: a rolling deploy installs first, and the old programs go on.
+Without that line, only code of the migration's own version or later can. The database keeps the
+largest of these numbers. So a rolling deploy installs first, and older programs go on meanwhile.
 """
 
 import re
@@ -25,9 +27,10 @@ TABLES = (
     "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
     "pgqrs_supervisors", "pgqrs_database",
 )  # fmt: skip
-LOCK_TIMEOUT = "5s"  # for each lock that a migration waits for
-LOCKED = "55P03"  # PostgreSQL's code for a lock that was not to be had in that time
-# SQL_ASCII takes any bytes, and ours are UTF-8.
+# Limit of the wait for each lock. Everybody else waits behind a migration that waits.
+LOCK_TIMEOUT = "5s"
+LOCKED = "55P03"  # lock_not_available
+# SQL_ASCII stores any bytes, and pgqrs writes UTF-8.
 ENCODINGS = ("UTF8", "SQL_ASCII")
 
 
@@ -143,7 +146,8 @@ def _expected_columns() -> dict[str, frozenset[str]]:
 
 
 def _refuse_newer(version: int, row: list[Row]) -> None:
-    """Raises SchemaError where the database is newer than this code and does not say that this code may use it at that version."""
+    """Raises SchemaError where the database is newer than this code and does not say that this
+    code may use it at that version."""
     oldest = row[0][2] if row and row[0][1] == version else version
     if oldest > VERSION:
         raise errors.SchemaError(

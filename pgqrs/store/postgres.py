@@ -1,6 +1,8 @@
 """PostgreSQL 12 or newer, through psycopg 3 and its pool."""
 
+import json
 import os
+import re
 import select
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,27 +28,27 @@ from pgqrs.store.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
+# Transactions in which `is_pooled` asks for the server process.
+POOLER_LOOKS = 3
 
 SUPERVISOR: Settings = (
-    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that grow by the second the planner's
-    # statistics are always old, and it then likes to read or hash a whole table: 16 ms for a fence instead of 3, measured.
+    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that
+    # grow by the second the planner's statistics are always old, and it then likes to read or hash
+    # a whole table: 16 ms for a fence instead of 3, measured.
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
-    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep its locks, its lease among them.
+    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep
+    # its locks, its lease among them.
     ("idle_in_transaction_session_timeout", "3s"),
-    # What a role allows people must not end a turn, which would be repeated for ever.
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
 )
-TRANSACTION_TIMEOUT: Settings = (("transaction_timeout", "0"),)
-TRANSACTION_TIMEOUT_FROM = 170000  # PostgreSQL 17
 # What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
-# stopped), or that took too long; a prepared statement that a pooler has left on another server connection.
+# stopped), or that took too long; a prepared statement that a pooler has left on another server
+# connection.
 PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
-STANDBY = "during recovery"  # of what a standby refuses, some has the code of a feature that is missing
-# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of JSON.
+# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of
+# JSON.
 OF_VALUES = ("22", "23", "54")
 
 
@@ -147,10 +149,9 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
 def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) -> Connections:
     def configure(connection: PooledConnection) -> None:
         connections.opened.add(connection)
-        settings: Settings = SUPERVISOR if steady_plans else ()
-        if steady_plans and connection.info.server_version >= TRANSACTION_TIMEOUT_FROM:
-            settings += TRANSACTION_TIMEOUT
-        connection.prepared = Prepared(connection, settings, config.prepared_statements)
+        connection.prepared = Prepared(
+            connection, SUPERVISOR if steady_plans else (), config.prepared_statements
+        )
 
     pool = ConnectionPool(
         conninfo(config.dsn),
@@ -181,7 +182,8 @@ def _check(connection: psycopg.Connection[Row]) -> None:
 
 
 class _Transaction:
-    """Around the statements of one. A class, since a generator costs several times as much to enter."""
+    """Around the statements of one. A class, since a generator costs several times as much to
+    enter."""
 
     def __init__(self, connection: PooledConnection) -> None:
         self._connection = connection
@@ -212,8 +214,8 @@ class PostgresTransaction:
         alone: bool = False,
         writes: bool = True,
     ) -> None:
-        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose what was prepared. `alone`: each
-        statement is a transaction by itself."""
+        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose
+        what was prepared. `alone`: each statement is a transaction by itself."""
         self._connection = connection
         self._schema = schema
         self._clock = clock
@@ -227,6 +229,8 @@ class PostgresTransaction:
         if rows is not None:
             columns = list(zip(*rows, strict=True)) or [()] * len(known.columns)
             for (name, kind), values in zip(known.columns, columns, strict=True):
+                if kind == "json" and self._prepared is None and self._connection.info.encoding != "utf-8":
+                    values = tuple([None if v is None else _ascii(v) for v in values])
                 params[name] = _array(kind, values)
         if self._clock is not None:
             params["now"] = self._clock()
@@ -244,8 +248,8 @@ class PostgresTransaction:
             copy.write(data)
 
     def script(self, script: str) -> None:
-        """A migration's statements make what is new in our schema, by names without one, and no other schema is looked at. What
-        comes afterwards in the transaction is as before."""
+        """A migration's statements make what is new in our schema, by names without one, and no
+        other schema is looked at. What comes afterwards in the transaction is as before."""
         self._connection.execute(
             b"select set_config('search_path', quote_ident(%s) || ', pg_temp', true)", (self._schema,)
         )
@@ -257,7 +261,8 @@ class PostgresTransaction:
 def _run_for_caller(
     connection: psycopg.Connection[Any], known: sql.Statement, params: dict[str, Any]
 ) -> list[Row]:
-    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of cursor, in another encoding."""
+    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of
+    cursor, in another encoding."""
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     with connection.pipeline() if connection.pgconn.pipeline_status else nullcontext():
         cursor.execute(
@@ -280,11 +285,12 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler is in between: then the server process is not the one that answered to the connecting."""
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchone()
-    assert found is not None
-    return bool(found[0] != connection.pgconn.backend_pid)
+    """Whether a pooler is in between: then the server process is not the one that accepted the
+    connection, or not the same in each transaction."""
+    ask = "select pg_catalog.pg_backend_pid()"
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
+        found = [cursor.execute(ask).fetchone() for _ in range(POOLER_LOOKS)]
+    return any(row != (connection.pgconn.backend_pid,) for row in found)
 
 
 def connection_options(config: Config) -> dict[str, Any]:
@@ -304,7 +310,8 @@ def connection_options(config: Config) -> dict[str, Any]:
         raise errors.ConfigError(f"not a PostgreSQL DSN: {str(e).strip()}") from e
     return {k: v for k, v in wanted.items() if k not in given} | {
         "client_encoding": "utf8",
-        # The driver's names for what it prepares by itself are counters: behind a pooler they are other clients' as well.
+        # The driver's names for what it prepares by itself are counters: behind a pooler they are
+        # other clients' as well.
         "prepare_threshold": None,
     }
 
@@ -340,6 +347,16 @@ def _array(kind: str, values: Sequence[Any]) -> str:
     if kind in ("json", "text"):
         return "{" + ",".join([quoted(v) for v in values]) + "}"
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+
+
+def _ascii(raw: bytes | str) -> str:
+    """The same JSON for a connection of whatever encoding. What is not ASCII stands within
+    strings, where it can be escaped."""
+    text = raw.decode() if isinstance(raw, bytes) else raw
+    return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 class _Translated:
@@ -383,6 +400,10 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
         return errors.DatabaseError(
             f"{text.splitlines()[0]}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
         )
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return errors.PgqrsConnectionError(
+            f"PostgreSQL: {text.splitlines()[0]}; the server is a standby, or default_transaction_read_only is on for this role or database"
+        )
     if _passes(error):
         return errors.PgqrsConnectionError(f"PostgreSQL: {text}")
     return errors.DatabaseError(text)
@@ -392,4 +413,4 @@ def _passes(error: psycopg.Error) -> bool:
     """Whether it is the server's state, or the way to it, and not what was asked: the same may succeed later, or elsewhere."""
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return True
-    return error.sqlstate in PASSING or STANDBY in str(error)
+    return error.sqlstate in PASSING

@@ -1,16 +1,22 @@
-"""Our statements on a connection of our own, prepared, past the driver's cursor. The driver's cursor looks at each execution anew
-for what never changes here (the placeholders, the types, whether to prepare), which takes as long as the server does to insert a
-row.
+"""Runs our statements on our own connections through libpq, without the driver's cursor.
 
-Nothing that is sent depends on the session or leaves anything in it, since behind a pooler the next transaction may meet another
-session, and another client meets this one. What the role or the database has set must not change what a statement means either:
+The driver's cursor examines the placeholders, the types and whether to prepare at each execution.
+None of that changes here, and it takes as long as the server needs to insert a row.
 
-    search_path     is pg_catalog within our transactions. Names of ours carry their schema (`sql.qualified`).
-    isolation       is READ COMMITTED, which the fence relies on, and read write where something is written.
-    results         come in binary, which DateStyle, TimeZone, IntervalStyle, bytea_output and extra_float_digits do not change.
-    array_nulls     is on: rows travel as arrays.
+Statements neither depend on the session nor leave anything in it. Behind a pooler, the next
+transaction may run in another session, and another client may get this one. Settings of the role
+or the database must not change the meaning of a statement either:
 
-A prepared statement's name is a hash of its text: whoever finds the name on a server connection finds our statement behind it.
+- The search path is pg_catalog within our transactions. Our names carry their schema
+  (`sql.qualified`).
+- The isolation level is READ COMMITTED, which the fence relies on. A single statement on a direct
+  connection does not say so where that is the default: saying it costs a third of its time.
+- Results use the binary format. DateStyle, TimeZone, IntervalStyle, bytea_output and
+  extra_float_digits do not affect it.
+- array_nulls is on, since rows travel as arrays.
+
+The name of a prepared statement is a hash of its text. A client that finds the name on a server
+connection therefore finds the same statement.
 """
 
 import hashlib
@@ -30,18 +36,20 @@ from pgqrs.store.database import Row
 from pgqrs.store.sql import Statement
 
 PREPARE_AT = 2  # executions on a connection: preparing a statement costs more than one execution gains
-TEXT_TYPE_UNKNOWN = 0  # the type that psycopg's loaders know all others by, such as enums
+# psycopg registers the loader of unknown types, such as enums, under this type.
+TYPE_UNKNOWN = 0
 
 Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
 
-BEGIN_WRITE = b"begin isolation level read committed read write"
-# Without a word on writing: a standby, and a role whose transactions are read only, may look.
-BEGIN_READ = b"begin isolation level read committed"
+# `default_transaction_read_only` is honoured: an administrator who sets it wants no writes.
+BEGIN_WRITE = b"begin isolation level read committed"
+BEGIN_READ = b"begin isolation level read committed read only"
 COMMIT = b"COMMIT"
 ROLLBACK = b"ROLLBACK"
 
-# The server connection knows no statement of that name, or knows it already: somebody else has used it, or it is another one.
+# The server connection does not know the name, or knows it already: a pooler has swapped server
+# connections, and another client has used this one.
 SWAPPED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 
 Types = tuple[int, ...]
@@ -49,10 +57,10 @@ What = tuple[bytes, Types]
 
 
 class Prepared:
-    """Statements by one connection, whose client_encoding is UTF-8.
+    """Runs statements on one connection, whose client_encoding is UTF-8.
 
-    `settings` hold in each transaction, on top of those above. With `prepares` None, statements are prepared until the connection
-    turns out to go through a pooler; True and False say so in any case.
+    `settings` apply to each transaction, in addition to `ALWAYS`. With `prepares` None, statements
+    are prepared until a pooler is detected; True always prepares, False never does.
     """
 
     def __init__(
@@ -61,25 +69,27 @@ class Prepared:
         self._connection = connection
         adapt(connection)
         self._loading = Transformer(connection)
-        self._set = _setting(ALWAYS + settings)
+        self._setting: What = (_setting(ALWAYS + settings), ())
         self._executions: dict[What, int] = {}
         self._names: dict[What, bytes] = {}
         self._prepares = prepares is not False
         self._trusts = prepares is True
+        # Whether a single statement needs no explicit transaction on this connection.
+        self._plain = False
         self.pooled = False
 
     # A transaction of several statements
 
     def begin(self, writes: bool = True) -> None:
-        """Begins, sets and looks where it is, in one way to the server and back."""
+        """Begins a transaction, applies the settings and checks for a pooler, in one round trip."""
         begin = BEGIN_WRITE if writes else BEGIN_READ
         with self._connection.lock:
-            self._connection.pgconn.send_query(begin + b"; " + self._set)
+            self._connection.pgconn.send_query(begin + b"; " + self._setting[0])
             self._look_at(self._answer()[-1])
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
-        """In the transaction under way. As a cursor would: raises psycopg's errors, and takes None, bool, int, float, str and
-        datetime."""
+        """Runs a statement in the current transaction. Raises psycopg's errors, as a cursor does.
+        Parameters are None, bool, int, float, str or datetime."""
         types, data = _typed(statement, params)
         what = statement.numbered, types
         with self._connection.lock:
@@ -104,7 +114,7 @@ class Prepared:
     # A statement alone
 
     def run_alone(self, statement: Statement, params: dict[str, Any], writes: bool = True) -> list[Row]:
-        """A statement that is a transaction by itself: all of that goes to the server at once, and comes back at once."""
+        """Runs a statement as a transaction of its own, in one round trip."""
         types, data = _typed(statement, params)
         with self._connection.lock:
             try:
@@ -113,50 +123,50 @@ class Prepared:
                 return self._alone((statement.numbered, types), data, writes)
 
     def _alone(self, what: What, data: Sequence[bytes | None], writes: bool) -> list[Row]:
+        commands: list[tuple[What, Sequence[bytes | None]]] = [(self._setting, ()), (what, data)]
+        if not self._plain:
+            begin = BEGIN_WRITE if writes else BEGIN_READ
+            commands = [((begin, ()), ()), *commands, ((COMMIT, ()), ())]
+        executed = self._sent_at_once(commands)
+        told, found = executed[-2:] if self._plain else executed[1:3]
+        self._look_at(told, Format.BINARY)
+        return self._rows(found)
+
+    def _sent_at_once(self, commands: Sequence[tuple[What, Sequence[bytes | None]]]) -> list[PGresult]:
+        """Sends the commands as one pipeline. Returns the result of each."""
         link = self._connection.pgconn
-        commands: list[tuple[What, Sequence[bytes | None]]] = [
-            ((BEGIN_WRITE if writes else BEGIN_READ, ()), ()),
-            ((self._set, ()), ()),
-            (what, data),
-            ((COMMIT, ()), ()),
-        ]
         link.enter_pipeline_mode()
-        new: dict[int, tuple[What, bytes]] = {}  # by the place of the answer that says that it is prepared
-        sent = 0
-        for command, values in commands:
-            if (name := self._name(command)) and command not in self._names:
+        new: dict[int, What] = {}  # by the place of the answer that says that it is prepared
+        for place, (command, data) in enumerate(commands):
+            if command not in self._names and (name := self._name(command)):
                 link.send_prepare(name, *command)
-                new[sent] = command, name
+                new[place + len(new)] = command
                 self._names[command] = name
-                sent += 1
-            self._send(command, values)
-            sent += 1
+            self._send(command, data)
         link.pipeline_sync()
         results = self._connection.wait(_pipelined(link))
         if link.status == ConnStatus.OK:
             link.exit_pipeline_mode()
-        for place, (command, _) in new.items():
+        for place, command in new.items():
             if place >= len(results) or results[place].status != ExecStatus.COMMAND_OK:
                 self._names.pop(command, None)
-        return self._alone_answered(results, new)
+        self._refuse_failed(results)
+        if len(results) != len(commands) + len(new):
+            raise psycopg.OperationalError("the server gave no whole answer")
+        return [r for place, r in enumerate(results) if place not in new] if new else results
 
-    def _alone_answered(self, results: list[PGresult], new: dict[int, Any]) -> list[Row]:
+    def _refuse_failed(self, results: list[PGresult]) -> None:
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
                 if self._connection.pgconn.transaction_status == TransactionStatus.INERROR:
                     self._connection.pgconn.send_query(ROLLBACK)
                     self._answer()
                 self._forgetting(partial(_refuse, result))
-        executed = [r for place, r in enumerate(results) if place not in new]
-        if len(executed) != 4:
-            raise psycopg.OperationalError("the server gave no whole answer")
-        self._look_at(executed[1], Format.BINARY)
-        return self._rows(executed[2])
 
     # What both do
 
     def _name(self, what: What) -> bytes | None:
-        """The name to execute it by; None to send its text."""
+        """The name of the prepared statement. None: send the text."""
         if not self._prepares:
             return None
         if (known := self._names.get(what)) is not None:
@@ -187,14 +197,16 @@ class Prepared:
         return self._loading.load_rows(0, result.ntuples, tuple)
 
     def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
-        """Whose server connection this is: not the one that we were connected to, or another than before, where a pooler is in
-        between."""
-        told = result.get_value(0, result.nfields - 1) or b""
-        backend = int(told) if format == Format.TEXT else int.from_bytes(told, "big")
-        if backend != self._connection.pgconn.backend_pid and not self.pooled:
+        """Reads the default isolation level and the server process from what `_setting` selects.
+        A process other than the one that accepted the connection means that a pooler is between."""
+        last = result.nfields - 1
+        told = result.get_value(0, last)
+        pid = int.from_bytes(told or b"", "big") if format == Format.BINARY else int(told or 0)
+        if pid != self._connection.pgconn.backend_pid and not self.pooled:
             self.pooled = True
             if not self._trusts:
                 self._unprepared()
+        self._plain = not self.pooled and result.get_value(0, last - 1) == b"read committed"
 
     def _forgetting(self, answer: Callable[[], Any]) -> Any:
         try:
@@ -213,8 +225,9 @@ def _refuse(result: PGresult) -> None:
 
 
 def _setting(settings: Settings) -> bytes:
-    """A statement that sets these for the transaction, and says which server process it is in."""
+    """A statement that applies the settings and selects what `_look_at` reads."""
     parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
+    parts.append("pg_catalog.current_setting('default_transaction_isolation')")
     return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
 
 
@@ -225,24 +238,34 @@ def _name_of(what: What) -> bytes:
 
 
 def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
-    """The results of what was sent, up to the first sync."""
+    """Returns the results up to the sync; fewer if the connection broke."""
     while link.flush():
         if (yield waiting.Wait.RW) & waiting.Ready.R:
             link.consume_input()
     found: list[PGresult] = []
+    ended = False
     while True:
-        results = yield from generators.fetch_many(link)
-        # None at all: the link broke.
-        if not results or results[-1].status == ExecStatus.PIPELINE_SYNC:
+        while link.is_busy():
+            if (yield waiting.Wait.R):
+                link.consume_input()
+        result = link.get_result()
+        # None follows the results of each command. A second None means that nothing more comes.
+        if result is None:
+            if ended:
+                return found
+            ended = True
+            continue
+        if result.status == ExecStatus.PIPELINE_SYNC:
             return found
-        found += results
+        found.append(result)
+        ended = False
 
 
 # How values come back
 
 
 class RawJson(Loader):
-    """JSON as it is kept, undecoded."""
+    """Returns JSON as bytes, undecoded."""
 
     def load(self, data: Any) -> bytes:
         return bytes(data)
@@ -252,17 +275,14 @@ class RawBinaryJson(Loader):
     format = Format.BINARY
 
     def load(self, data: Any) -> bytes:
-        return bytes(data)[1:]  # after the format's version
-
-
-class _Word(TextBinaryLoader):
-    """Of a type that the driver does not know, an enum of ours, as text."""
+        # The first byte is the version of the format.
+        return bytes(data[1:])
 
 
 def adapt(connection: psycopg.Connection[Any]) -> None:
     connection.adapters.register_loader("jsonb", RawJson)
     connection.adapters.register_loader("jsonb", RawBinaryJson)
-    connection.adapters.register_loader(TEXT_TYPE_UNKNOWN, _Word)
+    connection.adapters.register_loader(TYPE_UNKNOWN, TextBinaryLoader)
 
 
 # How they go

@@ -15,8 +15,10 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
     :name                  a parameter
 
-On PostgreSQL each name of ours is qualified by its schema, also in a text that is to be a regclass: no statement depends on a
-search path. The functions and operators that a statement gets by these words are pg_catalog's.
+On PostgreSQL each name of ours is qualified by its schema, also within a text that becomes a
+regclass. The statements of a caller's own connection (`enqueue`) run under the caller's search
+path; the words above name pg_catalog there. All other statements run with pg_catalog as their
+search path.
 """
 
 import re
@@ -59,11 +61,11 @@ def statement(name: str, dialect: Dialect, own_clock: bool = False, schema: str 
 
 
 def qualified(text: str, schema: str) -> str:
-    """A text of PostgreSQL's SQL with the schema before each name of ours that has none yet."""
+    """PostgreSQL's SQL with the schema before each name of ours that has none yet."""
     return _OURS.sub(lambda m: f'"{schema}".{m[0]}', text)
 
 
-# Of an index or a column that only contains such a name, the name is no part.
+# An index or a column whose name only contains one of ours does not match.
 _OURS = re.compile(r'(?<![\w."])(?:pgqrs_[a-z_]+|worker_status)(?!\w)')
 
 
@@ -134,11 +136,12 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             return f"cast(extract(epoch from {now}) - extract(epoch from {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
-            # Only one array at a time: for several, `unnest` is special syntax that no schema can be named in.
-            arrays = ", ".join(f"pg_catalog.unnest(%({c})s::{_ARRAYS[t]}[])" for c, t in columns)
+            arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
+            # Of several arrays, `unnest` is special syntax, in which no schema can be named.
+            unnest = "pg_catalog.unnest" if len(columns) == 1 else "unnest"
             names = ", ".join(c for c, _ in columns)
             wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
-            return f"(select {wanted} from rows from ({arrays}) as u ({names})) as r"
+            return f"(select {wanted} from {unnest}({arrays}) as u ({names})) as r"
         if m := re.fullmatch(r"lock (\w+)( to delete)?( skip)?", text):
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if text == "wait briefly":

@@ -266,6 +266,7 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
         raise errors.PgqrsConnectionError(
             f"pgqrs needs SQLite {'.'.join(map(str, VERSION_MIN))} or newer; this Python has {sqlite3.sqlite_version}"
         )
+    make_private(path)
     try:
         connection = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
         connection.execute("pragma foreign_keys = on")
@@ -284,6 +285,20 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
             )
         raise errors.PgqrsConnectionError(told) from e
     return connection
+
+
+def make_private(path: str, mode: int = 0o600) -> bool:
+    """Makes a file that is not there yet, for its owner alone: payloads and results are nobody
+    else's to read. What SQLite puts beside a database (-wal, -shm) gets the mode of the
+    database. False where there is a file already, which keeps its mode, or where none can be
+    made: whoever opens it will say why."""
+    if path == ":memory:":
+        return False
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+    except OSError:
+        return False
+    return True
 
 
 def translated(dsn: str) -> AbstractContextManager[None]:

@@ -73,8 +73,8 @@ class MessageStore:
         return migrations.install(self.database)
 
     def verify(self) -> int:
-        """The schema's version. Raises SchemaError where it is missing, incomplete, older or newer than this code, DatabaseError
-        where our role may not look."""
+        """The schema's version. Raises SchemaError where it is missing, incomplete, older or
+        newer than this code, DatabaseError where our role may not look."""
         try:
             return migrations.verify(self.database)
         except errors.DatabaseError as e:
@@ -82,7 +82,8 @@ class MessageStore:
             raise
 
     def cautions(self) -> list[str]:
-        """What whoever sets the database up should know, a sentence each: rights that a supervisor lacks, and dangers."""
+        """What whoever sets the database up should know, a sentence each: rights that a
+        supervisor lacks, and dangers."""
         return checking.cautions(self.database)
 
     def refuse_incapable(self) -> None:
@@ -90,7 +91,8 @@ class MessageStore:
         checking.refuse_supervisor(self.database)
 
     def identity(self) -> str:
-        """32 hexadecimal digits that no other database has, but copies of this one. Looked up once."""
+        """32 hexadecimal digits that no other database has, but copies of this one. Looked up
+        once."""
         if self._identity is None:
             self._identity = self._looked_up_identity()
         return self._identity

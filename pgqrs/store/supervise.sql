@@ -38,6 +38,9 @@ where w.near or w.over;
 -- A supervisor that is known to be gone: its lease ends now.
 update pgqrs_supervisors set lease_until = {now} where id = :id;
 
+-- name: anything_expired
+select 1 from pgqrs_supervisors where lease_until <= {now} limit 1;
+
 -- name: expired_supervisors
 -- Without those that are claiming at this moment, whose turn comes next time.
 select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s to delete skip};

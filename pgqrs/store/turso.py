@@ -8,6 +8,7 @@ is executed, such as a supervisor's nursery, its descriptors are closed.
 """
 
 import os
+import stat
 import threading
 import time
 import weakref
@@ -28,6 +29,7 @@ from pgqrs.store.sqlite import (
     SqliteDatabase,
     SqliteTransaction,
     lacks_schema,
+    make_private,
     no_schema,
 )
 
@@ -140,6 +142,7 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
                     f"cannot open the Turso database {path}: it is a folder: name a file in it"
                 )
             _driver()  # without it, nothing is made
+            _make_private(path)
             claim = turso_lock.claim(path, shared, patience_s)
             try:
                 file = _open[key] = OpenFile(key, claim, *_connect(path, shared, patience_s))
@@ -149,6 +152,16 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
                 raise
         file.users += 1
         return file
+
+
+def _make_private(path: str) -> None:
+    """A new file is its owner's alone; what is beside a file has its mode. The driver would ask
+    the umask."""
+    make_private(path)
+    with suppress(OSError):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        for suffix in ("-wal", turso_lock.SUFFIX):
+            make_private(path + suffix, mode)
 
 
 def give_back(file: OpenFile) -> None:

@@ -50,7 +50,7 @@ def find(admin: psycopg.Connection[Any], says: str, waiting: bool = False) -> in
     def look() -> int | None:
         row = admin.execute(
             "select pid from pg_stat_activity where application_name = 'pgqrs' and datname = current_database() "
-            "and query ~ %s and (not %s or wait_event_type = 'Lock')",
+            "and replace(query, '\"public\".', '') ~ %s and (not %s or wait_event_type = 'Lock')",
             (says, waiting),
         ).fetchone()
         return None if row is None else int(row[0])

@@ -1,11 +1,13 @@
-"""What the database refuses for a reason that is no value's fault, such as a missing privilege, hurts no run: the turn is repeated."""
+"""What the database refuses for a reason that is no value's fault, such as a missing privilege,
+hurts no run: the turn is repeated."""
 
 import pytest
 
 from pgqrs import errors
 from tests.store.given import QUEUED, RUNNING, columns, execute, finish, ids, step, wrote
 
-# What keeps an insert of a step from being carried out, and what allows it again; no client of the tests' is a superuser's equal here.
+# What keeps an insert of a step from being carried out, and what allows it again; no client of the
+# tests' is a superuser's equal here.
 DENY = {
     "postgres": (
         "create function deny() returns trigger language plpgsql as "

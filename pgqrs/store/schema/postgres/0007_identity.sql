@@ -1,5 +1,6 @@
--- What a database says of itself, in one row: its identity, made at random when it is installed, its version, and the
--- oldest version of the code that may use it then. The code of version 6 refuses any newer database, so this migration names no older version than its own.
+-- What a database says of itself, in one row. The identity is random and made by the first install.
+-- `oldest_version` is the oldest version of the code that may use the database at this `version`.
+-- Code of version 6 and older refuses any newer database, so this migration names no older version.
 
 create table pgqrs_database (
     id              integer primary key check (id = 1),
