@@ -9,8 +9,10 @@ import pytest
 
 from pgqrs import errors
 from pgqrs.store.turning import Turn
+from pgqrs.writes import Claim, Write
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Turns
 
+WRITE = Write(Claim(1, 1, 1))
 NO = errors.DatabaseError("permission denied for table pgqrs_messages")
 
 
@@ -45,18 +47,24 @@ def news_of(store: Store, job: Job) -> list[object]:
     return told
 
 
-@pytest.mark.parametrize("writes", [(), ("a write",)])
-def test_a_refusal_is_told_as_away_and_the_turn_is_made_again(writes: tuple[str, ...]) -> None:
+def test_a_refusal_is_told_as_away_and_the_turn_is_made_again() -> None:
     store = Store(NO, NO)
-    told = news_of(store, Job(writes, ("a claim",)))  # type: ignore[arg-type]
+    told = news_of(store, Job((WRITE,), ("a claim",)))  # type: ignore[arg-type]
     assert [type(n) for n in told] == [Away, Done]
     assert isinstance(told[0], Away)
     assert "permission denied" in told[0].error
     assert store.asked == [(("a claim",), False), ((), True), ((), True)]
 
 
+def test_a_refused_claim_is_told_as_away_and_left_to_the_next_turn() -> None:
+    store = Store(NO)
+    told = news_of(store, Job((), ("a claim",)))  # type: ignore[arg-type]
+    assert [type(n) for n in told] == [Away, Done]
+    assert store.asked == [(("a claim",), False)]
+
+
 def test_a_schema_that_is_gone_is_not_waited_for() -> None:
-    [told] = news_of(Store(errors.SchemaError("no tables")), Job((), ()))
+    [told] = news_of(Store(errors.SchemaError("no tables")), Job((WRITE,), ()))
     assert isinstance(told, Broken)
 
 
