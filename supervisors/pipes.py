@@ -84,7 +84,12 @@ class Pipes:
     def kill(self, n: int, force: bool) -> None:
         if pipe := self._pipes.get(n):
             pipe.killed |= force
-            pipe.child.kill(force)
+            if not force and _idle(pipe.child):
+                # It leaves as a program does. One that does not is killed with `force` soon after.
+                with suppress(OSError):
+                    pipe.child.sock.shutdown(socket.SHUT_WR)
+            else:
+                pipe.child.kill(force)
 
     def pids(self) -> set[int]:
         """Of the workers that are not yet buried."""
@@ -237,3 +242,9 @@ class Pipes:
     def _forget(self, fd: int) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(fd)
+
+
+def _idle(child: Child) -> bool:
+    """That it runs nothing, where that can be seen."""
+    running = None if child.board is None else child.board.on_cpu()
+    return running is not None and not running.message_id
