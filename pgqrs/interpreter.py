@@ -148,6 +148,7 @@ def _restored(environ: Mapping[str, str]) -> dict[str, str]:
 # Inside the new process
 
 starters_path: list[str] = []  # `sys.path` of the process that started this one
+_own_path: list[str] = []  # what we import our own modules by
 
 
 def begin(main: str) -> None:
@@ -162,6 +163,7 @@ def begin(main: str) -> None:
     # takes the place of a module of Python's. The user's code is imported by the parent's order.
     starters_path[:] = sys_path
     sys.path += [p for p in sys_path if p not in sys.path]
+    _own_path[:] = sys.path
     os.environ.update(environ)
     module, _, function = main.partition(":")
     call: Callable[[], int | None] = getattr(importlib.import_module(module), function)
@@ -248,12 +250,14 @@ def step_aside() -> None:
 
 @contextlib.contextmanager
 def ours() -> Iterator[None]:
-    """Here `import supervisors` means ours, also after `step_aside`."""
+    """Here `import supervisors` means ours, also after `step_aside`, and no folder of the user's comes before Python's."""
     theirs = {name: sys.modules.pop(name) for name in _loaded()} if _aside else {}
     sys.modules.update(_aside)
+    path, sys.path[:] = list(sys.path), _own_path or sys.path
     try:
         yield
     finally:
+        sys.path[:] = path
         if _aside:
             _aside.update({name: sys.modules.pop(name) for name in _loaded()})
             sys.modules.update(theirs)

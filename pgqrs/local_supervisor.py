@@ -43,6 +43,10 @@ class Local:
             return None
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    @property
+    def was_killed(self) -> bool:
+        return (self._process.returncode or 0) < 0
+
     def stop(self, level: bytes) -> None:
         """Returns when it has ended. Another KeyboardInterrupt meanwhile stops it at once, and is raised."""
         try:
@@ -117,6 +121,8 @@ def local_supervisor(
             if not local.forked:
                 died = local.death()
                 local.stop(level)
+                # One that was killed just now, and could not be waited for a moment before, did not drain either.
+                died = died or (local.death() if local.was_killed else None)
                 if died and level == DRAIN:
                     raise errors.SupervisorError(told_death(died))
 

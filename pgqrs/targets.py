@@ -263,6 +263,8 @@ def load(target: Target) -> list[Definition]:
 
 
 def _loaded(target: Target) -> list[Definition]:
+    if target.by_value is not None:
+        from pgqrs import by_value  # before a folder of the user's comes first
     sys.path[:] = dict.fromkeys([*target.sys_path, *interpreter.starters_path, *sys.path])
     interpreter.step_aside()
     found: list[Definition] = []
@@ -274,8 +276,6 @@ def _loaded(target: Target) -> list[Definition]:
         elif target.by_value is None:
             found += definitions_in(module)
     if target.by_value is not None:
-        from pgqrs import by_value
-
         try:
             found += [definition_of(f) for f in by_value.read(target.by_value)]
         except Exception as e:

@@ -2,7 +2,7 @@
 
 import atexit
 import faulthandler
-import importlib
+import logging
 import os
 import signal
 import socket
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pgqrs import flow
+from pgqrs import flow, interpreter
 from supervisors.inherited import reseed
 from supervisors.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
 from supervisors.output import catch_output as catch_output
@@ -54,7 +54,9 @@ def become_worker(
     flow.mark_worker()
     code = 0
     try:
-        make_worker(kind, sock, definitions, payload_bytes_max, board_fd).run(os.getpid())
+        with interpreter.ours():
+            worker = make_worker(kind, sock, definitions, payload_bytes_max, board_fd)
+        worker.run(os.getpid())
         _leave()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the supervisor is gone
@@ -71,8 +73,7 @@ def _leave() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LEAVE_S)
     atexit._run_exitfuncs()
-    if (logging := sys.modules.get("logging")) is not None:
-        logging.shutdown()  # handlers that keep lines back
+    logging.shutdown()  # handlers that keep lines back
 
 
 def die_with(supervisor: int) -> None:
@@ -91,7 +92,6 @@ def die_with(supervisor: int) -> None:
 
 def configure_logging() -> None:
     """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output."""
-    logging = importlib.import_module("logging")
     if not logging.getLogger().handlers:
         logging.basicConfig(
             level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr

@@ -133,7 +133,12 @@ class Pipes:
     def kill(self, n: int, force: bool) -> None:
         if pipe := self._pipes.get(n):
             pipe.killed |= force
-            pipe.child.kill(force)
+            if not force and _idle(pipe.child):
+                # It leaves as a program does. One that does not is killed with `force` soon after.
+                with suppress(OSError):
+                    pipe.child.sock.shutdown(socket.SHUT_WR)
+            else:
+                pipe.child.kill(force)
 
     def pids(self) -> set[int]:
         """Of the workers that are not yet buried."""
@@ -398,3 +403,9 @@ def _readable_bytes(fd: int) -> int:
     except OSError:
         return 0
     return min(found[0], LAST_BYTES_MAX)
+
+
+def _idle(child: Child) -> bool:
+    """That it runs nothing, where that can be seen."""
+    running = None if child.board is None else child.board.on_cpu()
+    return running is not None and not running.message_id

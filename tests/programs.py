@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ENDS_S = 60
 
@@ -23,7 +24,7 @@ def run(
     stdin: str | None = None,
     options: Sequence[str] = (),
     env: dict[str, str] | None = None,
-    **how: object,
+    **how: Any,
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in a folder, to its end. Variables of `env` come on top."""
     return subprocess.run(
@@ -40,7 +41,7 @@ def run(
 
 
 def supervise(
-    *arguments: object, dsn: str, cwd: Path, env: dict[str, str] | None = None, **how: object
+    *arguments: object, dsn: str, cwd: Path, env: dict[str, str] | None = None, **how: Any
 ) -> subprocess.CompletedProcess[str]:
     """`pgqrs supervise ARGUMENTS --burst`, to its end."""
     command = ["-m", "pgqrs", "supervise", *arguments, "--burst", "--dsn", dsn]
