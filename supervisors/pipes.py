@@ -53,6 +53,7 @@ class _Pipe(Struct):
     output_ended: bool = False
     rests_until: float | None = None  # its output is not read before that
     distrusted: bool = False  # it said what it cannot: nothing more is heard of it
+    hides: bool = False  # what it runs: there was nonsense on its board
     killed: bool = False  # by us
     cause: str | None = None  # why, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
@@ -83,7 +84,7 @@ class Pipes:
     def adopt(self, child: Child) -> None:
         n = child.worker
         self._pipes[n] = _Pipe(child, wire.Parser("supervisor"))
-        self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._read(n))
+        self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._serve(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(n))
         self._handle(events.Launched(n, child.pid))
@@ -160,6 +161,13 @@ class Pipes:
             self._drain_output(n, pipe)
             pipe.child.close()
 
+    def _serve(self, n: int) -> None:
+        """Its pipe can be read, or written."""
+        if self._listens:
+            self._read(n)
+        elif (pipe := self._pipes.get(n)) and pipe.outbox:
+            self._flush(pipe)
+
     def _read(self, n: int) -> None:
         if (pipe := self._pipes.get(n)) is None:
             return
@@ -221,6 +229,7 @@ class Pipes:
         try:
             self._hear(n, pipe, frame)
         except wire.WireError as e:
+            pipe.hides = True
             self._distrust(pipe, f"on its board: {e}")
 
     def _parse(self, n: int, pipe: _Pipe, data: bytes) -> None:
@@ -276,7 +285,7 @@ class Pipes:
         if watched and not wanted:
             self._forget(sock.fileno())
         elif wanted and not watched:
-            self._selector.register(sock, wanted, lambda: self._read(n))
+            self._selector.register(sock, wanted, lambda: self._serve(n))
         elif wanted != watched:
             self._selector.modify(sock, wanted, self._selector.get_key(sock).data)
 
@@ -352,6 +361,8 @@ class Pipes:
             child.board.last_on_cpu() if child.kind == "async" and by_its_own else child.board.on_cpu()
         ):
             self._say_who_runs(n, pipe, running)
+        if pipe.hides and (suspect := pipe.credit.suspect()):
+            self._handle(events.Received(n, suspect))
         self._drain_output(n, pipe)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
             self._forget(fd)
