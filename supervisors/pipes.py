@@ -9,6 +9,7 @@ import fcntl
 import os
 import select
 import selectors
+import signal
 import socket
 import termios
 import time
@@ -116,6 +117,12 @@ class Pipes:
         if pipe := self._pipes.get(n):
             pipe.killed |= force
             pipe.child.kill(force)
+
+    def stand_still(self, still: bool) -> None:
+        """Stops all workers with what they have started, or has them go on."""
+        for pipe in self._pipes.values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pipe.child.pid, signal.SIGSTOP if still else signal.SIGCONT)
 
     def pids(self) -> set[int]:
         """Of the workers that are not yet buried."""
