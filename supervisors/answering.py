@@ -1,21 +1,37 @@
-"""How the supervisor is, by HTTP: for a load balancer or an orchestrator."""
+"""How the supervisor is, by HTTP: for a load balancer or an orchestrator.
+
+One thread answers everybody, each for a few seconds, with a few kilobytes and a fixed number of descriptors at most,
+whatever comes from where it listens. A connection is for one request.
+"""
 
 import json
+import selectors
+import socket
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+
+import msgspec
+from msgspec import Struct
 
 from pgqrs.errors import ConfigError
 from supervisors.serving import Health
 
 STALE_S = 5.0  # a loop that was not heard of for so long is stuck
+CONNECTIONS_MAX = 64  # with one more, the oldest is closed
+CONNECTION_S = 5.0  # from its beginning until its answer is read
+LINGER_S = 1.0  # for a client to have read its answer
+REQUEST_BYTES_MAX = 8192
+WITHOUT_DESCRIPTORS_S = 0.2  # until the next try to accept
+
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}  # fmt: skip
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # who asked has gone
+class _Connection(Struct, eq=False):
+    sock: socket.socket
+    until: float
+    request: bytearray = msgspec.field(default_factory=bytearray)
+    answer: bytes | None = None  # what is left of it; None: it is not known yet
 
 
 class Http:
@@ -26,13 +42,22 @@ class Http:
         self._clock = clock
         self.health = Health(clock(), False, "it is starting", {})
         try:
-            self._server = _Server((host, port), self._handler())
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self._listening = socket.create_server(address[:2], family=family, backlog=CONNECTIONS_MAX)
         except OSError as e:
             raise ConfigError(
-                f"cannot listen on {host}:{port}: {e.strerror}; name another address for --http"
+                f"cannot listen on {_joined(host, port)}: {e.strerror}; name another address for --http"
             ) from e
-        self.address = f"http://{host}:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, name="pgqrs-http", daemon=True).start()
+        self._listening.setblocking(False)
+        self.address = f"http://{_joined(host, self._listening.getsockname()[1])}"
+        self._accept_at: float | None = None  # not before that, for want of descriptors
+        self._connections: dict[socket.socket, _Connection] = {}  # the oldest first
+        self._wake, self._wake_end = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="pgqrs-http", daemon=True)
+        self._thread.start()
 
     def tell(self, health: Health) -> None:
         self.health = health
@@ -41,32 +66,8 @@ class Http:
         self.health = Health(self._clock(), False, "it is stopping", self.health.counts)
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        http = self
-
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 5.0
-
-            def do_GET(self) -> None:
-                known = {"/healthz": http.alive, "/readyz": http.ready}
-                answer = known.get(self.path.partition("?")[0])
-                why_not = answer() if answer else f"there is {' and '.join(known)}"
-                status = 404 if answer is None else 200 if why_not is None else 503
-                told = {"ok": why_not is None, "reason": why_not, **http.health.counts}
-                body = json.dumps(told).encode() + b"\n"
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        return Handler
+        self._wake_end.close()
+        self._thread.join(CONNECTION_S)
 
     def alive(self) -> str | None:
         silent_s = self._clock() - self.health.at
@@ -74,3 +75,126 @@ class Http:
 
     def ready(self) -> str | None:
         return self.alive() or (None if self.health.ready else self.health.why_not)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(self._timeout()):
+                if key.fileobj is self._wake:
+                    self._end()
+                    return
+                if key.fileobj is self._listening:
+                    self._accept()
+                elif connection := self._connections.get(key.fileobj):  # type: ignore[call-overload]
+                    self._serve(connection)
+            now = self._clock()
+            for connection in [c for c in self._connections.values() if now >= c.until]:
+                self._drop(connection)
+            if self._accept_at is not None and now >= self._accept_at:
+                self._accept_at = None
+                self._selector.register(self._listening, selectors.EVENT_READ)
+
+    def _timeout(self) -> float | None:
+        times = [c.until for c in self._connections.values()]
+        if self._accept_at is not None:
+            times.append(self._accept_at)
+        return max(0.0, min(times) - self._clock()) if times else None
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:  # no descriptor is left: those who wait go on to wait
+            self._selector.unregister(self._listening)
+            self._accept_at = self._clock() + WITHOUT_DESCRIPTORS_S
+            return
+        sock.setblocking(False)
+        if len(self._connections) >= CONNECTIONS_MAX:
+            self._drop(next(iter(self._connections.values())))
+        self._connections[sock] = _Connection(sock, self._clock() + CONNECTION_S)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _serve(self, connection: _Connection) -> None:
+        """As far as it goes without waiting."""
+        try:
+            if connection.answer is None:
+                self._hear(connection)
+            elif connection.answer:
+                self._send(connection)
+            elif not connection.sock.recv(4096):  # it has read its answer; what it still says is for nobody
+                self._drop(connection)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(connection)
+
+    def _hear(self, connection: _Connection) -> None:
+        data = connection.sock.recv(4096)
+        if not data:
+            self._drop(connection)
+            return
+        connection.request += data
+        if len(connection.request) > REQUEST_BYTES_MAX:
+            connection.answer = _answer(431, {"ok": False, "reason": "the request is too long"})
+        elif b"\r\n\r\n" in connection.request or b"\n\n" in connection.request:
+            connection.answer = self._answer(bytes(connection.request))
+        else:
+            return
+        self._selector.modify(connection.sock, selectors.EVENT_WRITE)
+        self._send(connection)
+
+    def _send(self, connection: _Connection) -> None:
+        assert connection.answer
+        connection.answer = connection.answer[connection.sock.send(connection.answer) :]
+        if not connection.answer:
+            # To close it now would take the answer from a client that still sends.
+            connection.sock.shutdown(socket.SHUT_WR)
+            connection.until = min(connection.until, self._clock() + LINGER_S)
+            self._selector.modify(connection.sock, selectors.EVENT_READ)
+
+    def _answer(self, request: bytes) -> bytes:
+        line = request.split(b"\n", 1)[0].decode("latin-1").split()
+        if len(line) != 3 or not line[2].startswith("HTTP/"):
+            return _answer(400, {"ok": False, "reason": "this is no HTTP request"})
+        method, target, _ = line
+        if method not in ("GET", "HEAD"):
+            return _answer(405, {"ok": False, "reason": "GET and HEAD are answered"}, "Allow: GET, HEAD\r\n")
+        known = {"/healthz": self.alive, "/readyz": self.ready}
+        if (asked := known.get(target.partition("?")[0])) is None:
+            told: dict[str, object] = {"ok": False, "reason": f"there is {' and '.join(known)}"}
+            status = 404
+        else:
+            why_not = asked()
+            told = {"ok": why_not is None, "reason": why_not}
+            status = 200 if why_not is None else 503
+        return _answer(status, {**told, **self.health.counts}, without_body=method == "HEAD")
+
+    def _drop(self, connection: _Connection) -> None:
+        del self._connections[connection.sock]
+        self._selector.unregister(connection.sock)
+        connection.sock.close()
+
+    def _end(self) -> None:
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        self._selector.close()
+        for sock in (self._listening, self._wake):
+            with suppress(OSError):
+                sock.close()
+
+
+def _answer(
+    status: int, told: dict[str, object], more_headers: str = "", without_body: bool = False
+) -> bytes:
+    body = json.dumps(told).encode() + b"\n"
+    head = (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"{more_headers}Connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if without_body else body)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -91,8 +91,12 @@ def die_with(supervisor: int) -> None:
 
 
 def configure_logging() -> None:
-    """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(
-            level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
-        )
+    """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output.
+
+    By the handler of last resort, which is asked where a logger and its parents have none: a handler of the root would print a
+    second time what a logger with one of its own has printed.
+    """
+    if not logging.getLogger().handlers and logging.lastResort is not None:
+        logging.getLogger().setLevel(logging.INFO)
+        logging.lastResort.setLevel(logging.INFO)
+        logging.lastResort.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))

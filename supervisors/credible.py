@@ -22,7 +22,7 @@ class Credit:
     """One worker's: what the supervisor has told it, and so what it may speak of."""
 
     def __init__(self) -> None:
-        self._given: dict[int, wire.Kind] = {}
+        self._given: dict[int, wire.Execute] = {}
         self._left: dict[int, None] = {}
         self._checkpoints: dict[int, int] = {}
         self._is_ready = False
@@ -31,12 +31,19 @@ class Credit:
     def told(self, frame: wire.Down) -> None:
         self._said_nothing = 0
         if isinstance(frame, wire.Execute):
-            self._given[frame.message_id] = frame.kind
+            self._given.pop(frame.message_id, None)
+            self._given[frame.message_id] = msgspec.structs.replace(frame, payload=b"", steps=())
             self._checkpoints.pop(frame.message_id, None)
 
     def knows(self, run: int | None) -> bool:
         """Whether the worker was given this run, some time."""
         return run in self._given or run in self._left
+
+    def suspect(self) -> wire.Started | None:
+        """Whom to charge with the death of a worker that hides what it runs: the run that it has had longest. Where that is
+        charged without cause, it is alone in its next worker, and another is the suspect then."""
+        given = next(iter(self._given.values()), None)
+        return None if given is None else wire.Started(given.message_id, given.claim_no)
 
     def check(self, frame: wire.Up) -> None:
         """Raises WireError for what no worker of ours says."""
@@ -112,7 +119,8 @@ class Credit:
     def _check_kind(self, message_id: int, frame: wire.Up) -> None:
         if isinstance(frame, wire.Started | wire.Finished | wire.Failed):
             return
-        if self._given.get(message_id) == "handler":
+        given = self._given.get(message_id)
+        if given is not None and given.kind == "handler":
             raise wire.WireError(
                 f"a {type(frame).__name__} of message {message_id}, whose handler has no steps"
             )

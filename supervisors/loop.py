@@ -86,6 +86,7 @@ class Loop:
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
         self._stays = False  # when its terminal is closed
+        self._suspends = False  # its terminal asked for that
         self._starting = False
         self._watched: int | None = None
         self._told_locked = False
@@ -161,6 +162,7 @@ class Loop:
                 os.write(self._options.ready_fd, b"1")
                 os.close(self._options.ready_fd)
             _rest_collector()
+            self._handle_suspending(stack)
             self._forever()
             assert self._exit is not None
             if self._options.burst and not self._exit.code:
@@ -310,6 +312,32 @@ class Loop:
                 continue
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
 
+    def _handle_suspending(self, stack: ExitStack) -> None:
+        """Of a terminal's Ctrl-Z, unless whoever started this process ignores that."""
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+            stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, self._on_suspending))
+
+    def _on_suspending(self, number: int, frame: object) -> None:
+        self._suspends = True
+
+    def _suspend(self) -> None:
+        """Stops the workers and then this process, until somebody continues it. By then its lease may be over, and what its workers
+        have may be another supervisor's: they go on only after the loop has looked at that."""
+        self._suspends = False
+        text = "stopped by Ctrl-Z, and its workers with it; after the lease others take over what runs"
+        self._view.note(events.Note(text, "warning"))
+        self._view.suspended()
+        self._pipes.stand_still(True)
+        began = time.monotonic()
+        ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, ours)
+        self._view.resumed()
+        self._view.note(events.Note(f"goes on after {time.monotonic() - began:.1f} s"))
+        self._look_around(time.monotonic())
+        self._settle()
+        self._pipes.stand_still(False)
+
     def _hung_up(self) -> None:
         """One and the same end may be told several times: by the shell, by the kernel, by what is written there."""
         self._signals = max(self._signals, 1)
@@ -319,6 +347,8 @@ class Loop:
     def _forever(self) -> None:
         stopping = 0
         while self._exit is None:
+            if self._suspends:
+                self._suspend()
             now = self._turned_at = time.monotonic()
             if self._view.deserted and not self._stays:
                 self._hung_up()

@@ -9,6 +9,7 @@ import fcntl
 import os
 import select
 import selectors
+import signal
 import socket
 import termios
 import time
@@ -56,6 +57,7 @@ class _Pipe(Struct):
     output_ended: bool = False
     rests_until: float | None = None  # its output is not read before that
     distrusted: bool = False  # it said what it cannot: nothing more is heard of it
+    hides: bool = False  # what it runs: there was nonsense on its board
     killed: bool = False  # by us
     cause: str | None = None  # why, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
@@ -86,7 +88,7 @@ class Pipes:
     def adopt(self, child: Child) -> None:
         n = child.worker
         self._pipes[n] = _Pipe(child, wire.Parser("supervisor"))
-        self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._read(n))
+        self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._serve(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(n))
         self._handle(events.Launched(n, child.pid, gated=child.board is not None and child.kind == "sync"))
@@ -140,6 +142,12 @@ class Pipes:
             else:
                 pipe.child.kill(force)
 
+    def stand_still(self, still: bool) -> None:
+        """Stops all workers with what they have started, or has them go on."""
+        for pipe in self._pipes.values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pipe.child.pid, signal.SIGSTOP if still else signal.SIGCONT)
+
     def pids(self) -> set[int]:
         """Of the workers that are not yet buried."""
         return {pipe.child.pid for pipe in self._pipes.values()}
@@ -183,6 +191,13 @@ class Pipes:
                 pipe.child.reap()
             self._drain_output(n, pipe)
             pipe.child.close()
+
+    def _serve(self, n: int) -> None:
+        """Its pipe can be read, or written."""
+        if self._listens:
+            self._read(n)
+        elif (pipe := self._pipes.get(n)) and pipe.outbox:
+            self._flush(pipe)
 
     def _read(self, n: int) -> None:
         if (pipe := self._pipes.get(n)) is None:
@@ -249,6 +264,7 @@ class Pipes:
         try:
             self._hear(n, pipe, frame)
         except wire.WireError as e:
+            pipe.hides = True
             self._distrust(pipe, f"on its board: {e}")
 
     def _parse(self, n: int, pipe: _Pipe, data: bytes) -> None:
@@ -304,7 +320,7 @@ class Pipes:
         if watched and not wanted:
             self._forget(sock.fileno())
         elif wanted and not watched:
-            self._selector.register(sock, wanted, lambda: self._read(n))
+            self._selector.register(sock, wanted, lambda: self._serve(n))
         elif wanted != watched:
             self._selector.modify(sock, wanted, self._selector.get_key(sock).data)
 
@@ -380,6 +396,8 @@ class Pipes:
         last = (child.kind == "async" and by_its_own) or pipe.distrusted
         if running := child.board and (child.board.last_on_cpu() if last else child.board.on_cpu()):
             self._say_who_runs(n, pipe, running)
+        if pipe.hides and (suspect := pipe.credit.suspect()):
+            self._handle(events.Received(n, suspect))
         self._drain_output(n, pipe)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
             self._forget(fd)
