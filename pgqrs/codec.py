@@ -227,6 +227,8 @@ def _keeping_zones(value: object, raw: bytes) -> bytes:
 
 def _refuse_deep_nesting(raw: bytes | str) -> None:
     """Raises RecursionError, as older Pythons do by themselves at a depth of about 1,000."""
+    if len(raw) <= NESTING_MAX:
+        return
     text = raw if isinstance(raw, bytes) else raw.encode(errors="replace")
     if text.count(b"[") + text.count(b"{") <= NESTING_MAX:  # nearly all JSON
         return
