@@ -227,6 +227,8 @@ def _keeping_zones(value: object, raw: bytes) -> bytes:
 
 def _refuse_deep_nesting(raw: bytes | str) -> None:
     """Raises RecursionError, as older Pythons do by themselves at a depth of about 1,000."""
+    if len(raw) <= NESTING_MAX:
+        return
     text = raw if isinstance(raw, bytes) else raw.encode(errors="replace")
     if text.count(b"[") + text.count(b"{") <= NESTING_MAX:  # nearly all JSON
         return
@@ -293,7 +295,8 @@ def _enc_hook(value: Any) -> Any:
         return msgspec.json.decode(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         plain = value.tolist()
-        if type(plain) is not type(value) and not (value.dtype.kind in "mM" and _holds_int(plain)):
+        kind = value.dtype.kind  # V: records, whose fields' names would be lost
+        if type(plain) is not type(value) and kind != "V" and not (kind in "mM" and _holds_int(plain)):
             return plain
     if inspect.iscoroutine(value):
         value.close()  # else Python warns of it as well
@@ -313,6 +316,10 @@ def _instead_of(value: Any) -> str:
         return "the name under which a step finds the secret, or, if it may be stored, its get_secret_value()"
     if isinstance(value, type):
         return ""
+    if kind.__name__ == "NAType":
+        return "None"
+    if getattr(value, "shape", ()) and hasattr(value, "tolist"):
+        return ".tolist() of it"
     for method, way in _WAYS:
         if hasattr(kind, method):
             return way

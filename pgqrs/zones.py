@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import inspect
 
+_MOMENT_BYTES_MIN = len('"2024-01-01T00:00:00Z"')
 _OFFSET = re.compile(rb':\d\d"')
 _WRITTEN = re.compile(rb'\[[A-Za-z][\w+/-]*\]"')
 _TEXT = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-][\d:]+))\[([A-Za-z][\w+/-]*)\]")
@@ -20,7 +21,7 @@ _TEXT = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-][\d:]+))\[([A-Za-z][\w+/-]
 
 def may_hold_a_moment(raw: bytes) -> bool:
     """Whether JSON that msgspec wrote may hold a moment with an offset."""
-    return b'Z"' in raw or _OFFSET.search(raw) is not None
+    return len(raw) >= _MOMENT_BYTES_MIN and (b'Z"' in raw or _OFFSET.search(raw) is not None)
 
 
 def written(plain: object) -> tuple[object, bool]:

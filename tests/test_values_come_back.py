@@ -449,6 +449,13 @@ def test_what_loses_nothing_is_converted(value, annotation, again):
         (numpy.complex128(1j), Any, r"complex.* is no JSON value; use its \.real and \.imag"),
         (numpy.longdouble(1), float, r"longdouble is no JSON value; use float\(x\)|\.item\(\)|int\(x\)"),
         (numpy.datetime64("2024-01-01T00:00:00.000000001"), dt.datetime, r"datetime64 is no JSON value"),
+        (
+            numpy.array([("a", 1)], dtype=[("n", "U1"), ("k", "i4")]),
+            Any,
+            r"ndarray is no JSON value; use \.tolist\(\)",
+        ),
+        (numpy.ma.array([1, 2], mask=[0, 1]), list[int], r"MaskedArray is no JSON value; use \.tolist\(\)"),
+        (numpy.array([float("nan")]), list[float], r"at \$\[0\]: nan is no JSON number"),
         (pydantic.SecretStr("x"), Any, r"SecretStr is no JSON value; use the name under which"),
         (array.array("d", [1.0]), Any, r"array.array is no JSON value; use .*tolist\(\)|list\(x\)"),
         (collections.deque([1]), Any, r"deque is no JSON value; use list\(x\)"),
