@@ -16,16 +16,28 @@ select w.id, w.name from pgqrs_workflows w where w.queue_id = :queue_id order by
 insert into pgqrs_workflows (name, queue_id, created_at) values (:name, :queue_id, {now}) on conflict (name) do nothing returning id;
 
 -- name: enqueue
--- Nothing, where the queue that the caller knows by this id is gone: it was deleted, or the database made anew. No foreign key says
--- so. `queue` and `workflow`: the names of the queue and of the workflow on it, where the caller knows them.
+-- On a queue that the caller has just looked up.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
-select q.id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
+select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
-cross join pgqrs_queues q
-where q.id = :queue_id
-  and (cast(:queue as text) is null or q.queue_name = :queue)
-  and (cast(:workflow as text) is null
-       or exists (select 1 from pgqrs_workflows f where f.queue_id = q.id and f.name = :workflow))
+returning id;
+
+-- name: enqueue_known
+-- On a queue whose id the caller remembers. Nothing, where the queue of that id has another name or is gone: it was deleted, or the
+-- database was made anew. No foreign key says so.
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
+select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
+from {rows: payload json}
+where (select q.queue_name from pgqrs_queues q where q.id = :queue_id) = :queue
+returning id;
+
+-- name: enqueue_run
+-- The same for runs of a workflow, which the queue must carry.
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
+select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
+from {rows: payload json}
+where (select q.queue_name from pgqrs_workflows f join pgqrs_queues q on q.id = f.queue_id
+       where f.name = :workflow and f.queue_id = :queue_id) = :queue
 returning id;
 
 -- name: reserve_messages

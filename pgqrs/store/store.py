@@ -408,17 +408,28 @@ def enqueue(
 ) -> list[int]:
     """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
     rows = tx.run(
-        "enqueue",
+        _statement(known),
         [(p,) for p in payloads],
         queue_id=queue_id,
         delay_s=delay_s,
         producer_id=producer_id,
-        queue=known and known.queue,
-        workflow=known and known.workflow,
+        **_names(known),
     )
     if payloads and not rows:
         raise _gone(queue_id, known)
     return sorted(int(r[0]) for r in rows)
+
+
+def _statement(known: Known | None) -> str:
+    if known is None:
+        return "enqueue"
+    return "enqueue_known" if known.workflow is None else "enqueue_run"
+
+
+def _names(known: Known | None) -> dict[str, str]:
+    if known is None:
+        return {}
+    return {"queue": known.queue} | ({} if known.workflow is None else {"workflow": known.workflow})
 
 
 def _gone(queue_id: int, known: Known | None) -> errors.QueueNotFoundError:
