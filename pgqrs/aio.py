@@ -552,5 +552,8 @@ class Store(Twin[client.Store]):
         await asyncio.to_thread(running.__enter__)
         try:
             yield
-        finally:
-            await asyncio.shield(asyncio.to_thread(running.__exit__, None, None, None))
+        except BaseException as e:
+            # A blocking block hears of its exception too: it stops at the next step, and does not drain.
+            await asyncio.shield(asyncio.to_thread(running.__exit__, type(e), e, e.__traceback__))
+            raise
+        await asyncio.shield(asyncio.to_thread(running.__exit__, None, None, None))

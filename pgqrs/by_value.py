@@ -183,6 +183,11 @@ def _save_type(pickler: _Pickler, kind: type) -> None:
         pickler.save_reduce(_struct, _described(kind), obj=kind)
     elif issubclass(kind, enum.Enum) and kind.__members__:
         pickler.save_reduce(_enum, _described_enum(kind), obj=kind)
+    elif hasattr(kind, "__pydantic_core_schema__") and kind.__module__ in sys.modules:
+        raise errors.TargetError(
+            f"the pydantic model {kind.__qualname__} is in no file, and cannot be sent to another process; put it into a "
+            "file that the functions import, or use a dataclass"
+        )
     else:
         if "__msgspec_cache__" in vars(
             kind

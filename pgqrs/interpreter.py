@@ -5,7 +5,6 @@ program may have a folder of that name, and the current folder may hold a `rando
 """
 
 import contextlib
-import fcntl
 import importlib
 import json
 import os
@@ -197,6 +196,8 @@ def above_standard(fd: int) -> int:
     """The descriptor under a number over 2, closed on exec; the one given is closed if it is another."""
     if fd > 2:
         return fd
+    import fcntl  # there is none on Windows, where clients run
+
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return moved

@@ -366,3 +366,13 @@ def test_a_module_target_keeps_an_empty_main(tmp_path: Path, sqlite_dsn: str) ->
         handle = store.trigger("work")
         supervise("jobs", "--workers", 1, dsn=sqlite_dsn, cwd=tmp_path)
         assert handle.result(0) is False
+
+
+def test_a_pydantic_model_in_no_file_is_refused_by_its_name(tmp_path: Path, sqlite_dsn: str) -> None:
+    head = HEAD + "import pydantic\nclass Order(pydantic.BaseModel):\n    n: int = 3\n"
+    body = "@pgqrs.workflow\ndef work() -> int:\n    return Order().n\n"
+    refused = run("-", sqlite_dsn, cwd=tmp_path, stdin=head + body + UNGUARDED)
+    assert "the pydantic model Order is in no file" in refused.stderr
+    write(tmp_path, "orders.py", head)
+    done = run("-", sqlite_dsn, cwd=tmp_path, stdin=HEAD + "from orders import Order\n" + body + UNGUARDED)
+    assert done.stdout == "3\n", done.stderr

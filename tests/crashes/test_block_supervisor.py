@@ -195,3 +195,15 @@ def test_an_async_wait_hears_of_it_too(sqlite_dsn: str) -> None:
 
     with pytest.raises(pgqrs.SupervisorError, match="ended before its block did"):
         asyncio.run(waits())
+
+
+def test_an_exception_of_an_async_blocks_own_is_not_replaced_either(sqlite_dsn: str) -> None:
+    async def fails() -> None:
+        async with pgqrs.connect(sqlite_dsn) as store, store.workers(sample.double, processes=1):
+            ended = the_supervisor()
+            os.kill(ended, signal.SIGKILL)
+            eventually(lambda: not alive(ended))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        asyncio.run(fails())
