@@ -30,8 +30,8 @@ def say() -> None:
     thread = threading.Thread(target=print, args=(f"thread of {run}",))
     thread.start()
     thread.join()
-    own.warning(f"logger of {run}")
-    logging.getLogger("other").info(f"other logger of {run}")
+    own.warning("logger of %s", run)
+    logging.getLogger("other").info("other logger of %s", run)
     print(f"end of {run}", end="")
 
 
