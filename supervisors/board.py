@@ -40,7 +40,7 @@ _ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
 _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
 
-LOOKS_MAX = (
+ENTRY_LOOKS_MAX = (
     100  # at an entry that changes under the reader's eyes, as one does that is scribbled over without an end
 )
 
@@ -206,7 +206,7 @@ class BoardReader:
 
     def last_on_cpu(self) -> OnBoard | None:
         """The same, but for nobody who it was before; None only before the first."""
-        for _ in range(LOOKS_MAX):
+        for _ in range(ENTRY_LOOKS_MAX):
             if not (turn := self._number(_TURN)):
                 break
             running = self._entry(turn)

@@ -118,7 +118,7 @@ class Outbox:
             self.stay_ours()
             self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
         else:
-            has_cpu(started.message_id)
+            has_cpu(started.message_id, on_board=False)
         if self._board is None or limited:
             self.add(started)
             self.flush()

@@ -8,6 +8,7 @@ the run which had it until then; otherwise the board says which run has the CPU.
     RS digits US text        a line of that run; without digits, of no run
     RS digits + US text      the beginning of such a line, flushed before its end
     RS digits ! US           the untagged lines before this mark are that run's
+    RS digits @ US           the untagged lines after this mark are that run's: where there is no board
     text                     untagged
 
 The supervisor believes none of it: whatever bytes come are lines of bounded length, and a tag counts only if the worker
@@ -169,11 +170,17 @@ def tag_output() -> None:
     _tagging = True
 
 
-def has_cpu(run: int) -> None:
-    """Called when `run` gets the CPU. What another wrote past Python before is marked as its."""
+def has_cpu(run: int, on_board: bool = True) -> None:
+    """Called when `run` gets the CPU. What another wrote past Python before is marked as its. Where no board says who has the CPU,
+    what comes is marked too."""
     global _on_cpu
     before, _on_cpu = _on_cpu, run
-    if _tagging and before is not None and before != run:
+    if not _tagging or before == run:
+        return
+    if not on_board:
+        with suppress(OSError):
+            _write(1, _tag(run, b"@") + b"\n")
+    elif before is not None:
         try:
             fcntl.ioctl(1, termios.FIONREAD, _unread)
         except OSError:  # the user's code has made something else of it
@@ -256,6 +263,7 @@ class LineReader:
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._holder: int | None = None  # of the CPU, by the last mark that says so
         self._begun: dict[int | None, bytes] = {}
         self._begun_at = 0.0
 
@@ -284,17 +292,20 @@ class LineReader:
 
     def _take(self, line: bytes, found: list[Line], now: float) -> None:
         if _RS not in line:
-            _add(found, None, line, raw=True)
+            _add(found, self._holder, line, raw=True)
             return
         untagged, *tagged = _TAG.split(line)
         if untagged:
-            _add(found, None, untagged, raw=True)
+            _add(found, self._holder, untagged, raw=True)
         for digits, kind, text in zip(*[iter(tagged)] * 3, strict=True):
             self._take_tagged(int(digits) if digits else None, kind, text, found, now)
 
     def _take_tagged(self, run: int | None, kind: bytes, text: bytes, found: list[Line], now: float) -> None:
         if kind == b"!":
             _resolve(found, run)
+            return
+        if kind == b"@":
+            self._holder = run
             return
         before = self._begun.pop(run, None)
         line = (before or b"") + text
@@ -318,14 +329,14 @@ class LineReader:
         at = cut(line, LINE_BYTES_MAX + _TAG_BYTES_MAX)
         tag = _TAG.match(line)
         self._take(line[:at], found, now)
-        return (tag[0] if tag and tag[2] != b"!" else b"") + line[at:]
+        return (tag[0] if tag and tag[2] not in (b"!", b"@") else b"") + line[at:]
 
     def _ended(self) -> list[Line]:
         begun, self._begun = self._begun, {}
         return [line for run, text in begun.items() if text for line in _lines(run, text, raw=False)]
 
 
-_TAG = re.compile(rb"\x1e(\d{0,19})([+!]?)\x1f")
+_TAG = re.compile(rb"\x1e(\d{0,19})([+!@]?)\x1f")
 _TAG_BYTES_MAX = 22
 
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from supervisors import events, wire
-from supervisors.board import FRAMES_BYTES_MAX, OnBoard
+from supervisors.board import ENTRY_LOOKS_MAX, FRAMES_BYTES_MAX, OnBoard
 from supervisors.credible import Credit
 from supervisors.launch import Child
 from supervisors.oom import OutOfMemory
@@ -333,9 +333,9 @@ class Pipes:
         if (pipe := self._pipes.get(n)) is None:
             return
         began = time.monotonic()
-        holder = self._holder(pipe)  # before the read: who printed that may just give up the CPU
+        holder, there = self._look_at_output(pipe)
         try:
-            data = os.read(pipe.child.output_fd, OUTPUT_BYTES)
+            data = os.read(pipe.child.output_fd, max(1, min(there, OUTPUT_BYTES)))
         except BlockingIOError:
             return
         except OSError:
@@ -349,6 +349,17 @@ class Pipes:
         if took_s > OUTPUT_FREE_S:
             pipe.rests_until = began + took_s / OUTPUT_SHARE
             self._forget(pipe.child.output_fd)
+
+    def _look_at_output(self, pipe: _Pipe) -> tuple[int | None, int]:
+        """Who has the CPU, and how many bytes there were while it had it. What another left among them is marked as its: the worker
+        does that before its board says that the CPU has passed on."""
+        holder, there = self._holder(pipe), 0
+        for _ in range(ENTRY_LOOKS_MAX):
+            there = _readable_bytes(pipe.child.output_fd)
+            before, holder = holder, self._holder(pipe)
+            if holder == before:
+                break
+        return holder, there
 
     def _drain_output(self, n: int, pipe: _Pipe) -> None:
         """What is in the pipe of a dead worker. Others may hold its other end and go on to write."""

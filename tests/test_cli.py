@@ -304,7 +304,9 @@ def test_a_run_that_failed_shows_why_and_is_replayed(known, store):
     assert "in refuse\n" in text
     assert "\n  ValueError: cannot take 6\n  nor more\n" in text
     assert known("cancel", run).err == f"pgqrs: run {run} has ended already, with ERROR\n"
+    assert known("run", run, "--json").json["attempt"] == 1
     assert known("replay", run).out == f"run {run} is QUEUED\n"
+    assert known("run", run, "--json").json["attempt"] == 0, "attempts are counted from zero again"
     again = known("replay", run)
     assert (again.code, again.err) == (
         1,

@@ -267,6 +267,17 @@ def test_what_goes_past_python_is_the_run_s_that_had_the_cpu(scene: Scene) -> No
     ]
 
 
+def test_without_a_board_a_mark_says_whose_the_next_lines_are() -> None:
+    told = b"early\n\x1e1@\x1f\nraw of 1\n\x1e2@\x1f\nraw of 2\n\x1e1\x1ftagged\nof 2"
+    assert [(line.run, line.text) for line in read(told)] == [
+        (None, "early"),
+        (1, "raw of 1"),
+        (2, "raw of 2"),
+        (1, "tagged"),
+        (2, "of 2"),
+    ]
+
+
 def _hold_reader(scene: Scene, held: threading.Event) -> None:
     """The thread that reads stops until then. One line may still pass."""
     read = os.read

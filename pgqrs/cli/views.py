@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0
+PANEL_LINES_MAX = 2000  # between two looks at the panel, four times a second; more are dropped, and counted
 PANEL_WAITING_BYTES_MAX = 64 * 1024  # a terminal that is so far behind gets no new panel
 STOPPING = (
     "Ctrl-C to drain",
@@ -151,6 +152,8 @@ class PanelView:
         self._out = out
         self._console = Console(file=cast(IO[str], out), highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._lines: list[tuple[str, str, str]] = []  # time, run, text
+        self._dropped = 0  # lines
         self._rate = Rate()
         self._began = time.monotonic()
 
@@ -164,16 +167,23 @@ class PanelView:
         self._live.start()
 
     def line(self, run: int | None, text: str) -> None:
-        self._print(text, "", before=f"run {run} │ " if run is not None else "│ ")
+        """Shown with the next panel: to draw that anew for each line costs more than what prints it."""
+        if len(self._lines) < PANEL_LINES_MAX:
+            self._lines.append((_clock(), f"run {run} │ " if run is not None else "│ ", printable(text)))
+        else:
+            self._dropped += 1
 
     def note(self, note: "Note") -> None:
+        self._show_lines()
         self._print(note_line(note), {"info": "dim", "warning": "yellow", "error": "red"}[note.level])
 
     def state(self, state: "State") -> None:
+        self._show_lines()
         if self._out.waiting_bytes < PANEL_WAITING_BYTES_MAX:
             self._live.update(self._panel(state), refresh=True)
 
     def ended(self, code: int, reason: str, state: "State") -> None:
+        self._show_lines()
         self._live.stop()
         self._print(ending(code, reason, state, time.monotonic() - self._began), "")
         self._out.settle()
@@ -185,11 +195,24 @@ class PanelView:
     def resumed(self) -> None:
         self._live.start()
 
-    def _print(self, line: str, style: str, before: str = "") -> None:
+    def _show_lines(self) -> None:
+        if not self._lines or self._out.waiting_bytes >= PANEL_WAITING_BYTES_MAX:
+            return
         from rich.text import Text
 
-        clock = time.strftime("%H:%M:%S ")
-        self._console.print(Text.assemble((clock, "dim"), (before, "cyan"), (printable(line), style)))
+        lines, self._lines = self._lines, []
+        shown = [Text.assemble((clock, "dim"), (run, "cyan"), text) for clock, run, text in lines]
+        self._console.print(Text("\n").join(shown))
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._print(
+                f"{count(dropped, 'line')} more came than a terminal shows and were dropped", "yellow"
+            )
+
+    def _print(self, line: str, style: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.assemble((_clock(), "dim"), (printable(line), style)))
 
     def _panel(self, state: "State") -> Any:
         from rich.panel import Panel
@@ -212,6 +235,10 @@ class PanelView:
         title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {count(state.crashes, 'crash')}{backlog}"
         says = "the database is away" if state.away else STOPPING[min(state.stopping, len(STOPPING) - 1)]
         return Panel(table, title=title, subtitle=says, border_style="red" if state.away else "blue")
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S ")
 
 
 def report_lines(report: "Report") -> list[str]:
