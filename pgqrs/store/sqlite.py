@@ -109,8 +109,9 @@ class SqliteDatabase:
     def _within(
         self, connection: Connection, begin: str, at: datetime | None
     ) -> Iterator["SqliteTransaction"]:
-        self._begin(connection, begin)
         try:
+            # Within the try: a signal's exception may come when the transaction has begun and nobody knows it yet.
+            self._begin(connection, begin)
             with interruptible(connection.interrupt):
                 yield SqliteTransaction(connection, at or self._clock())
             self._commit(connection)
