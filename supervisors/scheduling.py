@@ -420,10 +420,10 @@ def _chunks(steps: Sequence[RecordedStep]) -> Iterator[tuple[RecordedStep, ...]]
     chunk: list[RecordedStep] = []
     size = 0
     for step in steps:
-        chunk.append(step)
-        size += _size(step)
-        if size >= HISTORY_CHUNK_BYTES:
+        if chunk and size + _size(step) > HISTORY_CHUNK_BYTES:
             yield tuple(chunk)
             chunk, size = [], 0
+        chunk.append(step)
+        size += _size(step)
     if chunk:
         yield tuple(chunk)

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql as pgsql
 from psycopg.adapt import Loader
 from psycopg.rows import tuple_row
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from pgqrs import errors
@@ -235,6 +236,7 @@ def connection_options(config: Config) -> dict[str, Any]:
 
 def prepare_connection(connection: psycopg.Connection[Any], config: Config) -> None:
     connection.adapters.register_loader("jsonb", _RawJson)
+    connection.adapters.register_loader("timestamptz", _AnyTime)
     if config.schema != "public":
         connection.execute(pgsql.SQL("set search_path to {}").format(pgsql.Identifier(config.schema)))
         if not connection.autocommit:
@@ -279,6 +281,18 @@ def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> b
 class _RawJson(Loader):
     def load(self, data: Any) -> bytes:
         return bytes(data)
+
+
+class _AnyTime(TimestamptzLoader):
+    """Times that Python cannot hold, infinite ones among them, are the first or the last that it can."""
+
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            early = text.startswith(b"-") or text.endswith(b"BC")
+            return datetime(1, 1, 1, tzinfo=UTC) if early else datetime(9999, 12, 31, tzinfo=UTC)
 
 
 def _array(kind: str, values: Sequence[Any]) -> str:
