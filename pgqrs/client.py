@@ -208,7 +208,8 @@ class Store:
         record = self._ready().find_workflow(workflow)
         payload = self._fitting(codec.wrap_input(argument))
         message_id = self._ready().enqueue(record.queue_id, [payload])[0]
-        self._ready().database.hint([self._queue_of(workflow)])
+        if queue := self._ready().queue_of_workflow(workflow):
+            self._ready().database.hint([queue])
         return RunHandle(self, message_id, Any)
 
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":

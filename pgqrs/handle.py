@@ -113,11 +113,10 @@ class RunHandle(Generic[R]):
 
     def resume(self) -> bool:
         """Ends a pause. False when the run is not paused."""
-        resumed = self._store._ready().resume(self.id)
-        if resumed:
-            messages = self._store._ready()
-            workflow = self.record().workflow
-            messages.database.hint([messages.queue_of_workflow(workflow) or workflow])
+        messages = self._store._ready()
+        resumed = messages.resume(self.id)
+        if resumed and (queue := messages.queue_of_workflow(self.record().workflow)):
+            messages.database.hint([queue])
         return resumed
 
     def record(self) -> RunRecord:

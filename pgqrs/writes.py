@@ -67,6 +67,7 @@ class Claimed(Struct, frozen=True):
     crash_count: int = 0
     steps: tuple[RecordedStep, ...] = ()
     age_s: float | None = None
+    unreadable: str | None = None  # why its rows cannot be worked with: somebody else has written there
 
 
 class Begin(Struct, frozen=True):

@@ -534,6 +534,8 @@ class Core:
             self._end(run, Write(run.claim, message=Archive()))  # it ended, but its message was left
         elif self.level:
             self._end(run, Write(run.claim, message=Release()))
+        elif why := _unfit(run):
+            self._end_as(run, endings.unfit(run, why))
         else:
             self.waiting.append(run)
 
@@ -748,6 +750,20 @@ class Core:
                 run.crashes = 0  # this is committed before its next crash is: the budget starts anew
                 write = replace(write, forgives=True)
         self._out.append(Save(write, urgent))
+
+
+def _unfit(run: Run) -> str | None:
+    """Why no worker can be sent it."""
+    claimed, most = run.claimed, wire.VALUE_BYTES_MAX
+    if claimed.unreadable is not None:
+        return claimed.unreadable
+    if len(claimed.payload) > most:
+        return f"its payload is {len(claimed.payload):,} bytes, and a worker can be sent {most:,}"
+    for step in claimed.steps:
+        size = len(step.output or b"") + len(step.error or b"") + len(step.name.encode(errors="replace"))
+        if size > most:
+            return f"what is recorded of its step {step.name[:80]!r} is {size:,} bytes, and a worker can be sent {most:,}"
+    return None
 
 
 def _begun(run: Run) -> Write | None:

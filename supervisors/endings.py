@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from pgqrs.flow import Definition
 from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Crash, Release, Settle, Step, Write
+from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from supervisors.events import Exited, Note
 from supervisors.state import Function, OnCpu, Run, Settings, Worker
 
@@ -38,6 +38,17 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
         note = Note(f"failed: {reason}", "error", run.id)
         return Ending(Write(run.claim, settle=settle, message=Archive(reason)), note, failed=True)
     return _undelivered(run, reason, settings)
+
+
+def unfit(run: Run, why: str) -> Ending:
+    """It cannot be handed to a worker, now or at any other time."""
+    workflow_id = run.function.workflow_id
+    note = Note(f"given up: {why}", "error", run.id)
+    if workflow_id is None:
+        return Ending(Write(run.claim, message=Archive(why)), note, failed=True)
+    settle = Settle(WorkflowStatus.Error, error=error("NON_RETRYABLE", "pgqrs.errors.ValidationError", why))
+    begin = Begin(workflow_id, run.claimed.attempt + 1)
+    return Ending(Write(run.claim, begin=begin, settle=settle, message=Archive(why)), note, failed=True)
 
 
 def to_be_retried(run: Run, step: str, told: bytes | None, retry_in_s: float) -> Note:
@@ -177,7 +188,10 @@ def _traceback(event: Exited) -> dict[str, str]:
 
 def _reason(told: bytes) -> str:
     """One line of an error that a worker described."""
-    found = msgspec.json.decode(told)
+    try:
+        found = msgspec.json.decode(told)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return told[:500].decode(errors="replace")
     if not isinstance(found, dict):
         return str(found)[:500]
     kind = str(found.get("type", "")).rpartition(".")[2]

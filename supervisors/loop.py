@@ -590,7 +590,7 @@ class Loop:
         since = self._out.locked_since
         if since is None:
             self._told_locked = False
-        elif not self._told_locked and now - since >= LOCKED_TELL_S:
+        elif put_off and not self._told_locked and now - since >= LOCKED_TELL_S:
             self._told_locked = True
             ids = sorted({w.claim.message_id for w in put_off})
             text = (

@@ -268,6 +268,17 @@ class Scheduling:
         queue.listed = self._entries
         heappush(self._due, (queue.next_claim_at, queue.listed, queue))
 
+    def _unlist_first(self) -> Queue | None:
+        """None where the entry is of the past."""
+        _, entry, queue = heappop(self._due)
+        stands = self._stands(entry, queue)
+        if entry == queue.listed:
+            queue.listed = 0
+        return queue if stands else None
+
+    def _stands(self, entry: int, queue: Queue) -> bool:
+        return entry == queue.listed and not queue.wanted and queue.consumer_id is not None
+
     def hint(self, queue: Queue, now: float, surely: bool) -> None:
         """There may be something new in it. Not `surely`: in any of so many queues that a look comes first."""
         queue.hinted = queue.wanting
@@ -326,10 +337,9 @@ class Scheduling:
         crowded: list[Queue] = []
         idle, room_of = False, self._rooms()
         while self._due and self._due[0][0] <= now and len(due) < most:
-            _, entry, queue = heappop(self._due)
-            if entry != queue.listed or queue.wanted or queue.consumer_id is None:
+            queue = self._unlist_first()
+            if queue is None:
                 continue
-            queue.listed = 0
             if self._idle(queue):
                 idle = True
             elif (room := room_of(queue)) > 0:
@@ -374,12 +384,11 @@ class Scheduling:
         first, room_of = None, self._rooms()
         while self._due:
             at, entry, queue = self._due[0]
-            if entry == queue.listed and not queue.wanted and queue.consumer_id is not None:
-                if self._idle(queue) or room_of(queue) > 0:
-                    first = at
-                    break
+            if self._stands(entry, queue) and (self._idle(queue) or room_of(queue) > 0):
+                first = at
+                break
+            if self._unlist_first():
                 crowded.append(queue)
-            heappop(self._due)
         for queue in crowded:
             self._list(queue)
         return first
@@ -479,10 +488,10 @@ def _chunks(steps: Sequence[RecordedStep]) -> Iterator[tuple[RecordedStep, ...]]
     chunk: list[RecordedStep] = []
     size = 0
     for step in steps:
-        chunk.append(step)
-        size += _size(step)
-        if size >= HISTORY_CHUNK_BYTES:
+        if chunk and size + _size(step) > HISTORY_CHUNK_BYTES:
             yield tuple(chunk)
             chunk, size = [], 0
+        chunk.append(step)
+        size += _size(step)
     if chunk:
         yield tuple(chunk)

@@ -21,6 +21,8 @@ VERSION = 1
 FRAME_BYTES_MAX = (
     64 * 1024 * 1024
 )  # far above any payload limit that makes sense; keeps a garbled length harmless
+# Of a payload, or of one step of a history: the rest of its frame takes far less than what is left.
+VALUE_BYTES_MAX = FRAME_BYTES_MAX - 1024 * 1024
 _HEAD = Packed("!IB")
 
 Kind = Literal["workflow", "handler"]

@@ -1655,3 +1655,35 @@ def test_whatever_happens_a_run_is_at_one_worker_and_every_claim_ends_once(data)
         if world.scene.core.exit:
             break
         world.step()
+
+
+# What cannot be handed to a worker
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"payload": b"x" * (wire.VALUE_BYTES_MAX + 1)},
+        {"steps": (RecordedStep("a", 0, "SUCCESS", b"x" * (wire.VALUE_BYTES_MAX + 1), None, 0),)},
+        {"unreadable": "a row in the database cannot be read"},
+    ],
+    ids=["payload", "step", "row"],
+)
+@pytest.mark.parametrize("function", [FLOW, PLAIN], ids=["run", "message"])
+def test_what_cannot_be_handed_to_a_worker_is_given_up_with_words(what, function):
+    queue = function.queue_id
+    scene = Scene(function).up().takes(message(1, queue=queue, **what), message(2, queue=queue), queue=queue)
+    [write] = scene.unsaved
+    assert isinstance(write.message, Archive)
+    assert "cannot be read" in write.message.dead_reason or "bytes" in write.message.dead_reason
+    assert (write.settle is not None) == (function is FLOW)
+    assert scene.at(1) == [2]
+
+
+def test_no_chunk_of_a_history_is_more_than_a_frame_holds():
+    sizes = [scheduling.HISTORY_CHUNK_BYTES - 1, wire.VALUE_BYTES_MAX, 10, scheduling.HISTORY_CHUNK_BYTES, 10]
+    steps = [RecordedStep(f"s{n}", n, "SUCCESS", b"x" * size, None, 0) for n, size in enumerate(sizes)]
+    chunks = list(scheduling._chunks(steps))
+    assert [s for chunk in chunks for s in chunk] == steps
+    for chunk in chunks:
+        wire.encode(wire.History(1, chunk))

@@ -9,8 +9,16 @@ select q.id, q.queue_name from pgqrs_queues q where q.queue_name = :name {lock q
 -- name: uses_of_queue
 -- What would be left without its queue.
 select (select count(*) from pgqrs_messages m where m.queue_id = :id),
-       (select count(*) from pgqrs_workers c where c.queue_id = :id),
+       (select count(*) from pgqrs_workers c
+        where c.queue_id = :id
+          and (c.supervisor_id is null or exists (select 1 from pgqrs_supervisors s where s.id = c.supervisor_id))),
        (select min(f.name) from pgqrs_workflows f where f.queue_id = :id);
+
+-- name: forget_consumers_of_queue
+-- The rows that supervisors of the past have left on it.
+delete from pgqrs_workers
+where queue_id = :id and supervisor_id is not null
+  and not exists (select 1 from pgqrs_supervisors s where s.id = pgqrs_workers.supervisor_id);
 
 -- name: delete_queue
 delete from pgqrs_queues where id = :id;
@@ -127,7 +135,8 @@ limit 1000
 delete from pgqrs_workers
 where heartbeat_at < {now - :older_than_s}
   and (:stale or status = 'stopped')
-  and supervisor_id is null
+  and (supervisor_id is null
+       or not exists (select 1 from pgqrs_supervisors s where s.id = pgqrs_workers.supervisor_id))
   and not exists (
       select 1 from pgqrs_messages m where m.consumer_worker_id = pgqrs_workers.id and m.archived_at is null)
 returning id;

@@ -70,6 +70,7 @@ def delete_queue(database: Database, name: str) -> None:
             raise errors.ValidationError(
                 f"{refused} workflow {workflow!r} is on it, and a workflow keeps its queue."
             )
+        tx.run("forget_consumers_of_queue", id=queue_id)
         tx.run("delete_queue", id=queue_id)
 
 

@@ -21,7 +21,7 @@ connection therefore finds the same statement.
 
 import hashlib
 from collections.abc import Callable, Generator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from psycopg import generators, waiting
 from psycopg.adapt import Loader, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 from psycopg.types.string import TextBinaryLoader
 
 from pgqrs.store.database import Row
@@ -271,6 +272,28 @@ class RawJson(Loader):
         return bytes(data)
 
 
+# Times that Python cannot hold, infinite ones among them, are the first or the last that it can.
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+class AnyTime(TimestamptzLoader):
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            return _FIRST if text.startswith(b"-") or text.endswith(b"BC") else _LAST
+
+
+class AnyBinaryTime(TimestamptzBinaryLoader):
+    def load(self, data: Any) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return _FIRST if int.from_bytes(bytes(data), "big", signed=True) < 0 else _LAST
+
+
 class RawBinaryJson(Loader):
     format = Format.BINARY
 
@@ -282,6 +305,8 @@ class RawBinaryJson(Loader):
 def adapt(connection: psycopg.Connection[Any]) -> None:
     connection.adapters.register_loader("jsonb", RawJson)
     connection.adapters.register_loader("jsonb", RawBinaryJson)
+    connection.adapters.register_loader("timestamptz", AnyTime)
+    connection.adapters.register_loader("timestamptz", AnyBinaryTime)
     connection.adapters.register_loader(TYPE_UNKNOWN, TextBinaryLoader)
 
 

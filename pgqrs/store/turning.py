@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pgqrs import errors
 from pgqrs.states import WorkflowStatus
@@ -86,7 +87,7 @@ def turn(
     try:
         done = _turn(database, ready, wanted, unsure)
     except errors.DatabaseError as e:
-        if not ready or not e.refuses_value:
+        if not e.refuses_value:
             raise
         done = _with_claims(database, _one_by_one(database, ready, unsure), wanted)
     except errors.PgqrsConnectionError as e:
@@ -97,7 +98,7 @@ def turn(
 
 
 def _with_claims(database: Database, done: Turn, wanted: Sequence[Wanted]) -> Turn:
-    return Turn(done.outcomes, _turn(database, (), wanted, False).taken, done.put_off)
+    return Turn(done.outcomes, [_contained(database, w) for w in wanted], done.put_off)
 
 
 def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
@@ -120,6 +121,39 @@ def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> 
             late.update(w.claim for w in done.put_off)
             refused.update({o.write.claim: o.failure for o in done.outcomes if o.failure is not None})
     return Turn(outcomes, [], put_off)
+
+
+def _contained(database: Database, wanted: Wanted) -> Taken:
+    """A claim where one message may be what the database refuses to claim: smaller claims, and at last that message is given up."""
+    while True:
+        try:
+            return _turn(database, (), [wanted], False).taken[0]
+        except errors.DatabaseError as e:
+            if wanted.polls or not e.refuses_value:
+                raise
+            if wanted.limit <= 1:
+                _give_up_oldest(database, wanted, str(e))
+                return Taken(wanted, [], None)
+            wanted = replace(wanted, limit=wanted.limit // 2, first=0, lapsed=False, after=None)
+
+
+def _give_up_oldest(database: Database, wanted: Wanted, why: str) -> None:
+    reason = f"the database refused to hand it out: {why}"[:500]
+    error = msgspec.json.encode(
+        {"code": "NON_RETRYABLE", "type": "pgqrs.errors.DatabaseError", "message": reason}
+    )
+    with database.transaction() as tx:
+        found = tx.run(
+            "ready",
+            queue_id=wanted.queue_id,
+            read_ct_max=wanted.read_ct_max,
+            limit=1,
+            after_vt=DAWN[tx.dialect],
+            after_id=0,
+        )
+        if found:
+            tx.run("settle_runs", [(found[0][0], WorkflowStatus.Error.value, None, error)])
+            tx.run("archive", [(found[0][0], reason)])
 
 
 def _alone(database: Database, ready: "Ready", unsure: bool) -> Turn:
@@ -447,20 +481,28 @@ def _claim_lapsed(tx: Transaction, wanted: Wanted, limit: int) -> list[Row]:
 
 
 def _as_taken(
-    wanted: Wanted, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun]"
+    wanted: Wanted, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun | str]"
 ) -> Taken:
-    messages = []
-    for message_id, claim_no, read_ct, payload, _, _ in [*lapsed, *again, *rows]:
-        claim = Claim(message_id, wanted.consumer_id, claim_no)
-        status, attempt, crash_count, age_s, steps = history.get(message_id, (None, 0, 0, None, []))
-        messages.append(
-            Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
-        )
+    messages = [_as_claimed(wanted, r, history.get(r[0])) for r in [*lapsed, *again, *rows]]
     if not again and not rows:
         return Taken(wanted, messages, wanted.after)
     before = wanted.after or Watermark()
     after = Watermark(_last(rows) or before.fresh, _last(again) or before.again)
     return Taken(wanted, messages, after)
+
+
+def _as_claimed(wanted: Wanted, row: Row, begun: "_Begun | str | None") -> Claimed:
+    message_id, claim_no, read_ct, payload, *_ = row
+    claim = Claim(message_id, wanted.consumer_id, claim_no)
+    wrong = begun if isinstance(begun, str) else None
+    if not isinstance(read_ct, int):
+        wrong, read_ct = f"its read_ct is {read_ct!r}", 0
+    if not isinstance(payload, bytes | str):
+        wrong, payload = f"its payload is {payload!r}"[:200], b""
+    if wrong is not None or isinstance(begun, str):
+        return Claimed(claim, b"", read_ct, unreadable=f"a row in the database cannot be read: {wrong}")
+    status, attempt, crash_count, age_s, steps = begun or (None, 0, 0, None, [])
+    return Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
 
 
 def _last(rows: list[Row]) -> Mark | None:
@@ -470,29 +512,71 @@ def _last(rows: list[Row]) -> Mark | None:
 _Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
 
 
-def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun]:
+def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun | str]:
+    """By message. Text where the rows of a run cannot be worked with: what is wrong with them."""
     found: dict[int, _Begun] = {}
+    wrong: dict[int, str] = {}
     ids = [(r[0],) for r in rows if r[5]]
     for message_id, status, attempt, crashes, age_s, *step in tx.run("history", ids) if ids else ():
-        run = found.setdefault(message_id, (WorkflowStatus(status), attempt, crashes, age_s, []))
-        name, position, step_status, output, error, retries, *place, ended, overdue_s = step
-        if name is not None:
-            at = position if position is not None else len(run[4])  # 0.15 numbers no steps
-            run[4].append(
-                RecordedStep(
-                    name,
-                    at,
-                    step_status,
-                    _raw(output),
-                    _raw(error),
-                    retries,
-                    None if place[0] is None else Place(*place),
-                    ended,
-                    max(0.0, -(overdue_s or 0.0)) if step_status == "RETRY" else 0.0,
+        try:
+            if message_id not in found:
+                run = (
+                    WorkflowStatus(status),
+                    _count(attempt),
+                    _count(crashes),
+                    _seconds(age_s),
+                    list[RecordedStep](),
                 )
-            )
-    return found
+                found[message_id] = run
+            if step[0] is not None:
+                steps = found[message_id][4]
+                steps.append(_recorded(step, len(steps)))
+        except (ValueError, TypeError) as e:
+            wrong[message_id] = str(e)[:200]
+    return found | wrong
 
 
-def _raw(value: bytes | str | None) -> bytes | None:
+def _recorded(row: Sequence[Any], count: int) -> RecordedStep:
+    """`count`: how many steps of the run come before it."""
+    name, position, status, output, error, retries, path, place, fingerprint, ended, overdue_s = row
+    return RecordedStep(
+        _text(name),
+        count if position is None else _count(position),  # 0.15 numbers no steps
+        _text(status),
+        _raw(output),
+        _raw(error),
+        _count(retries),
+        None if path is None else Place(_text(path), _count(place), _fingerprint(fingerprint)),
+        None if ended is None else _count(ended),
+        max(0.0, -(_seconds(overdue_s) or 0.0)) if status == "RETRY" else 0.0,
+    )
+
+
+def _fingerprint(value: Any) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise ValueError(f"{value!r} is no fingerprint")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _seconds(value: Any) -> float | None:
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no time")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name")
+    return value
+
+
+def _raw(value: Any) -> bytes | None:
+    if value is not None and not isinstance(value, bytes | str):
+        value = str(value)  # a number in a column of SQLite's is JSON too
     return value.encode() if isinstance(value, str) else value
