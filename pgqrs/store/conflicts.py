@@ -122,6 +122,9 @@ class InsistentStore(CopiedStore):
     def recover(self, read_ct_max: int) -> int:
         return self._again(super().recover, read_ct_max)
 
+    def _has_lapsed(self, tx: Transaction) -> bool:
+        return bool(self._lapsed(tx))
+
     def _lapsed(self, tx: Transaction) -> list[Row]:
         """Those that hold something. An idle supervisor's renewals do not reach S3, so that its lease looks lapsed to others; it is
         not retired for that, and there is nothing to take back. One that has written nothing for FORGOTTEN_S is gone."""

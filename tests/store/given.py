@@ -142,8 +142,15 @@ def release(claim: Claim, delay_s: float | None = None, refund: bool = True) -> 
 
 
 def wrote(store: MessageStore, write: Write, unsure: bool = False) -> Outcome:
-    [outcome] = store.turn([write], unsure=unsure).outcomes
+    """As a supervisor writes: what another session has locked is put off, and tried again until it is free."""
+    while not (outcomes := store.turn([write], unsure=unsure).outcomes):
+        put_off.set()
+        threading.Event().wait(0.002)
+    [outcome] = outcomes
     return outcome
+
+
+put_off = threading.Event()  # by whoever writes in a `Blocked`
 
 
 def ids(claimed: Sequence[Claimed]) -> list[int]:
@@ -196,11 +203,12 @@ def another(store: MessageStore, clock: Callable[[], datetime] | None) -> Messag
 
 
 class Blocked:
-    """`action` in a thread, which waits for a lock that somebody else's open transaction holds."""
+    """`action` in a thread, which waits for a lock that somebody else's open transaction holds, or is put off for it."""
 
     def __init__(self, dsn: str, action: Callable[[], Any]) -> None:
         self._pool = ThreadPoolExecutor(1)
         self._dsn = dsn
+        put_off.clear()
         self._future: Future[Any] = self._pool.submit(action)
         self._wait()
 
@@ -211,7 +219,7 @@ class Blocked:
                 waiting = pg.execute(
                     "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
                 ).fetchall()
-                if waiting:
+                if waiting or put_off.is_set():
                     return
                 assert time.monotonic() < deadline, "it neither waits nor ends"
                 threading.Event().wait(0.002)

@@ -6,8 +6,8 @@ PostgreSQL only: on SQLite a transaction that writes has the database to itself.
 import psycopg
 import pytest
 
+from pgqrs.store import sql, turning
 from pgqrs.store import store as stores
-from pgqrs.store import turning
 from pgqrs.writes import Archive, Release, Write
 from tests.store.given import (
     CANCELLED,
@@ -28,6 +28,15 @@ from tests.store.given import (
 )
 
 POSTGRES_ONLY = True
+
+
+@pytest.fixture(autouse=True)
+def patient_for_locks(monkeypatch):
+    """A turn puts off what is locked for longer than a moment. Here, what can wait is to wait."""
+    monkeypatch.setattr(sql, "LOCK_WAIT_MS", 10_000)
+    sql.statement.cache_clear()
+    yield
+    sql.statement.cache_clear()
 
 
 @pytest.fixture
