@@ -22,7 +22,7 @@ select m.id as due_id
 from pgqrs_messages m
 where m.queue_id = :queue_id
   and m.archived_at is null
-  and m.consumer_worker_id is null
+  and coalesce(m.consumer_worker_id, 0) = 0
   and m.claim_no > 0
   and m.vt <= {now}
   and (m.vt, m.id) > (cast(:after_vt as {time}), :after_id)

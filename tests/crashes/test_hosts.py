@@ -44,7 +44,7 @@ def test_a_new_supervisor_takes_over_on_the_same_host_at_once(
     proves(
         "a supervisor is killed, and another one starts on the same host",
         "it takes over at once, whatever the lease; runs go on behind their last checkpoint",
-        charged="nobody; a plain message's delivery counts",
+        charged="nobody; a plain message's delivery counts where its handler had begun",
         seconds=max(0.0, again.at - up_at),
         within=1.0,
     )
@@ -68,7 +68,7 @@ def test_one_that_runs_already_takes_over_on_the_same_host_within_seconds(
     proves(
         "a supervisor is killed beside another one on the same host",
         "the other one looks once a second, and takes over, whatever the lease",
-        charged="nobody; a plain message's delivery counts",
+        charged="nobody; a plain message's delivery counts where its handler had begun",
         seconds=again.at - killed_at,
         within=2.0,
     )
@@ -100,7 +100,7 @@ def test_one_on_another_host_takes_over_when_the_lease_ends(
     proves(
         "a supervisor is killed, or its host dies, and others run on other hosts",
         "one of them takes over within a second of the end of its lease",
-        charged="nobody; a plain message's delivery counts",
+        charged="nobody; a plain message's delivery counts where its handler had begun",
         seconds=again.at - killed_at,
         within=LEASE_S + 1,
     )

@@ -54,7 +54,7 @@ def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
     proves(
         "the supervisor is killed",
         "its workers die with it; another one goes on",
-        charged="nobody; a plain message's delivery counts",
+        charged="nobody; a plain message's delivery counts where its handler had begun",
     )
 
 

@@ -37,7 +37,8 @@ class Explained(Struct, frozen=True):
 
     @property
     def claims(self) -> bool:
-        return self.writes("Update", "pgqrs_messages") and "skip locked" in self.sql
+        takes = "skip locked" in self.sql and "claim_no + 1" in self.sql  # as recovery does not
+        return self.writes("Update", "pgqrs_messages") and takes
 
     @property
     def whole_table_scans(self) -> list[str]:

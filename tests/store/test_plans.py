@@ -92,6 +92,24 @@ def test_a_claim_behind_the_watermark_reads_the_index_from_there(crowded, dsn):
     assert "ROW(" in scan["Index Cond"]
 
 
+def test_what_was_claimed_before_is_found_without_reading_the_backlog(crowded, dsn):
+    execute(dsn, "update pgqrs_messages set claim_no = 1 where id between 20900 and 20910")
+    execute(dsn, "analyze pgqrs_messages")
+    told = plan(
+        dsn,
+        "claim_again",
+        **CLAIM,
+        queue_id=crowded.queue_id,
+        consumer_id=crowded.id,
+        after_vt="-infinity",
+        after_id=0,
+    )
+    assert_indexed(told)
+    used = {n["Index Name"] for n in told if "Index Name" in n}
+    assert "idx_pgqrs_messages_again" in used
+    assert "idx_pgqrs_messages_ready" not in used
+
+
 def test_a_fence_looks_each_message_up(crowded, dsn):
     claims = [(n, crowded.id, 1) for n in range(20001, 20101)]
     assert_indexed(plan(dsn, "fence", rows=claims))

@@ -2,4 +2,4 @@
 
 alter table pgqrs_messages add column handler_began integer not null default 0;
 create index idx_pgqrs_messages_again on pgqrs_messages (queue_id, vt, id)
-    where archived_at is null and consumer_worker_id is null and claim_no > 0;
+    where archived_at is null and coalesce(consumer_worker_id, 0) = 0 and claim_no > 0;
