@@ -46,7 +46,7 @@ def test_each_character_is_itself_or_its_escape(text: str, shown: str) -> None:
 def test_no_text_has_a_second_line_or_a_control(text: str) -> None:
     shown = printable(text)
     assert len(shown.splitlines()) <= 1
-    assert not any(ord(c) < 32 and c != "\t" or 127 <= ord(c) < 160 for c in shown)
+    assert not any((ord(c) < 32 and c != "\t") or 127 <= ord(c) < 160 for c in shown)
 
 
 @given(st.recursive(st.text(st.characters(exclude_categories=["Cs"])), st.lists))
