@@ -117,7 +117,7 @@ class Credit:
             )
 
     def _check_kind(self, message_id: int, frame: wire.Up) -> None:
-        if isinstance(frame, wire.Started | wire.Finished | wire.Failed):
+        if isinstance(frame, (wire.Started, wire.Finished, wire.Failed)):
             return
         given = self._given.get(message_id)
         if given is not None and given.kind == "handler":

@@ -64,6 +64,7 @@ class Outlet:
             while before := self._waiting_bytes:
                 self._changed.wait_for(lambda before=before: self._waiting_bytes < before, patience_s)  # type: ignore[misc]
                 if self._waiting_bytes >= before:
+                    atexit.unregister(self.settle)  # it was waited for
                     return False
         return True
 

@@ -391,7 +391,7 @@ def test_what_steps_print_is_tagged_with_their_run(sqlite_dsn: str, tmp_path: Pa
         handle = store.trigger(pipeline.printing, 3)
         with Supervised(sqlite_dsn, tmp_path / "log", "--workers", "1", "--burst") as supervisor:
             assert supervisor.wait() == 0
-    said = supervisor.said().splitlines()
+    said = [line.partition(" ")[2] for line in supervisor.said().splitlines()]  # after the time
     for text in ("line 0", "line 1", "line 2", "from a subprocess"):
         assert f"run {handle.id} | {text}" in said, supervisor.said()
 
