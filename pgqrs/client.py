@@ -275,7 +275,7 @@ class Store:
         targets.refuse_unguarded(functions, sys._getframe())
         return local_supervisor(self.config, self._ready, functions, processes, lanes, self._supervisors)
 
-    def refuse_without_workers(self) -> None:
+    def _refuse_without_workers(self) -> None:
         """Raises SupervisorError where supervisors of `workers` have ended, and no other one of this store runs."""
         deaths = [local.death() for local in self._supervisors]
         if deaths and all(deaths):

@@ -106,8 +106,8 @@ def local_supervisor(
     """
     targets.refuse_while_loading()
     interpreter.refuse_another_start()
-    _refuse_unshared(config)
     with targets.of_functions(functions) as target, contextlib.ExitStack() as stack:
+        _refuse_unshared(config)
         prepare()
         _know_main_as_workers_do()
         local = _started(target, stack.enter_context(_config_of_its_own(config)), processes, lanes)

@@ -104,6 +104,7 @@ class Credit:
                 _refuse_no_json(frame, frame.error)
             case wire.Paused():
                 _refuse_nul(frame, frame.name)
+                _refuse_nul(frame, frame.place.path if frame.place else None)
                 _refuse_nul(frame, frame.text)
             case wire.Finished():
                 _refuse_no_json(frame, frame.output)

@@ -30,6 +30,8 @@ GIVEN = {
     "sqlite_use_wal": False,
     "s3_mode": DurabilityMode.Local,
     "s3_cache_dir": "some/folder",
+    "prepared_statements": False,
+    "listen_dsn": "postgresql://direct/x",
 }
 
 
@@ -63,6 +65,7 @@ def test_every_setting_is_a_keyword(name):
 
 def test_there_is_no_setting_that_is_not_a_keyword():
     settings = {name.lstrip("_") for name in vars(Config("sqlite://x.db"))}
+    settings |= {"prepared_statements", "listen_dsn"}  # which are the class's own where they were not given
     assert (
         settings
         == set(inspect.signature(Config).parameters)
