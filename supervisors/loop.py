@@ -382,7 +382,7 @@ class Loop:
             self._told_away = True
             sever(self._store)
         elif locked_since is not None and now - max(locked_since, self._killing_since or now) > UNANSWERED_S:
-            self._away = f"another session has held a lock for {UNANSWERED_S:g} s on what was to be written"
+            self._away = f"the last results have waited {UNANSWERED_S:g} s to be written: somebody may hold a lock on their rows"
         else:
             return
         self._view.note(events.Note(self._away, "warning"))

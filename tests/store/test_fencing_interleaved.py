@@ -1,4 +1,4 @@
-"""Two real connections under READ COMMITTED: whoever comes second waits for the first and then sees what it did.
+"""Two real connections under READ COMMITTED: whoever comes second waits for the first, or is put off, and then sees what it did.
 
 PostgreSQL only: on SQLite a transaction that writes has the database to itself.
 """
@@ -44,6 +44,24 @@ def second(open_another):
     return open_another()
 
 
+class PutOff:
+    """A turn whose writes somebody else's open transaction keeps from being made."""
+
+    def __init__(self, turn):
+        self._turn = turn
+        assert (first := turn()).put_off
+        assert not first.outcomes
+
+    def turn(self):
+        """Once the other transaction has ended."""
+        done = self._turn()
+        assert not done.put_off
+        return done
+
+    def result(self):
+        return self.turn().outcomes[0]
+
+
 def apply(tx, *writes):
     return turning.carry_out(tx, writes).outcomes
 
@@ -58,7 +76,7 @@ def test_a_checkpoint_that_waited_for_a_takeover_is_not_written(flow, second, ds
     with second.database.transaction() as tx:
         apply(tx, release(claim))
         assert take(tx, heir)[0].claim.message_id == claim.message_id
-        late = Blocked(dsn, lambda: wrote(flow.store, step(claim, "late")))
+        late = PutOff(lambda: flow.store.turn([step(claim, "late")]))
     assert not late.result().applied
     assert flow.store.steps(claim.message_id) == []
 
@@ -69,7 +87,7 @@ def test_a_handlers_end_that_waited_for_a_takeover_is_not_written(flow, second, 
     with second.database.transaction() as tx:
         apply(tx, release(claim))
         assert take(tx, heir)[0].claim.message_id == claim.message_id
-        late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Archive())))
+        late = PutOff(lambda: flow.store.turn([Write(claim, message=Archive())]))
     assert not late.result().applied
     assert flow.store.message(claim.message_id).archived_at is None
 
@@ -87,7 +105,7 @@ def test_a_checkpoint_that_waited_for_a_recovery_is_not_written(flow, second, ds
     clock.advance(16)
     with second.database.transaction() as tx:
         stores._release_all(tx, flow.consumer.supervisor_id, 5, "")
-        late = Blocked(dsn, lambda: wrote(flow.store, finish(claim, SUCCESS, b"1")))
+        late = PutOff(lambda: flow.store.turn([finish(claim, SUCCESS, b"1")]))
     assert not late.result().applied
     assert flow.store.run(claim.message_id).status == RUNNING
 
@@ -98,9 +116,9 @@ def test_a_takeover_that_waited_for_a_checkpoint_finds_it_recorded(flow, second,
     clock.advance(16)
     with flow.store.database.transaction() as tx:
         [outcome] = apply(tx, step(claim, "in time"))
-        recovery = Blocked(dsn, lambda: second.recover(5))
+        assert second.recover(5) == 0
     assert outcome.applied
-    assert recovery.result() == 1
+    assert second.recover(5) == 1
     [claimed] = heir.claim()
     assert [s.name for s in claimed.steps] == ["in time"]
 
@@ -110,8 +128,8 @@ def test_a_recovery_that_waited_for_an_end_leaves_it_ended(flow, second, dsn, cl
     clock.advance(16)
     with flow.store.database.transaction() as tx:
         apply(tx, finish(claim, SUCCESS, b"1"))
-        recovery = Blocked(dsn, lambda: second.recover(5))
-    assert recovery.result() == 0
+        assert second.recover(5) == 0
+    assert second.recover(5) == 0
     assert flow.store.settled(claim.message_id).status == SUCCESS
     assert flow.store.message(claim.message_id).archived_at is not None
 
@@ -138,7 +156,7 @@ def test_of_two_ends_under_the_same_claim_one_counts(flow, second, dsn):
     claim = flow.begun()
     with flow.store.database.transaction() as tx:
         apply(tx, finish(claim, SUCCESS, b"1"))
-        late = Blocked(dsn, lambda: wrote(second, finish(claim, ERROR, error=b"2", dead="no")))
+        late = PutOff(lambda: second.turn([finish(claim, ERROR, error=b"2", dead="no")]))
     assert not late.result().applied
     assert flow.store.settled(claim.message_id).output == b"1"
 
@@ -148,9 +166,9 @@ def test_two_turns_over_the_same_messages_in_opposite_orders_do_not_deadlock(flo
     claims = [c.claim for c in flow.consumer.claim(20)]
     with flow.store.database.transaction() as tx:
         apply(tx, *[flow.begin(c) for c in claims])
-        backwards = Blocked(dsn, lambda: second.turn([step(c) for c in reversed(claims)]))
+        backwards = PutOff(lambda: second.turn([step(c) for c in reversed(claims)]))
         apply(tx, *[step(c, "b", 1) for c in reversed(claims)])
-    assert all(o.applied for o in backwards.result().outcomes)
+    assert all(o.applied for o in backwards.turn().outcomes)
 
 
 # What callers do, beside a supervisor
@@ -188,7 +206,7 @@ def test_an_end_that_waited_for_a_cancel_is_cancelled(flow, second, dsn):
     with second.database.transaction() as tx:
         m = stores._locked(tx, claim.message_id)
         tx.run("set_run_status", run_id=m.run_id, status="CANCELLING", done=False)
-        end = Blocked(dsn, lambda: wrote(flow.store, finish(claim, SUCCESS, b"1")))
+        end = PutOff(lambda: flow.store.turn([finish(claim, SUCCESS, b"1")]))
     assert end.result().status == CANCELLED
     assert flow.store.run(claim.message_id).output is None
 
@@ -198,7 +216,7 @@ def test_a_checkpoint_that_waited_for_a_cancel_hears_of_it(flow, second, dsn):
     with second.database.transaction() as tx:
         m = stores._locked(tx, claim.message_id)
         tx.run("set_run_status", run_id=m.run_id, status="CANCELLING", done=False)
-        late = Blocked(dsn, lambda: wrote(flow.store, step(claim)))
+        late = PutOff(lambda: flow.store.turn([step(claim)]))
     assert late.result().status == CANCELLING
 
 
@@ -225,7 +243,7 @@ def test_a_late_release_that_waited_for_a_takeover_does_not_free_the_heirs_messa
     with second.database.transaction() as tx:
         apply(tx, release(claim))
         take(tx, heir)
-        late = Blocked(dsn, lambda: wrote(flow.store, Write(claim, message=Release(0.0, refund=False))))
+        late = PutOff(lambda: flow.store.turn([Write(claim, message=Release(0.0, refund=False))]))
     assert not late.result().applied
     assert columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct") == [
         (claim.message_id, heir.id, 1)
