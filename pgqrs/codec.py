@@ -49,6 +49,9 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
     Raises SerializationError for what JSON cannot carry, with the path in the value, or would not give back, and
     ValidationError over the limit: such a value is sound, there is only too much of it.
     """
+    kind = type(value)
+    if kind is int and (annotation is int or annotation is UNCHECKED) and -(2**63) <= value < 2**63:  # type: ignore[operator]
+        return _ENCODER.encode(value)  # exact and short: all that follows has nothing to find
     try:
         raw = _ENCODER.encode(value)
         # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.

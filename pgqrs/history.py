@@ -47,6 +47,10 @@ class History:
         self._ambiguous: set[str] = set()
         # Begun by a version that recorded no places: what such a run has said of itself to others stays as it was.
         self.is_of_older_version = any(s.place is None for s in steps)
+        if steps:
+            self._sort(steps, ordered)
+
+    def _sort(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
         placed = [(s.place or Place("", s.position), s) for s in steps if s.place is not None or ordered]
         for place, s in sorted(placed, key=lambda p: p[0].count, reverse=True):
             name = step_of(s.name)
