@@ -23,7 +23,6 @@ import select
 import sys
 import termios
 import threading
-import time
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -176,7 +175,7 @@ def tag_output() -> None:
 def has_cpu(run: int, on_board: bool = True) -> None:
     """Called when `run` gets the CPU. What another wrote past Python before is marked as its. Where no board says who has the CPU,
     what comes is marked too."""
-    global _on_cpu, _since
+    global _on_cpu
     before, _on_cpu = _on_cpu, run
     if not _tagging or before == run:
         return
@@ -184,10 +183,6 @@ def has_cpu(run: int, on_board: bool = True) -> None:
         with suppress(OSError):
             _write(1, _tag(run, b"@") + b"\n")
     elif before is not None:
-        now = time.monotonic()
-        took_s, _since = now - _since, now
-        if took_s < LOOK_AFTER_S:
-            return
         try:
             fcntl.ioctl(1, termios.FIONREAD, _unread)
         except OSError:  # the user's code has made something else of it
@@ -223,9 +218,6 @@ _lock = threading.RLock()  # of both streams: they share a pipe
 _streams: dict[str, RunStream] = {}
 _tagging = False
 _on_cpu: int | None = None
-_since = 0.0  # when that was last looked at
-# A look at what was written past Python is a system call: after runs that had the CPU for a shorter time there is none.
-LOOK_AFTER_S = 30e-6
 _unread = array("i", [0])
 
 

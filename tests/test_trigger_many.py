@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def work(job: Job, dry_run: bool = False) -> None: ...
 def handle(payload: Any) -> None: ...
 
 
+def short(value: object) -> str:
+    """For the name of a test: the same in every process."""
+    if isinstance(value, set | frozenset):
+        return str(sorted(map(short, value)))[:60]
+    return re.sub(r" at 0x\w+", "", repr(value))[:60]
+
+
 @pytest.fixture
 def store(dsn):
     with pgqrs.connect(dsn) as store:
@@ -71,7 +79,7 @@ def test_each_argument_is_a_run_in_order(store, make):
         ("by_name", [5, "text", ((6,), {}), ((), {"a": 1})], [5, "text", 6, {"a": 1}]),
         (take, [], []),
     ],
-    ids=str,
+    ids=short,
 )
 def test_a_call_is_one_argument_or_a_pair(store, workflow, calls, stored):
     assert inputs(store.trigger_many(workflow, calls)) == stored
@@ -110,7 +118,7 @@ def test_a_call_is_one_argument_or_a_pair(store, workflow, calls, stored):
         (handle, [1], ValidationError, "is a handler"),
         (len, ["a"], ValidationError, "is no workflow"),
     ],
-    ids=str,
+    ids=short,
 )
 def test_a_wrong_shape_is_told_in_words_and_nothing_is_sent(store, workflow, calls, error, says):
     with pytest.raises(error, match=says):
