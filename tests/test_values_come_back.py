@@ -250,7 +250,7 @@ def short(value: object) -> str:
     """For the name of a test: the same in every process."""
     if isinstance(value, set | frozenset):
         return str(sorted(map(short, value)))[:60]
-    return re.sub(r" at 0x\w+", "", repr(value))[:60]
+    return re.sub(r" at 0x\w+|\(\d{4}, .*", "", repr(value))[:60]
 
 
 @pytest.mark.parametrize(
