@@ -61,6 +61,7 @@ UNANSWERED_S = (
     5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
 )
 EXIT_FAILED = 1  # where runs failed, if that was asked for
+CLOCK_BACK_S = 1.0  # a smaller step is the clock's own correction
 LOCKED_TELL_S = 1.0  # a lock of another session that lasts so long is worth a line
 # Without a turn of the loop, or with one transaction under way, for so long, the lease is no longer renewed: somebody else takes over
 # when it has run out. A turn of the loop takes milliseconds; a transaction waits 3 s for a silent server, and may have to be repeated.
@@ -92,6 +93,7 @@ class Loop:
         self._told_locked = False
         self._killing_since: float | None = None
         self._turned_at = time.monotonic()
+        self._clock_ahead_s = time.time() - time.monotonic()  # of the machine's time since its start
         self._away: str | None = None
         self._told_away = False
         self._backlog: int | None = None
@@ -203,6 +205,7 @@ class Loop:
             self._store.install()
         self._store.verify()
         self._store.refuse_incapable()
+        self._store.bring_back()
         functions = []
         for d in described:
             workflow_id = None
@@ -607,9 +610,11 @@ class Loop:
             return
         claims = [r.claim for r in self._core.runs.values() if not r.ending]
         consumers = tuple(self._consumers.values())
+        went_back = self._clock_went_back()
 
         def look() -> Seen:
             self._watch.mend()
+            brought_back = self._lease_store.bring_back() if went_back else 0
             held = set(self._lease_store.held(consumers)) if claims else set()
             backlog = self._lease_store.backlog(self._consumers) if self._view.wants_backlog else None
             grace_s = self._config.reclaim_after_seconds
@@ -618,9 +623,16 @@ class Loop:
                 backlog,
                 self._take_back(),
                 0 if grace_s is None else administering.reclaim_overdue(self._lease_store.database, grace_s),
+                brought_back,
             )
 
         self._aside.ask(look, self._saw)
+
+    def _clock_went_back(self) -> bool:
+        """Since the last time that this was asked, and by so much that due times are affected."""
+        ahead_s = time.time() - time.monotonic()
+        before_s, self._clock_ahead_s = self._clock_ahead_s, ahead_s
+        return ahead_s < before_s - CLOCK_BACK_S
 
     def _saw(self, seen: "Seen | None") -> None:
         self._look_for_hints()  # on a new connection, perhaps
@@ -639,7 +651,14 @@ class Loop:
                     f"took back {count(seen.reclaimed, 'message')} that clients of pgqrs 0.15 held too long"
                 )
             )
-        if seen.recovered or seen.reclaimed:
+        if seen.brought_back:
+            self._view.note(
+                events.Note(
+                    f"the clock went back: {count(seen.brought_back, 'message')} that waited by the old time are due by the new one",
+                    "warning",
+                )
+            )
+        if seen.recovered or seen.reclaimed or seen.brought_back:
             self._handle(events.Hinted())
 
     def _is_known(self, n: int, running: OnBoard) -> bool:
@@ -799,6 +818,7 @@ class Seen(Struct, frozen=True):
     backlog: int | None
     recovered: int
     reclaimed: int
+    brought_back: int
 
 
 class _closing:

@@ -220,6 +220,22 @@ class MessageStore:
         with self.database.transaction() as tx:
             tx.run("expire_lease", id=supervisor_id)
 
+    def bring_back(self) -> int:
+        """After the clock has gone back: messages that wait for a time by the old clock become due by the new one. Returns how
+        many. On a server the server's clock counts, which its operator sees to."""
+        if self.database.dialect != "sqlite":
+            return 0
+        with self.database.reading() as tx:
+            if not tx.run("of_the_future"):
+                return 0
+        with self.database.transaction() as tx:
+            late = [
+                (i, max(-(enqueued or 0.0), -(claimed or 0.0)))
+                for i, enqueued, claimed in tx.run("of_the_future")
+            ]
+            tx.run("bring_back", late)
+            return len(late)
+
     def recover(self, read_ct_max: int) -> int:
         """Gives back what supervisors held whose lease ran out. Returns how many messages. A plain message whose handler had begun is
         charged with a delivery, and is buried where that was its last. A message that somebody else has locked is left for the next

@@ -102,3 +102,18 @@ update pgqrs_workers set status = 'stopped', shutdown_at = {now} where superviso
 
 -- name: forget_supervisor
 delete from pgqrs_supervisors where id = :id;
+
+-- name: of_the_future
+-- Live messages that were enqueued, or claimed last, at a time that has not come: the clock has gone back since.
+select m.id, {seconds since m.enqueued_at}, {seconds since m.dequeued_at}
+from pgqrs_messages m
+where m.archived_at is null and m.vt > {now} and (m.enqueued_at > {now} or m.dequeued_at > {now});
+
+-- name: bring_back
+-- Their due times go back with the clock, once.
+update pgqrs_messages as m
+set vt = {m.vt - r.back_s},
+    enqueued_at = case when m.enqueued_at > {now} then {now} else m.enqueued_at end,
+    dequeued_at = case when m.dequeued_at > {now} then {now} else m.dequeued_at end
+from {rows: message_id bigint, back_s float}
+where m.id = r.message_id;
