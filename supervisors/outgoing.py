@@ -57,7 +57,12 @@ class Outgoing:
 
     def take(self, now: float) -> tuple[list[Write], Sequence[Write]]:
         """The writes of the next turn, and what was put off where it is time to try that again."""
-        taken: list[Write] = []
+        if len(self._writes) <= TURN_WRITES_MAX and self._bytes <= TURN_BYTES_MAX and not self._put_off:
+            taken = list(self._writes)
+            self._writes.clear()
+            self._bytes, self.oldest, self.hurried = 0, None, False
+            return taken, ()
+        taken = []
         size = 0
         while self._writes and len(taken) < TURN_WRITES_MAX:
             write = self._writes[0]
