@@ -81,6 +81,7 @@ class RunHandle(Generic[R]):
     ) -> Settled:
         wait_s = POLL_MIN_S
         while not settled.status.terminal:
+            self._store._refuse_without_workers()
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
                     f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
