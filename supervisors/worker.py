@@ -57,7 +57,7 @@ class Lane(PipeJournal):
     def begin(self, call: StepCall) -> None:
         while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
             if self.definition.lanes == 1 or holds_loop():
-                self.stopped = not self._worker.hear() or self.stopped
+                self._wait_in_place()
             else:
                 own = self._worker.lane_state.take()
                 self._worker.hub.switch()
@@ -65,6 +65,13 @@ class Lane(PipeJournal):
         if self.leaving:
             raise Suspended
         self.announce(call)
+
+    def _wait_in_place(self) -> None:
+        """Hears something of the supervisor's, while no other lane goes on. As long as it hears, the worker is in no run's code
+        and this run may be recalled: so it has to be let in again."""
+        self.stopped = not self._worker.hear() or self.stopped
+        while not self.leaving and not self._worker.enters(self.message_id):
+            self.stopped = not self._worker.hear() or self.stopped
 
     def look(self) -> None:
         """While its code waits for another run: what the supervisor says is heard at once, though the hub has not its turn."""
@@ -164,13 +171,14 @@ class Worker(Leased):
     def _may_enter(self) -> bool:
         """Whether what is next may begin or go on. False while a Recall is on its way: this run may be among those that it names."""
         self.outbox.stay_ours()
-        if self._board is None:
-            return True
         if self._ready:
-            return self._board.enter(self._ready[0].message_id)
+            return self.enters(self._ready[0].message_id)
         if self._fresh:
-            return self._board.enter(self._fresh[0].message_id)
+            return self.enters(self._fresh[0].message_id)
         return True
+
+    def enters(self, message_id: int) -> bool:
+        return self._board is None or self._board.enter(message_id)
 
     def spare_carrier(self) -> greenlet.greenlet:
         """A greenlet that runs one lane after another: to make one costs as much as a tiny step."""

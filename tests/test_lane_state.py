@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import sys
 import threading
 
@@ -10,6 +11,7 @@ import pytest
 
 import pgqrs
 from supervisors import wire
+from supervisors.board import BoardReader, new_board
 from tests.test_worker import Pipe
 
 local = threading.local()
@@ -113,6 +115,34 @@ def test_a_run_that_waits_on_the_cpu_hears_that_it_is_to_stop():
         checkpoint = pipe.until(wire.Checkpoint)[-1]
         pipe.commit(checkpoint)
         assert results(pipe, 1)[2].output == b"2"
+
+
+def test_a_run_that_was_recalled_while_it_waited_on_the_cpu_does_not_go_on_with_the_commit_that_it_hears_first():
+    ran = []
+
+    @pgqrs.step
+    def second() -> int:
+        ran.append(2)
+        return 2
+
+    @pgqrs.workflow(lanes=1)
+    def flow() -> int:
+        return one() + second()
+
+    fd = new_board()
+    reader = BoardReader(os.dup(fd))
+    with Pipe(flow, board=fd) as pipe:
+        pipe.execute(flow, 1)
+        checkpoint = pipe.until(wire.Checkpoint)[-1]
+        pipe.until_idle()
+        reader.recall()
+        assert reader.entered == 0, "it is in nobody's code"
+        pipe.commit(checkpoint)  # was on its way before
+        pipe.until_idle()
+        pipe.send(wire.Recall(((1, 1),)))
+        assert pipe.until(wire.Returned)[-1] in (wire.Returned(()), wire.Returned((1,)))
+        pipe.until_idle()
+    assert ran == []
 
 
 @pytest.mark.parametrize("lanes", [0, 2, "1", -1])
