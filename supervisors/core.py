@@ -558,6 +558,8 @@ class Core:
 
     def _lease_lost(self, in_flight: int, now: float) -> None:
         self._saving = in_flight
+        # What is ordered and not yet written is dropped with what waits for its turn.
+        self._out = [c for c in self._out if not isinstance(c, Save)]
         self._out.append(Note("the lease ran out: what ran here is another's now; starting afresh", "error"))
         self.runs.clear()
         self.waiting.clear()

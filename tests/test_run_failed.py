@@ -76,7 +76,7 @@ def test_the_error_of_a_run_that_is_waited_for_as_in_0_15_is_what_0_15_records_a
     state = RunState(3, 1, 7, WorkflowStatus.Error, None, None, described(NoStock(item="bolts")))
     with pytest.raises(pgqrs.PgqrsError) as failed:
         runs.result_of(state)
-    told = str(failed.value).removeprefix("Workflow run 3 failed: ").removesuffix("; its steps: pgqrs run 7")
+    told = str(failed.value).removeprefix("Workflow run 7 failed: ").removesuffix("; its steps: pgqrs run 7")
     assert json.loads(told) == {
         "code": "NON_RETRYABLE",
         "is_transient": False,
