@@ -28,7 +28,7 @@ returning id;
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
-where (select q.queue_name from pgqrs_queues q where q.id = :queue_id) = :queue
+where (select q.queue_name from pgqrs_queues q where q.id {=} :queue_id) {=} :queue
 returning id;
 
 -- name: enqueue_run
@@ -36,8 +36,8 @@ returning id;
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
-where (select q.queue_name from pgqrs_workflows f join pgqrs_queues q on q.id = f.queue_id
-       where f.name = :workflow and f.queue_id = :queue_id) = :queue
+where (select q.queue_name from pgqrs_workflows f join pgqrs_queues q on q.id {=} f.queue_id
+       where f.name {=} :workflow and f.queue_id {=} :queue_id) {=} :queue
 returning id;
 
 -- name: reserve_messages

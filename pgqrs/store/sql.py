@@ -10,6 +10,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {m.vt + x}             a time of a row, moved in the same way
     {seconds since m.vt}   how long ago a time of a row was, in seconds
     {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
+    {=}                    equality, on a caller's connection too, whose search path may lead to an operator of others
     {use name}             the text of another statement, as a subquery
     {json} {status} {time} {worker_status}  the types to cast to
     {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
@@ -146,6 +147,8 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             return f"for {'' if m[2] else 'no key '}update of {m[1]}" + (" skip locked" if m[3] else "")
         if text == "wait briefly":
             return f"(select pg_catalog.set_config('lock_timeout', '{LOCK_WAIT_MS}', true)) is not null"
+        if text == "=":
+            return "operator(pg_catalog.=)"
         if " of " in text:
             return text.partition(" of ")[0]
         if text.startswith("keep "):
@@ -170,6 +173,8 @@ def _sqlite_words() -> Callable[[str], str]:
             return f"(select {wanted} from json_each(:rows)) as r"
         if text == "wait briefly":
             return "true"
+        if text == "=":
+            return "="
         if " of " in text:
             return text.partition(" of ")[2]
         if text.startswith(("lock ", "keep ")):

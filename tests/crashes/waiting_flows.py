@@ -1,6 +1,7 @@
 """Runs that wait for others, that do not leave, and that fork. Each connects to the database of CRASHES_DSN."""
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -109,7 +110,8 @@ async def async_stubborn() -> int:
         try:
             return await async_flaky()
         except:  # noqa: E722
-            await asyncio.sleep(0.05)
+            with contextlib.suppress(BaseException):  # it is cancelled here, once
+                await asyncio.sleep(0.05)
 
 
 @pgqrs.workflow

@@ -16,7 +16,7 @@ TOLD = {
         configuration.made of number | configuration.made of text for a number | configuration.made of negative |
         configuration.set a wrong type | configuration.set a negative | configuration.set a list of numbers |
         builder.a number for a handler | policies.backoff negative repr | policies.backoff text repr | policies.policy negative repr | queues.named a number
-        | producing.negative delay | producing.text for a delay | producing.text for a batch | times.number |
+        | producing.negative delay | producing.text for a delay | times.number |
         iterating.negative interval | builder.negative batch | builder.negative interval | results.pause for a past time
     """,
     "What is wrong with the database is said: SchemaError, or ValidationError, and in words of ours.": """
