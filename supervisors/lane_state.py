@@ -65,7 +65,11 @@ def _thread_dict() -> dict[Any, Any] | None:
     """Where CPython keeps this thread's values of every threading.local; None on another Python."""
     if sys.implementation.name != "cpython":
         return None
-    get = ctypes.pythonapi.PyThreadState_GetDict
-    get.restype = ctypes.py_object
-    found = get()
+    # The reference is borrowed: as a py_object it would be counted as ours, and given back once too often.
+    get = ctypes.pythonapi["PyThreadState_GetDict"]
+    get.restype = ctypes.c_void_p
+    address = get()
+    if not address:
+        return None
+    found = ctypes.cast(address, ctypes.py_object).value
     return found if isinstance(found, dict) else None

@@ -12,6 +12,7 @@ import pytest
 import pgqrs
 from supervisors import wire
 from supervisors.board import BoardReader, new_board
+from supervisors.lane_state import LaneState
 from tests.test_worker import Pipe
 
 local = threading.local()
@@ -149,3 +150,18 @@ def test_a_run_that_was_recalled_while_it_waited_on_the_cpu_does_not_go_on_with_
 def test_a_workflow_has_one_lane_or_leaves_it_to_the_supervisor(lanes):
     with pytest.raises(pgqrs.ValidationError, match="lanes="):
         pgqrs.workflow(lanes=lanes)(lambda: 1)
+
+
+def test_the_threads_dict_is_counted_as_often_as_it_is_held():
+    """It is borrowed from the thread: one reference given back too often, and it is freed under the thread's hands."""
+    held = []
+
+    def look():
+        local.mine = 1
+        states = [LaneState() for _ in range(100)]
+        held.append(sys.getrefcount(states[0]._locals))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert held[0] >= 100
