@@ -141,7 +141,7 @@ class Context:
         self.suspended = False  # once Suspended was raised in it, nothing that its function does is recorded
         self.branched = False  # an async run that has made a task of its own
         self.names = Names(history.names)
-        self._fingerprints = Fingerprints(str(run_id).encode())
+        self._fingerprints: Fingerprints | None = None  # made for the first call
         self._thread = threading.get_ident()
         self._position = 0
         self._handover: Handover | None = None
@@ -208,7 +208,7 @@ class Context:
         position, self._position = self._position, self._position + 1
         arguments = folded(args, kwargs, definition.positions) if kwargs else args
         place, equal = scope.next_place(
-            definition.name, self._fingerprints.of(arguments) if definition.compare else None
+            definition.name, self._fingerprint(arguments) if definition.compare else None
         )
         known = self.history.find(definition.name, place, definition.pure, arguments)
         if known is None:
@@ -230,6 +230,13 @@ class Context:
             equal,
         )
         return call, known
+
+    def _fingerprint(self, arguments: tuple[Any, ...]) -> int:
+        if not arguments:
+            return 0
+        if self._fingerprints is None:
+            self._fingerprints = Fingerprints(str(self.id).encode())
+        return self._fingerprints.of(arguments)
 
     def _retry_in_s(self, policy: StepRetryPolicy, tried: int) -> float | None:
         return policy.delay(tried + 1, self.clocks.random) if tried < policy.max_attempts else None
@@ -555,7 +562,8 @@ class _Attempt:
         self._context = context
         self._definition = definition
         self._call = call
-        self.begins()
+        self._began_s = context.clocks.now_s()
+        self._began_cpu_s = context.clocks.cpu_s()
 
     def begins(self) -> None:
         self._began_s = self._context.clocks.now_s()

@@ -23,6 +23,7 @@ import select
 import sys
 import termios
 import threading
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -175,7 +176,7 @@ def tag_output() -> None:
 def has_cpu(run: int, on_board: bool = True) -> None:
     """Called when `run` gets the CPU. What another wrote past Python before is marked as its. Where no board says who has the CPU,
     what comes is marked too."""
-    global _on_cpu
+    global _on_cpu, _prints, _looked_at
     before, _on_cpu = _on_cpu, run
     if not _tagging or before == run:
         return
@@ -183,11 +184,17 @@ def has_cpu(run: int, on_board: bool = True) -> None:
         with suppress(OSError):
             _write(1, _tag(run, b"@") + b"\n")
     elif before is not None:
+        if not _prints:
+            now = time.monotonic()
+            if now - _looked_at < LOOK_EVERY_S:
+                return
+            _looked_at = now
         try:
             fcntl.ioctl(1, termios.FIONREAD, _unread)
         except OSError:  # the user's code has made something else of it
             return
         if _unread[0]:
+            _prints = True
             _write(1, _tag(before, b"!") + b"\n")
 
 
@@ -218,6 +225,11 @@ _lock = threading.RLock()  # of both streams: they share a pipe
 _streams: dict[str, RunStream] = {}
 _tagging = False
 _on_cpu: int | None = None
+# A look at what is in the pipe is a system call, which costs as much as a tiny step. Until something was there for the first
+# time, one look in a while is enough.
+LOOK_EVERY_S = 0.001
+_prints = False
+_looked_at = 0.0
 _unread = array("i", [0])
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -136,8 +137,10 @@ def test_a_run_that_was_recalled_while_it_waited_on_the_cpu_does_not_go_on_with_
         pipe.execute(flow, 1)
         checkpoint = pipe.until(wire.Checkpoint)[-1]
         pipe.until_idle()
+        until = time.monotonic() + 10
+        while reader.entered:  # it is in its code until it hears
+            assert time.monotonic() < until
         reader.recall()
-        assert reader.entered == 0, "it is in nobody's code"
         pipe.commit(checkpoint)  # was on its way before
         pipe.until_idle()
         pipe.send(wire.Recall(((1, 1),)))
