@@ -882,7 +882,7 @@ def test_a_run_that_waits_for_the_lease_alone_goes_on_with_it():
     """It has recorded nothing, so that it waits for no commit."""
     lease_is_over.clear()
     with Pipe(outlasts_the_lease) as pipe:
-        until = time.monotonic() + 0.3
+        until = time.monotonic() + 1.0
         pipe.send(wire.Lease(until))
         pipe.execute(outlasts_the_lease, 1)
         assert isinstance(pipe.next(), wire.Started)
