@@ -2,26 +2,40 @@
 
 All lanes of a worker run on one thread. `threading.local` values (scoped sessions, a web framework's connections) and the
 streams that `contextlib.redirect_stdout` puts in place would otherwise be seen by whichever run has the CPU. A lane starts
-with what the thread had when the worker began.
+with what there was when the worker began. Only locals that were made by the end of the import are known.
 
 A running event loop cannot change places: `asyncio.run()` around a plain step keeps its lane on the CPU (`holds_loop`).
 What is the whole process's (the working directory, the environment, signal handlers, locks) is shared by all lanes.
 """
 
-import ctypes
+import gc
 import sys
+import threading
+import weakref
 from typing import Any
 
-# (threading.local values, sys.stdin, sys.stdout, sys.stderr)
-Saved = tuple[dict[Any, Any], Any, Any, Any]
+# The values of each local, and sys.stdin, sys.stdout, sys.stderr
+Saved = tuple[list[dict[str, Any]], Any, Any, Any]
+
+_found: "list[weakref.ref[threading.local]] | None" = None
+
+
+def find_locals() -> None:
+    """Finds every threading.local of this process. Called before `gc.freeze`, which hides them."""
+    global _found
+    # By its type: asked with isinstance, a proxy may answer with an exception.
+    _found = [weakref.ref(o) for o in gc.get_objects() if issubclass(type(o), threading.local)]
 
 
 class LaneState:
     """Of the thread that makes it."""
 
     def __init__(self) -> None:
-        self._locals = _thread_dict()
+        if _found is None:
+            find_locals()
+        self._locals = [local for ref in _found or () if (local := ref()) is not None]
         self._first = self._save()
+        self._is_empty = not any(self._first[0])
 
     def take(self) -> Saved | None:
         """What the lane that leaves the CPU has, None where it has changed nothing; the next one starts from the beginning."""
@@ -36,9 +50,11 @@ class LaneState:
         if saved is None:
             return
         values, sys.stdin, sys.stdout, sys.stderr = saved
-        if self._locals is not None and (self._locals or values):
-            self._locals.clear()
-            self._locals.update(values)
+        for local, its_values in zip(self._locals, values, strict=True):
+            current = local.__dict__
+            if current or its_values:
+                current.clear()
+                current.update(its_values)
 
     def reset(self) -> None:
         """A lane has ended."""
@@ -49,27 +65,20 @@ class LaneState:
         values, stdin, stdout, stderr = self._first
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
             return False
-        return not self._locals if not values else self._locals == values
+        if self._is_empty:
+            return not any(local.__dict__ for local in self._locals)
+        return all(_same(local.__dict__, then) for local, then in zip(self._locals, values, strict=True))
 
     def _save(self) -> Saved:
-        return dict(self._locals or ()), sys.stdin, sys.stdout, sys.stderr
+        return [dict(local.__dict__) for local in self._locals], sys.stdin, sys.stdout, sys.stderr
+
+
+def _same(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """By identity: what a value's own comparison would do is not ours to find out."""
+    return len(now) == len(then) and all(now.get(name) is value for name, value in then.items())
 
 
 def holds_loop() -> bool:
     """Whether the code that is running is inside an event loop's run."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None
-
-
-def _thread_dict() -> dict[Any, Any] | None:
-    """Where CPython keeps this thread's values of every threading.local; None on another Python."""
-    if sys.implementation.name != "cpython":
-        return None
-    # The reference is borrowed: as a py_object it would be counted as ours, and given back once too often.
-    get = ctypes.pythonapi["PyThreadState_GetDict"]
-    get.restype = ctypes.c_void_p
-    address = get()
-    if not address:
-        return None
-    found = ctypes.cast(address, ctypes.py_object).value
-    return found if isinstance(found, dict) else None

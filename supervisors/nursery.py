@@ -36,6 +36,7 @@ from supervisors.birth import (
 from supervisors.board import BoardReader, new_board
 from supervisors.inherited import Watch, refuse_patched
 from supervisors.journal import CLOCKS
+from supervisors.lane_state import find_locals
 from supervisors.launch import (
     Child,
     Described,
@@ -261,6 +262,7 @@ def nursery_main() -> None:
     # A handler of the user's that reaps children, or SIG_IGN, would take those of our forks.
     on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.collect()
+    find_locals()
     gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
     sock.send(msgspec.msgpack.encode(loaded))
     for fork in _orders(sock):

@@ -20,7 +20,7 @@ PACKAGES = ("pgqrs", "supervisors")
 STRANGERS_TO_THE_STORE = ("supervisors.core", "supervisors.worker", "supervisors.async_worker", "pgqrs.flow")
 
 # In supervisors, who may read a clock. Every other module is told the time.
-CLOCK_READERS = ("supervisors.loop", "supervisors.pipes", "supervisors.journal")
+CLOCK_READERS = ("supervisors.loop", "supervisors.pipes", "supervisors.journal", "supervisors.output")
 CLOCKS = re.compile(
     r"time\.(time|monotonic|perf_counter)(_ns)?|datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today"
 )

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,6 @@ import pytest
 import pgqrs
 from supervisors import wire
 from supervisors.board import BoardReader, new_board
-from supervisors.lane_state import LaneState
 from tests.test_worker import Pipe
 
 local = threading.local()
@@ -155,16 +155,32 @@ def test_a_workflow_has_one_lane_or_leaves_it_to_the_supervisor(lanes):
         pgqrs.workflow(lanes=lanes)(lambda: 1)
 
 
-def test_the_threads_dict_is_counted_as_often_as_it_is_held():
-    """It is borrowed from the thread: one reference given back too often, and it is freed under the thread's hands."""
-    held = []
+def test_a_lane_starts_with_the_values_of_the_import():
+    """In a process whose thread has seen the import, as a worker's has."""
+    told = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert told.stdout.split() == ["first", "None", "mine", "first", "mine"]
 
-    def look():
-        local.mine = 1
-        states = [LaneState() for _ in range(100)]
-        held.append(sys.getrefcount(states[0]._locals))
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    assert held[0] >= 100
+SCRIPT = """
+import threading
+local = threading.local()
+local.value = "first"
+other = threading.local()
+from supervisors.lane_state import LaneState, find_locals
+import gc
+find_locals()
+gc.freeze()
+state = LaneState()
+print(local.value)
+local.value = other.value = "mine"
+own = state.take()
+print(getattr(other, "value", None))
+state.put(own)
+print(local.value)
+state.reset()
+print(local.value)
+state.put(own)
+print(other.value)
+"""
