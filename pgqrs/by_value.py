@@ -123,7 +123,8 @@ def _in_file(module: str, space: dict[str, Any], by_name: ByName) -> bool:
     return any(
         by_name(module, name, value)
         for name, value in space.items()
-        if getattr(value, "__module__", None) == module and getattr(value, "__qualname__", None) == name
+        if issubclass(type(value), FunctionType | type)
+        and (value.__module__, value.__qualname__) == (module, name)
     ) or (module != "__main__" and getattr(found, "__spec__", None) is not None)
 
 

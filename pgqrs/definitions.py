@@ -202,9 +202,8 @@ def refuse_replaced(module: ModuleType) -> None:
             continue
         raise errors.ValidationError(_misplaced(held, definition))
     for name, value in vars(module).items():
-        if isinstance(value, functools._lru_cache_wrapper) and (
-            step := getattr(value, "__pgqrs_step__", None)
-        ):
+        # By its type: a proxy for what is not there yet answers isinstance with an exception.
+        if type(value) is functools._lru_cache_wrapper and (step := getattr(value, "__pgqrs_step__", None)):
             raise errors.ValidationError(
                 f"{name}: a cache above @pgqrs.step answers in the place of step {step.name!r}, which a run then does "
                 "not record; write the cache below @pgqrs.step, or leave it out: a run's steps are remembered"

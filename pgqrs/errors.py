@@ -598,7 +598,11 @@ class _Finder:
     def _own_classes(self) -> dict[str, Any]:
         """What the function's module defines itself."""
         names = {self._globals.get("__name__"), *_SCRIPTS}
-        return {k: v for k, v in list(self._globals.items()) if isinstance(v, type) and v.__module__ in names}
+        return {
+            k: v
+            for k, v in list(self._globals.items())
+            if issubclass(type(v), type) and v.__module__ in names
+        }
 
 
 _SCRIPTS = ("__main__", "__mp_main__")

@@ -108,7 +108,7 @@ def _in_words(value: Any) -> Any:
     for name, kind, words in _WORDS:
         if isinstance(value, kind):
             return (name, words(value))
-    module = type(value).__module__.partition(".")[0]
+    module = str(type(value).__module__).partition(".")[0]  # a class may have a property of that name
     if module in _SHOWN_IN_FULL:
         return (_type_of(value), repr(value))
     if module == "numpy" and (found := _numpy_words(value)) is not None:

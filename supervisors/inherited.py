@@ -207,7 +207,10 @@ def _generators() -> Iterator[tuple[str, str]]:
     seen: set[int] = set()
     for name, value in _globals():
         for place, part in ((name, value), *_members(name, value)):
-            if id(part) not in seen and (kind := _is_generator(part)):
+            kind = None
+            with suppress(Exception):  # any object at all may be in a global
+                kind = _is_generator(part)
+            if kind and id(part) not in seen:
                 seen.add(id(part))
                 yield place, kind
 
@@ -224,12 +227,13 @@ def _members(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_generator(value: Any) -> str | None:
-    kind = type(value)
-    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
-        return None if value is getattr(random, "_inst", None) else f"{kind.__module__}.{kind.__qualname__}"
-    if kind.__module__.startswith("numpy.random") and kind.__qualname__ in ("Generator", "RandomState"):
+    kind = type(value)  # not isinstance: a proxy for an object that is not there answers with an exception
+    module = str(kind.__module__)  # a class may have a property of that name
+    if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
+        return None if value is getattr(random, "_inst", None) else f"{module}.{kind.__qualname__}"
+    if module.startswith("numpy.random") and kind.__qualname__ in ("Generator", "RandomState"):
         return f"numpy.random.{kind.__qualname__}"
-    if kind.__module__.startswith("torch") and kind.__qualname__ == "Generator":
+    if module.startswith("torch") and kind.__qualname__ == "Generator":
         return "torch.Generator"
     return None
 

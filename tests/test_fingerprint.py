@@ -55,6 +55,10 @@ class Broken:
         raise RuntimeError(name)
 
 
+class Odd:
+    __module__ = property(lambda self: "elsewhere")
+
+
 DIFFERENT = [
     1,
     1.0,
@@ -137,7 +141,7 @@ def test_nothing_that_a_value_does_raises():
     deep = []
     for _ in range(5000):
         deep = [deep]
-    for value in (endless, deep, Broken(), [Broken()], {"a": Broken()}, {Broken}, memoryview(b"a")):
+    for value in (endless, deep, Broken(), Odd(), [Broken()], {"a": Broken()}, {Broken}, memoryview(b"a")):
         assert isinstance(OF((value,)), int)
 
 

@@ -79,6 +79,39 @@ def test_functions_that_are_in_no_file_share_their_globals(tmp_path: Path, sqlit
     assert done.stdout == LOADED, done.stderr
 
 
+HOSTILE = """
+class Proxy:
+    def __getattribute__(self, name):
+        raise RuntimeError("working outside of application context")
+    __eq__ = __hash__ = __bool__ = __iter__ = __len__ = lambda self: self.name
+
+class Odd:
+    __module__ = property(lambda self: "elsewhere")
+
+proxy, odd = Proxy(), Odd()
+members = [proxy, odd]
+by_name = {"proxy": proxy, "odd": odd}
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "stdin", "module"])
+def test_globals_that_answer_every_question_with_an_exception_do_no_harm(
+    tmp_path: Path, sqlite_dsn: str, way: str
+) -> None:
+    """As a web framework's proxies do while there is no request."""
+    program = LAZY_MODEL + HOSTILE
+    if way == "stdin":
+        done = run("-", sqlite_dsn, cwd=tmp_path, stdin=program + UNGUARDED)
+        assert done.stdout == LOADED, done.stderr
+    elif way == "file":
+        done = run(write(tmp_path, "script.py", program + MAIN), sqlite_dsn, cwd=tmp_path)
+        assert done.stdout == LOADED, done.stderr
+    else:
+        write(tmp_path, "pipeline.py", program)
+        done = supervise("pipeline.py", "--workers", 1, dsn=sqlite_dsn, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_functions_in_no_file_do_not_use_is_not_sent(tmp_path: Path, sqlite_dsn: str) -> None:
     """Neither what cannot be sent nor what is large; and an open file keeps its contents."""
     kept = write(tmp_path, "kept.txt", "precious")
