@@ -25,7 +25,17 @@ SEARCHED_MAX = 1000  # members of a global that are looked at
 # Their libraries (OpenBLAS) end their threads before a fork and start them again after it.
 FORK_SAFE = ("numpy", "scipy")
 
-NOT_THEIRS = {*sys.stdlib_module_names, "pgqrs", "supervisors", "numpy", "torch"}
+# joblib draws anew in each process; scipy and sklearn hold numpy's global generator, which is seeded anew.
+NOT_THEIRS = {
+    *sys.stdlib_module_names,
+    "pgqrs",
+    "supervisors",
+    "numpy",
+    "torch",
+    "scipy",
+    "sklearn",
+    "joblib",
+}
 
 
 def reseed() -> None:
@@ -232,7 +242,8 @@ def _is_generator(value: Any) -> str | None:
     if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
         return None if value is getattr(random, "_inst", None) else f"{module}.{kind.__qualname__}"
     if module.startswith("numpy.random") and kind.__qualname__ in ("Generator", "RandomState"):
-        return f"numpy.random.{kind.__qualname__}"
+        numpys_own = getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None)  # `reseed` draws its seed
+        return None if value is numpys_own else f"numpy.random.{kind.__qualname__}"
     if module.startswith("torch") and kind.__qualname__ == "Generator":
         return "torch.Generator"
     return None

@@ -152,6 +152,7 @@ def test_torch_is_seeded_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> 
         ("class Mine(random.Random):\n    pass\nRNG = Mine()", "pipeline.RNG (pipeline.Mine)"),
         ("class Generator:\n    pass\nGenerator.__module__ = 'numpy.random._generator'\nRNG = Generator()",
          "pipeline.RNG (numpy.random.Generator)"),
+        ("import numpy\nRNG = numpy.random.default_rng(3)", "pipeline.RNG (numpy.random.Generator)"),
         ("class Generator:\n    pass\nGenerator.__module__ = 'torch._C'\nRNG = Generator()", "pipeline.RNG (torch.Generator)"),
     ],
 )  # fmt: skip
@@ -167,6 +168,7 @@ def test_a_generator_in_a_global_is_told(tmp_path: Path, sqlite_dsn: str, text: 
         "draw = random.random",
         "from random import _inst",
         "RNG = random.Random",
+        "from numpy.random.mtrand import _rand as RNG",
     ],
 )
 def test_what_draws_different_numbers_is_not_told(tmp_path: Path, sqlite_dsn: str, text: str) -> None:
