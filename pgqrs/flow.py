@@ -194,8 +194,11 @@ class Context:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> tuple[StepCall, RecordedStep | None] | RecordedStep:
-        """The next call of a step, with the attempts that have failed; only its record where there is a result. Raises WrongThreadError, ReplayMismatchError, and
-        ValidationError past the most steps that a run may call."""
+        """The next call of a step, with the record of its failed attempts, None if there are none.
+        Where a result is recorded, only that record.
+
+        Raises WrongThreadError, ReplayMismatchError, and ValidationError past the most steps that a
+        run may call."""
         if threading.get_ident() != self._thread:
             raise errors.WrongThreadError(
                 f"step {definition.name!r} was called from thread {threading.current_thread().name!r}; "

@@ -51,8 +51,7 @@ class Credit:
             case wire.Checkpoint():
                 self._check_run(frame.message_id, frame)
                 self._check_kind(frame.message_id, frame)
-                _refuse_nul(frame, frame.name)
-                _refuse_nul(frame, frame.place.path if frame.place else None)
+                _refuse_nul(frame, frame.name, _path(frame))
                 _refuse_no_json(frame, frame.output)
                 _refuse_no_json(frame, frame.error)
             case wire.Ready():
@@ -96,16 +95,12 @@ class Credit:
     ) -> None:
         match frame:
             case wire.Started():
-                _refuse_nul(frame, frame.step)
-                _refuse_nul(frame, frame.place.path if frame.place else None)
+                _refuse_nul(frame, frame.step, _path(frame))
             case wire.StepFailed():
-                _refuse_nul(frame, frame.name)
-                _refuse_nul(frame, frame.place.path if frame.place else None)
+                _refuse_nul(frame, frame.name, _path(frame))
                 _refuse_no_json(frame, frame.error)
             case wire.Paused():
-                _refuse_nul(frame, frame.name)
-                _refuse_nul(frame, frame.place.path if frame.place else None)
-                _refuse_nul(frame, frame.text)
+                _refuse_nul(frame, frame.name, _path(frame), frame.text)
             case wire.Finished():
                 _refuse_no_json(frame, frame.output)
             case wire.Failed():
@@ -137,10 +132,15 @@ class Credit:
                 del self._left[next(iter(self._left))]
 
 
-def _refuse_nul(frame: wire.Up, text: str | None) -> None:
+def _path(frame: wire.Checkpoint | wire.Started | wire.StepFailed | wire.Paused) -> str | None:
+    return frame.place.path if frame.place else None
+
+
+def _refuse_nul(frame: wire.Up, *texts: str | None) -> None:
     """The decoder has seen to the rest of a text: to its length, and that it is UTF-8."""
-    if text is not None and "\0" in text:
-        raise wire.WireError(f"a {type(frame).__name__} with the text {text[:40]!r}")
+    for text in texts:
+        if text is not None and "\0" in text:
+            raise wire.WireError(f"a {type(frame).__name__} with the text {text[:40]!r}")
 
 
 def _refuse_no_json(frame: wire.Up, value: bytes | None) -> None:

@@ -71,15 +71,9 @@ join pgqrs_supervisors s on s.id = c.supervisor_id
 where c.id = :consumer_id and s.lease_until > {now}
 {keep s};
 
--- name: claim
--- The next messages of a queue for a supervisor; nothing without its lease, since what it took then nobody would ever give back.
--- The CTE is the fence: joined as a subquery with a LIMIT, the planner may update more rows than the limit. Rows come back in no
--- order: the caller sorts by (vt, id). `begun`: it has a history; an `exists` would do, but may be planned by hashing all runs.
-with lease as (
-    {use lease}
-), due as (
-    {use ready}
-)
+-- name: take
+-- The end of each claim: what is due becomes this consumer's, if it has the lease. `begun`: it has a history; an `exists`
+-- would do, but may be planned by hashing all runs.
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
     held_by_vt = false, handler_began = false
@@ -87,6 +81,17 @@ from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
     (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
+
+-- name: claim
+-- The next messages of a queue for a supervisor; nothing without its lease, since what it took then nobody would ever give back.
+-- The CTE is the fence: joined as a subquery with a LIMIT, the planner may update more rows than the limit. Rows come back in no
+-- order: the caller sorts by (vt, id).
+with lease as (
+    {use lease}
+), due as (
+    {use ready}
+)
+{use take}
 
 -- name: claim_lapsed
 with lease as (
@@ -94,13 +99,7 @@ with lease as (
 ), due as (
     {use lapsed}
 )
-update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
-    held_by_vt = false, handler_began = false
-from due
-where c.id = due.due_id and exists (select 1 from lease)
-returning id, claim_no, read_ct, payload, vt,
-    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
+{use take}
 
 -- name: claim_again
 with lease as (
@@ -108,13 +107,7 @@ with lease as (
 ), due as (
     {use again}
 )
-update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
-    held_by_vt = false, handler_began = false
-from due
-where c.id = due.due_id and exists (select 1 from lease)
-returning id, claim_no, read_ct, payload, vt,
-    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
+{use take}
 
 -- name: history
 -- What is already recorded of these messages' runs: nothing for a message that was never begun.

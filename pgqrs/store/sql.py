@@ -11,7 +11,7 @@ They are PostgreSQL's SQL as far as SQLite understands it too; where the two par
     {seconds since m.vt}   how long ago a time of a row was, in seconds
     {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
     {=}                    equality, on a caller's connection too, whose search path may lead to an operator of others
-    {use name}             the text of another statement, as a subquery
+    {use name}             the text of another statement, or of a part that several share
     {json} {status} {time} {worker_status}  the types to cast to
     {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
     :name                  a parameter
