@@ -885,7 +885,7 @@ def test_a_run_that_waits_for_the_lease_alone_goes_on_with_it():
         until = time.monotonic() + 1.0
         pipe.send(wire.Lease(until))
         pipe.execute(outlasts_the_lease, 1)
-        assert isinstance(pipe.next(), wire.Started)
+        pipe.until(wire.Started)
         while time.monotonic() < until:
             threading.Event().wait(0.01)
         lease_is_over.set()
