@@ -49,9 +49,8 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
     Raises SerializationError for what JSON cannot carry, with the path in the value, or would not give back, and
     ValidationError over the limit: such a value is sound, there is only too much of it.
     """
-    kind = type(value)
-    if kind is int and (annotation is int or annotation is UNCHECKED) and -(2**63) <= value < 2**63:  # type: ignore[operator]
-        return _ENCODER.encode(value)  # exact and short: all that follows has nothing to find
+    if _is_surely_exact(value, annotation):
+        return _ENCODER.encode(value)
     try:
         raw = _ENCODER.encode(value)
         # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.
@@ -80,6 +79,16 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
     if annotation is not UNCHECKED:
         _refuse_what_would_change(value, raw, annotation, what)
     return raw
+
+
+def _is_surely_exact(value: object, annotation: Any) -> bool:
+    """Whether `encode` has nothing to find in this value. What it looks for costs more than many a step."""
+    kind = type(value)
+    if annotation is not kind and annotation is not Any and annotation is not UNCHECKED:
+        return False
+    if kind is int:
+        return -(2**63) <= typing.cast(int, value) < 2**63
+    return value is None or kind is bool
 
 
 def refuse_what_changed(value: object, again: object, annotation: Any, what: str) -> None:
@@ -459,6 +468,8 @@ def _at(path: str) -> str:
 
 
 def _decoder(annotation: Any) -> Callable[[bytes | str], Any]:
+    if annotation is Any or type(annotation) is type:
+        return _decoder_of_class(annotation)
     try:
         # Its text too: `Path | str` and `str | Path` are equal, and their order matters.
         return _cached_decoder(annotation, repr(annotation))
@@ -466,6 +477,11 @@ def _decoder(annotation: Any) -> Callable[[bytes | str], Any]:
         if "unhashable" not in str(e):
             raise
         return _new_decoder(annotation)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decoder_of_class(annotation: Any) -> Callable[[bytes | str], Any]:
+    return _new_decoder(annotation)
 
 
 @functools.lru_cache(maxsize=1024)

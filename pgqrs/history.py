@@ -40,17 +40,18 @@ class History:
         self.steps = steps
         self.names = {s.name for s in steps}
         self._unreached = {s.name: s for s in steps}
+        self._ambiguous: set[str] = set()
+        self.is_of_older_version = False
+        if steps:  # most runs have none yet, and need none of this
+            self._sort(steps, ordered)
+
+    def _sort(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
         self._equal: dict[_Key, list[RecordedStep]] = {}  # the k-th last: they are popped
         self._named: dict[tuple[str, str], list[RecordedStep]] = {}  # of one name in one task, the first last
         self._open: dict[str, list[tuple[int, str]]] = {}  # by task: places and names, the first last
         self._placeless: dict[str, list[RecordedStep]] = {}  # by the step's name, the first last
-        self._ambiguous: set[str] = set()
         # Begun by a version that recorded no places: what such a run has said of itself to others stays as it was.
         self.is_of_older_version = any(s.place is None for s in steps)
-        if steps:
-            self._sort(steps, ordered)
-
-    def _sort(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
         placed = [(s.place or Place("", s.position), s) for s in steps if s.place is not None or ordered]
         for place, s in sorted(placed, key=lambda p: p[0].count, reverse=True):
             name = step_of(s.name)

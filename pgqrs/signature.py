@@ -56,11 +56,18 @@ class Signature:
     def returns(self) -> Any:
         """The evaluated annotation of the result, Any where there is none. Raises SerializationError for a name in it that
         is unknown."""
-        return self._known("return")
+        try:
+            return self._annotations["return"]
+        except KeyError:
+            return self._known("return")
 
     @property
     def checked_result(self) -> Any:
         """What a result is held against: its annotation, `codec.UNCHECKED` while that cannot be looked up."""
+        try:
+            return self._annotations["return"]
+        except KeyError:
+            pass
         try:
             return self.annotation("return")
         except NameError:

@@ -111,11 +111,16 @@ class Board:
     def has_room(self, count: int) -> bool:
         return self.unsent + count <= FRAMES_BYTES_MAX
 
-    def put(self, frame: bytes) -> None:
-        at = _FRAMES + self.unsent
-        self._memory[at : at + len(frame)] = frame
-        self._end += len(frame)
+    def put(self, frame: bytes) -> bool:
+        """False where there is no room for it."""
+        length, unsent = len(frame), self._end - self._start
+        if unsent + length > FRAMES_BYTES_MAX:
+            return False
+        at = _FRAMES + unsent
+        self._memory[at : at + length] = frame
+        self._end += length
         self._numbers[_END] = self._end
+        return True
 
     def send(self, send: Callable[[memoryview], object]) -> None:
         """All that is unsent. Who dies in here leaves some in both places, which the reader tells by their place in the stream."""
@@ -151,10 +156,13 @@ class Board:
             has_cpu(message_id)
         turn = self._turn + 1
         at = _ENTRIES + (turn & 1) * _ENTRY_BYTES
-        name = b"" if step is None else step.encode()[:NAME_BYTES_MAX]
-        _ENTRY.pack_into(self._memory, at, message_id, claim_no, position, -1 if step is None else len(name))
-        at += _ENTRY.size
-        self._memory[at : at + len(name)] = name
+        if step is None:
+            _ENTRY.pack_into(self._memory, at, message_id, claim_no, position, -1)
+        else:
+            name = step.encode()[:NAME_BYTES_MAX]
+            _ENTRY.pack_into(self._memory, at, message_id, claim_no, position, len(name))
+            at += _ENTRY.size
+            self._memory[at : at + len(name)] = name
         self._turn = turn
         self._numbers[_TURN] = turn
 

@@ -8,6 +8,7 @@ Numbers, lengths and times are checked by the decoder, at no cost (the types of 
 """
 
 import msgspec
+from msgspec import Struct
 
 from pgqrs.flow import STEPS_MAX
 from supervisors import wire
@@ -18,13 +19,20 @@ REMEMBERED_MAX = (
 SAYS_NOTHING_MAX = 10_000  # frames one after another that change nothing
 
 
+class _Given(Struct):
+    """A run that the worker has."""
+
+    order: wire.Execute  # without its payload
+    is_handler: bool
+    steps: int = 0  # that it has spoken of
+
+
 class Credit:
     """One worker's: what the supervisor has told it, and so what it may speak of."""
 
     def __init__(self) -> None:
-        self._given: dict[int, wire.Execute] = {}
+        self._given: dict[int, _Given] = {}  # the longest first
         self._left: dict[int, None] = {}
-        self._checkpoints: dict[int, int] = {}
         self._is_ready = False
         self._said_nothing = 0  # frames
 
@@ -32,8 +40,8 @@ class Credit:
         self._said_nothing = 0
         if isinstance(frame, wire.Execute):
             self._given.pop(frame.message_id, None)
-            self._given[frame.message_id] = msgspec.structs.replace(frame, payload=b"", steps=())
-            self._checkpoints.pop(frame.message_id, None)
+            order = msgspec.structs.replace(frame, payload=b"", steps=())
+            self._given[frame.message_id] = _Given(order, frame.kind == "handler")
 
     def knows(self, run: int | None) -> bool:
         """Whether the worker was given this run, some time."""
@@ -43,68 +51,58 @@ class Credit:
         """Whom to charge with the death of a worker that hides what it runs: the run that it has had longest. Where that is
         charged without cause, it is alone in its next worker, and another is the suspect then."""
         given = next(iter(self._given.values()), None)
-        return None if given is None else wire.Started(given.message_id, given.claim_no)
+        return None if given is None else wire.Started(given.order.message_id, given.order.claim_no)
 
     def check(self, frame: wire.Up) -> None:
         """Raises WireError for what no worker of ours says."""
         match frame:
             case wire.Checkpoint():
-                self._check_run(frame.message_id, frame)
-                self._check_kind(frame.message_id, frame)
-                _refuse_nul(frame, frame.name, _path(frame))
+                self._check_step(frame)
                 _refuse_no_json(frame, frame.output)
                 _refuse_no_json(frame, frame.error)
-            case wire.Ready():
-                if self._is_ready:
-                    raise wire.WireError("it was ready before")
-                self._is_ready = True
-            case wire.Idle():
-                self._says_nothing()
-                return
+            case wire.Finished():
+                self._check_run(frame.message_id, frame)
+                _refuse_no_json(frame, frame.output)
+                self._leaves(frame.message_id)
+            case wire.Failed():
+                self._check_run(frame.message_id, frame)
+                _refuse_no_json(frame, frame.error)
+                self._leaves(frame.message_id)
+            case wire.StepFailed():
+                self._check_step(frame)
+                _refuse_no_json(frame, frame.error)
+            case wire.Paused():
+                self._check_step(frame)
+                _refuse_nul(frame, frame.text)
             case wire.Returned():
                 for message_id in frame.message_ids:
                     self._check_run(message_id, frame)
                     self._leaves(message_id)
                 if not frame.message_ids:
                     self._says_nothing()
-                    return
-            case wire.Left() | wire.Waiting():
-                self._check_run(frame.message_id, frame)
-                if isinstance(frame, wire.Waiting):
-                    _refuse_nul(frame, frame.workflow)
+            case wire.Ready():
+                if self._is_ready:
+                    raise wire.WireError("it was ready before")
+                self._is_ready = True
+                self._said_nothing = 0
+            case wire.Idle():
                 self._says_nothing()
-                return
-            case _:
+            case wire.Left():
                 self._check_run(frame.message_id, frame)
-                self._check_kind(frame.message_id, frame)
-                self._check_content(frame)
-                if isinstance(frame, wire.Started):
-                    self._says_nothing()
-                    return
-                if isinstance(frame, wire.Finished | wire.Failed):
-                    self._leaves(frame.message_id)
-        self._said_nothing = 0
+                self._says_nothing()
+            case wire.Started():
+                self._check_run(frame.message_id, frame)
+                _refuse_nul(frame, frame.step, frame.place.path if frame.place else None)
+                self._says_nothing()
+            case wire.Waiting():
+                self._check_run(frame.message_id, frame)
+                _refuse_nul(frame, frame.workflow)
+                self._says_nothing()
 
     def _says_nothing(self) -> None:
         self._said_nothing += 1
         if self._said_nothing > SAYS_NOTHING_MAX:
             raise wire.WireError(f"{SAYS_NOTHING_MAX:,} frames that say nothing new")
-
-    def _check_content(
-        self, frame: wire.Started | wire.StepFailed | wire.Paused | wire.Finished | wire.Failed
-    ) -> None:
-        match frame:
-            case wire.Started():
-                _refuse_nul(frame, frame.step, _path(frame))
-            case wire.StepFailed():
-                _refuse_nul(frame, frame.name, _path(frame))
-                _refuse_no_json(frame, frame.error)
-            case wire.Paused():
-                _refuse_nul(frame, frame.name, _path(frame), frame.text)
-            case wire.Finished():
-                _refuse_no_json(frame, frame.output)
-            case wire.Failed():
-                _refuse_no_json(frame, frame.error)
 
     def _check_run(self, message_id: int, frame: wire.Up) -> None:
         if not self.knows(message_id):
@@ -112,28 +110,32 @@ class Credit:
                 f"a {type(frame).__name__} of run {message_id}, which this worker was never given"
             )
 
-    def _check_kind(self, message_id: int, frame: wire.Up) -> None:
-        if isinstance(frame, (wire.Started, wire.Finished, wire.Failed)):
-            return
-        given = self._given.get(message_id)
-        if given is not None and given.kind == "handler":
+    def _check_step(self, frame: wire.Checkpoint | wire.StepFailed | wire.Paused) -> None:
+        """Also of a run that has left the worker since."""
+        given = self._given.get(frame.message_id)
+        if given is None:
+            self._check_run(frame.message_id, frame)
+            self._says_nothing()
+        elif given.is_handler:
             raise wire.WireError(
-                f"a {type(frame).__name__} of message {message_id}, whose handler has no steps"
+                f"a {type(frame).__name__} of message {frame.message_id}, whose handler has no steps"
             )
-        count = self._checkpoints[message_id] = self._checkpoints.get(message_id, 0) + 1
-        if count > STEPS_MAX:
-            raise wire.WireError(f"more than {STEPS_MAX:,} steps of run {message_id}")
+        else:
+            self._said_nothing = 0
+            given.steps += 1
+            if given.steps > STEPS_MAX:
+                raise wire.WireError(f"more than {STEPS_MAX:,} steps of run {frame.message_id}")
+        if "\0" in frame.name or (frame.place is not None and "\0" in frame.place.path):
+            _refuse_nul(frame, frame.name, frame.place.path if frame.place else None)
 
     def _leaves(self, message_id: int) -> None:
-        self._checkpoints.pop(message_id, None)
-        if self._given.pop(message_id, None) is not None:
+        if self._given.pop(message_id, None) is None:
+            self._says_nothing()
+        else:
+            self._said_nothing = 0
             self._left[message_id] = None
             if len(self._left) > REMEMBERED_MAX:
                 del self._left[next(iter(self._left))]
-
-
-def _path(frame: wire.Checkpoint | wire.Started | wire.StepFailed | wire.Paused) -> str | None:
-    return frame.place.path if frame.place else None
 
 
 def _refuse_nul(frame: wire.Up, *texts: str | None) -> None:

@@ -74,22 +74,26 @@ class Outbox:
         self._waiting = 0  # frames on the board
         self._took: dict[str, float] = {}  # seconds, by step or handler
 
+    @property
+    def has_board(self) -> bool:
+        return self._board is not None
+
     def add(self, frame: wire.Up) -> None:
         data = wire.encode(frame)
-        if self._board is None:
+        board = self._board
+        if board is None:
             self._frames.append(data)
             return
         self.stay_ours()
-        if not self._board.has_room(len(data)):
-            self.flush()
-        if not self._board.unsent:
+        if not board.unsent:
             self._oldest, self._waiting = CLOCKS.now_s(), 0
-        if self._board.has_room(len(data)):
-            self._board.put(data)
+        elif not board.has_room(len(data)):
+            self.flush()
+        if board.put(data):
             self._waiting += 1
         else:
             self._sock.sendall(data)
-            self._board.passed(len(data))
+            board.passed(len(data))
 
     def flush(self) -> None:
         if self._board is not None:
@@ -111,21 +115,36 @@ class Outbox:
         if self._board is not None:
             self._board.on_cpu(0)
 
-    def begins(self, started: wire.Started, what: str | None, limited: bool) -> None:
-        """User code that has the CPU from here on: a death or a time limit is charged to it. Whatever else there is to say is said
-        before, unless this will be over soon: it took no longer last time. `what` None: a workflow on the way to its next step."""
-        if self._board is not None:
-            self.stay_ours()
-            self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
-        else:
-            has_cpu(started.message_id, on_board=False)
-        if self._board is None or limited:
-            self.add(started)
-            self.flush()
-        elif self._board.unsent:
+    def begins(
+        self,
+        message_id: int,
+        claim_no: int,
+        position: int = 0,
+        step: str | None = None,
+        what: str | None = None,
+    ) -> None:
+        """User code has the CPU from here on: a death is charged to it. Whatever there is to say is said before, unless this will be
+        over soon: it took no longer last time. `what` None: a workflow on the way to its next step."""
+        board = self._board
+        if board is None:
+            self.tells(wire.Started(message_id, claim_no, step, position))
+            return
+        self.stay_ours()
+        board.on_cpu(message_id, claim_no, position, step)
+        if board.unsent:
             expected_s = self._took.get(what, math.inf) if what else 0.0
             if self._waiting >= HOLD_FRAMES or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
                 self.flush()
+
+    def tells(self, started: wire.Started) -> None:
+        """The same, and the supervisor hears of it at once: it has limits to watch over."""
+        if self._board is None:
+            has_cpu(started.message_id, on_board=False)
+        else:
+            self.stay_ours()
+            self._board.on_cpu(started.message_id, started.claim_no, started.position, started.step)
+        self.add(started)
+        self.flush()
 
     def ended(self, step: wire.Checkpoint, what: str) -> None:
         """The function's own code goes on. The checkpoint leaves now, not when the worker next reads, unless the board has it."""
@@ -221,25 +240,29 @@ class PipeJournal:
 
     def announce(self, call: StepCall | None) -> None:
         """None: the function's own code."""
-        limited = self.told or self.definition.timeout_s is not None
+        told = self.told or self.definition.timeout_s is not None
         if call is None:
-            started = wire.Started(self.message_id, self.claim_no)
-            handler = self.definition.name if self.definition.kind == "handler" else None
-            self.outbox.begins(started, handler, limited)
-            return
-        started = wire.Started(
-            self.message_id,
-            self.claim_no,
-            call.name,
-            call.position,
-            call.timeout_s,
-            call.retry_count,
-            call.retry_in_s,
-            call.memory_bytes,
-            call.place,
-        )
-        limited = limited or call.timeout_s is not None or call.memory_bytes is not None
-        self.outbox.begins(started, call.step, limited)
+            if told:
+                self.outbox.tells(wire.Started(self.message_id, self.claim_no))
+            else:
+                handler = self.definition.name if self.definition.kind == "handler" else None
+                self.outbox.begins(self.message_id, self.claim_no, what=handler)
+        elif told or call.timeout_s is not None or call.memory_bytes is not None or not self.outbox.has_board:
+            self.outbox.tells(
+                wire.Started(
+                    self.message_id,
+                    self.claim_no,
+                    call.name,
+                    call.position,
+                    call.timeout_s,
+                    call.retry_count,
+                    call.retry_in_s,
+                    call.memory_bytes,
+                    call.place,
+                )
+            )
+        else:
+            self.outbox.begins(self.message_id, self.claim_no, call.position, call.name, call.step)
 
     def record(self, step: Step) -> None:
         if self.left:

@@ -33,9 +33,10 @@ class LaneState:
     def __init__(self) -> None:
         if _found is None:
             find_locals()
-        self._locals = [local for ref in _found or () if (local := ref()) is not None]
+        # Each local's `__dict__` is this thread's own, and the same one at every look.
+        self._values = [local.__dict__ for ref in _found or () if (local := ref()) is not None]
         self._first = self._save()
-        self._is_empty = not any(self._first[0])
+        self._is_empty = not any(self._values)
 
     def take(self) -> Saved | None:
         """What the lane that leaves the CPU has, None where it has changed nothing; the next one starts from the beginning."""
@@ -50,11 +51,10 @@ class LaneState:
         if saved is None:
             return
         values, sys.stdin, sys.stdout, sys.stderr = saved
-        for local, its_values in zip(self._locals, values, strict=True):
-            current = local.__dict__
-            if current or its_values:
+        for current, then in zip(self._values, values, strict=True):
+            if current or then:
                 current.clear()
-                current.update(its_values)
+                current.update(then)
 
     def reset(self) -> None:
         """A lane has ended."""
@@ -66,11 +66,11 @@ class LaneState:
         if sys.stdout is not stdout or sys.stderr is not stderr or sys.stdin is not stdin:
             return False
         if self._is_empty:
-            return not any(local.__dict__ for local in self._locals)
-        return all(_same(local.__dict__, then) for local, then in zip(self._locals, values, strict=True))
+            return not any(self._values)
+        return all(map(_same, self._values, values))
 
     def _save(self) -> Saved:
-        return [dict(local.__dict__) for local in self._locals], sys.stdin, sys.stdout, sys.stderr
+        return [dict(values) for values in self._values], sys.stdin, sys.stdout, sys.stderr
 
 
 def _same(now: dict[str, Any], then: dict[str, Any]) -> bool:

@@ -83,6 +83,7 @@ class Loop:
         self._pipes = Pipes(self._selector, self._handle, self._show)
         self._out = Outgoing()
         self._wants: list[events.Want] = []
+        self._recalls = False  # a board was asked, and its answer is to be settled
         self._exit: events.Exit | None = None
         self._in_flight = 0  # writes of the turn under way
         self._signals = 0
@@ -410,10 +411,10 @@ class Loop:
         self._core.take(event, time.monotonic())
 
     def _settle(self) -> None:
-        commands: Sequence[events.Command] | None = None
-        while commands is None or any(isinstance(c, events.Recall) for c in commands):
-            commands = self._core.settle(time.monotonic(), self._claim_from())
-            for command in commands:
+        self._recalls = True
+        while self._recalls:  # what was asked of a board has its answer at once
+            self._recalls = False
+            for command in self._core.settle(time.monotonic(), self._claim_from()):
                 self._do(command)
 
     def _do(self, command: events.Command) -> None:
@@ -429,6 +430,7 @@ class Loop:
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
             case events.Recall():
+                self._recalls = True
                 self._pipes.recall(command.worker)
             case events.Dump():
                 self._pipes.dump(command.worker)

@@ -40,8 +40,10 @@ class Outgoing:
     def add(self, write: Write, now: float, urgent: bool = False) -> None:
         self._writes.append(write)
         self._bytes += write.size
-        self.oldest = self.oldest or now
-        self.hurried = self.hurried or urgent
+        if self.oldest is None:
+            self.oldest = now
+        if urgent:
+            self.hurried = True
 
     def clear(self) -> None:
         self._writes.clear()

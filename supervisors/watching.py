@@ -5,15 +5,11 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
-import psycopg
-
 from pgqrs import errors
 from pgqrs.config import Config, sqlite_path, turso_file
 from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
-POLL_S = 2.0  # while nobody tells
-POLL_POOLED_S = 0.5  # behind a pooler, where LISTEN does not work
 S3_HINT_LOOK_S = 0.01  # at a file's time
 S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
 
@@ -39,6 +35,10 @@ class Watch(Protocol):
 
 def watch(config: Config) -> Watch:
     if config.backend == "postgres":
+        from supervisors.listening import (
+            Listener,  # not at the top: psycopg takes a third of a supervisor's start
+        )
+
         return Listener(config)
     return Followed(config) if config.backend == "s3" else DataVersion(config)
 
@@ -130,64 +130,3 @@ class Followed(DataVersion):
         self._database.sever()
         self._thread.join(2)
         super().close()
-
-
-class Listener:
-    """PostgreSQL: LISTEN on a connection of its own. When the link breaks, polling goes on until it
-    is mended.
-
-    Behind a pooler the listener only polls, since LISTEN belongs to a session. `Config.listen_dsn`
-    may name a direct connection.
-    """
-
-    away: str | None = None  # who asks for work hears of it
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        if config.listen_dsn is not None:
-            self._config = Config.from_dict(config.to_dict() | {"dsn": config.listen_dsn})
-        self._connection: psycopg.Connection[tuple[object, ...]] | None = None
-        self._pooled = False
-        self.interval_s: float | None = POLL_S
-        self.mend()
-
-    def mend(self) -> None:
-        if self._connection is None and not self._pooled:
-            with contextlib.suppress(errors.PgqrsConnectionError, errors.DatabaseError, psycopg.Error):
-                self._listen()
-
-    def _listen(self) -> None:
-        from pgqrs.store.postgres import CHANNEL, connect, is_pooled
-
-        connection = connect(self._config, autocommit=True)
-        if is_pooled(connection):
-            connection.close()
-            self._pooled, self.interval_s = True, POLL_POOLED_S
-            return
-        connection.execute(f"listen {CHANNEL}".encode())
-        self._connection, self.interval_s = connection, None
-
-    def caution(self) -> str | None:
-        if not self._pooled:
-            return None
-        return (
-            f"PostgreSQL is reached through a connection pooler, where nobody can listen: new work is looked for every {POLL_POOLED_S:g} s; "
-            "to hear of it at once, name a direct way in PGQRS_LISTEN_DSN"
-        )
-
-    def fileno(self) -> int | None:
-        return self._connection.fileno() if self._connection is not None else None
-
-    def look(self) -> tuple[str, ...] | None:
-        if self._connection is None:
-            return None
-        try:
-            return tuple({n.payload for n in self._connection.notifies(timeout=0)})
-        except psycopg.Error:
-            self._connection.close()
-            self._connection, self.interval_s = None, POLL_S
-            return None
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()

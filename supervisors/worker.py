@@ -171,11 +171,11 @@ class Worker(Leased):
     def _may_enter(self) -> bool:
         """Whether what is next may begin or go on. False while a Recall is on its way: this run may be among those that it names."""
         self.outbox.stay_ours()
+        if self._board is None:
+            return True
         if self._ready:
-            return self.enters(self._ready[0].message_id)
-        if self._fresh:
-            return self.enters(self._fresh[0].message_id)
-        return True
+            return self._board.enter(self._ready[0].message_id)
+        return not self._fresh or self._board.enter(self._fresh[0].message_id)
 
     def enters(self, message_id: int) -> bool:
         return self._board is None or self._board.enter(message_id)

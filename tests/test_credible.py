@@ -181,6 +181,17 @@ def test_who_says_nothing_new_without_an_end_is_refused(
         found.check(frame)
 
 
+@pytest.mark.parametrize("frame", [CHECKPOINT, *SOUND[7:11], SOUND[13]])
+def test_what_follows_a_run_s_end_says_nothing_new(frame: wire.Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credible, "SAYS_NOTHING_MAX", 5)
+    found = credit()
+    found.check(wire.Finished(7, 1, b"1"))
+    for _ in range(5):
+        found.check(frame)
+    with pytest.raises(wire.WireError, match="nothing new"):
+        found.check(frame)
+
+
 def test_it_is_ready_once() -> None:
     found = credit()
     found.check(wire.Ready(1))

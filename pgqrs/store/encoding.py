@@ -4,6 +4,7 @@ To quote hundreds of megabytes takes seconds. In an open transaction a PostgreSQ
 long, and on SQLite every other writer would wait.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,9 @@ class Encoded(str):
     __slots__ = ()
 
 
-Value = Encoded | msgspec.Raw | None
+Value = Encoded | msgspec.Raw | str | None
+
+SHORT = 1024  # characters, which are quoted in no time: an object of their own would take longer
 
 
 def encoded(raw: bytes | str | None, dialect: Dialect) -> Value:
@@ -27,7 +30,7 @@ def encoded(raw: bytes | str | None, dialect: Dialect) -> Value:
     text = raw.decode() if isinstance(raw, bytes) else raw
     if dialect == "postgres":
         return Encoded(quoted(text))
-    return msgspec.Raw(msgspec.json.encode(text))
+    return text if len(text) <= SHORT else msgspec.Raw(msgspec.json.encode(text))
 
 
 def quoted(value: bytes | str | None) -> str:
@@ -42,6 +45,8 @@ def quoted(value: bytes | str | None) -> str:
     return f'"{text}"'
 
 
-def plain(value: Any) -> Any:
-    """A value of a row, as msgspec writes it into the JSON that SQLite's statements take."""
-    return value.decode() if isinstance(value, bytes) else value
+def plain(row: Sequence[Any]) -> Sequence[Any]:
+    """A row, as msgspec writes it into the JSON that SQLite's statements take."""
+    if bytes not in map(type, row):
+        return row
+    return [v.decode() if isinstance(v, bytes) else v for v in row]

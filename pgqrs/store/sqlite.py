@@ -240,7 +240,7 @@ class SqliteTransaction:
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         params = sql.askable(params)
         if rows is not None:
-            params["rows"] = msgspec.json.encode([[plain(v) for v in row] for row in rows]).decode()
+            params["rows"] = msgspec.json.encode([plain(row) for row in rows]).decode()
         for name, value in params.items():
             if isinstance(value, datetime):
                 params[name] = text_time(value)

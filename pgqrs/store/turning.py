@@ -19,7 +19,19 @@ from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.encoding import encoded
 from pgqrs.store.jsonb import exact_text
 from pgqrs.store.sql import DAWN, Dialect
-from pgqrs.writes import Archive, Claim, Claimed, Crash, Outcome, Place, RecordedStep, Release, Write
+from pgqrs.writes import (
+    Archive,
+    Claim,
+    Claimed,
+    Crash,
+    Outcome,
+    Place,
+    RecordedStep,
+    Release,
+    Settle,
+    Step,
+    Write,
+)
 
 Mark = tuple[Any, int]  # (vt, id) of a message
 
@@ -281,16 +293,18 @@ def _fenced(tx: Transaction, writes: "Sequence[Ready]", unsure: bool) -> tuple[l
     # A file has no locks of rows that could have kept one from the fence.
     locked = set(tx.run("still_held", missing)) if missing and tx.dialect == "postgres" else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
-    status_of = _write(tx, [r for r in writes if _key(r.write) in ours])
-
-    def outcome(w: Write) -> Outcome:
-        key = _key(w)
+    keyed = [(_key(r.write), r) for r in writes]
+    status_of = _write(tx, [r for key, r in keyed if key in ours])
+    outcomes: list[Outcome] = []
+    put_off: list[Write] = []
+    for key, r in keyed:
         if key in ours:
-            return Outcome(w, True, _STATUS[status_of.get(key[0])])
-        return Outcome(w, key in ended, _STATUS[ended.get(key)])
-
-    every = [r.write for r in writes]
-    return [outcome(w) for w in every if _key(w) not in locked], [w for w in every if _key(w) in locked]
+            outcomes.append(Outcome(r.write, True, _STATUS[status_of.get(key[0])]))
+        elif key in locked:
+            put_off.append(r.write)
+        else:
+            outcomes.append(Outcome(r.write, key in ended, _STATUS[ended.get(key)]))
+    return outcomes, put_off
 
 
 _STATUS: dict[str | None, WorkflowStatus | None] = {s.value: s for s in WorkflowStatus} | {None: None}
@@ -320,27 +334,25 @@ def _made_ready(writes: Sequence[Write], dialect: Dialect) -> tuple[list[Ready],
             unfit.append(Outcome(w, applied=False, failure="a value before it is not UTF-8"))
             continue
         try:
-            ready.append(Ready(w, _step_row(w, dialect), _settle_row(w, dialect)))
+            step = None if w.step is None else _step_row(w.claim, w.step, dialect)
+            settle = None if w.settle is None else _settle_row(w.claim, w.settle, dialect)
+            ready.append(Ready(w, step, settle))
         except UnicodeError as e:
             unfit.append(Outcome(w, applied=False, failure=f"a value is not UTF-8: {e}"))
     return ready, unfit
 
 
-def _step_row(w: Write, dialect: Dialect) -> Row | None:
-    if (s := w.step) is None:
-        return None
+def _step_row(claim: Claim, s: Step, dialect: Dialect) -> Row:
     exact = exact_text(s.output, dialect)
     return (
-        w.claim.message_id, s.name, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect), s.seconds,
+        claim.message_id, s.name, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect), s.seconds,
         s.retry_count, s.retry_in_s, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, encoded(exact, dialect),
         *_place_row(s.place), s.ended,
     )  # fmt: skip
 
 
-def _settle_row(w: Write, dialect: Dialect) -> Row | None:
-    if (s := w.settle) is None:
-        return None
-    return w.claim.message_id, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect)
+def _settle_row(claim: Claim, s: Settle, dialect: Dialect) -> Row:
+    return claim.message_id, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect)
 
 
 # Writing
