@@ -188,12 +188,13 @@ class WorkerStats(msgspec.Struct, frozen=True):
 
 
 def iso(value: datetime | str | None) -> str | None:
-    """A time as either driver hands it out, as ISO 8601 text in UTC."""
+    """A time as either driver hands it out, as ISO 8601 text in UTC. Whatever else somebody wrote into a column of SQLite's is
+    shown as it is."""
     if value is None:
         return None
     if isinstance(value, str):
         return value.replace(" ", "T") + "+00:00"
-    return value.astimezone(UTC).isoformat()
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
 
 
 def as_moment(value: datetime | str) -> datetime:

@@ -55,6 +55,7 @@ NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
 WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for
 SPARE_S = 1.0  # how long one that stood in is kept when it has nothing to do
 ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
+UNEXPLAINED_MAX = 3  # deaths of workers in nobody's code that a run is not charged with
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
 
@@ -592,6 +593,8 @@ class Core:
         if blamed is None and worker.over_limit is not None and worker.kind == "async":
             # It was killed for somebody's limit, and another's code is what held its event loop.
             blamed, event = worker.on_cpu, replace(event, failure=endings.HELD_THE_LOOP)
+        if blamed is None and worker.killing is None and worker.ready and worker.kind == "sync":
+            blamed = self._suspect(worker, now)
         for run in worker.runs.values():
             if run.ending:
                 continue
@@ -618,6 +621,17 @@ class Core:
                     blamed.run if blamed else None,
                 )
             )
+
+    def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
+        """Whom to charge with the death of a worker in nobody's code, where such deaths follow one another: else what makes workers
+        die on their way to it would do so without end. Who is charged without cause is alone in its next worker, and its next
+        step makes up for it."""
+        suspect = None
+        for run in worker.runs.values():
+            run.unexplained += 1
+            if suspect is None and run.unexplained > UNEXPLAINED_MAX and not run.ending:
+                suspect = run
+        return None if suspect is None else OnCpu(suspect.id, None, 0, now, None, "time", 0, None)
 
     def _crashed(self, run: Run, ending: endings.Ending) -> None:
         """Once it is recorded that it killed its worker, it goes on under the same claim, to kill no more than that."""
@@ -761,6 +775,8 @@ def _unfit(run: Run) -> str | None:
         return claimed.unreadable
     if len(claimed.payload) > most:
         return f"its payload is {len(claimed.payload):,} bytes, and a worker can be sent {most:,}"
+    if claimed.steps and (why := wire.unfit_steps(claimed.steps)):
+        return f"a row in the database cannot be read: of its steps, {why}"
     for step in claimed.steps:
         size = len(step.output or b"") + len(step.error or b"") + len(step.name.encode(errors="replace"))
         if size > most:

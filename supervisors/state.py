@@ -78,6 +78,7 @@ class Run(Struct, eq=False):
     waits_for: Waited | None = None  # another run
     deadline: float | None = None  # when its own time is over, in monotonic seconds
     ending: bool = False  # the write that ends our claim is on its way
+    unexplained: int = 0  # workers that died with it and in nobody's code, since it last recorded a step
     refused: Write | None = None  # the database refused what it wrote: this last write says so
     outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
 
@@ -96,6 +97,7 @@ class Run(Struct, eq=False):
         self.begun = False
 
     def record(self, step: Step) -> None:
+        self.unexplained = 0
         self.recorded_bytes += RECORDED_STEP_BYTES + len(step.output or b"") + len(step.error or b"")
         if self.recorded_bytes > RECORDED_BYTES_MAX:
             self.recorded = None

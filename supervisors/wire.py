@@ -262,6 +262,18 @@ def encode(frame: Down | Up) -> bytes:
     return _HEAD.pack(len(body) + 1, VERSION) + body
 
 
+_steps = msgspec.msgpack.Decoder(tuple[RecordedStep, ...])
+
+
+def unfit_steps(steps: tuple[RecordedStep, ...]) -> str | None:
+    """Why no worker would take this history: it would not be frames of this protocol."""
+    try:
+        _steps.decode(_encoder.encode(steps))
+    except (msgspec.MsgspecError, UnicodeError, OverflowError) as e:
+        return str(e)
+    return None
+
+
 class Parser:
     """Bytes in, frames out, whatever the cuts between them."""
 

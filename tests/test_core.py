@@ -599,6 +599,30 @@ def test_a_worker_that_dies_with_nothing_on_the_cpu_charges_nobody():
     assert sorted(scene.at(2)) == [1, 2]
 
 
+def test_deaths_in_nobody_s_code_that_follow_one_another_are_charged_to_the_run_that_went_through_them_all():
+    scene = running(1, 2)
+    for n in range(1, cores.UNEXPLAINED_MAX + 1):
+        assert scene.dies(n, None, 70).boot().unsaved == []
+        assert sorted(there := scene.at(n + 1)) == [1, 2]
+    [write] = scene.dies(n + 1, None, 70).unsaved
+    assert (write.claim.message_id, write.crash.step, write.crash.exit_code) == (there[0], None, 70)
+    assert scene.saves().boot().at(n + 2) == [there[0]], "alone"
+
+
+def test_a_step_makes_up_for_deaths_in_nobody_s_code():
+    scene = running(1, lanes=1)
+    for n in range(1, 3 * cores.UNEXPLAINED_MAX):
+        scene.dies(n, None, 70).boot()
+        scene.says(n + 1, started(1), checkpoint(1, n - 1)).saves().says(n + 1, wire.Idle())
+    assert not any(c.write.crash for c in scene.everything if isinstance(c, events.Save))
+
+
+def test_an_event_loop_that_dies_while_all_wait_charges_nobody():
+    scene = Scene(ASYNC).up().takes(message(1, queue=3), queue=3)
+    for n in range(1, 3 * cores.UNEXPLAINED_MAX):
+        assert scene.dies(n, "SIGKILL").boot().unsaved == []
+
+
 def test_code_between_two_steps_is_charged_as_the_functions_own():
     scene = running(1).says(1, started(1), started(1, "a"), checkpoint(1)).saves()
     [write] = scene.dies(1, None, 3).unsaved

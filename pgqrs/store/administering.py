@@ -18,9 +18,10 @@ from pgqrs.records import (
     as_moment,
     iso,
 )
-from pgqrs.states import WorkerStatus, WorkflowStatus
+from pgqrs.states import WorkerStatus
 from pgqrs.store import migrations
 from pgqrs.store.database import Database, Row, Transaction
+from pgqrs.store.rows import read_status
 from pgqrs.store.store import json_value, message_record, step_record, worker_record
 
 DEAD_MAX = 1000  # messages that one call of `bury_spent` moves
@@ -265,7 +266,7 @@ def runs(database: Database) -> list[RunRecord]:
         rows = tx.run("run_rows")
     return [
         RunRecord(
-            r[0], r[1], r[2], WorkflowStatus(r[3]), json_value(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+            r[0], r[1], r[2], read_status(r[3], f"run {r[0]}"), json_value(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
         )
         for r in rows
     ]  # fmt: skip

@@ -71,12 +71,16 @@ join pgqrs_supervisors s on s.id = c.supervisor_id
 where c.id = :consumer_id and s.lease_until > {now}
 {keep s};
 
+-- name: next_claim_no
+-- Somebody else may have written there: beyond 64 bits SQLite goes on with fractions, and no worker speaks of fewer than none.
+case when c.claim_no between 0 and 9223372036854775806 then cast(c.claim_no as bigint) + 1 else 1 end
+
 -- name: take
 -- The end of each claim: what is due becomes this consumer's, if it has the lease. `begun`: it has a history; an `exists`
 -- would do, but may be planned by hashing all runs.
 update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = {now},
-    held_by_vt = false, handler_began = false
+set consumer_worker_id = :consumer_id, claim_no = {use next_claim_no}, read_ct = c.read_ct + 1,
+    dequeued_at = {now}, held_by_vt = false, handler_began = false
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,

@@ -83,7 +83,7 @@ where id = :run_id;
 
 -- name: end_message
 -- Whoever holds it holds it no more: his claim's number is of the past.
-update pgqrs_messages set archived_at = {now}, claim_no = claim_no + 1 where id = :id;
+update pgqrs_messages as c set archived_at = {now}, claim_no = {use next_claim_no} where c.id = :id;
 
 -- name: make_due
 update pgqrs_messages set vt = {now} where id = :id and vt > {now};

@@ -43,7 +43,7 @@ due as (
     select due_id from (select due_id, 0 as place from late union all select due_id, 1 from fresh) as either order by place limit :limit
 )
 update pgqrs_messages as c
-set consumer_worker_id = :consumer_id, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1,
+set consumer_worker_id = :consumer_id, claim_no = {use next_claim_no}, read_ct = c.read_ct + 1,
     dequeued_at = coalesce(c.dequeued_at, {now}), vt = {now + :lock_s}, held_by_vt = true
 from due
 where c.id = due.due_id

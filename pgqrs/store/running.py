@@ -18,6 +18,7 @@ from pgqrs.retry import StepRetryPolicy
 from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Transaction
 from pgqrs.store.jsonb import exact_text
+from pgqrs.store.rows import read_json, read_status
 from pgqrs.writes import Claim
 
 QUEUED, RUNNING, PAUSED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused
@@ -310,7 +311,14 @@ def _step(tx: Transaction, run_id: int, name: str) -> _Step | None:
     if not found:
         return None
     _, status, output, error, retry_at, retry_count, due = found[0]
-    return _Step(WorkflowStatus(status), _raw(output), _raw(error), iso(retry_at), retry_count, bool(due))
+    return _Step(
+        read_status(status, f"step {name!r}"),
+        read_json(output),
+        read_json(error),
+        iso(retry_at),
+        retry_count,
+        bool(due),
+    )
 
 
 def _end_step(
@@ -350,11 +358,15 @@ def _not_in(run: RunState) -> errors.ValidationError:
 
 
 def _state(row: tuple[Any, ...]) -> RunState:
-    return RunState(row[0], row[1], row[2], WorkflowStatus(row[3]), _raw(row[4]), _raw(row[5]), _raw(row[6]))
-
-
-def _raw(value: bytes | str | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value
+    return RunState(
+        row[0],
+        row[1],
+        row[2],
+        read_status(row[3], f"run {row[2]}"),
+        read_json(row[4]),
+        read_json(row[5]),
+        read_json(row[6]),
+    )
 
 
 def _text(value: bytes | None) -> str | None:

@@ -103,7 +103,8 @@ def _without_comments(sql: str) -> str:
 
 
 def _rendered(name: str, source: str, dialect: Dialect, own_clock: bool, schema: str = "public") -> Statement:
-    source = re.sub(r"\{use (\w+)\}", lambda m: _sources()[m[1]], source)
+    while "{use " in source:
+        source = re.sub(r"\{use (\w+)\}", lambda m: _sources()[m[1]], source)
     columns: tuple[tuple[str, str], ...] = ()
     if found := re.search(r"\{rows: ([^}]*)\}", source):
         columns = tuple((c.split()[0], c.split()[1]) for c in found[1].split(","))

@@ -270,6 +270,7 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
     make_private(path)
     try:
         connection = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
+        connection.text_factory = _text
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")
         connection.execute("select 1 from sqlite_master")  # the file is only looked at now
@@ -286,6 +287,12 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
             )
         raise errors.PgqrsConnectionError(told) from e
     return connection
+
+
+def _text(raw: bytes) -> str:
+    """Also where somebody wrote bytes that are no UTF-8: such a row must not fail the whole statement. Whoever encodes the text
+    again hears of it."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def make_private(path: str, mode: int = 0o600) -> bool:

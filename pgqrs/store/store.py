@@ -23,6 +23,7 @@ from pgqrs.records import (
 from pgqrs.states import WorkerStatus, WorkflowStatus
 from pgqrs.store import checking, migrations, turning
 from pgqrs.store.database import Copying, Database, Row, Transaction
+from pgqrs.store.rows import read_json, read_status
 from pgqrs.store.turning import Turn, Wanted
 from pgqrs.writes import Claim, Write
 
@@ -362,7 +363,11 @@ class MessageStore:
             ended = WorkflowStatus.Error if dead_reason else WorkflowStatus.Success
             status = ended if archived else WorkflowStatus.Queued
         return Settled(
-            WorkflowStatus(status), _raw(output), _raw(error), workflow_id is not None, dead_reason
+            read_status(status, f"run {message_id}"),
+            read_json(output),
+            read_json(error),
+            workflow_id is not None,
+            dead_reason,
         )
 
     def run(self, message_id: int) -> RunRecord:
@@ -566,7 +571,7 @@ def _locked(tx: Transaction, message_id: int) -> _Locked:
         dead_reason=dead_reason,
         workflow_id=workflow_id,
         run_id=run_id,
-        run_status=WorkflowStatus(status) if status else None,
+        run_status=read_status(status, f"run {message_id}") if status else None,
         delivered=bool(delivered),
     )
 
@@ -577,7 +582,7 @@ def _no_run(message_id: int) -> errors.RunNotFoundError:
 
 def _run_record(r: Row) -> RunRecord:
     return RunRecord(
-        r[0], r[1], r[2], WorkflowStatus(r[3] or "QUEUED"), _triggered_with(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+        r[0], r[1], r[2], read_status(r[3] or "QUEUED", f"run {r[0]}"), _triggered_with(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
         r[9], r[10] or 0, r[11] or 0, json_value(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
 
@@ -592,7 +597,7 @@ def step_record(r: Row) -> StepRecord:
         id=r[0],
         run_id=r[1],
         step_name=r[2],
-        status=WorkflowStatus(r[3]),
+        status=read_status(r[3], f"step {r[2]!r} of run {r[1]}"),
         input=json_value(r[4]),
         output=json_value(r[5]),
         error=json_value(r[6]),
@@ -625,13 +630,11 @@ def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
     )  # fmt: skip
 
 
-def _raw(value: bytes | str | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value
-
-
 def json_value(value: bytes | str | None) -> Any:
-    """What SQLite holds need not be JSON: anything else reads as the text that it is."""
+    """What SQLite holds need not be JSON: anything else reads as the text that it is, as far as it is text."""
     try:
         return None if value is None else msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, TypeError):
         return value
+    except UnicodeError:
+        return repr(value)

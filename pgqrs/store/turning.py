@@ -18,6 +18,7 @@ from pgqrs.states import WorkflowStatus
 from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.encoding import encoded
 from pgqrs.store.jsonb import exact_text
+from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
 from pgqrs.store.sql import DAWN, Dialect
 from pgqrs.writes import (
     Archive,
@@ -506,15 +507,18 @@ def _as_taken(
 def _as_claimed(wanted: Wanted, row: Row, begun: "_Begun | str | None") -> Claimed:
     message_id, claim_no, read_ct, payload, *_ = row
     claim = Claim(message_id, wanted.consumer_id, claim_no)
-    wrong = begun if isinstance(begun, str) else None
-    if not isinstance(read_ct, int):
-        wrong, read_ct = f"its read_ct is {read_ct!r}", 0
-    if not isinstance(payload, bytes | str):
-        wrong, payload = f"its payload is {payload!r}"[:200], b""
-    if wrong is not None or isinstance(begun, str):
-        return Claimed(claim, b"", read_ct, unreadable=f"a row in the database cannot be read: {wrong}")
+    try:
+        if isinstance(begun, str):
+            raise ValueError(begun)
+        if not isinstance(payload, bytes | str):
+            raise ValueError(f"its payload is {payload!r}"[:200])
+        if not isinstance(read_ct, int):
+            raise ValueError(f"its read_ct is {read_ct!r}"[:200])
+        given = read_json(payload) or b""
+    except ValueError as e:  # a UnicodeError too
+        return Claimed(claim, b"", 0, unreadable=f"a row in the database cannot be read: {e}")
     status, attempt, crash_count, age_s, steps = begun or (None, 0, 0, None, [])
-    return Claimed(claim, _raw(payload) or b"", read_ct, status, attempt, crash_count, tuple(steps), age_s)
+    return Claimed(claim, given, read_ct, status, attempt, crash_count, tuple(steps), age_s)
 
 
 def _last(rows: list[Row]) -> Mark | None:
@@ -534,9 +538,9 @@ def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun | str]:
             if message_id not in found:
                 run = (
                     WorkflowStatus(status),
-                    _count(attempt),
-                    _count(crashes),
-                    _seconds(age_s),
+                    read_count(attempt),
+                    read_count(crashes),
+                    read_seconds(age_s),
                     list[RecordedStep](),
                 )
                 found[message_id] = run
@@ -552,43 +556,13 @@ def _recorded(row: Sequence[Any], count: int) -> RecordedStep:
     """`count`: how many steps of the run come before it."""
     name, position, status, output, error, retries, path, place, fingerprint, ended, overdue_s = row
     return RecordedStep(
-        _text(name),
-        count if position is None else _count(position),  # 0.15 numbers no steps
-        _text(status),
-        _raw(output),
-        _raw(error),
-        _count(retries),
-        None if path is None else Place(_text(path), _count(place), _fingerprint(fingerprint)),
-        None if ended is None else _count(ended),
-        max(0.0, -(_seconds(overdue_s) or 0.0)) if status == "RETRY" else 0.0,
+        read_text(name),
+        count if position is None else read_count(position),  # 0.15 numbers no steps
+        read_text(status),
+        read_json(output),
+        read_json(error),
+        read_count(retries),
+        None if path is None else Place(read_text(path), read_count(place), read_fingerprint(fingerprint)),
+        None if ended is None else read_count(ended),
+        max(0.0, -(read_seconds(overdue_s) or 0.0)) if status == "RETRY" else 0.0,
     )
-
-
-def _fingerprint(value: Any) -> int | None:
-    if value is not None and not isinstance(value, int):
-        raise ValueError(f"{value!r} is no fingerprint")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _seconds(value: Any) -> float | None:
-    if value is not None and not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no time")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no name")
-    return value
-
-
-def _raw(value: Any) -> bytes | None:
-    if value is not None and not isinstance(value, bytes | str):
-        value = str(value)  # a number in a column of SQLite's is JSON too
-    return value.encode() if isinstance(value, str) else value

@@ -100,6 +100,13 @@ def scribble(chance: random.Random) -> None:
             )
 
 
+def hides(chance: random.Random) -> None:
+    """Writes that nobody has the CPU, and dies."""
+    for holder in [o for o in gc.get_objects() if type(o).__name__ == "Board"]:
+        holder.on_cpu(0)
+    os._exit(3)
+
+
 def closes(chance: random.Random) -> None:
     for fd in pipes():
         os.close(fd)
@@ -119,7 +126,7 @@ def speaks_on(chance: random.Random) -> None:
     os.kill(os.getpid(), 9)
 
 
-WAYS = (noise, lies, flood, steps, output, scribble, closes, children, speaks_on)
+WAYS = (noise, lies, flood, steps, output, scribble, hides, closes, children, speaks_on)
 
 
 @pgqrs.step

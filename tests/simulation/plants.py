@@ -171,7 +171,7 @@ def an_unsure_turn_that_takes_its_own_end_for_a_loss() -> Iterator[None]:
 
 @plant("claim-number")
 def a_claim_that_counts_nothing() -> Iterator[None]:
-    with _sql("take", "claim_no = c.claim_no + 1", "claim_no = c.claim_no"):
+    with _sql("take", "claim_no = {use next_claim_no}", "claim_no = c.claim_no"):
         yield
 
 

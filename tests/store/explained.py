@@ -37,7 +37,7 @@ class Explained(Struct, frozen=True):
 
     @property
     def claims(self) -> bool:
-        takes = "skip locked" in self.sql and "claim_no + 1" in self.sql  # as recovery does not
+        takes = "skip locked" in self.sql and "claim_no = case" in self.sql  # as recovery does not
         return self.writes("Update", "pgqrs_messages") and takes
 
     @property

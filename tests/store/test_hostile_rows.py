@@ -81,15 +81,38 @@ def test_times_that_python_cannot_hold_stop_no_claim(column, time, flow, spoilt,
 
 
 def test_a_message_that_the_database_refuses_to_hand_out_is_given_up(store, queue, consumer, dsn):
+    if not dsn.startswith("postgres"):
+        return  # a table there gets no new constraint
     numbers = store.enqueue(queue, [b"1"] * 5)
-    if dsn.startswith("postgres"):
-        execute(dsn, "update pgqrs_messages set claim_no = ? where id = ?", LARGEST, numbers[2])
+    spoilt = f"id <> {numbers[2]} or read_ct = 0"
+    execute(dsn, f"alter table pgqrs_messages add constraint theirs check ({spoilt})")
+    try:
         seen = [i for _ in range(8) for i in ids(consumer.claim())]
-        assert sorted(seen) == [n for n in numbers if n != numbers[2]]
-        [(_, dead)] = store.dead()
-        assert (dead.id, "refused to hand it out" in dead.dead_reason) == (numbers[2], True)
-    else:  # it has no bound there that a claim could meet
-        assert ids(consumer.claim()) == numbers
+    finally:
+        execute(dsn, "alter table pgqrs_messages drop constraint theirs")
+    assert sorted(seen) == [n for n in numbers if n != numbers[2]]
+    [(_, dead)] = store.dead()
+    assert (dead.id, "refused to hand it out" in dead.dead_reason) == (numbers[2], True)
+
+
+@pytest.mark.parametrize("number", [LARGEST, -LARGEST, -1])
+def test_a_number_of_a_claim_that_has_no_next_begins_anew(number, store, queue, consumer, dsn):
+    numbers = store.enqueue(queue, [b"1"] * 3)
+    execute(dsn, "update pgqrs_messages set claim_no = ? where id = ?", number, numbers[1])
+    claims = [c.claim for c in consumer.claim()]
+    assert [(c.message_id, c.claim_no) for c in claims] == [(n, 1) for n in numbers]
+    assert all(o.applied for o in store.turn([release(c) for c in claims]).outcomes)
+
+
+@pytest.mark.parametrize("value", ["x", 1.5, 9e300])
+def test_a_number_of_a_claim_that_is_none_begins_anew_too(value, store, queue, consumer, dsn):
+    if dsn.startswith("postgres"):
+        return  # its types keep such values out
+    store.enqueue(queue, [b"1"])
+    execute(dsn, "update pgqrs_messages set claim_no = ?", value)
+    [claim] = [c.claim for c in consumer.claim()]
+    assert isinstance(claim.claim_no, int)
+    assert wrote(store, release(claim)).applied
 
 
 def test_a_spoilt_message_can_still_be_written_to(flow, spoilt, dsn):

@@ -1,0 +1,52 @@
+"""Values as they stand in a row, which somebody else may have written: a column of SQLite's takes anything.
+
+Each raises ValueError for what pgqrs never writes there, which is said of its row alone.
+"""
+
+from typing import Any
+
+from pgqrs import errors
+from pgqrs.states import WorkflowStatus
+
+COUNT_MAX = 2**31 - 1  # PostgreSQL's columns hold no more, and there must be a next one
+
+
+def read_fingerprint(value: Any) -> int | None:
+    if value is not None and not isinstance(value, int):
+        raise ValueError(f"{value!r} is no fingerprint")
+    return value
+
+
+def read_count(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < COUNT_MAX:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def read_seconds(value: Any) -> float | None:
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no time")
+    return value
+
+
+def read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no name")
+    value.encode()  # raises UnicodeError where the column holds no UTF-8
+    return value
+
+
+def read_json(value: Any) -> bytes | None:
+    if value is not None and not isinstance(value, bytes | str):
+        value = str(value)  # a number in a column of SQLite's is JSON too
+    return value.encode() if isinstance(value, str) else value
+
+
+def read_status(value: Any, what: str) -> WorkflowStatus:
+    """Of `what`: "run 7". Raises DatabaseError."""
+    try:
+        return WorkflowStatus(value)
+    except ValueError:
+        raise errors.DatabaseError(
+            f"the status of {what} is {str(value)[:40]!r} in the database, which is none; somebody else has written there"
+        ) from None
