@@ -187,6 +187,10 @@ def definition_of(function: object) -> Definition:
     inner = found if isinstance(found, Definition) else _wrapped(function)
     if inner is not None:
         raise errors.ValidationError(_misplaced(function, inner))
+    if isinstance(function, ModuleType):
+        raise errors.ValidationError(
+            f"{function.__name__} is a module; pass its workflows and handlers, which are functions"
+        )
     name = getattr(function, "__qualname__", repr(function))
     raise errors.ValidationError(f"{name} is no workflow or handler; decorate it with @pgqrs.workflow")
 

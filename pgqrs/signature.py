@@ -80,6 +80,17 @@ class Signature:
             self._annotations[name] = self._evaluated(name)
         return self._annotations[name]
 
+    def unknown(self) -> list[str]:
+        """A sentence for each annotation that cannot be looked up, now that all that it may name should be there: no call
+        can be read by it."""
+        found = []
+        for name in (*self.parameters, "return"):
+            try:
+                self._known(name)
+            except SerializationError as e:
+                found.append(str(e))
+        return found
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """X as a Python value. Raises ValidationError for arguments that the function does not take."""
         try:

@@ -78,7 +78,8 @@ def parse(text: str) -> Target:
     if where.endswith(".py") or os.sep in where:
         path = Path(where)
         if not path.is_file():
-            raise errors.TargetError(f"no such file: {where}")
+            told = f"{where} is a folder; name a file in it" if path.is_dir() else f"no such file: {where}"
+            raise errors.TargetError(told)
         if path.suffix != ".py":
             raise errors.TargetError(f"{where} is no Python file; a target is a file named *.py, or a module")
         path = path.resolve()
@@ -281,8 +282,11 @@ def _loaded(target: Target) -> list[Definition]:
         except Exception as e:
             raise errors.TargetError(f"{_told(target, e)}\nput them into a module") from e
     if not found:
+        folders = [s for s in target.sources if Path(str(s)).is_dir()]
         raise errors.TargetError(
-            f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler(queue=…)"
+            f"{target} is a folder; name a file in it that holds workflows"
+            if folders
+            else f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler(queue=…)"
         )
     return distinct(found)
 

@@ -111,7 +111,7 @@ class AsyncLane(PipeJournal):
         except flow.Refused as e:
             end = wire.Failed(*ids, e.error)
         except Suspended:
-            end = wire.Idle() if self.left else wire.Returned((self.message_id,))
+            end = wire.Idle() if self.left else self.given_back()
         except TimeoutError:
             pass  # the limit's: whatever the function raises is Refused
         except BaseException as e:

@@ -133,14 +133,14 @@ class Core:
                 for claim in event.claims:
                     run = self.runs.get(claim.message_id)
                     if run is not None and run.claim == claim and not run.ending:
-                        self._out.append(Note(NOT_OURS, "warning", run.id))
+                        self._out.append(run.note(NOT_OURS, "warning"))
                         self._drop(run, now)
             case Recalled():
                 self._recalled(event, now)
             case Inside():
                 self._inside(event, now)
             case Measured():
-                self.limits.weigh(event)
+                self.limits.weigh(event, now)
             case LeaseLost():
                 self._lease_lost(event.in_flight, now)
             case Registered():
@@ -456,7 +456,7 @@ class Core:
 
     def _not_applied(self, run: Run, outcome: Outcome, now: float) -> None:
         if outcome.failure is None:
-            self._out.append(Note(f"{NOT_OURS}; nothing was written", "warning", run.id))
+            self._out.append(run.note(f"{NOT_OURS}; nothing was written", "warning"))
             self._drop(run, now)
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):
@@ -613,14 +613,12 @@ class Core:
             self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
-            note = f"worker {worker.id} (pid {worker.pid}) {how}"
-            self._out.append(
-                Note(
-                    note + (f" in {blamed.step or 'its function'}" if blamed else ""),
-                    "warning",
-                    blamed.run if blamed else None,
-                )
-            )
+            text = f"worker {worker.id} (pid {worker.pid}) {how}"
+            charged = worker.runs.get(blamed.run) if blamed else None
+            if blamed is None or charged is None:
+                self._out.append(Note(text, "warning"))
+            else:
+                self._out.append(charged.note(f"{text} in {blamed.step or 'its function'}", "warning"))
 
     def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
         """Whom to charge with the death of a worker in nobody's code, where such deaths follow one another: else what makes workers

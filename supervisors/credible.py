@@ -32,7 +32,7 @@ class Credit:
 
     def __init__(self) -> None:
         self._given: dict[int, _Given] = {}  # the longest first
-        self._left: dict[int, None] = {}
+        self._left: dict[int, bool] = {}  # whether it was a plain message
         self._is_ready = False
         self._said_nothing = 0  # frames
 
@@ -46,6 +46,11 @@ class Credit:
     def knows(self, run: int | None) -> bool:
         """Whether the worker was given this run, some time."""
         return run in self._given or run in self._left
+
+    def is_message(self, run: int) -> bool:
+        """Whether what goes by this id is a plain message, and no run."""
+        given = self._given.get(run)
+        return self._left.get(run, False) if given is None else given.is_handler
 
     def suspect(self) -> wire.Started | None:
         """Whom to charge with the death of a worker that hides what it runs: the run that it has had longest. Where that is
@@ -129,11 +134,11 @@ class Credit:
             _refuse_nul(frame, frame.name, frame.place.path if frame.place else None)
 
     def _leaves(self, message_id: int) -> None:
-        if self._given.pop(message_id, None) is None:
+        if (given := self._given.pop(message_id, None)) is None:
             self._says_nothing()
         else:
             self._said_nothing = 0
-            self._left[message_id] = None
+            self._left[message_id] = given.is_handler
             if len(self._left) > REMEMBERED_MAX:
                 del self._left[next(iter(self._left))]
 

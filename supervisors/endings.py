@@ -35,7 +35,7 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
     reason = _reason(told)
     if run.function.workflow_id is not None:
         settle = Settle(WorkflowStatus.Error, error=told)
-        note = Note(f"failed: {reason}", "error", run.id)
+        note = run.note(f"failed: {reason}", "error")
         return Ending(Write(run.claim, settle=settle, message=Archive(reason)), note, failed=True)
     return _undelivered(run, reason, settings)
 
@@ -43,7 +43,7 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
 def unfit(run: Run, why: str) -> Ending:
     """It cannot be handed to a worker, now or at any other time."""
     workflow_id = run.function.workflow_id
-    note = Note(f"given up: {why}", "error", run.id)
+    note = run.note(f"given up: {why}", "error")
     if workflow_id is None:
         return Ending(Write(run.claim, message=Archive(why)), note, failed=True)
     settle = Settle(WorkflowStatus.Error, error=error("NON_RETRYABLE", "pgqrs.errors.ValidationError", why))
@@ -53,21 +53,18 @@ def unfit(run: Run, why: str) -> Ending:
 
 def to_be_retried(run: Run, step: str, told: bytes | None, retry_in_s: float) -> Note:
     text = f"step {step!r} failed, again in {retry_in_s:g} s: {_reason(told or b'null')}"
-    return Note(text, "warning", run.id)
+    return run.note(text, "warning")
 
 
 def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
     tries = run.claimed.read_ct
     if tries >= settings.read_ct_max:
-        note = Note(f"dead after {tries} deliveries: {reason}", "error", run.id)
+        note = run.note(f"dead after {tries} deliveries: {reason}", "error")
         return Ending(Write(run.claim, message=Archive(reason)), note, failed=True)
     # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
     delay = settings.handler_backoff.delay(tries, lambda: 0.5)
-    note = Note(
-        f"delivery {tries} of {settings.read_ct_max} failed, again in {delay:g} s: {reason}",
-        "warning",
-        run.id,
-    )
+    text = f"delivery {tries} of {settings.read_ct_max} failed, again in {delay:g} s: {reason}"
+    note = run.note(text, "warning")
     return Ending(Write(run.claim, message=Release(delay, refund=False)), note)
 
 
@@ -76,7 +73,7 @@ def refused(run: Run, failure: str) -> Ending:
     told = error("NON_RETRYABLE", "pgqrs.errors.DatabaseError", failure)
     settle = Settle(WorkflowStatus.Error, error=told) if run.function.workflow_id is not None else None
     write = Write(run.claim, settle=settle, message=Archive(failure[:500]))
-    return Ending(write, Note(f"the database refused its values: {failure}", "error", run.id), failed=True)
+    return Ending(write, run.note(f"the database refused its values: {failure}", "error"), failed=True)
 
 
 def crashed(
@@ -87,7 +84,7 @@ def crashed(
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
     if run.function.workflow_id is None:
         if run.claimed.read_ct >= settings.read_ct_max:
-            note = Note(f"dead after {run.claimed.read_ct} deliveries: {text}", "error", run.id)
+            note = run.note(f"dead after {run.claimed.read_ct} deliveries: {text}", "error")
             reason = f"{text}, delivery {run.claimed.read_ct}"
             return Ending(Write(run.claim, message=Archive(reason)), note, failed=True)
         return Ending(Write(run.claim, message=Release(refund=False)))
@@ -99,7 +96,7 @@ def crashed(
     reason = f"its worker died {crash.crash_count} times without a checkpoint between: {text}"
     settle = Settle(WorkflowStatus.Error, error=error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(reason))
-    return Ending(write, Note(f"given up: {reason}", "error", run.id), failed=True)
+    return Ending(write, run.note(f"given up: {reason}", "error"), failed=True)
 
 
 def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float) -> Ending:
@@ -130,7 +127,7 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
     )
     again_s = None if cpu.retry_in_s is None else within(run, cpu.retry_in_s, now)
     write = Write(run.claim, step=step, message=Release(again_s))
-    return Ending(write, Note(text, "warning", run.id))
+    return Ending(write, run.note(text, "warning"))
 
 
 def within(run: Run, delay_s: float, now: float) -> float:
@@ -159,7 +156,7 @@ def run_over_limit(run: Run, settings: Settings) -> Ending:
 def _timed_out(run: Run, text: str, crash: Crash | None = None, **more: Any) -> Ending:
     settle = Settle(WorkflowStatus.Error, error=error("TIMEOUT", "builtins.TimeoutError", text, **more))
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(text))
-    return Ending(write, Note(text, "error", run.id), failed=True)
+    return Ending(write, run.note(text, "error"), failed=True)
 
 
 def over_time(of: Function | Definition) -> str:

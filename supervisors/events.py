@@ -67,10 +67,11 @@ class Gone(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """How much memory a worker's process holds just now."""
+    """How much memory a worker's process holds just now, and how much CPU time it has used in all."""
 
     worker: int
     rss_bytes: int
+    cpu_s: float = 0.0
 
 
 class Recalled(Struct, frozen=True):
@@ -188,12 +189,16 @@ class Want(Struct, frozen=True):
     first: int = 0
 
 
+NoteLevel = Literal["info", "warning", "error"]
+
+
 class Note(Struct, frozen=True):
-    """For people. `run` is the message's id."""
+    """For people. `run` is the message's id; `is_message`: of a plain message."""
 
     text: str
-    level: Literal["info", "warning", "error"] = "info"
+    level: NoteLevel = "info"
     run: int | None = None
+    is_message: bool = False
 
 
 class Exit(Struct, frozen=True):

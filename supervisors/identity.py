@@ -102,3 +102,9 @@ def resident_bytes(pid: int) -> int | None:
     """The memory that a process holds, what it shares with others included; None where that cannot be told."""
     fields = _read(f"/proc/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else None
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process has used, without its children; 0 where that cannot be told."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 import msgspec
 
-from pgqrs import errors
+from pgqrs import errors, flow
 from pgqrs.flow import Clocks, Context, Definition, Journal, Suspended
 from pgqrs.history import History, step_of
 from pgqrs.scope import StepCall
@@ -218,6 +218,16 @@ class PipeJournal:
     @property
     def leaving(self) -> bool:
         return self.stopped or self.left
+
+    def given_back(self) -> wire.Up:
+        """What is said of a run that Suspended has come out of. Nobody would be told, nor wait, where its own code raises that."""
+        if self.leaving:
+            return wire.Returned((self.message_id,))
+        own = errors.ValidationError(
+            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
+            "to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
+        )
+        return wire.Failed(self.message_id, self.claim_no, flow.Refused(own).error)
 
     def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
         self._waits += 1

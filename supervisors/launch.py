@@ -36,14 +36,15 @@ class Described(Struct, frozen=True, array_like=True):
 
 
 class Loaded(Struct, frozen=True, tag=True):
-    """The module is imported: what it holds, which imports left threads behind (a fork does not copy those), and what
-    all workers would share that they should not, as sentences."""
+    """The module is imported: what it holds, and which imports left threads behind (a fork does not copy those). As sentences:
+    what all workers would share that they should not, and which annotations no call can be read by."""
 
     functions: tuple[Described, ...]
     threads: int
     thread_makers: tuple[str, ...]
     seconds: float
     shared: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class LoadFailed(Struct, frozen=True, tag=True):

@@ -14,6 +14,8 @@ from supervisors.stopping import Happened
 KILL_GRACE_S = 1.0
 LEAVES_S = 5.0  # for the code of a run to end that is to leave its worker: its `finally` blocks
 HOLDS_UP_S = 10.0  # code between two steps, beside other runs, before somebody is told
+# From then on: it waits, and does not compute, where it uses less of the CPU than this share for so long.
+WAITS_S, WAITS_SHARE = 2.0, 0.05
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
@@ -103,12 +105,34 @@ class Limits:
         run = self._runs.get(cpu.run)
         others = len(worker.recalled) + sum(r.started and r is not run for r in worker.runs.values())
         if worker.kind == "sync" and run is not None and run.function.workflow_id is not None and others:
-            worker.noted = cpu
+            worker.noted, worker.noted_use = cpu, None
             text = (
-                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for {HOLDS_UP_S:g} s, in which {others} "
-                "other runs wait or waited: does it want a lock that one of them holds across a step? (see: pgqrs stacks)"
+                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for {HOLDS_UP_S:g} s, in which other runs "
+                f"({others}) wait or waited; where it wants a lock that one of them holds across a step, declare "
+                "@pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
             )
-            self._order(Note(text, "warning", run.id))
+            self._order(run.note(text, "warning"))
+
+    def _end_mutual_wait(self, worker: Worker, cpu_s: float, now: float) -> None:
+        """Code that holds others up and uses no CPU waits, and what one of those holds it would wait for without end. In their next
+        workers they are alone."""
+        at, used_s = worker.noted_use or (now, cpu_s)
+        if worker.noted_use is None or now - at >= WAITS_S:
+            worker.noted_use = now, cpu_s
+        if now - at < WAITS_S or cpu_s - used_s > WAITS_SHARE * (now - at):
+            return
+        run, names = worker.noted.run if worker.noted else None, set[str]()
+        for each in worker.runs.values():
+            if each.started:
+                self._scheduling.set_apart(each.function)
+                names.add(each.function.name)
+        text = (
+            f"its code waits, as it seems for what another run of worker {worker.id} (pid {worker.pid}) holds across a step: the worker "
+            f"is killed for that, nobody is charged, and from now on this supervisor's workers execute runs of {', '.join(sorted(names))} "
+            "one at a time, as with @pgqrs.workflow(lanes=1)"
+        )
+        self._order(Note(text, "warning", run))
+        self.kill(worker, "runs in it wait for one another", force=True)
 
     def has_served(self, worker: Worker) -> bool:
         """It gets nothing more, and ends with what it has."""
@@ -136,10 +160,12 @@ class Limits:
         # What an event loop runs is on the CPU in turn with others: it sees to its limits itself.
         return worker.kind == "sync" and not (worker.on_cpu and worker.on_cpu.run == run.id)
 
-    def weigh(self, event: Measured) -> None:
+    def weigh(self, event: Measured, now: float) -> None:
         worker = self._workers.get(event.worker)
         if worker is None or worker.killing is not None:
             return
+        if worker.holds_up:
+            self._end_mutual_wait(worker, event.cpu_s, now)
         cpu, most = worker.on_cpu, self._settings.max_rss_bytes
         if cpu and cpu.memory_bytes is not None and event.rss_bytes > cpu.memory_bytes:
             worker.over_limit = msgspec.structs.replace(cpu, limit="memory")

@@ -30,7 +30,7 @@ from pgqrs.writes import Claim, Write
 from supervisors import core, events, state
 from supervisors.board import OnBoard
 from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
-from supervisors.identity import end_of, is_gone, own_identity, resident_bytes
+from supervisors.identity import cpu_seconds, end_of, is_gone, own_identity, resident_bytes
 from supervisors.launch import (
     Child,
     Described,
@@ -295,7 +295,7 @@ class Loop:
                 recovered=self._recovered,
             )
         )
-        for sentence in loaded.shared:
+        for sentence in (*loaded.shared, *loaded.unknown):
             self._view.note(events.Note(sentence, "warning"))
 
     def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
@@ -678,13 +678,12 @@ class Loop:
         return message_id in worker.runs or (not message_id and not worker.stray)
 
     def _weigh(self) -> None:
-        """What workers hold in memory, where there is a limit to that."""
+        """What workers hold in memory, where there is a limit to that, and whether one computes that holds others up."""
         for worker in list(self._core.workers.values()):
             limited = worker.on_cpu is not None and worker.on_cpu.memory_bytes is not None
-            if worker.pid is not None and (limited or self._options.max_rss_bytes is not None):
-                rss_bytes = resident_bytes(worker.pid)
-                if rss_bytes is not None:
-                    self._handle(events.Measured(worker.id, rss_bytes))
+            wanted = limited or self._options.max_rss_bytes is not None or worker.holds_up
+            if worker.pid is not None and wanted and (rss_bytes := resident_bytes(worker.pid)) is not None:
+                self._handle(events.Measured(worker.id, rss_bytes, cpu_seconds(worker.pid)))
 
     def _lost(self) -> None:
         """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
@@ -741,10 +740,10 @@ class Loop:
                 case Loaded():
                     pass
 
-    def _show(self, n: int, run: int | None, text: str) -> None:
+    def _show(self, n: int, run: int | None, text: str, is_message: bool) -> None:
         if run is None and (worker := self._core.workers.get(n)):
             run = worker.last_run
-        self._view.line(run, text)
+        self._view.line(run, text, is_message)
 
     # Ending
 

@@ -253,7 +253,8 @@ def nursery_main() -> None:
         Described(d.name, d.kind, d.queue, d.is_async, d.timeout_s) for d in definitions.values()
     )
     threads, makers = watch.threads()
-    loaded = Loaded(described, threads, makers, CLOCKS.now_s() - began, watch.shared())
+    unknown = tuple(sentence for d in definitions.values() for sentence in d.signature.unknown())
+    loaded = Loaded(described, threads, makers, CLOCKS.now_s() - began, watch.shared(), unknown)
     interpreter.hide_dsn()
     configure_logging()
     if any(d.is_async for d in definitions.values()):

@@ -69,13 +69,14 @@ class _Pipe(Struct):
 
 
 class Pipes:
-    """`handle` takes what the core should know; `show` a line of output, with its worker and, where known, its run."""
+    """`handle` takes what the core should know; `show` a line of output, with its worker and, where known, its run, and
+    whether that is a plain message."""
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
         handle: Callable[[events.Event], None],
-        show: Callable[[int, int | None, str], None],
+        show: Callable[[int, int | None, str, bool], None],
     ) -> None:
         self._selector = selector
         self._handle = handle
@@ -382,7 +383,7 @@ class Pipes:
             if raw and pipe.stacks is not None and pipe.stacks.take(text, now):
                 continue
             of = next((r for r in (run, holder if raw else None) if pipe.credit.knows(r)), None)
-            self._show(n, of, text)
+            self._show(n, of, text, of is not None and pipe.credit.is_message(of))
 
     def _holder(self, pipe: _Pipe) -> int | None:
         """The run that has the CPU or had it last: whose a line without a run is, such as a subprocess's."""

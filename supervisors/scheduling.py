@@ -437,7 +437,13 @@ class Scheduling:
         free = lanes - len(worker.runs)
         if worker.kind == "async":
             free += worker.waits
-        if free <= 0 and queue is not None and len(self._queues) > 1 and self._owes_one(worker, queue):
+        if (
+            free <= 0
+            and queue is not None
+            and len(self._queues) > 1
+            and not queue.apart
+            and self._owes_one(worker, queue)
+        ):
             free = 1
         most = self._settings.max_runs_per_worker
         if most is not None:
@@ -455,8 +461,14 @@ class Scheduling:
         at_hand_s = sum(self._queues[q].step_s * n for q, n in worker.of_queue.items())
         return at_hand_s <= 2 * self._settings.commit_hide_s
 
+    def set_apart(self, function: Function) -> None:
+        """Its runs hold something across a step that others want: from now on a worker has one of them at a time."""
+        self._queues[function.queue_id].apart = True
+
     def lanes(self, function: Function) -> int:
         """Runs that a worker should have at hand: one for long steps, many for tiny ones."""
+        if self._queues[function.queue_id].apart:
+            return 1
         if self._settings.lanes is not None:
             return self._settings.lanes
         if function.is_async:

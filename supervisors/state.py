@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pgqrs.retry import BackoffStrategy
 from pgqrs.writes import Claim, Claimed, Place, RecordedStep, Step, Write
 from supervisors import wire
-from supervisors.events import Kind
+from supervisors.events import Kind, Note, NoteLevel
 
 POLL_MIN_S = 0.005
 # Of a run's steps, kept for the death of its worker; with more, it is claimed anew.
@@ -90,6 +90,9 @@ class Run(Struct, eq=False):
     def isolated(self) -> bool:
         """To be alone in its worker. An event loop is for all of its kind."""
         return self.crashes > 0 and not self.function.is_async
+
+    def note(self, text: str, level: NoteLevel) -> Note:
+        return Note(text, level, self.id, is_message=self.function.kind == "handler")
 
     def begin_anew(self) -> None:
         """Under the same claim: its function is called another time."""
@@ -172,10 +175,18 @@ class Worker(Struct, eq=False):
     left: dict[int, float] = msgspec.field(default_factory=dict)
     stray: int = 0  # the run that it was in at the last look, and does not have
     noted: OnCpu | None = None  # what it was told of that it holds others up
+    noted_use: tuple[float, float] | None = (
+        None  # when its CPU time was last looked at since then, and that time
+    )
     waits: int = 0  # how many of its runs wait for another run
     spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
     blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile
     wanted_back: WantedBack | None = None  # by the Recall under way
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether it still is in the code that holds other runs up."""
+        return self.noted is not None and self.noted is self.on_cpu
 
     def take(self, run: Run) -> None:
         self.runs[run.id] = run
@@ -213,6 +224,7 @@ class Queue(Struct, eq=False):
     empty: bool = False  # the last look at the whole of it found nothing
     step_s: float = 0.02  # a moving average: how long this queue's steps take
     measured: bool = False  # else that is a guess
+    apart: bool = False  # its runs have waited for one another in a worker
 
     @property
     def wanting(self) -> bool:

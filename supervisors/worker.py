@@ -94,7 +94,7 @@ class Lane(PipeJournal):
         except Suspended:
             if self.left:
                 return  # it said itself why
-            end = wire.Returned((self.message_id,))
+            end = self.given_back()
         finally:
             finish_lines(self.message_id)
         self.outbox.add(end)

@@ -144,9 +144,32 @@ def test_a_dead_message_is_listed_with_its_reason_and_replayed(known, store):
     [document] = known("dead", "--json").json
     assert document["id"] == message_id
     assert document["payload"] == {"to": "nobody"}
-    assert known("replay", message_id).code == 0
+    assert known("replay", message_id).out == f"message {message_id} is QUEUED\n"
     assert known("dead").out == ""
     assert counts(store, "mails").ready == 1
+    assert known("cancel", message_id).out == f"message {message_id} is CANCELLED\n"
+
+
+def test_a_step_whose_run_has_ended_is_not_shown_as_running(known, tmp_path):
+    file = tmp_path / "flows.py"
+    body = "@pgqrs.step\ndef kill(): os._exit(3)\n@pgqrs.workflow\ndef killing(): kill()\n"
+    file.write_text("import os, pgqrs\n" + body)
+    known.process("supervise", file, "--burst")  # makes the workflow known
+    run = known("trigger", "killing").out.strip()
+    known.process("supervise", file, "--burst", "--workers", 1)
+    assert re.search(r"^ +1  kill  CRASHED ", known("run", run).out, re.MULTILINE)
+
+
+def test_a_supervisor_warns_of_an_annotation_that_names_nothing(known, tmp_path):
+    file = tmp_path / "flows.py"
+    file.write_text("import pgqrs\n@pgqrs.workflow\ndef flow(x: 'Nothing') -> int: return 1\n")
+    ended = known.process("supervise", file, "--burst")
+    assert "warning: argument 'x' of flow() has an annotation that cannot be looked up" in ended.out
+    assert (
+        known.process("supervise", tmp_path, "--burst")
+        .err.rstrip()
+        .endswith("is a folder; name a file in it")
+    )
 
 
 def test_a_burst_says_what_it_leaves_for_later(known):

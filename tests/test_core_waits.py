@@ -203,9 +203,51 @@ def test_code_between_two_steps_that_holds_others_up_is_told_once():
     assert scene.ever(events.Note) == []
     scene.after(limits.HOLDS_UP_S * 0.2)
     [note] = scene.ever(events.Note)
-    assert (note.run, "a lock" in note.text, "1 other runs" in note.text) == (2, True, True)
+    assert (note.run, "a lock" in note.text, "lanes=1" in note.text) == (2, True, True)
     scene.after(limits.HOLDS_UP_S)
     assert len(scene.ever(events.Note)) == 1
+
+
+def measured(scene, worker, cpu_s, after):
+    scene.now += after
+    return scene.tell(events.Measured(worker, 1, cpu_s))
+
+
+def held_up():
+    scene = pair(1, 2, workers=1).says(1, started(1), checkpoint(1), started(2)).saves()
+    return measured(scene.after(limits.HOLDS_UP_S * 1.1), 1, 5.0, 0.1)
+
+
+def test_runs_that_wait_for_one_another_go_on_in_another_worker_one_at_a_time():
+    scene = held_up()
+    assert scene.ever(events.Kill) == []
+    assert measured(scene, 1, 5.01, limits.WAITS_S).ordered(events.Kill) == [events.Kill(1, True)]
+    told = scene.ever(events.Note)[-1]
+    assert (told.run, "flow one at a time" in told.text) == (2, True)
+    scene.take_unsaved()
+    scene.dies(1, "SIGKILL").boot()
+    assert scene.unsaved == []
+    assert len(scene.at(2)) == 1
+    assert len(scene.waiting()) == 1
+    [first] = scene.at(2)
+    scene.says(2, started(first), checkpoint(first, 1)).saves()
+    assert scene.at(2) == [first], "it gets no other beside it"
+
+
+def test_code_that_computes_is_let_go_on():
+    scene = held_up()
+    for n in range(1, 10):
+        measured(scene, 1, 5.0 + n * limits.WAITS_S * 0.9, limits.WAITS_S)
+    assert scene.ever(events.Kill) == []
+    # It begins to wait later.
+    measured(scene, 1, 5.0 + 9 * limits.WAITS_S * 0.9, limits.WAITS_S)
+    assert scene.ever(events.Kill) == [events.Kill(1, True)]
+
+
+def test_code_that_has_come_to_its_next_step_is_not_measured_any_more():
+    scene = held_up().says(1, started(2, "b"))
+    measured(scene, 1, 5.0, limits.WAITS_S * 2)
+    assert scene.ever(events.Kill) == []
 
 
 def test_a_long_step_and_code_beside_which_nothing_waits_are_nobodys_business():

@@ -264,7 +264,7 @@ class Worker:
         self.selector = selectors.DefaultSelector()
         self.heard: list[events.Event] = []
         self.shown: list[tuple[int | None, str]] = []
-        self.pipes = Pipes(self.selector, self.hear, lambda n, run, text: self.shown.append((run, text)))
+        self.pipes = Pipes(self.selector, self.hear, lambda n, run, text, _: self.shown.append((run, text)))
         process = subprocess.Popen(["sleep", "60"], start_new_session=True)
         self._process = process
         ours, self.end = socket.socketpair()

@@ -9,6 +9,7 @@ import time
 import pytest
 
 import pgqrs
+from pgqrs import flow
 from pgqrs.definitions import definition_of
 from pgqrs.writes import Place, RecordedStep
 from supervisors import wire
@@ -484,6 +485,43 @@ def test_a_cancel_gives_back_what_has_not_started(held_up):
         pipe.until(wire.Finished)
         pipe.until_idle()
     assert [r[0] for r in ran] == [1, 3]
+
+
+@pgqrs.step
+def raises_suspended():
+    raise flow.Suspended
+
+
+@pgqrs.workflow
+def leaves_by_itself():
+    raises_suspended()
+
+
+@pgqrs.workflow
+def leaves_by_itself_in_its_own_code():
+    raise flow.Suspended
+
+
+@pgqrs.handler(queue="q")
+def a_handler_that_leaves(x: int | None):
+    raise flow.Suspended
+
+
+@pgqrs.workflow
+async def leaves_by_itself_on_a_loop():
+    raises_suspended()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [leaves_by_itself, leaves_by_itself_in_its_own_code, a_handler_that_leaves, leaves_by_itself_on_a_loop],
+)
+def test_a_run_whose_own_code_takes_it_off_its_worker_fails(function):
+    d = definition_of(function)
+    with Pipe(function, kind="async" if d.is_async else "sync") as pipe:
+        pipe.execute(function, 1, payload=b"null" if d.kind == "handler" else b'{"input": null}')
+        failed = pipe.until(wire.Failed)[-1]
+        assert (failed.message_id, b"for pgqrs to raise" in failed.error) == (1, True)
 
 
 def test_a_cancel_of_an_earlier_claim_leaves_the_new_one_alone(held_up):

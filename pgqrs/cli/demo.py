@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgqrs.cli.options import EXIT_FAILED, database_options
+from pgqrs.cli.options import EXIT_FAILED, Count, database_options
 from pgqrs.printable import printable
 from pgqrs.wording import count
 
@@ -38,10 +38,10 @@ TOP = 12
 @click.option(
     "--workers",
     "-w",
-    type=click.IntRange(1, 256),
+    type=Count(1, 256),
     help="Worker processes [default: the cores this process may use].",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only so many modules, the largest first.")
+@click.option("--limit", type=Count(1), help="Only so many modules, the largest first.")
 @functools.partial(database_options, default="a temporary SQLite file, whatever $PGQRS_DSN is")
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
     """Measure and compress Python's standard library, one durable run for each module.
@@ -138,7 +138,7 @@ class DemoView:
             self._progress.start()
         self._next_kill = time.monotonic() + KILL_EVERY_S
 
-    def line(self, run: int | None, text: str) -> None:
+    def line(self, run: int | None, text: str, is_message: bool = False) -> None:
         self._echo(f"run {run} | {text}")
 
     def note(self, note: "Note") -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from pgqrs import errors
 from pgqrs.cli import output
-from pgqrs.cli.options import Database, Id, Name, database_options, json_option
+from pgqrs.cli.options import Count, Database, Id, Name, database_options, json_option
 from pgqrs.cli.output import ago, local, preview, took
 from pgqrs.printable import printable_lines
 from pgqrs.states import WorkflowStatus
@@ -27,7 +27,7 @@ FOR_EVER = timedelta(days=365 * 50)  # a pause without an end is written as one 
 def limit_option(command: Any) -> Any:
     return click.option(
         "--limit",
-        type=click.IntRange(1, LIMIT_MAX),
+        type=Count(1, LIMIT_MAX),
         default=50,
         show_default=True,
         help="So many, the newest first.",
@@ -109,7 +109,7 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
             ">crashes",
             "result…",
         )
-        output.table(columns, [_step_row(s) for s in steps], empty="")
+        output.table(columns, [_step_row(s, record.status) for s in steps], empty="")
     if traceback := _traceback(record):
         click.echo()
         click.echo(printable_lines("  " + traceback.rstrip("\n"), indent="  "))
@@ -121,7 +121,7 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
 def queues(database: Database, as_json: bool) -> None:
     """List queues, with how many of their messages stand where.
 
-    Ready and delayed ones wait, held ones are at work, archived ones are done, dead ones were given up.
+    Ready and delayed ones wait, held ones are at work, archived ones are done or were cancelled, dead ones were given up.
 
     \b
     Example:
@@ -271,7 +271,7 @@ def _waits(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> str
     return f"until {_when(record.due_at, now)}"
 
 
-def _step_row(step: "StepRecord") -> tuple[str, ...]:
+def _step_row(step: "StepRecord", run_status: WorkflowStatus) -> tuple[str, ...]:
     failed = step.status is WorkflowStatus.Error
     result = (
         _error(step.error, STEP_RESULT_LENGTH_MAX) if failed else preview(step.output, STEP_RESULT_LENGTH_MAX)
@@ -279,10 +279,12 @@ def _step_row(step: "StepRecord") -> tuple[str, ...]:
     if step.status is WorkflowStatus.Running and step.crash:
         result = _crash(step.crash)
     waits = failed and step.retry_at is not None  # its retry_count counts the try to come
+    # Its row stays open, for a replay of the run to go on with.
+    cut_off = step.status is WorkflowStatus.Running and run_status.terminal
     return (
         "" if step.position is None else str(step.position + 1),
         step.step_name,
-        "RETRY" if waits else step.status.value,
+        "RETRY" if waits else ("CRASHED" if step.crash else "CUT OFF") if cut_off else step.status.value,
         local(step.started_at),
         took(step.started_at, step.completed_at),
         "" if step.cpu_seconds is None else output.seconds(step.cpu_seconds),

@@ -170,6 +170,10 @@ class Name(click.ParamType):  # type: ignore[type-arg]
         return str(value)
 
 
+class Count(click.IntRange):
+    name = "whole number"
+
+
 class Id(click.IntRange):
     """Of a run, which is its message's."""
 

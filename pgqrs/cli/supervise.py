@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from pgqrs import errors, interpreter, targets
-from pgqrs.cli.options import Address, Database, Duration, Size, database_options
+from pgqrs.cli.options import Address, Count, Database, Duration, Size, database_options
 
 
 @click.command()
@@ -14,12 +14,12 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 @click.option(
     "--workers",
     "-w",
-    type=click.IntRange(1, 1024),
+    type=Count(1, 1024),
     help="Worker processes [default: the cores this process may use].",
 )
 @click.option(
     "--lanes",
-    type=click.IntRange(1, 1024),
+    type=Count(1, 1024),
     help="Runs at hand in each worker; with 1, none waits behind a long step [default: follows the step time; 100 for async def].",
 )
 @click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
@@ -49,7 +49,7 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 )
 @click.option(
     "--max-runs-per-worker",
-    type=click.IntRange(1),
+    type=Count(1),
     metavar="N",
     help="Replace a worker after so many runs [default: never].",
 )
@@ -60,7 +60,7 @@ from pgqrs.cli.options import Address, Database, Duration, Size, database_option
 )
 @click.option(
     "--max-read-ct",
-    type=click.IntRange(1),
+    type=Count(1),
     help="Deliveries of a plain message before it is dead [default: 5].",
 )
 @click.option(

@@ -104,8 +104,8 @@ class PlainView:
             for line in report_lines(report):
                 self._print(line)
 
-    def line(self, run: int | None, text: str) -> None:
-        self._print(f"run {run} | {text}" if run is not None else f"| {text}")
+    def line(self, run: int | None, text: str, is_message: bool = False) -> None:
+        self._print(f"{_of(run, is_message)}| {text}")
 
     def note(self, note: "Note") -> None:
         if not self._quiet or note.level != "info":
@@ -166,10 +166,10 @@ class PanelView:
             self._print(line, "dim")
         self._live.start()
 
-    def line(self, run: int | None, text: str) -> None:
+    def line(self, run: int | None, text: str, is_message: bool = False) -> None:
         """Shown with the next panel: to draw that anew for each line costs more than what prints it."""
         if len(self._lines) < PANEL_LINES_MAX:
-            self._lines.append((_clock(), f"run {run} │ " if run is not None else "│ ", printable(text)))
+            self._lines.append((_clock(), f"{_of(run, is_message)}│ ", printable(text)))
         else:
             self._dropped += 1
 
@@ -267,8 +267,14 @@ def report_lines(report: "Report") -> list[str]:
 
 def note_line(note: "Note") -> str:
     """As it is: whoever prints it makes it printable."""
-    where = f"run {note.run}: " if note.run is not None else ""
+    of = _of(note.run, note.is_message)
+    where = f"{of.rstrip()}: " if of else ""
     return f"{'' if note.level == 'info' else note.level + ': '}{where}{note.text}"
+
+
+def _of(run: int | None, is_message: bool) -> str:
+    """How a line names the run or the plain message that it is about."""
+    return "" if run is None else f"{'message' if is_message else 'run'} {run} "
 
 
 def ending(code: int, reason: str, state: "State", seconds: float) -> str:

@@ -145,9 +145,10 @@ def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
             status = store.run(run).cancel(now)
         except errors.ValidationError as e:
             fail(str(e), EXIT_FAILED)
+        what = _what(store, run)
     if status not in (WorkflowStatus.Cancelled, WorkflowStatus.Cancelling):
         fail(f"run {run} has ended already, with {status.value}", EXIT_FAILED)
-    _tell(run, status, as_json)
+    _tell(what, run, status, as_json)
 
 
 @click.command()
@@ -170,7 +171,7 @@ def resume(run: int, database: Database, as_json: bool) -> None:
             fail(f"run {run} is {handle.status.value}, not PAUSED", EXIT_FAILED)
         status = handle.status
     if as_json:
-        _tell(run, status, as_json)
+        _tell("run", run, status, as_json)
     else:
         click.echo(f"run {run} is due now")
 
@@ -195,8 +196,8 @@ def replay(run: int, database: Database, as_json: bool) -> None:
             store.replay(run)
         except errors.ValidationError as e:
             fail(str(e), EXIT_FAILED)
-        status = store.run(run).status
-    _tell(run, status, as_json)
+        status, what = store.run(run).status, _what(store, run)
+    _tell(what, run, status, as_json)
 
 
 def _payload(text: str, what: str, limit: int) -> bytes:
@@ -239,10 +240,14 @@ def _wait(handle: "RunHandle[object]", timeout: float | None) -> None:
     click.echo(output.json_text(encode(result)))
 
 
-def _tell(run: int, status: WorkflowStatus, as_json: bool) -> None:
+def _what(store: "Store", message_id: int) -> str:
+    return "run" if store.messages.settled(message_id).is_run else "message"
+
+
+def _tell(what: str, run: int, status: WorkflowStatus, as_json: bool) -> None:
     if as_json:
         output.json_document({"id": run, "status": status.value})
     elif status is WorkflowStatus.Cancelling:
-        click.echo(f"run {run} is {status.value}: it ends before its next step")
+        click.echo(f"{what} {run} is {status.value}: it ends before its next step")
     else:
-        click.echo(f"run {run} is {status.value}")
+        click.echo(f"{what} {run} is {status.value}")

@@ -283,6 +283,8 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
             told += (
                 f"; {folder} is a folder: name a file in it"
                 if folder.is_dir()
+                else f"; this user may not read and write {folder}"
+                if folder.exists() and not os.access(folder, os.R_OK | os.W_OK)
                 else f"; the folder {folder.parent} must exist and be writable"
             )
         raise errors.PgqrsConnectionError(told) from e

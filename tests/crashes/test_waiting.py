@@ -140,3 +140,19 @@ def test_a_forked_child_that_falls_through_takes_nothing_from_its_parent(
         runs = [store.trigger(flow) for _ in range(6)]
         assert [run.result(30) for run in runs] == [2] * 6, supervisor.said()
         assert all(len(run.steps()) == 2 for run in runs)
+
+
+def test_runs_that_want_a_lock_which_another_holds_across_a_step_go_on(
+    store: Store, tmp_path: Path, proves: Proves
+) -> None:
+    handles = store.trigger_many(flows.locked, range(8))
+    with supervised(store, tmp_path, "--workers", "2", "--burst") as supervisor:
+        assert supervisor.wait(60) == 0
+    assert [h.result(0) for h in handles] == [2 * n + 1 for n in range(8)]
+    assert [r.crash_count for r in store.runs()] == [0] * 8
+    assert "runs of locked one at a time" in supervisor.said()
+    proves(
+        "runs of one worker wait for one another: one holds a lock across a step that the others want",
+        "after 12 s the worker is killed; the runs go on, one at a time in each worker from then on",
+        charged="nobody",
+    )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import threading
 import time
 
 import pgqrs
@@ -151,3 +152,17 @@ async def async_forks() -> int:
     except OSError:
         pass
     return await async_work(2)
+
+
+LOCK = threading.Lock()
+
+
+@pgqrs.step
+def quick(n: int) -> int:
+    return n
+
+
+@pgqrs.workflow
+def locked(n: int) -> int:
+    with LOCK:
+        return quick(n) + quick(n + 1)
