@@ -283,7 +283,7 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
             told += (
                 f"; {folder} is a folder: name a file in it"
                 if folder.is_dir()
-                else f"; this user may not read and write {folder}"
+                else f"; this process may not read and write {folder}: look at its owner and mode, and whether its disk is read-only"
                 if folder.exists() and not os.access(folder, os.R_OK | os.W_OK)
                 else f"; the folder {folder.parent} must exist and be writable"
             )

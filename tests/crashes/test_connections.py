@@ -364,7 +364,7 @@ def test_a_read_only_disk_keeps_the_supervisor_from_starting_and_it_says_so(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with Supervised(dsn, tmp_path / "log", "--burst") as supervisor:
             assert supervisor.wait(10) == 3
-            assert "must exist and be writable" in supervisor.said()
+            assert "whether its disk is read-only" in supervisor.said()
             assert "Traceback" not in supervisor.said(), supervisor.said()
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         with Supervised(dsn, tmp_path / "log2", "--burst") as supervisor:
