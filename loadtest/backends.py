@@ -20,13 +20,13 @@ import pgqrs
 from loadtest import small_steps
 from loadtest.mark import VARIABLE
 from loadtest.results import commit, machine
-from pgqrs import targets
 from pgqrs.cli.views import PlainView
-from pgqrs.client import Store
+from pgqrs.clients.client import Store
 from pgqrs.config import TURSO_SHARED, Config
+from pgqrs.program import targets
 from pgqrs.store import open_database
-from supervisors.loop import Loop
-from supervisors.view import Options
+from supervisors.loop.loop import Loop
+from supervisors.loop.view import Options
 from tests.postgres_server import PostgresServer
 from tests.s3.faults import Proxy
 from tests.s3_server import S3Server

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from loadtest.confidence import median_bound
 from loadtest.scenario import Aim
-from supervisors.quota import cores
+from supervisors.machine.quota import cores
 
 
 class Found(Struct, frozen=True):

@@ -9,25 +9,27 @@ pgqrs.connect(dsn)              a store: trigger, enqueue, look, run workers
 from importlib import import_module as _import_module
 from typing import Any as _Any
 
+from pgqrs.compat import former_paths as _former_paths
+
 __version__ = "1.0.0.dev0"
 
 # Where each public name is from. A module is imported when the first of its names is asked for: most bring the database
 # drivers and asyncio along, of which a worker process needs none, and which make each fork of one twice as dear
 # (docs/decisions/0010-lazy-imports.md). __init__.pyi says the same to type checkers.
 _PUBLIC = {
-    "aio": (
+    "clients.aio": (
         "Admin Consumer ConsumerIterator Messages Producer Queues Run RunHandle StepGuard "
         "StepResult Store Workers WorkflowRuns Workflows WorkflowSteps"
     ),
-    "builders": (
+    "compat.builders": (
         "DequeueBuilder EnqueueBuilder RunBuilder StepBuilder TablesBuilder WorkflowBuilder "
         "WorkflowTriggerBuilder dequeue dequeue_builder enqueue run tables"
     ),
-    "client": "BlockingStore",
+    "clients.client": "BlockingStore",
     "config": "Config DurabilityMode",
-    "connecting": "connect connect_with",
+    "clients.connecting": "connect connect_with",
     "decorators": "WorkflowDef",
-    "definitions": "handler step workflow",
+    "flows.definitions": "handler step workflow",
     "errors": (
         "ClaimLostError ConfigError ConflictError InternalError MessageNotFoundError PausedError "
         "PgqrsConnectionError PgqrsError QueueAlreadyExistsError QueueNotFoundError "
@@ -37,28 +39,31 @@ _PUBLIC = {
         "ValidationError WorkerNotFoundError WorkerSuspendedError WorkflowAlreadyExistsError "
         "WorkflowNotFoundError WrongThreadError"
     ),
-    "flow": "Context current_run pause",
-    "records": (
+    "flows.flow": "Context current_run pause",
+    "model.records": (
         "QueueCounts QueueInfo QueueMessage QueueMetrics RunRecord StepRecord SystemStats "
         "WorkerHealthStats WorkerInfo WorkerStats WorkflowRecord"
     ),
-    "retry": "BackoffStrategy StepRetryPolicy",
-    "s3": "BlockingS3StoreHandle S3StoreHandle as_s3",
-    "shorthand": (
+    "flows.retry": "BackoffStrategy StepRetryPolicy",
+    "clients.s3": "BlockingS3StoreHandle S3StoreHandle as_s3",
+    "compat.shorthand": (
         "admin archive archive_batch consume consume_batch delete enqueue_batch enqueue_delayed "
         "extend_vt produce produce_batch"
     ),
-    "states": "StepResultStatus SyncState WorkerStatus WorkflowStatus",
-    "validation": "RateLimitStatus ValidationConfig",
+    "model.states": "StepResultStatus SyncState WorkerStatus WorkflowStatus",
+    "manual.validation": "RateLimitStatus ValidationConfig",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+# Each of these modules is `pgqrs.<its last name>` as well, which is where it was before the rooms were made.
+_FORMER = {module.rpartition(".")[2]: f"pgqrs.{module}" for module in _PUBLIC}
+_former_paths.keep({f"pgqrs.{name}": module for name, module in _FORMER.items()})
 
 __all__ = sorted(_MODULES)  # noqa: PLE0605  # the literal list is in the stub
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _PUBLIC:
-        return _import_module(f"pgqrs.{name}")
+    if name in _FORMER:
+        return _import_module(_FORMER[name])
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(_import_module(f"pgqrs.{_MODULES[name]}"), name)
@@ -66,4 +71,4 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PUBLIC})
+    return sorted({*globals(), *__all__, *_FORMER})

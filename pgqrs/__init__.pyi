@@ -1,7 +1,7 @@
 # What `pgqrs` holds, for type checkers: __init__.py imports most of it when it is first asked for.
 
 from pgqrs import decorators as decorators
-from pgqrs.aio import (
+from pgqrs.clients.aio import (
     Admin,
     Consumer,
     ConsumerIterator,
@@ -18,7 +18,10 @@ from pgqrs.aio import (
     Workflows,
     WorkflowSteps,
 )
-from pgqrs.builders import (
+from pgqrs.clients.client import BlockingStore
+from pgqrs.clients.connecting import connect, connect_with
+from pgqrs.clients.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
+from pgqrs.compat.builders import (
     DequeueBuilder,
     EnqueueBuilder,
     RunBuilder,
@@ -32,11 +35,21 @@ from pgqrs.builders import (
     run,
     tables,
 )
-from pgqrs.client import BlockingStore
+from pgqrs.compat.shorthand import (
+    admin,
+    archive,
+    archive_batch,
+    consume,
+    consume_batch,
+    delete,
+    enqueue_batch,
+    enqueue_delayed,
+    extend_vt,
+    produce,
+    produce_batch,
+)
 from pgqrs.config import Config, DurabilityMode
-from pgqrs.connecting import connect, connect_with
 from pgqrs.decorators import WorkflowDef
-from pgqrs.definitions import handler, step, workflow
 from pgqrs.errors import (
     ClaimLostError,
     ConfigError,
@@ -70,8 +83,11 @@ from pgqrs.errors import (
     WorkflowNotFoundError,
     WrongThreadError,
 )
-from pgqrs.flow import Context, current_run, pause
-from pgqrs.records import (
+from pgqrs.flows.definitions import handler, step, workflow
+from pgqrs.flows.flow import Context, current_run, pause
+from pgqrs.flows.retry import BackoffStrategy, StepRetryPolicy
+from pgqrs.manual.validation import RateLimitStatus, ValidationConfig
+from pgqrs.model.records import (
     QueueCounts,
     QueueInfo,
     QueueMessage,
@@ -84,23 +100,7 @@ from pgqrs.records import (
     WorkerStats,
     WorkflowRecord,
 )
-from pgqrs.retry import BackoffStrategy, StepRetryPolicy
-from pgqrs.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
-from pgqrs.shorthand import (
-    admin,
-    archive,
-    archive_batch,
-    consume,
-    consume_batch,
-    delete,
-    enqueue_batch,
-    enqueue_delayed,
-    extend_vt,
-    produce,
-    produce_batch,
-)
-from pgqrs.states import StepResultStatus, SyncState, WorkerStatus, WorkflowStatus
-from pgqrs.validation import RateLimitStatus, ValidationConfig
+from pgqrs.model.states import StepResultStatus, SyncState, WorkerStatus, WorkflowStatus
 
 __version__: str
 

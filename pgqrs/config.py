@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-from pgqrs.durations import DURATION_S_MAX
+from pgqrs.arguments.durations import DURATION_S_MAX
 from pgqrs.errors import ConfigError
-from pgqrs.interpreter import DSN_VARIABLE as DSN_VARIABLE
-from pgqrs.interpreter import dsn_of
-from pgqrs.states import Named
+from pgqrs.model.states import Named
+from pgqrs.program.interpreter import DSN_VARIABLE as DSN_VARIABLE
+from pgqrs.program.interpreter import dsn_of
 
 Backend = Literal["postgres", "sqlite", "turso", "s3"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pgqrs import errors
-from pgqrs.runs import Run
-from pgqrs.states import StepResultStatus, WorkflowStatus
-from pgqrs.waiting import drive
+from pgqrs.manual.runs import Run
+from pgqrs.model.states import StepResultStatus, WorkflowStatus
+from pgqrs.store.waiting import drive
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,7 +148,7 @@ def _as_async(wrapper: Callable[..., Any], func: Callable[..., Any]) -> Callable
 
 
 def _refuse_other(ctx: object, what: str) -> None:
-    from pgqrs.aio import Run as AsyncRun
+    from pgqrs.clients.aio import Run as AsyncRun
 
     if not isinstance(ctx, Run | AsyncRun):
         raise TypeError(f"First argument to {what} must be a Run instance, got {type(ctx)}")

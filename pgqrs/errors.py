@@ -2,7 +2,7 @@
 
 A step that failed is replayed by raising its exception again, so that a workflow's `except FileNotFoundError` works the
 same in every execution. Exceptions are not pickled. The record holds the type's name, the message, the traceback as text,
-and as JSON (`pgqrs.exact`) the arguments, the attributes and the exceptions that led to this one. What cannot be built
+and as JSON (`pgqrs.model.exact`) the arguments, the attributes and the exceptions that led to this one. What cannot be built
 again from that becomes a StepError, which says the same.
 """
 
@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from pgqrs.exact import Recorder, clean, restored
+from pgqrs.model.exact import Recorder, clean, restored
 
 TEXT_BYTES_MAX = 64 * 1024
 MESSAGE_BYTES_MAX = 4 * 1024  # enough to read; a step's error is shown in lists

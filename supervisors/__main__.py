@@ -10,10 +10,10 @@ import msgspec
 from pgqrs import errors
 from pgqrs.cli.views import PlainView
 from pgqrs.config import Config
-from pgqrs.printable import printable_lines
-from pgqrs.targets import Target
-from supervisors.loop import Loop
-from supervisors.view import Options
+from pgqrs.model.printable import printable_lines
+from pgqrs.program.targets import Target
+from supervisors.loop.loop import Loop
+from supervisors.loop.view import Options
 
 
 class Order(msgspec.Struct):

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from pgqrs.durations import DURATION_S_MAX
-from pgqrs.flow import STEPS_MAX
-from pgqrs.names import NAME_CHARS_MAX
-from pgqrs.writes import Place, RecordedStep
+from pgqrs.arguments.durations import DURATION_S_MAX
+from pgqrs.arguments.names import NAME_CHARS_MAX
+from pgqrs.flows.flow import STEPS_MAX
+from pgqrs.model.writes import Place, RecordedStep
 
 VERSION = 1
 FRAME_BYTES_MAX = (

@@ -1,11 +1,11 @@
 """python3 dev.py run stopping: draws how a supervisor stops into docs/operating.md, from the table that it follows
-(supervisors/stopping.py)."""
+(supervisors/core/stopping.py)."""
 
 import sys
 from pathlib import Path
 
-from supervisors.events import Exit
-from supervisors.stopping import DOES, TABLE, Happened, Level
+from supervisors.core.events import Exit
+from supervisors.core.stopping import DOES, TABLE, Happened, Level
 
 PAGE = Path(__file__).parents[1] / "docs" / "operating.md"
 BEGIN, END = "<!-- made by `dev.py run stopping` -->", "<!-- to here -->"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import pgqrs
-from pgqrs import codec
 from pgqrs.errors import SerializationError, ValidationError
-from pgqrs.signature import signature_of
+from pgqrs.values import codec
+from pgqrs.values.signature import signature_of
 
 
 @dataclasses.dataclass

@@ -6,9 +6,10 @@ import socket
 
 import pytest
 
-from supervisors import board, wire
-from supervisors.board import Board, BoardReader, OnBoard
-from supervisors.journal import Outbox
+from supervisors import wire
+from supervisors.worker import board
+from supervisors.worker.board import Board, BoardReader, OnBoard
+from supervisors.worker.journal import Outbox
 
 pytestmark = pytest.mark.skipif(board.new_board() is None, reason="no boards on this machine")
 

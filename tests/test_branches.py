@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 import pgqrs
-from pgqrs.flow import Refused
-from pgqrs.writes import RecordedStep
+from pgqrs.flows.flow import Refused
+from pgqrs.model.writes import RecordedStep
 from tests.async_branches import Rows, execute, until_done
 
 SEEDS = int(os.environ.get("PGQRS_BRANCH_SEEDS", "60"))
@@ -286,7 +286,7 @@ def test_a_step_whose_body_cancels_itself_has_failed():
 
 
 def test_what_is_recorded_as_cancelled_and_no_longer_is_ends_the_replay_with_a_word(monkeypatch):
-    monkeypatch.setattr("pgqrs.handover.STUCK_S", 0.05)
+    monkeypatch.setattr("pgqrs.flows.handover.STUCK_S", 0.05)
     impatient = True
 
     @pgqrs.workflow
@@ -305,7 +305,7 @@ def test_what_is_recorded_as_cancelled_and_no_longer_is_ends_the_replay_with_a_w
 
 
 def test_a_recorded_result_that_nothing_asks_for_ends_the_replay_with_a_word(monkeypatch):
-    monkeypatch.setattr("pgqrs.handover.STUCK_S", 0.05)
+    monkeypatch.setattr("pgqrs.flows.handover.STUCK_S", 0.05)
     names = ["a", "b"]
 
     @pgqrs.workflow
@@ -356,7 +356,7 @@ def test_a_step_that_waits_for_its_next_try_alone_leaves_the_worker():
         await asyncio.gather(flaky(), asyncio.sleep(0))
 
     rows = Rows()
-    with pytest.raises(pgqrs.flow.Suspended):
+    with pytest.raises(pgqrs.flows.flow.Suspended):
         execute(work, rows)
     assert rows.steps["flaky"].status == "RETRY"
 

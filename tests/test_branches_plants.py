@@ -6,9 +6,9 @@ import contextlib
 import msgspec
 import pytest
 
-from pgqrs import handover, history, scope
-from pgqrs.flow import Refused
-from supervisors import driven
+from pgqrs.flows import handover, history, scope
+from pgqrs.flows.flow import Refused
+from supervisors.worker import driven
 from tests import test_branches
 from tests.async_branches import until_done
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from pgqrs.writes import Claim, Claimed
-from supervisors import events, wire
-from supervisors.core import Core
-from supervisors.scheduling import QUEUES_FEW
-from supervisors.state import Function, Settings
+from pgqrs.model.writes import Claim, Claimed
+from supervisors import wire
+from supervisors.core import events
+from supervisors.core.core import Core
+from supervisors.core.scheduling import QUEUES_FEW
+from supervisors.core.state import Function, Settings
 
 FEW, MANY = 3, 50
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import pgqrs as library
 from pgqrs.cli.commands import COMMANDS, cli
-from pgqrs.definitions import definitions_in
-from pgqrs.states import WorkflowStatus
+from pgqrs.flows.definitions import definitions_in
+from pgqrs.model.states import WorkflowStatus
 from pgqrs.store.migrations import VERSION
 from tests import cli_flows
 from tests.cli_flows import failing, fourfold, pausing

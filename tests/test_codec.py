@@ -27,10 +27,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgqrs import codec
-from pgqrs.codec import decode, encode, parse_json, unwrap_input, wrap_input
 from pgqrs.errors import SerializationError, ValidationError
-from pgqrs.signature import signature_of
+from pgqrs.values import codec
+from pgqrs.values.codec import decode, encode, parse_json, unwrap_input, wrap_input
+from pgqrs.values.signature import signature_of
 
 
 class Colour(enum.Enum):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pgqrs import errors
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Claim, Outcome, Step, Write
 from pgqrs.store.turning import Turn, Wanted
-from pgqrs.writes import Claim, Outcome, Step, Write
-from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
+from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
 
 AWAY = errors.PgqrsConnectionError("away")
 SOON_S = 10.0
@@ -51,7 +51,7 @@ WANTED = Wanted(1, 1, 10, 5)
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Done, list[str]]]]:
     """Has a job carried out. Returns what came of it, and what the loop was told before."""
-    monkeypatch.setattr("supervisors.committing.RETRY_S", (0.0,))
+    monkeypatch.setattr("supervisors.loop.committing.RETRY_S", (0.0,))
     open_turns: list[Turns] = []
 
     def run(store: Store, job: Job) -> tuple[Done, list[str]]:

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
-from supervisors import core as cores
-from supervisors import events, limits, scheduling, wire
-from supervisors.core import Core
-from supervisors.state import RECORDED_BYTES_MAX, Function, Settings
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
+from supervisors import wire
+from supervisors.core import core as cores
+from supervisors.core import events, limits, scheduling
+from supervisors.core.core import Core
+from supervisors.core.state import RECORDED_BYTES_MAX, Function, Settings
 
 FLOW = Function("flow", "workflow", False, "flow", 1, 11)
 PLAIN = Function("plain", "handler", False, "plain", 2, None)

@@ -2,8 +2,9 @@
 
 import itertools
 
-from supervisors import core, events, limits, scheduling, wire
-from supervisors.state import Function
+from supervisors import wire
+from supervisors.core import core, events, limits, scheduling
+from supervisors.core.state import Function
 from tests.test_core import (
     ASYNC,
     FLOW,

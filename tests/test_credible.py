@@ -14,14 +14,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgqrs.durations import DURATION_S_MAX
-from pgqrs.flow import STEPS_MAX
-from pgqrs.writes import Place
-from supervisors import board, credible, events, wire
-from supervisors.board import Board, BoardReader
-from supervisors.credible import Credit, is_json
-from supervisors.launch import Child
-from supervisors.pipes import Pipes
+from pgqrs.arguments.durations import DURATION_S_MAX
+from pgqrs.flows.flow import STEPS_MAX
+from pgqrs.model.writes import Place
+from supervisors import wire
+from supervisors.births.launch import Child
+from supervisors.core import events
+from supervisors.loop import credible
+from supervisors.loop.credible import Credit, is_json
+from supervisors.loop.pipes import Pipes
+from supervisors.worker import board
+from supervisors.worker.board import Board, BoardReader
 
 EXECUTE = wire.Execute(7, 1, "f", "workflow", b"null", 1, ())
 CHECKPOINT = wire.Checkpoint(7, 1, 0, "step", b"1", None, 0.1, 0.1, 0, None, Place("", 0, -(2**63)), 1)
@@ -347,7 +350,7 @@ def test_a_mistake_in_the_core_costs_one_worker(worker: Worker, monkeypatch: pyt
 
 
 def test_a_worker_that_closes_its_pipe_is_killed(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supervisors.pipes.MUTE_S", 0.1)
+    monkeypatch.setattr("supervisors.loop.pipes.MUTE_S", 0.1)
     worker.end.close()
     assert "closed its pipe" in str(worker.death().failure)
 

@@ -8,8 +8,9 @@ import types
 import pytest
 
 import pgqrs
-from pgqrs import errors, targets
-from pgqrs.definitions import definition_of, definitions_in, refuse_replaced
+from pgqrs import errors
+from pgqrs.flows.definitions import definition_of, definitions_in, refuse_replaced
+from pgqrs.program import targets
 
 
 def audited(f):

@@ -7,7 +7,7 @@ import pytest
 
 import pgqrs
 from pgqrs import errors
-from pgqrs.definitions import NAME_CHARS_MAX, definition_of, definitions_in, distinct
+from pgqrs.flows.definitions import NAME_CHARS_MAX, definition_of, definitions_in, distinct
 
 
 def test_a_workflow_and_its_queue_are_named_after_the_function():

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pgqrs.cli.commands import cli
 from pgqrs.cli.demo import KILLS_OF_A_STEP, DemoView
 from pgqrs.demo.proof import starts_in
-from supervisors.view import State, WorkerState
+from supervisors.loop.view import State, WorkerState
 from tests.cli_runner import COMMAND
 from tests.crashes.chaos import Told
 

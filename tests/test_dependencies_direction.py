@@ -17,16 +17,26 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("pgqrs", "supervisors")
 
 # Modules that never know the store: what they record goes through a Journal or a command.
-STRANGERS_TO_THE_STORE = ("supervisors.core", "supervisors.worker", "supervisors.async_worker", "pgqrs.flow")
+STRANGERS_TO_THE_STORE = (
+    "supervisors.core.core",
+    "supervisors.worker.worker",
+    "supervisors.worker.async_worker",
+    "pgqrs.flows.flow",
+)
 
 # In supervisors, who may read a clock. Every other module is told the time.
-CLOCK_READERS = ("supervisors.loop", "supervisors.pipes", "supervisors.journal", "supervisors.output")
+CLOCK_READERS = (
+    "supervisors.loop.loop",
+    "supervisors.loop.pipes",
+    "supervisors.worker.journal",
+    "supervisors.worker.output",
+)
 CLOCKS = re.compile(
     r"time\.(time|monotonic|perf_counter)(_ns)?|datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today"
 )
 
 CORE = tuple(
-    f"supervisors.{part}" for part in ("core", "endings", "limits", "scheduling", "state", "stopping")
+    f"supervisors.core.{part}" for part in ("core", "endings", "limits", "scheduling", "state", "stopping")
 )
 
 # What would make the core impure.
@@ -51,8 +61,8 @@ def pgqrs_imports_supervisors_late_and_in_few_places(tree: "Tree") -> Iterator[s
                 continue
             if imported.at_top:
                 yield f"{module.name}:{imported.line} imports {imported.target} at module level"
-            elif module.name != "pgqrs.client" and not module.name.startswith("pgqrs.cli."):
-                yield f"{module.name}:{imported.line} imports {imported.target}: only pgqrs.cli and pgqrs.client may"
+            elif module.name != "pgqrs.clients.client" and not module.name.startswith("pgqrs.cli."):
+                yield f"{module.name}:{imported.line} imports {imported.target}: only pgqrs.cli and pgqrs.clients.client may"
 
 
 def core_worker_and_flow_never_reach_the_store(tree: "Tree") -> Iterator[str]:
@@ -66,7 +76,7 @@ def core_worker_and_flow_never_reach_the_store(tree: "Tree") -> Iterator[str]:
 
 def only_the_nursery_forks(tree: "Tree") -> Iterator[str]:
     for module in tree.modules.values():
-        if module.name == "supervisors.nursery":
+        if module.name == "supervisors.births.nursery":
             continue
         for call, line in module.calls:
             if call in ("os.fork", "os.forkpty", "pty.fork", "fork"):
@@ -108,6 +118,28 @@ def no_module_has_the_name_of_something_exported(tree: "Tree") -> Iterator[str]:
                 yield f"{package} exports {name}, which is the name of a module of its own"
 
 
+def rooms_import_one_another_one_way(tree: "Tree") -> Iterator[str]:
+    """A room is a package, or a module that stands beside the packages. What is imported late is no arrow: that way pgqrs
+    comes to supervisors, and `@workflow()` without arguments to the builders of 0.15."""
+    arrows: dict[str, dict[str, str]] = {}
+    for module in tree.modules.values():
+        for imported in module.imports:
+            here, there = tree.room(module.name), tree.room(imported.target)
+            if imported.at_top and there and here != there:
+                arrows.setdefault(here, {})[there] = (
+                    f"{module.name}:{imported.line} imports {imported.target}"
+                )
+    for here, there in ((a, b) for a in arrows for b in arrows[a]):
+        waiting, seen = [there], {there}
+        while waiting:
+            for onward in arrows.get(waiting.pop(), {}):
+                if onward == here:
+                    yield f"{arrows[here][there]}, and {there} comes back to {here}"
+                elif onward not in seen:
+                    seen.add(onward)
+                    waiting.append(onward)
+
+
 RULES = [
     pgqrs_imports_supervisors_late_and_in_few_places,
     core_worker_and_flow_never_reach_the_store,
@@ -116,6 +148,7 @@ RULES = [
     few_supervisor_modules_read_a_clock,
     the_core_is_pure,
     no_module_has_the_name_of_something_exported,
+    rooms_import_one_another_one_way,
 ]
 
 
@@ -130,28 +163,30 @@ def test_it_holds_where_there_is_nothing(rule, tmp_path):
 
 
 PLANTED = [
-    (RULES[0], "pgqrs/records.py", "import supervisors"),
-    (RULES[0], "pgqrs/client.py", "from supervisors.loop import run"),
-    (RULES[0], "pgqrs/client.py", "class C:\n    from supervisors import loop"),
-    (RULES[0], "pgqrs/codec.py", "def f():\n    import supervisors.loop"),
-    (RULES[1], "supervisors/core.py", "from pgqrs.store.store import Store"),
-    (RULES[1], "supervisors/worker.py", "def f():\n    from pgqrs import store"),
-    (RULES[1], "pgqrs/flow.py", "from . import store"),
-    (RULES[1], "pgqrs/flow.py", "from pgqrs.client import connect"),  # which imports the store
-    (RULES[1], "pgqrs/flow.py", "from pgqrs import connect"),  # which the package takes from client
-    (RULES[2], "supervisors/loop.py", "import os\nos.fork()"),
-    (RULES[2], "pgqrs/client.py", "from os import fork as split\nsplit()"),
-    (RULES[3], "pgqrs/client.py", "x = 'select 1'"),
-    (RULES[3], "pgqrs/client.py", "x = f'update {table} set x = 1'"),
-    (RULES[3], "supervisors/loop.py", "x = '''\n  DELETE FROM pgqrs_messages'''"),
-    (RULES[3], "supervisors/loop.py", "x = 'with x as (insert into y values (1)) select 2'"),
-    (RULES[4], "supervisors/nursery.py", "import time\ntime.monotonic()"),
-    (RULES[4], "supervisors/core.py", "from datetime import datetime as d\nd.now()"),
-    (RULES[4], "supervisors/core.py", "from time import time_ns\ntime_ns()"),
-    (RULES[5], "supervisors/core.py", "def f():\n    import random"),
-    (RULES[5], "supervisors/core.py", "from os.path import join"),
+    (RULES[0], "pgqrs/model/records.py", "import supervisors"),
+    (RULES[0], "pgqrs/clients/client.py", "from supervisors.loop.loop import run"),
+    (RULES[0], "pgqrs/clients/client.py", "class C:\n    from supervisors.loop import loop"),
+    (RULES[0], "pgqrs/values/codec.py", "def f():\n    import supervisors.loop.loop"),
+    (RULES[1], "supervisors/core/core.py", "from pgqrs.store.store import Store"),
+    (RULES[1], "supervisors/worker/worker.py", "def f():\n    from pgqrs import store"),
+    (RULES[1], "pgqrs/flows/flow.py", "from .. import store"),
+    (RULES[1], "pgqrs/flows/flow.py", "from pgqrs.clients.client import connect"),  # which imports the store
+    (RULES[1], "pgqrs/flows/flow.py", "from pgqrs import connect"),  # which the package takes from client
+    (RULES[2], "supervisors/loop/loop.py", "import os\nos.fork()"),
+    (RULES[2], "pgqrs/clients/client.py", "from os import fork as split\nsplit()"),
+    (RULES[3], "pgqrs/clients/client.py", "x = 'select 1'"),
+    (RULES[3], "pgqrs/clients/client.py", "x = f'update {table} set x = 1'"),
+    (RULES[3], "supervisors/loop/loop.py", "x = '''\n  DELETE FROM pgqrs_messages'''"),
+    (RULES[3], "supervisors/loop/loop.py", "x = 'with x as (insert into y values (1)) select 2'"),
+    (RULES[4], "supervisors/births/nursery.py", "import time\ntime.monotonic()"),
+    (RULES[4], "supervisors/core/core.py", "from datetime import datetime as d\nd.now()"),
+    (RULES[4], "supervisors/core/core.py", "from time import time_ns\ntime_ns()"),
+    (RULES[5], "supervisors/core/core.py", "def f():\n    import random"),
+    (RULES[5], "supervisors/core/core.py", "from os.path import join"),
     (RULES[6], "pgqrs/connect.py", ""),
     (RULES[6], "pgqrs/later.py", ""),
+    (RULES[7], "pgqrs/model/records.py", "from pgqrs.flows.flow import Context"),
+    (RULES[7], "supervisors/worker/journal.py", "from supervisors.loop import loop"),
 ]
 
 
@@ -177,21 +212,21 @@ def test_it_lets_innocence_pass(rule, tmp_path):
 
 def plant_innocence(root: Path) -> None:
     sources = {
-        "pgqrs/__init__.py": "from pgqrs.client import connect\nfrom . import records\nLAZY = {'client': 'later'}",
-        "pgqrs/client.py": "from pgqrs.store.store import Store\ndef connect():\n    import supervisors.launch",
+        "pgqrs/__init__.py": "from pgqrs.clients.client import connect\nfrom .model import records\nLAZY = {'clients.client': 'later'}",
+        "pgqrs/clients/client.py": "from pgqrs.store.store import Store\ndef connect():\n    import supervisors.births.launch",
         "pgqrs/cli/main.py": "def main():\n    from supervisors import loop",
-        "pgqrs/codec.py": '"""select nothing from a docstring."""\nHELP = "Select a queue, then update what is set"',
-        "pgqrs/flow.py": "from typing import TYPE_CHECKING\nfrom pgqrs import codec, records\n"
+        "pgqrs/values/codec.py": '"""select nothing from a docstring."""\nHELP = "Select a queue, then update what is set"',
+        "pgqrs/flows/flow.py": "from typing import TYPE_CHECKING\nfrom pgqrs.model import records\nfrom pgqrs.values import codec\n"
         "if TYPE_CHECKING:\n    from pgqrs.store.store import Store",
-        "pgqrs/records.py": "",
+        "pgqrs/model/records.py": "",
         "pgqrs/store/__init__.py": "",
         "pgqrs/store/store.py": "import time\nx = 'select 1'\ntime.time()\nclass Store: ...",
         "supervisors/__init__.py": "",
-        "supervisors/core.py": "from pgqrs import flow\nfrom datetime import timedelta\ndef f(clock): return clock.time()",
-        "supervisors/nursery.py": "import os, time\nos.fork()\ntime.sleep(0)",
-        "supervisors/loop.py": "import time\nfrom pgqrs.store import store\ntime.monotonic()",
-        "supervisors/worker.py": "from pgqrs import flow",
-        "supervisors/journal.py": "from time import monotonic\nfrom pgqrs import flow\nmonotonic()",
+        "supervisors/core/core.py": "from pgqrs.flows import flow\nfrom datetime import timedelta\ndef f(clock): return clock.time()",
+        "supervisors/births/nursery.py": "import os, time\nos.fork()\ntime.sleep(0)",
+        "supervisors/loop/loop.py": "import time\nfrom pgqrs.store import store\nfrom supervisors.worker import journal\ntime.monotonic()",
+        "supervisors/worker/worker.py": "from pgqrs.flows import flow",
+        "supervisors/worker/journal.py": "from time import monotonic\nfrom pgqrs.flows import flow\nmonotonic()",
     }
     for name, source in sources.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -224,6 +259,11 @@ class Tree:
 
     def of(self, package: str) -> list["Module"]:
         return [module for name, module in self.modules.items() if name.split(".")[0] == package]
+
+    def room(self, module: str) -> str:
+        """Empty for a module that is not ours, and for the face of a package."""
+        parts = module.split(".")
+        return ".".join(parts[:2]) if len(parts) > 1 and module in self.modules else ""
 
     def path_to_the_store(self, path: list[str]) -> list[str] | None:
         """The shortest way on from the last of these modules, along imports that run when a module is imported.

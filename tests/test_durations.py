@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs import durations
+from pgqrs.arguments import durations
 from pgqrs.errors import ValidationError
 
 

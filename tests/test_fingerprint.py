@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs.fingerprint import Fingerprints, folded
+from pgqrs.values.fingerprint import Fingerprints, folded
 
 OF = Fingerprints(b"42").of
 

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 import pgqrs
-from pgqrs import errors, flow
-from pgqrs.definitions import definition_of
-from pgqrs.flow import Clocks, Context, History, Refused, Suspended
-from pgqrs.retry import BackoffStrategy, StepRetryPolicy
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import RecordedStep
+from pgqrs import errors
+from pgqrs.flows import flow
+from pgqrs.flows.definitions import definition_of
+from pgqrs.flows.flow import Clocks, Context, History, Refused, Suspended
+from pgqrs.flows.retry import BackoffStrategy, StepRetryPolicy
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import RecordedStep
 
 
 class Journal:

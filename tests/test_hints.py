@@ -3,7 +3,7 @@
 import pytest
 
 import pgqrs
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 from tests.store.given import execute
 
 

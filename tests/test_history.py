@@ -3,12 +3,12 @@
 import pytest
 
 import pgqrs
+from pgqrs.arguments.names import NAME_CHARS_MAX
 from pgqrs.errors import ReplayMismatchError
-from pgqrs.flow import Refused, Suspended
-from pgqrs.history import History, Names, step_of
-from pgqrs.names import NAME_CHARS_MAX
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Place, RecordedStep
+from pgqrs.flows.flow import Refused, Suspended
+from pgqrs.flows.history import History, Names, step_of
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Place, RecordedStep
 from tests.test_flow import Journal, run
 
 charged = []
@@ -126,7 +126,7 @@ def test_changed_arguments_are_refused_and_the_error_shows_both_and_the_way_out(
 
 
 def fingerprint_of(*arguments):
-    from pgqrs.fingerprint import Fingerprints
+    from pgqrs.values.fingerprint import Fingerprints
 
     return Fingerprints(b"42").of(arguments)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from supervisors import inherited
+from supervisors.births import inherited
 from tests.programs import run, supervise, write
 
 pytestmark = pytest.mark.processes

@@ -13,7 +13,7 @@ import pytest
 
 import pgqrs
 from supervisors import wire
-from supervisors.board import BoardReader, new_board
+from supervisors.worker.board import BoardReader, new_board
 from tests.test_worker import Pipe
 
 local = threading.local()
@@ -168,7 +168,7 @@ import threading
 local = threading.local()
 local.value = "first"
 other = threading.local()
-from supervisors.lane_state import LaneState, find_locals
+from supervisors.worker.lane_state import LaneState, find_locals
 import gc
 find_locals()
 gc.freeze()

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from supervisors import journal
-from supervisors.journal import EXACT_S, Meter
+from supervisors.worker import journal
+from supervisors.worker.journal import EXACT_S, Meter
 
 
 def burn(seconds: float) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisors.oom import DYING_S, OutOfMemory
+from supervisors.machine.oom import DYING_S, OutOfMemory
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Which writes make up a turn."""
 
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Claim, Settle, Step, Write
-from supervisors import outgoing
-from supervisors.outgoing import AGAIN_MAX_S, AGAIN_S, Outgoing
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Claim, Settle, Step, Write
+from supervisors.loop import outgoing
+from supervisors.loop.outgoing import AGAIN_MAX_S, AGAIN_S, Outgoing
 
 
 def write(n: int, output: bytes = b"1", position: int = 0) -> Write:

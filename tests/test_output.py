@@ -12,17 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgqrs import flow
-from supervisors import output
-from supervisors.output import (
-    BEGUN_MAX,
-    BEGUN_S,
-    LINE_BYTES_MAX,
-    Line,
-    LineReader,
-    RunStream,
-    Stacks,
-)
+from pgqrs.flows import flow
+from supervisors.worker import output
+from supervisors.worker.output import BEGUN_MAX, BEGUN_S, LINE_BYTES_MAX, Line, LineReader, RunStream, Stacks
 
 
 class Running:

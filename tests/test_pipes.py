@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from supervisors import events, wire
-from supervisors.launch import Child
-from supervisors.pipes import Pipes
+from supervisors import wire
+from supervisors.births.launch import Child
+from supervisors.core import events
+from supervisors.loop.pipes import Pipes
 
 
 class Scene:
@@ -79,7 +80,7 @@ def test_who_was_killed_by_us_did_not_want_memory(
     scene: Scene, kill: Callable[[Scene, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what the kernel has counted is left for the one that it took."""
-    monkeypatch.setattr("supervisors.pipes.OUTBOX_BYTES_MAX", 5_000_000)
+    monkeypatch.setattr("supervisors.loop.pipes.OUTBOX_BYTES_MAX", 5_000_000)
     scene.worker(1)
     other = scene.worker(2)
     kill(scene, 1)

@@ -15,7 +15,7 @@ import pgqrs
 from pgqrs.config import Config
 from pgqrs.store import open_store
 from pgqrs.store.postgres import PostgresDatabase
-from supervisors.listening import POLL_POOLED_S, Listener
+from supervisors.loop.listening import POLL_POOLED_S, Listener
 from tests.pooler import Pooler, pgbouncer, pgbouncer_before
 
 POOLERS = ["ours", "ours, with the servers' ids"]

@@ -18,9 +18,9 @@ from pgqrs.cli.options import fail
 from pgqrs.cli.outlet import Outlet
 from pgqrs.cli.output import clean
 from pgqrs.cli.views import PanelView, PlainView
-from pgqrs.printable import printable, printable_json, printable_lines
-from supervisors.events import Note
-from supervisors.view import State, WorkerState
+from pgqrs.model.printable import printable, printable_json, printable_lines
+from supervisors.core.events import Note
+from supervisors.loop.view import State, WorkerState
 
 FORGED = "boring\r\nrun 42: finished\x1b[2J\x9b31m\u2028\u202eevil\x07\0"
 
@@ -201,7 +201,7 @@ def test_an_address_of_ipv6_needs_its_brackets(address: str) -> None:
 
 
 def test_systemd_is_told_one_line(tmp_path) -> None:
-    from supervisors.serving import Health, Systemd
+    from supervisors.health.serving import Health, Systemd
 
     if sys.platform != "linux":
         return

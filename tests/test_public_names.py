@@ -65,7 +65,7 @@ def test_a_worker_process_carries_neither_a_driver_nor_an_event_loop():
     program = """
 import sys
 import pgqrs
-import supervisors.nursery
+import supervisors.births.nursery
 
 @pgqrs.step
 def double(x): return 2 * x

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisors import quota
+from supervisors.machine import quota
 
 
 def group(tmp_path: Path, membership: str, **files: str) -> float | None:

@@ -11,13 +11,14 @@ import time
 import pytest
 
 import pgqrs
-from supervisors import board as boards
-from supervisors import events, scheduling, wire
-from supervisors.board import Board, BoardReader
-from supervisors.core import Core
-from supervisors.launch import Child
-from supervisors.pipes import Pipes
-from supervisors.state import OnCpu
+from supervisors import wire
+from supervisors.births.launch import Child
+from supervisors.core import events, scheduling
+from supervisors.core.core import Core
+from supervisors.core.state import OnCpu
+from supervisors.loop.pipes import Pipes
+from supervisors.worker import board as boards
+from supervisors.worker.board import Board, BoardReader
 from tests.test_core import Scene, checkpoint, message, started
 from tests.test_worker import Pipe, told
 

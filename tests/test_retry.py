@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgqrs.errors import ValidationError
-from pgqrs.retry import BackoffStrategy, StepRetryPolicy, policy
+from pgqrs.flows.retry import BackoffStrategy, StepRetryPolicy, policy
 
 chances = st.floats(0, 1, exclude_max=True)
 middle = lambda: 0.5  # noqa: E731

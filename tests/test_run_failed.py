@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 import pgqrs
-from pgqrs import errors, runs
-from pgqrs.handle import _failure
-from pgqrs.states import WorkflowStatus
+from pgqrs import errors
+from pgqrs.clients.handle import _failure
+from pgqrs.manual import runs
+from pgqrs.model.states import WorkflowStatus
 from pgqrs.store.running import RunState
 from pgqrs.store.store import Settled
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pgqrs.errors import ConfigError
-from supervisors.answering import STALE_S, Http
-from supervisors.serving import Health, Systemd, listeners
+from supervisors.health.answering import STALE_S, Http
+from supervisors.health.serving import Health, Systemd, listeners
 
 
 class Clock:

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from supervisors.events import Exit
-from supervisors.stopping import DOES, TABLE, TOLD, Happened, Level, after
+from supervisors.core.events import Exit
+from supervisors.core.stopping import DOES, TABLE, TOLD, Happened, Level, after
 from tests.stopping_page import BEGIN, END, PAGE, diagram, redrawn, table
 
 R, F, S, K = Level.RUNNING, Level.FINISHING, Level.STOPPING, Level.KILLING

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from supervisors import identity
-from supervisors.identity import NOT_KNOWN, is_gone, own_identity
+from supervisors.machine import identity
+from supervisors.machine.identity import NOT_KNOWN, is_gone, own_identity
 from tests.store.given import identity as somebody
 
 

@@ -11,7 +11,8 @@ import types
 import pytest
 
 import pgqrs
-from pgqrs import by_value, errors, targets  # noqa: F401  # which dill must not be imported twice for
+from pgqrs import errors
+from pgqrs.program import by_value, targets  # noqa: F401  # which dill must not be imported twice for
 
 PIPELINE = """
 import pgqrs

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from pgqrs import errors
+from pgqrs.model.writes import Claim, Write
 from pgqrs.store.turning import Turn
-from pgqrs.writes import Claim, Write
-from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Turns
+from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Turns
 
 WRITE = Write(Claim(1, 1, 1))
 NO = errors.DatabaseError("permission denied for table pgqrs_messages")

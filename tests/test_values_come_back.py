@@ -28,9 +28,9 @@ import pydantic
 import pytest
 
 import pgqrs
-from pgqrs import codec
 from pgqrs.errors import SerializationError
-from pgqrs.signature import signature_of
+from pgqrs.values import codec
+from pgqrs.values.signature import signature_of
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 NOON = dt.datetime(2024, 3, 30, 12, tzinfo=BERLIN)

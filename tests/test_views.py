@@ -8,7 +8,7 @@ import pytest
 
 from pgqrs.cli.outlet import Outlet
 from pgqrs.cli.views import PanelView, PlainView
-from supervisors.view import State
+from supervisors.loop.view import State
 
 QUIET = State((), finished=0, failed=0, crashes=0, held=0, stopping=0, away=None, backlog=None)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs.writes import RecordedStep
+from pgqrs.model.writes import RecordedStep
 from supervisors import wire
 
 STEPS = (

@@ -9,12 +9,12 @@ import time
 import pytest
 
 import pgqrs
-from pgqrs import flow
-from pgqrs.definitions import definition_of
-from pgqrs.writes import Place, RecordedStep
+from pgqrs.flows import flow
+from pgqrs.flows.definitions import definition_of
+from pgqrs.model.writes import Place, RecordedStep
 from supervisors import wire
-from supervisors.board import BoardReader, new_board
-from supervisors.worker import LOOK_EVERY_S, make_worker
+from supervisors.worker.board import BoardReader, new_board
+from supervisors.worker.worker import LOOK_EVERY_S, make_worker
 
 WAIT_S = 10.0
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import pgqrs
-from pgqrs import flow
+from pgqrs.flows import flow
 from supervisors import wire
 from tests.test_worker import Pipe, first, note, nothing_ran, ran, second  # noqa: F401  # a fixture
 

@@ -1,0 +1,1 @@
+"""What callers pass, checked before a database sees it: ids, names, durations, times."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pgqrs.errors import ArgumentError, ValidationError
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 
 ID_NONE = -1  # stands for an id beyond 64 bits, which no row has
 ID_END = 2**63

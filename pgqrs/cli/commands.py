@@ -7,8 +7,9 @@ import sys
 
 import click
 
-from pgqrs import errors, interpreter
+from pgqrs import errors
 from pgqrs.cli.options import EXIT_DATABASE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
+from pgqrs.program import interpreter
 
 # name → module, in the order in which help lists them
 COMMANDS = {

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgqrs.cli.options import EXIT_FAILED, Count, database_options
-from pgqrs.printable import printable
-from pgqrs.wording import count
+from pgqrs.model.printable import printable
+from pgqrs.model.wording import count
 
 if TYPE_CHECKING:
     from pgqrs.cli.options import Database
     from pgqrs.demo.standard_library import Summary
-    from supervisors.events import Note
-    from supervisors.view import Report, State, WorkerState
+    from supervisors.core.events import Note
+    from supervisors.loop.view import Report, State, WorkerState
 
 KILL_EVERY_S = 0.5
 KILLS_OF_A_STEP = 3  # at five a run is given up, and where a step takes seconds all would come to that
@@ -49,13 +49,13 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
     Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The workflow is pgqrs/demo/standard_library.py: read it,
     change it, run it again.
     """
-    from pgqrs import targets
-    from pgqrs.client import Store
+    from pgqrs.clients.client import Store
     from pgqrs.config import DSN_VARIABLE, Config, redact
     from pgqrs.demo import standard_library
     from pgqrs.demo.proof import examine
-    from supervisors.loop import Loop
-    from supervisors.view import Options
+    from pgqrs.program import targets
+    from supervisors.loop.loop import Loop
+    from supervisors.loop.view import Options
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgqrs-demo-")))

@@ -10,11 +10,11 @@ from pgqrs import errors
 from pgqrs.cli import output
 from pgqrs.cli.options import Count, Database, Id, Name, database_options, json_option
 from pgqrs.cli.output import ago, local, preview, took
-from pgqrs.printable import printable_lines
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.printable import printable_lines
+from pgqrs.model.states import WorkflowStatus
 
 if TYPE_CHECKING:
-    from pgqrs.records import RunRecord, StepRecord
+    from pgqrs.model.records import RunRecord, StepRecord
     from pgqrs.store import MessageStore
 
 LIMIT_MAX = 100_000

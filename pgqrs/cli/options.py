@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pgqrs import durations, errors
+from pgqrs import errors
+from pgqrs.arguments import durations
+from pgqrs.arguments.names import NAME_CHARS_MAX
 from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
-from pgqrs.names import NAME_CHARS_MAX
-from pgqrs.printable import printable_lines
+from pgqrs.model.printable import printable_lines
 
 if TYPE_CHECKING:
-    from pgqrs.client import Store
+    from pgqrs.clients.client import Store
     from pgqrs.store import MessageStore
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
@@ -63,7 +64,7 @@ class Database:
     @contextmanager
     def store(self) -> "Iterator[Store]":
         """A client's store on a database that is there and complete: no command but `install` makes one."""
-        from pgqrs.client import Store
+        from pgqrs.clients.client import Store
 
         with Store(self._existing(), insist=True) as store:
             store.verify()

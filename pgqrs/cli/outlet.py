@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 
-from pgqrs.wording import count
+from pgqrs.model.wording import count
 
 WAITING_BYTES_MAX = 8 * 1024 * 1024  # for a reader that is slow, or stands still; what comes then is dropped
 WRITE_BYTES = 64 * 1024

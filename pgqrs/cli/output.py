@@ -9,8 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from pgqrs import durations
-from pgqrs.printable import printable, printable_json
+from pgqrs.arguments import durations
+from pgqrs.model.printable import printable, printable_json
 
 PREVIEW_LENGTH_MAX = 60
 LINE_LENGTH_MAX = 100_000  # of a table that no terminal shows

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from pgqrs import errors, interpreter, targets
+from pgqrs import errors
 from pgqrs.cli.options import Address, Count, Database, Duration, Size, database_options
+from pgqrs.program import interpreter, targets
 
 
 @click.command()
@@ -103,8 +104,8 @@ def supervise(
     parsed = targets.parse(target)
     interpreter.default_signals()
     from pgqrs.cli.views import make_view
-    from supervisors.loop import Loop
-    from supervisors.view import Options
+    from supervisors.loop.loop import Loop
+    from supervisors.loop.view import Options
 
     config = database.config()
     if max_read_ct is not None:

@@ -8,15 +8,15 @@ import time
 from collections import deque
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from pgqrs.arguments.durations import text as duration
 from pgqrs.cli.outlet import Outlet
 from pgqrs.config import redact
-from pgqrs.durations import text as duration
-from pgqrs.printable import printable
-from pgqrs.wording import count
+from pgqrs.model.printable import printable
+from pgqrs.model.wording import count
 
 if TYPE_CHECKING:
-    from supervisors.events import Note
-    from supervisors.view import Report, State, View
+    from supervisors.core.events import Note
+    from supervisors.loop.view import Report, State, View
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0

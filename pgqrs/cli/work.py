@@ -21,11 +21,11 @@ from pgqrs.cli.options import (
     fail,
     json_option,
 )
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 
 if TYPE_CHECKING:
-    from pgqrs.client import Store
-    from pgqrs.handle import RunHandle
+    from pgqrs.clients.client import Store
+    from pgqrs.clients.handle import RunHandle
 
 # What nobody writes who means a number, a list or an object.
 TEXT = re.compile(r"[^\s\[\]{}\"][^\[\]{}\"\0]{0,199}")
@@ -202,7 +202,7 @@ def replay(run: int, database: Database, as_json: bool) -> None:
 
 def _payload(text: str, what: str, limit: int) -> bytes:
     """JSON as an argument gave it, or standard input."""
-    from pgqrs.codec import parse_json
+    from pgqrs.values.codec import parse_json
 
     if text != "-":
         try:

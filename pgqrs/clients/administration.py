@@ -2,12 +2,17 @@
 
 from typing import Any
 
-from pgqrs import arguments, codec, durations, names, validation
-from pgqrs.client import Store
-from pgqrs.consumer import Consumer
-from pgqrs.durations import Duration
-from pgqrs.producer import Producer, send
-from pgqrs.records import (
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import durations, names
+from pgqrs.arguments.durations import Duration
+from pgqrs.clients.client import Store
+from pgqrs.manual import validation
+from pgqrs.manual.consumer import Consumer
+from pgqrs.manual.producer import Producer, send
+from pgqrs.manual.runs import Run
+from pgqrs.manual.table_handles import HEALTH_TIMEOUT_S
+from pgqrs.manual.validation import ValidationConfig
+from pgqrs.model.records import (
     QueueInfo,
     QueueMessage,
     QueueMetrics,
@@ -17,11 +22,9 @@ from pgqrs.records import (
     WorkerStats,
     WorkflowRecord,
 )
-from pgqrs.runs import Run
 from pgqrs.store import administering
 from pgqrs.store.database import Database
-from pgqrs.table_handles import HEALTH_TIMEOUT_S
-from pgqrs.validation import ValidationConfig
+from pgqrs.values import codec
 
 RECLAIM_OLDER_THAN_S = 300.0
 

@@ -12,24 +12,15 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from pgqrs import (
-    administration,
-    client,
-    consumer,
-    consumer_iterator,
-    errors,
-    handle,
-    producer,
-    registered,
-    runs,
-    using,
-)
-from pgqrs import table_handles as tables
+from pgqrs import errors
+from pgqrs.arguments.durations import Duration
+from pgqrs.clients import administration, client, handle, using
 from pgqrs.config import Config
-from pgqrs.durations import Duration
-from pgqrs.records import QueueMessage, RunRecord, StepRecord
-from pgqrs.states import StepResultStatus, WorkflowStatus
-from pgqrs.waiting import Threads
+from pgqrs.manual import consumer, consumer_iterator, producer, registered, runs
+from pgqrs.manual import table_handles as tables
+from pgqrs.model.records import QueueMessage, RunRecord, StepRecord
+from pgqrs.model.states import StepResultStatus, WorkflowStatus
+from pgqrs.store.waiting import Threads
 
 if TYPE_CHECKING:
     import psycopg
@@ -233,7 +224,7 @@ class StepResult:
 
 
 class Run(Twin[runs.Run]):
-    """One run of a workflow, driven by its caller: see `pgqrs.runs.Run` for what each call promises."""
+    """One run of a workflow, driven by its caller: see `pgqrs.manual.runs.Run` for what each call promises."""
 
     def id(self) -> int:
         """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
@@ -287,7 +278,7 @@ class Run(Twin[runs.Run]):
 
 
 class Workers(Twin[tables.Workers]):
-    """Producers and consumers, those of supervisors included: see `pgqrs.table_handles.Workers`."""
+    """Producers and consumers, those of supervisors included: see `pgqrs.manual.table_handles.Workers`."""
 
     count = awaited(tables.Workers.count)
     list = awaited(tables.Workers.list)
@@ -297,7 +288,7 @@ class Workers(Twin[tables.Workers]):
 
 
 class Queues(Twin[tables.Queues]):
-    """The queues: see `pgqrs.table_handles.Queues`."""
+    """The queues: see `pgqrs.manual.table_handles.Queues`."""
 
     count = awaited(tables.Queues.count)
     list = awaited(tables.Queues.list)
@@ -308,14 +299,14 @@ class Queues(Twin[tables.Queues]):
 
 
 class Messages(Twin[tables.Messages]):
-    """The messages: see `pgqrs.table_handles.Messages`."""
+    """The messages: see `pgqrs.manual.table_handles.Messages`."""
 
     count = awaited(tables.Messages.count)
     list_archived_by_queue = awaited(tables.Messages.list_archived_by_queue)
 
 
 class Workflows(Twin[tables.Workflows]):
-    """The workflows: see `pgqrs.table_handles.Workflows`."""
+    """The workflows: see `pgqrs.manual.table_handles.Workflows`."""
 
     count = awaited(tables.Workflows.count)
     list = awaited(tables.Workflows.list)
@@ -323,21 +314,21 @@ class Workflows(Twin[tables.Workflows]):
 
 
 class WorkflowRuns(Twin[tables.WorkflowRuns]):
-    """The runs: see `pgqrs.table_handles.WorkflowRuns`."""
+    """The runs: see `pgqrs.manual.table_handles.WorkflowRuns`."""
 
     count = awaited(tables.WorkflowRuns.count)
     list = awaited(tables.WorkflowRuns.list)
 
 
 class WorkflowSteps(Twin[tables.WorkflowSteps]):
-    """The steps: see `pgqrs.table_handles.WorkflowSteps`."""
+    """The steps: see `pgqrs.manual.table_handles.WorkflowSteps`."""
 
     count = awaited(tables.WorkflowSteps.count)
     list = awaited(tables.WorkflowSteps.list)
 
 
 class Admin(Twin[administration.Admin]):
-    """What an administrator does: see `pgqrs.administration.Admin` for what each call promises."""
+    """What an administrator does: see `pgqrs.clients.administration.Admin` for what each call promises."""
 
     def __init__(self, store: "Store") -> None:
         super().__init__(administration.Admin(store.core), store.ways)
@@ -462,7 +453,7 @@ def _borrowed(store: client.Store, connection: "psycopg.AsyncConnection[Any]") -
 
 class Store(Twin[client.Store]):
     """A database of queues and workflows, awaited. For any event loop and any number of tasks; not for use across a fork.
-    See `pgqrs.client.Store` for what each call promises."""
+    See `pgqrs.clients.client.Store` for what each call promises."""
 
     def __init__(self, core: client.Store) -> None:
         config = core.config

@@ -1,4 +1,4 @@
-"""The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.aio` has its async twin."""
+"""The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.clients.aio` has its async twin."""
 
 import inspect
 import sys
@@ -7,27 +7,31 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast, overload
 
-from pgqrs import arguments, codec, durations, errors, names, table_handles
+from pgqrs import errors
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import durations, names
+from pgqrs.arguments.durations import Duration
+from pgqrs.clients.handle import RunHandle
+from pgqrs.clients.using import Using
 from pgqrs.config import Config, redact
-from pgqrs.consumer import Consumer
-from pgqrs.consumer_iterator import ConsumerIterator, Iteration
-from pgqrs.definitions import definition_of
-from pgqrs.durations import Duration
-from pgqrs.flow import Definition
-from pgqrs.handle import RunHandle
-from pgqrs.producer import Producer
-from pgqrs.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
-from pgqrs.states import WorkflowStatus
+from pgqrs.flows.definitions import definition_of
+from pgqrs.flows.flow import Definition
+from pgqrs.manual import table_handles
+from pgqrs.manual.consumer import Consumer
+from pgqrs.manual.consumer_iterator import ConsumerIterator, Iteration
+from pgqrs.manual.producer import Producer
+from pgqrs.model.records import QueueCounts, QueueInfo, QueueMessage, RunRecord, WorkerInfo
+from pgqrs.model.states import WorkflowStatus
 from pgqrs.store import MessageStore, administering, consuming, open_store
 from pgqrs.store.database import Kept
 from pgqrs.store.store import Known
-from pgqrs.using import Using
-from pgqrs.waiting import Blocking
+from pgqrs.store.waiting import Blocking
+from pgqrs.values import codec
 
 if TYPE_CHECKING:
     import psycopg
 
-    from pgqrs.local_supervisor import Local
+    from pgqrs.clients.local_supervisor import Local
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -269,8 +273,8 @@ class Store:
     ) -> AbstractContextManager[None]:
         """Runs a supervisor with these workflows and handlers while the `with` block lasts: a process of its own, ready
         on entry, drained on leaving. `processes` is by default the number of cores. Not on sqlite::memory:."""
-        from pgqrs import targets
-        from pgqrs.local_supervisor import local_supervisor
+        from pgqrs.clients.local_supervisor import local_supervisor
+        from pgqrs.program import targets
 
         targets.refuse_unguarded(functions, sys._getframe())
         return local_supervisor(self.config, self._ready, functions, processes, lanes, self._supervisors)
@@ -279,7 +283,7 @@ class Store:
         """Raises SupervisorError where supervisors of `workers` have ended, and no other one of this store runs."""
         deaths = [local.death() for local in self._supervisors]
         if deaths and all(deaths):
-            from pgqrs.local_supervisor import told_death
+            from pgqrs.clients.local_supervisor import told_death
 
             raise errors.SupervisorError(told_death(deaths[-1] or ""))
 

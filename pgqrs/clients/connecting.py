@@ -5,9 +5,9 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, NoReturn
 
-from pgqrs import aio, client
+from pgqrs.clients import aio, client
 from pgqrs.config import Config
-from pgqrs.waiting import Threads
+from pgqrs.store.waiting import Threads
 
 
 def connect(dsn: str | None = None) -> "Connecting":

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
-from pgqrs import codec, durations, errors, flow
-from pgqrs.durations import Duration
-from pgqrs.records import RunRecord, StepRecord
-from pgqrs.states import WorkflowStatus
+from pgqrs import errors
+from pgqrs.arguments import durations
+from pgqrs.arguments.durations import Duration
+from pgqrs.flows import flow
+from pgqrs.model.records import RunRecord, StepRecord
+from pgqrs.model.states import WorkflowStatus
 from pgqrs.store.store import Settled
-from pgqrs.waiting import Blocking, Ways, drive, patiently
+from pgqrs.store.waiting import Blocking, Ways, drive, patiently
+from pgqrs.values import codec
 
 if TYPE_CHECKING:
-    from pgqrs.client import Store
+    from pgqrs.clients.client import Store
 
 R = TypeVar("R")
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from pgqrs import errors, interpreter, targets
+from pgqrs import errors
 from pgqrs.config import TURSO_SHARED, Config, DurabilityMode, turso_file
+from pgqrs.program import interpreter, targets
 
 # How a supervisor is to stop, as its parent tells it.
 DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"

@@ -2,8 +2,8 @@
 
 from typing import overload
 
-from pgqrs import aio, client
-from pgqrs.states import SyncState
+from pgqrs.clients import aio, client
+from pgqrs.model.states import SyncState
 from pgqrs.store.database import Kept
 
 

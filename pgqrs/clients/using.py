@@ -3,15 +3,16 @@
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from pgqrs import durations, errors
-from pgqrs.durations import Duration
-from pgqrs.handle import RunHandle
+from pgqrs import errors
+from pgqrs.arguments import durations
+from pgqrs.arguments.durations import Duration
+from pgqrs.clients.handle import RunHandle
 from pgqrs.store.store import Known, enqueue
 
 if TYPE_CHECKING:
     import psycopg
 
-    from pgqrs.client import Store
+    from pgqrs.clients.client import Store
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,0 +1,1 @@
+"""The spellings of pgqrs 0.15, and the import paths of modules that have moved."""

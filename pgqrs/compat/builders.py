@@ -1,5 +1,5 @@
 """The builders of 0.15: `pgqrs.workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`, thin over the same
-operations as everything else. With an async store their last call is awaited. `pgqrs.definitions` has the first two names.
+operations as everything else. With an async store their last call is awaited. `pgqrs.flows.definitions` has the first two names.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -7,16 +7,20 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Self, TypeVar, overload
 
-from pgqrs import administration, aio, client, definitions, errors, polling, runs, times
-from pgqrs import consumer as blocking_consumer
-from pgqrs import producer as blocking_producer
-from pgqrs.arguments import count
-from pgqrs.durations import Duration, seconds
-from pgqrs.handle import POLL_MAX_S, POLL_MIN_S
-from pgqrs.records import QueueMessage
-from pgqrs.shorthand import AnyConsumer, AnyProducer, AnyStore, apart, finish
+from pgqrs import errors
+from pgqrs.arguments import times
+from pgqrs.arguments.checks import count
+from pgqrs.arguments.durations import Duration, seconds
+from pgqrs.clients import administration, aio, client
+from pgqrs.clients.handle import POLL_MAX_S, POLL_MIN_S
+from pgqrs.compat.shorthand import AnyConsumer, AnyProducer, AnyStore, apart, finish
+from pgqrs.flows import definitions
+from pgqrs.manual import consumer as blocking_consumer
+from pgqrs.manual import polling, runs
+from pgqrs.manual import producer as blocking_producer
+from pgqrs.model.records import QueueMessage
 from pgqrs.store import running
-from pgqrs.waiting import Ways
+from pgqrs.store.waiting import Ways
 
 F = TypeVar("F", bound=Callable[..., Any])
 AnyRun = aio.Run | runs.Run

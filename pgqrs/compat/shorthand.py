@@ -3,15 +3,16 @@
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, overload
 
-from pgqrs import administration, aio, client, polling, validation
-from pgqrs import consumer as blocking_consumer
-from pgqrs import producer as blocking_producer
-from pgqrs.durations import Duration
-from pgqrs.producer import send
-from pgqrs.records import QueueMessage
+from pgqrs.arguments.durations import Duration
+from pgqrs.clients import administration, aio, client
+from pgqrs.manual import consumer as blocking_consumer
+from pgqrs.manual import polling, validation
+from pgqrs.manual import producer as blocking_producer
+from pgqrs.manual.producer import send
+from pgqrs.manual.validation import ValidationConfig
+from pgqrs.model.records import QueueMessage
 from pgqrs.store import administering
-from pgqrs.validation import ValidationConfig
-from pgqrs.waiting import Blocking, Ways, drive
+from pgqrs.store.waiting import Blocking, Ways, drive
 
 AnyStore = aio.Store | client.Store
 AnyProducer = aio.Producer | blocking_producer.Producer

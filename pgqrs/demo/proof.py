@@ -6,10 +6,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from pgqrs.clients.handle import RunHandle
 from pgqrs.demo.standard_library import Summary
-from pgqrs.handle import RunHandle
-from pgqrs.records import StepRecord
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.records import StepRecord
+from pgqrs.model.states import WorkflowStatus
 
 
 class Proof(Struct, frozen=True):

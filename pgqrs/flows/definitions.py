@@ -12,14 +12,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from pgqrs import durations, errors
-from pgqrs import retry as retries
-from pgqrs.durations import Duration
-from pgqrs.flow import Definition, StepDefinition, call_async_step, call_step
-from pgqrs.signature import Signature, signature_of
+from pgqrs import errors
+from pgqrs.arguments import durations
+from pgqrs.arguments.durations import Duration
+from pgqrs.flows import retry as retries
+from pgqrs.flows.flow import Definition, StepDefinition, call_async_step, call_step
+from pgqrs.values.signature import Signature, signature_of
 
 if TYPE_CHECKING:
-    from pgqrs.builders import StepBuilder, WorkflowBuilder
+    from pgqrs.compat.builders import StepBuilder, WorkflowBuilder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +68,7 @@ def workflow(
             "go on with others while a run waits for a commit"
         )
     if all(told is None for told in (function, name, queue, timeout, lanes)):
-        from pgqrs.builders import WorkflowBuilder
+        from pgqrs.compat.builders import WorkflowBuilder
 
         return WorkflowBuilder()
 
@@ -134,7 +135,7 @@ def step(
     With no argument at all it is 0.15's builder, which also accepts a function.
     """
     if all(told is None for told in (function, name, retry, timeout, memory)) and not pure and compare:
-        from pgqrs.builders import StepBuilder
+        from pgqrs.compat.builders import StepBuilder
 
         return StepBuilder()
 

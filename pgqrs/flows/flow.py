@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import msgspec
 from msgspec import Struct
 
-from pgqrs import codec, durations, errors
-from pgqrs.fingerprint import Fingerprints, folded
-from pgqrs.history import History, Names
-from pgqrs.retry import StepRetryPolicy
-from pgqrs.scope import Scope, StepCall, current
-from pgqrs.signature import Signature
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import RecordedStep, Step
+from pgqrs import errors
+from pgqrs.arguments import durations
+from pgqrs.flows.history import History, Names
+from pgqrs.flows.retry import StepRetryPolicy
+from pgqrs.flows.scope import Scope, StepCall, current
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import RecordedStep, Step
+from pgqrs.values import codec
+from pgqrs.values.fingerprint import Fingerprints, folded
+from pgqrs.values.signature import Signature
 
 if TYPE_CHECKING:
-    from pgqrs.handover import Handover
+    from pgqrs.flows.handover import Handover
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 CANCELLED = "CANCELLED"  # the error code of a step that its workflow cancelled
@@ -182,7 +184,7 @@ class Context:
     def handover(self) -> "Handover":
         """Of an async run."""
         if self._handover is None:
-            from pgqrs.handover import Handover  # not at the top: it imports asyncio
+            from pgqrs.flows.handover import Handover  # not at the top: it imports asyncio
 
             self._handover = Handover(self, self.history.steps)
         return self._handover

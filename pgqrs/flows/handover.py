@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgqrs import errors
-from pgqrs.scope import current
-from pgqrs.writes import RecordedStep
+from pgqrs.flows.scope import current
+from pgqrs.model.writes import RecordedStep
 
 if TYPE_CHECKING:
-    from pgqrs.flow import Context
+    from pgqrs.flows.flow import Context
 
 # Code that looks again and again without waiting (`while not done: await sleep(0)`) never comes to rest by itself.
 ROUNDS_MAX = 100

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pgqrs import errors
-from pgqrs.names import NAME_CHARS_MAX
-from pgqrs.writes import Place, RecordedStep
+from pgqrs.arguments.names import NAME_CHARS_MAX
+from pgqrs.model.writes import Place, RecordedStep
 
 SHOWN_CHARS_MAX = 80
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from pgqrs import durations
-from pgqrs.durations import Duration
+from pgqrs.arguments import durations
+from pgqrs.arguments.durations import Duration
 from pgqrs.errors import ValidationError
 
 RETRIES_MAX = 1_000_000  # more is a loop that nobody will watch to its end

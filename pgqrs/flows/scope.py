@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from pgqrs.history import short
-from pgqrs.writes import PATH_CHARS_MAX, Place
+from pgqrs.flows.history import short
+from pgqrs.model.writes import PATH_CHARS_MAX, Place
 
 if TYPE_CHECKING:
-    from pgqrs.flow import Context
+    from pgqrs.flows.flow import Context
 
 
 class StepCall(Struct, frozen=True):

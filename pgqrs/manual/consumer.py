@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from pgqrs import arguments, durations, times
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import durations, times
 from pgqrs.config import Config
-from pgqrs.records import QueueInfo, QueueMessage
-from pgqrs.registered import Registered, register
+from pgqrs.manual.registered import Registered, register
+from pgqrs.model.records import QueueInfo, QueueMessage
 from pgqrs.store import consuming
 from pgqrs.store.store import MessageStore
 

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from pgqrs import errors, polling
-from pgqrs.arguments import count
+from pgqrs import errors
+from pgqrs.arguments.checks import count
 from pgqrs.config import Config
-from pgqrs.consumer import Consumer
-from pgqrs.records import QueueMessage
+from pgqrs.manual import polling
+from pgqrs.manual.consumer import Consumer
+from pgqrs.model.records import QueueMessage
 from pgqrs.store import administering
 from pgqrs.store.store import MessageStore
-from pgqrs.waiting import Blocking, Ways, drive
+from pgqrs.store.waiting import Blocking, Ways, drive
 
 
 class Iteration:

@@ -14,13 +14,13 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from pgqrs import errors
-from pgqrs.consumer import Consumer
-from pgqrs.records import QueueMessage
-from pgqrs.runs import Run
-from pgqrs.states import WorkerStatus, WorkflowStatus
+from pgqrs.manual.consumer import Consumer
+from pgqrs.manual.runs import Run
+from pgqrs.model.records import QueueMessage
+from pgqrs.model.states import WorkerStatus, WorkflowStatus
 from pgqrs.store import administering
 from pgqrs.store.store import MessageStore
-from pgqrs.waiting import Ways, patiently
+from pgqrs.store.waiting import Ways, patiently
 
 Kind = Literal["message", "batch", "workflow"]
 Handler = Callable[[Any], Any]

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pgqrs import arguments, durations, times, validation
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import durations, times
 from pgqrs.config import Config
-from pgqrs.records import QueueInfo
-from pgqrs.registered import Registered, register
+from pgqrs.manual import validation
+from pgqrs.manual.registered import Registered, register
+from pgqrs.manual.validation import RateLimitStatus, ValidationConfig
+from pgqrs.model.records import QueueInfo
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
 from pgqrs.store.store import Known, MessageStore
-from pgqrs.validation import RateLimitStatus, ValidationConfig
 
 
 class Producer(Registered):

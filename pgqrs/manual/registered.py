@@ -4,8 +4,8 @@ import socket
 import uuid
 from datetime import timedelta
 
-from pgqrs import durations, names
-from pgqrs.states import WorkerStatus
+from pgqrs.arguments import durations, names
+from pgqrs.model.states import WorkerStatus
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
 

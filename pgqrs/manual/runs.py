@@ -6,15 +6,17 @@ from typing import Any
 
 import msgspec
 
-from pgqrs import codec, durations, errors, names, times
+from pgqrs import errors
+from pgqrs.arguments import durations, names, times
+from pgqrs.arguments.durations import Duration
 from pgqrs.config import Config
-from pgqrs.durations import Duration
-from pgqrs.records import QueueMessage, iso
-from pgqrs.states import StepResultStatus, WorkflowStatus
+from pgqrs.model.records import QueueMessage, iso
+from pgqrs.model.states import StepResultStatus, WorkflowStatus
+from pgqrs.model.writes import Claim
 from pgqrs.store import running
 from pgqrs.store.running import Failure, Held, RunState
 from pgqrs.store.store import MessageStore
-from pgqrs.writes import Claim
+from pgqrs.values import codec
 
 NON_RETRYABLE = "NON_RETRYABLE"  # the code of a step's failure that is for good
 

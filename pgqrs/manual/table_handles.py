@@ -2,9 +2,11 @@
 
 from builtins import list as List
 
-from pgqrs import arguments, durations, errors
-from pgqrs.durations import Duration
-from pgqrs.records import (
+from pgqrs import errors
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import durations
+from pgqrs.arguments.durations import Duration
+from pgqrs.model.records import (
     QueueInfo,
     QueueMessage,
     QueueMetrics,

@@ -9,8 +9,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from pgqrs import codec, errors
+from pgqrs import errors
 from pgqrs.config import Config
+from pgqrs.values import codec
 
 
 class ValidationConfig(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pgqrs.states import WorkerStatus, WorkflowStatus
+from pgqrs.model.states import WorkerStatus, WorkflowStatus
 
 
 class QueueInfo(msgspec.Struct, frozen=True):

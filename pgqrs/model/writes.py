@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 
 PATH_CHARS_MAX = 400  # of a task's path: longer ones are kept short
 

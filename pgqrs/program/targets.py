@@ -21,9 +21,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from pgqrs import errors, interpreter
-from pgqrs.definitions import definition_of, definitions_in, distinct, refuse_replaced
-from pgqrs.flow import Definition
+from pgqrs import errors
+from pgqrs.flows.definitions import definition_of, definitions_in, distinct, refuse_replaced
+from pgqrs.flows.flow import Definition
+from pgqrs.program import interpreter
 
 MAIN = "__main__"
 MAIN_ALIAS = "__mp_main__"  # the name that multiprocessing gives a program in its child processes
@@ -115,7 +116,7 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
     if not nowhere:
         yield Target(sources, sys_path=sys_path)
         return
-    from pgqrs import by_value
+    from pgqrs.program import by_value
 
     with by_value.written(nowhere, _by_name) as path:
         yield Target(sources, path, sys_path)
@@ -265,7 +266,7 @@ def load(target: Target) -> list[Definition]:
 
 def _loaded(target: Target) -> list[Definition]:
     if target.by_value is not None:
-        from pgqrs import by_value  # before a folder of the user's comes first
+        from pgqrs.program import by_value  # before a folder of the user's comes first
     sys.path[:] = dict.fromkeys([*target.sys_path, *interpreter.starters_path, *sys.path])
     interpreter.step_aside()
     found: list[Definition] = []

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pgqrs import arguments, errors
-from pgqrs.records import (
+from pgqrs import errors
+from pgqrs.arguments import checks as arguments
+from pgqrs.model.records import (
     QueueInfo,
     QueueMessage,
     QueueMetrics,
@@ -18,7 +19,7 @@ from pgqrs.records import (
     as_moment,
     iso,
 )
-from pgqrs.states import WorkerStatus
+from pgqrs.model.states import WorkerStatus
 from pgqrs.store import migrations
 from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.rows import read_status

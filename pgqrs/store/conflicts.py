@@ -13,14 +13,14 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from pgqrs.errors import SchemaError
-from pgqrs.records import WorkflowRecord
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.records import WorkflowRecord
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Write
 from pgqrs.store.database import Row, Transaction
 from pgqrs.store.insisting import insist
 from pgqrs.store.s3 import S3Database
 from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
 from pgqrs.store.turning import Turn, Wanted
-from pgqrs.writes import Write
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pgqrs import errors
-from pgqrs.records import QueueMessage
-from pgqrs.states import WORKER_TRANSITIONS, WorkerStatus
+from pgqrs.model.records import QueueMessage
+from pgqrs.model.states import WORKER_TRANSITIONS, WorkerStatus
 from pgqrs.store.database import Database, Transaction
 from pgqrs.store.insisting import insist
 from pgqrs.store.sql import DAWN

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from pgqrs import errors
-from pgqrs.states import SyncState
+from pgqrs.model.states import SyncState
 from pgqrs.store.sql import Dialect
 
 Row = tuple[Any, ...]
@@ -71,7 +71,7 @@ class Database(Protocol):
 
 
 class Kept(Protocol):
-    """A database that is a local copy of something kept elsewhere: see `pgqrs.s3`."""
+    """A database that is a local copy of something kept elsewhere: see `pgqrs.clients.s3`."""
 
     def snapshot(self) -> None: ...
 

@@ -6,7 +6,7 @@ Each raises ValueError for what pgqrs never writes there, which is said of its r
 from typing import Any
 
 from pgqrs import errors
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 
 COUNT_MAX = 2**31 - 1  # PostgreSQL's columns hold no more, and there must be a next one
 

@@ -13,13 +13,13 @@ import msgspec
 from msgspec import Struct
 
 from pgqrs import errors
-from pgqrs.records import QueueMessage, as_moment, iso
-from pgqrs.retry import StepRetryPolicy
-from pgqrs.states import WorkflowStatus
+from pgqrs.flows.retry import StepRetryPolicy
+from pgqrs.model.records import QueueMessage, as_moment, iso
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Claim
 from pgqrs.store.database import Database, Transaction
 from pgqrs.store.jsonb import exact_text
 from pgqrs.store.rows import read_json, read_status
-from pgqrs.writes import Claim
 
 QUEUED, RUNNING, PAUSED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused
 CANCELLING, CANCELLED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled

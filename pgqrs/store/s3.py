@@ -15,7 +15,7 @@ from datetime import datetime
 
 from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode
-from pgqrs.states import SyncState
+from pgqrs.model.states import SyncState
 from pgqrs.store import sql
 from pgqrs.store.bucket import Fetched, Version, new_marker
 from pgqrs.store.cache import is_of_the_disk
@@ -258,7 +258,7 @@ class S3Database(SqliteDatabase):
         finally:
             self._lock.release()
 
-    # What the caller has in hand: see pgqrs.s3
+    # What the caller has in hand: see pgqrs.clients.s3
 
     def snapshot(self) -> None:
         self._refuse_fork()

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from pgqrs import names
+from pgqrs.arguments import names
 from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]

@@ -10,8 +10,10 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from pgqrs import arguments, codec, errors, names
-from pgqrs.records import (
+from pgqrs import errors
+from pgqrs.arguments import checks as arguments
+from pgqrs.arguments import names
+from pgqrs.model.records import (
     QueueCounts,
     QueueMessage,
     RunRecord,
@@ -20,12 +22,13 @@ from pgqrs.records import (
     WorkflowRecord,
     iso,
 )
-from pgqrs.states import WorkerStatus, WorkflowStatus
+from pgqrs.model.states import WorkerStatus, WorkflowStatus
+from pgqrs.model.writes import Claim, Write
 from pgqrs.store import checking, migrations, turning
 from pgqrs.store.database import Copying, Database, Row, Transaction
 from pgqrs.store.rows import read_json, read_status
 from pgqrs.store.turning import Turn, Wanted
-from pgqrs.writes import Claim, Write
+from pgqrs.values import codec
 
 BACKLOG_BOUND = 100_000
 ID_MAX = 2**63 - 1

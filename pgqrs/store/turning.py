@@ -14,13 +14,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs import errors
-from pgqrs.states import WorkflowStatus
-from pgqrs.store.database import Database, Row, Transaction
-from pgqrs.store.encoding import encoded
-from pgqrs.store.jsonb import exact_text
-from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
-from pgqrs.store.sql import DAWN, Dialect
-from pgqrs.writes import (
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import (
     Archive,
     Claim,
     Claimed,
@@ -33,6 +28,11 @@ from pgqrs.writes import (
     Step,
     Write,
 )
+from pgqrs.store.database import Database, Row, Transaction
+from pgqrs.store.encoding import encoded
+from pgqrs.store.jsonb import exact_text
+from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
+from pgqrs.store.sql import DAWN, Dialect
 
 Mark = tuple[Any, int]  # (vt, id) of a message
 

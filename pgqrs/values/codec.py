@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from pgqrs import zones
 from pgqrs.errors import SerializationError, ValidationError
-from pgqrs.survival import LEAVES, Change, changed, exact_time, is_plain, model_changed
+from pgqrs.values import zones
+from pgqrs.values.survival import LEAVES, Change, changed, exact_time, is_plain, model_changed
 
 NESTING_MAX = (
     500  # lists and objects in one another; the same on every Python, below what the oldest one's stack takes

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from pgqrs import codec
-from pgqrs.codec import check, decode, encode, quoted
 from pgqrs.errors import PgqrsError, SerializationError, ValidationError
-from pgqrs.survival import is_plain
+from pgqrs.values import codec
+from pgqrs.values.codec import check, decode, encode, quoted
+from pgqrs.values.survival import is_plain
 
 
 def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signature":

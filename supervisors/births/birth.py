@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pgqrs import flow, interpreter
-from supervisors.inherited import reseed
-from supervisors.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
-from supervisors.output import catch_output as catch_output
-from supervisors.output import finish_output, tag_output
-from supervisors.worker import make_worker
+from pgqrs.flows import flow
+from pgqrs.program import interpreter
+from supervisors.births.inherited import reseed
+from supervisors.births.launch import PR_SET_PDEATHSIG, STACKS_SIGNAL, prctl
+from supervisors.worker.output import catch_output as catch_output
+from supervisors.worker.output import finish_output, tag_output
+from supervisors.worker.worker import make_worker
 
 DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
 LEAVE_S = 5  # for what a worker's code registered with atexit

@@ -16,8 +16,9 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from pgqrs import errors, targets
-from supervisors.board import BoardReader
+from pgqrs import errors
+from pgqrs.program import targets
+from supervisors.worker.board import BoardReader
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -149,8 +150,8 @@ def make_launcher(target: targets.Target, method: StartMethod | None, payload_by
     fork_works = sys.platform == "linux" and hasattr(os, "pidfd_open")
     if method == "fork" and not fork_works:
         raise errors.SupervisorError("--start-method fork needs Linux 5.4 or newer; use --start-method spawn")
-    from supervisors.nursery import Nursery
-    from supervisors.spawning import SpawnLauncher
+    from supervisors.births.nursery import Nursery
+    from supervisors.births.spawning import SpawnLauncher
 
     if method == "spawn" or not fork_works:
         return SpawnLauncher(target, payload_bytes_max)

@@ -24,8 +24,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from pgqrs import errors, flow, interpreter, targets
-from supervisors.birth import (
+from pgqrs import errors
+from pgqrs.flows import flow
+from pgqrs.program import interpreter, targets
+from supervisors.births.birth import (
     DEADLINE_S,
     LOOK_S,
     become_worker,
@@ -33,11 +35,8 @@ from supervisors.birth import (
     configure_logging,
     die_with,
 )
-from supervisors.board import BoardReader, new_board
-from supervisors.inherited import Watch, refuse_patched
-from supervisors.journal import CLOCKS
-from supervisors.lane_state import find_locals
-from supervisors.launch import (
+from supervisors.births.inherited import Watch, refuse_patched
+from supervisors.births.launch import (
     Child,
     Described,
     Forked,
@@ -50,12 +49,15 @@ from supervisors.launch import (
     reap_all_but,
     why_no_process,
 )
+from supervisors.worker.board import BoardReader, new_board
+from supervisors.worker.journal import CLOCKS
+from supervisors.worker.lane_state import find_locals
 
 FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
 DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
 IMPORT_S = 30.0  # at least, for an import that has been done before, and ten times as long as it took then
 LEAVE_S = 1.0  # for what the user's module registered with atexit
-MAIN = "supervisors.nursery:nursery_main"
+MAIN = "supervisors.births.nursery:nursery_main"
 
 
 class Order(Struct):
@@ -259,7 +261,7 @@ def nursery_main() -> None:
     configure_logging()
     if any(d.is_async for d in definitions.values()):
         with interpreter.ours():
-            importlib.import_module("supervisors.async_worker")  # once here, and not in every worker
+            importlib.import_module("supervisors.worker.async_worker")  # once here, and not in every worker
     # A handler of the user's that reaps children, or SIG_IGN, would take those of our forks.
     on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.collect()

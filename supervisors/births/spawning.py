@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from pgqrs import interpreter, targets
-from supervisors.birth import become_worker, catch_output, configure_logging
-from supervisors.launch import (
+from pgqrs.program import interpreter, targets
+from supervisors.births.birth import become_worker, catch_output, configure_logging
+from supervisors.births.launch import (
     Child,
     ForkFailed,
     Loaded,
@@ -21,9 +21,9 @@ from supervisors.launch import (
     reap_all_but,
     why_no_process,
 )
-from supervisors.nursery import Nursery
+from supervisors.births.nursery import Nursery
 
-MAIN = "supervisors.spawning:spawned_main"
+MAIN = "supervisors.births.spawning:spawned_main"
 
 
 class Order(Struct):

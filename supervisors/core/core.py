@@ -15,10 +15,11 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
-from supervisors import endings, wire
-from supervisors.events import (
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
+from supervisors import wire
+from supervisors.core import endings
+from supervisors.core.events import (
     ClaimLost,
     Command,
     Event,
@@ -46,10 +47,10 @@ from supervisors.events import (
     Taken,
     Tick,
 )
-from supervisors.limits import ASYNC_GRACE_S, Limits, exceeded
-from supervisors.scheduling import QUEUES_FEW, Scheduling
-from supervisors.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
-from supervisors.stopping import TOLD, Happened, Level, after
+from supervisors.core.limits import ASYNC_GRACE_S, Limits, exceeded
+from supervisors.core.scheduling import QUEUES_FEW, Scheduling
+from supervisors.core.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
+from supervisors.core.stopping import TOLD, Happened, Level, after
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
 WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for

@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pgqrs.flow import Definition
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
-from supervisors.events import Exited, Note
-from supervisors.state import Function, OnCpu, Run, Settings, Worker
+from pgqrs.flows.flow import Definition
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Archive, Begin, Crash, Release, Settle, Step, Write
+from supervisors.core.events import Exited, Note
+from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
 
 HELD_THE_LOOP = "was killed for holding its event loop beyond the time limit of what else runs there:"
 CRASHES_MAX = 5  # deaths of one run without a checkpoint between them

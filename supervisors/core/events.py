@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from pgqrs.writes import Claim, Claimed, Outcome, Write
+from pgqrs.model.writes import Claim, Claimed, Outcome, Write
 from supervisors import wire
 
 Kind = Literal["sync", "async"]

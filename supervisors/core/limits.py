@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from supervisors.events import Command, Dump, Kill, Measured, Note
-from supervisors.scheduling import Scheduling
-from supervisors.state import Function, OnCpu, Run, Settings, Worker
-from supervisors.stopping import Happened
+from supervisors.core.events import Command, Dump, Kill, Measured, Note
+from supervisors.core.scheduling import Scheduling
+from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
+from supervisors.core.stopping import Happened
 
 KILL_GRACE_S = 1.0
 LEAVES_S = 5.0  # for the code of a run to end that is to leave its worker: its `finally` blocks

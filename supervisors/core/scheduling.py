@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import takewhile
 
-from pgqrs.writes import RecordedStep
+from pgqrs.model.writes import RecordedStep
 from supervisors import wire
-from supervisors.events import Command, Kind, Recall, Send, Want
-from supervisors.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
+from supervisors.core.events import Command, Kind, Recall, Send, Want
+from supervisors.core.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256

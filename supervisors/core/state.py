@@ -7,10 +7,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pgqrs.retry import BackoffStrategy
-from pgqrs.writes import Claim, Claimed, Place, RecordedStep, Step, Write
+from pgqrs.flows.retry import BackoffStrategy
+from pgqrs.model.writes import Claim, Claimed, Place, RecordedStep, Step, Write
 from supervisors import wire
-from supervisors.events import Kind, Note, NoteLevel
+from supervisors.core.events import Kind, Note, NoteLevel
 
 POLL_MIN_S = 0.005
 # Of a run's steps, kept for the death of its worker; with more, it is claimed anew.

@@ -7,7 +7,7 @@ from enum import Enum, IntEnum
 
 from msgspec.structs import replace
 
-from supervisors.events import Exit
+from supervisors.core.events import Exit
 
 
 class Level(IntEnum):

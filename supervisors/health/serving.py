@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from pgqrs.printable import printable
+from pgqrs.model.printable import printable
 
 
 class Health(Struct, frozen=True):
@@ -78,7 +78,7 @@ def listeners(
     if environ.get("NOTIFY_SOCKET"):
         found.append(Systemd(environ))
     if http is not None:
-        from supervisors.answering import Http  # whose server's modules few supervisors need
+        from supervisors.health.answering import Http  # whose server's modules few supervisors need
 
         found.append(Http(*http, clock))
     return found

@@ -13,9 +13,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from msgspec import Struct
 
 from pgqrs import errors
+from pgqrs.model.writes import Claim, Outcome, Write
 from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Turn, Wanted, follows_refused
-from pgqrs.writes import Claim, Outcome, Write
 
 T = TypeVar("T")
 

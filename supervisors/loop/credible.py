@@ -10,7 +10,7 @@ Numbers, lengths and times are checked by the decoder, at no cost (the types of 
 import msgspec
 from msgspec import Struct
 
-from pgqrs.flow import STEPS_MAX
+from pgqrs.flows.flow import STEPS_MAX
 from supervisors import wire
 
 REMEMBERED_MAX = (

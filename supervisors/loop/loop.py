@@ -20,18 +20,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from pgqrs import errors, targets
+from pgqrs import errors
 from pgqrs.config import Config
+from pgqrs.model.wording import count
+from pgqrs.model.writes import Claim, Write
+from pgqrs.program import targets
 from pgqrs.store import administering, open_store
 from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Wanted
-from pgqrs.wording import count
-from pgqrs.writes import Claim, Write
-from supervisors import core, events, state
-from supervisors.board import OnBoard
-from supervisors.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
-from supervisors.identity import cpu_seconds, end_of, is_gone, own_identity, resident_bytes
-from supervisors.launch import (
+from supervisors.births.launch import (
     Child,
     Described,
     ForkFailed,
@@ -41,13 +38,17 @@ from supervisors.launch import (
     become_subreaper,
     make_launcher,
 )
-from supervisors.outgoing import Outgoing
-from supervisors.pipes import Pipes
-from supervisors.quota import cores
-from supervisors.serving import Health, listeners
-from supervisors.stopping import Happened, Level, after
-from supervisors.view import Options, Report, State, View, worker_states
-from supervisors.watching import watch
+from supervisors.core import core, events, state
+from supervisors.core.stopping import Happened, Level, after
+from supervisors.health.serving import Health, listeners
+from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
+from supervisors.loop.outgoing import Outgoing
+from supervisors.loop.pipes import Pipes
+from supervisors.loop.view import Options, Report, State, View, worker_states
+from supervisors.loop.watching import watch
+from supervisors.machine.identity import cpu_seconds, end_of, is_gone, own_identity, resident_bytes
+from supervisors.machine.quota import cores
+from supervisors.worker.board import OnBoard
 
 ATTEMPT_S = 3.0
 S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms

@@ -20,12 +20,13 @@ from contextlib import suppress
 import msgspec
 from msgspec import Struct
 
-from supervisors import events, wire
-from supervisors.board import ENTRY_LOOKS_MAX, FRAMES_BYTES_MAX, OnBoard
-from supervisors.credible import Credit
-from supervisors.launch import Child
-from supervisors.oom import OutOfMemory
-from supervisors.output import Line, LineReader, Stacks
+from supervisors import wire
+from supervisors.births.launch import Child
+from supervisors.core import events
+from supervisors.loop.credible import Credit
+from supervisors.machine.oom import OutOfMemory
+from supervisors.worker.board import ENTRY_LOOKS_MAX, FRAMES_BYTES_MAX, OnBoard
+from supervisors.worker.output import Line, LineReader, Stacks
 
 OUTBOX_BYTES_MAX = 1024 * 1024 * 1024  # unread by a worker: more than any one run and what may be beside it
 READ_BYTES = 256 * 1024

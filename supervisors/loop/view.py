@@ -4,8 +4,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from supervisors import core, events, state
-from supervisors.launch import Described, StartMethod
+from supervisors.births.launch import Described, StartMethod
+from supervisors.core import core, events, state
 
 LEASE_S = 15.0
 

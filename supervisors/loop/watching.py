@@ -35,9 +35,7 @@ class Watch(Protocol):
 
 def watch(config: Config) -> Watch:
     if config.backend == "postgres":
-        from supervisors.listening import (
-            Listener,  # not at the top: psycopg takes a third of a supervisor's start
-        )
+        from supervisors.loop.listening import Listener
 
         return Listener(config)
     return Followed(config) if config.backend == "s3" else DataVersion(config)

@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any
 
-from pgqrs import flow
-from pgqrs.flow import Definition, Suspended
-from pgqrs.scope import StepCall
-from pgqrs.writes import RecordedStep, Step
+from pgqrs.flows import flow
+from pgqrs.flows.flow import Definition, Suspended
+from pgqrs.flows.scope import StepCall
+from pgqrs.model.writes import RecordedStep, Step
 from supervisors import wire
-from supervisors.board import Board
-from supervisors.driven import BranchLoop, Driven, walk_in_order
-from supervisors.endings import over_time
-from supervisors.journal import READ_BYTES, Leased, Outbox, PipeJournal
-from supervisors.output import finish_lines
+from supervisors.core.endings import over_time
+from supervisors.worker.board import Board
+from supervisors.worker.driven import BranchLoop, Driven, walk_in_order
+from supervisors.worker.journal import READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.worker.output import finish_lines
 
 _NOBODYS = contextvars.Context()  # what the worker does for itself is no run's
 

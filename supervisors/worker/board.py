@@ -26,8 +26,8 @@ from struct import Struct as Packed
 
 from msgspec import Struct
 
-from pgqrs.names import NAME_CHARS_MAX
-from supervisors.output import has_cpu
+from pgqrs.arguments.names import NAME_CHARS_MAX
+from supervisors.worker.output import has_cpu
 
 SIZE = 64 * 1024
 NAME_BYTES_MAX = 4 * NAME_CHARS_MAX

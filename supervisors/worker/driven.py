@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import greenlet
 
 from pgqrs import errors
-from pgqrs.scope import Scope, current, task_name
+from pgqrs.flows.scope import Scope, current, task_name
 
 
 class Driven(Coroutine[Any, Any, Any]):

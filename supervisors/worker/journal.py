@@ -11,15 +11,16 @@ from typing import Protocol, cast
 
 import msgspec
 
-from pgqrs import errors, flow
-from pgqrs.flow import Clocks, Context, Definition, Journal, Suspended
-from pgqrs.history import History, step_of
-from pgqrs.scope import StepCall
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import RecordedStep, Step
+from pgqrs import errors
+from pgqrs.flows import flow
+from pgqrs.flows.flow import Clocks, Context, Definition, Journal, Suspended
+from pgqrs.flows.history import History, step_of
+from pgqrs.flows.scope import StepCall
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import RecordedStep, Step
 from supervisors import wire
-from supervisors.board import Board
-from supervisors.output import has_cpu
+from supervisors.worker.board import Board
+from supervisors.worker.output import has_cpu
 
 READ_BYTES = 256 * 1024
 EXACT_S = 0.001
@@ -224,7 +225,7 @@ class PipeJournal:
         if self.leaving:
             return wire.Returned((self.message_id,))
         own = errors.ValidationError(
-            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
+            "the code of this run raised pgqrs.flows.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
             "to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
         )
         return wire.Failed(self.message_id, self.claim_no, flow.Refused(own).error)

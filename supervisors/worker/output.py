@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from pgqrs import flow
-from pgqrs.printable import printable
+from pgqrs.flows import flow
+from pgqrs.model.printable import printable
 
 STACK_LINES_MAX = 400
 STACK_BYTES_MAX = 64 * 1024

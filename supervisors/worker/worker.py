@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 import greenlet
 
-from pgqrs import flow
-from pgqrs.flow import Definition, Suspended
-from pgqrs.scope import StepCall
-from pgqrs.writes import RecordedStep
+from pgqrs.flows import flow
+from pgqrs.flows.flow import Definition, Suspended
+from pgqrs.flows.scope import StepCall
+from pgqrs.model.writes import RecordedStep
 from supervisors import wire
-from supervisors.board import Board
-from supervisors.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
-from supervisors.lane_state import LaneState, holds_loop
-from supervisors.output import finish_lines
+from supervisors.worker.board import Board
+from supervisors.worker.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.worker.lane_state import LaneState, holds_loop
+from supervisors.worker.output import finish_lines
 
 if TYPE_CHECKING:
-    from supervisors.async_worker import AsyncWorker
+    from supervisors.worker.async_worker import AsyncWorker
 
 
 LOOK_EVERY_S = 0.001
@@ -307,7 +307,7 @@ def make_worker(
 ) -> "Worker | AsyncWorker":
     board = None if board_fd is None else Board(board_fd)
     if kind == "async":
-        from supervisors.async_worker import AsyncWorker
+        from supervisors.worker.async_worker import AsyncWorker
 
         return AsyncWorker(sock, functions, payload_bytes_max, board)
     return Worker(sock, functions, payload_bytes_max, board)

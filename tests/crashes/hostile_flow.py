@@ -9,7 +9,8 @@ import sys
 import time
 
 import pgqrs
-from supervisors import board, wire
+from supervisors import wire
+from supervisors.worker import board
 
 
 def pipes() -> list[int]:

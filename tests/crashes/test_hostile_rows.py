@@ -17,7 +17,7 @@ from psycopg import sql
 
 import pgqrs
 from pgqrs import errors
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 from pgqrs.store.database import Transaction
 from tests.crashes.hostile_rows_flow import PAUSE_S, healthy, victim
 from tests.crashes.supervised import connected, supervise

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from pgqrs.targets import Source, Target
-from supervisors.launch import ForkFailed
-from supervisors.spawning import SpawnLauncher
+from pgqrs.program.targets import Source, Target
+from supervisors.births.launch import ForkFailed
+from supervisors.births.spawning import SpawnLauncher
 from tests.crashes import pipeline
 from tests.crashes.supervised import Supervised, alive, eventually, kill, starts
 

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import pgqrs
-from supervisors.identity import own_identity
+from supervisors.machine.identity import own_identity
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import PIPELINE, Supervised, alive, connected, eventually, starts, supervise

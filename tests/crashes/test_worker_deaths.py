@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 import pgqrs
-from pgqrs import targets
-from supervisors.launch import Child, Loaded, LoadFailed, Restarted
-from supervisors.nursery import DEATHS_MAX, FORK_S, Nursery
+from pgqrs.program import targets
+from supervisors.births.launch import Child, Loaded, LoadFailed, Restarted
+from supervisors.births.nursery import DEATHS_MAX, FORK_S, Nursery
 from tests.crashes import pipeline
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import (
@@ -333,7 +333,7 @@ def test_a_new_nursery_whose_import_hangs_is_replaced(
         f"time.sleep(60 if pathlib.Path({str(tmp_path / 'hang')!r}).exists() else 0)\n"
         "@pgqrs.workflow\ndef flow(): ...\n"
     )
-    monkeypatch.setattr("supervisors.nursery.IMPORT_S", 1.0)
+    monkeypatch.setattr("supervisors.births.nursery.IMPORT_S", 1.0)
     nursery = Nursery(targets.parse(str(target)), 1024)
     try:
         nursery.load()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pgqrs
 from supervisors import wire
-from supervisors.board import _FRAMES, Board
-from supervisors.journal import Outbox
+from supervisors.worker.board import _FRAMES, Board
+from supervisors.worker.journal import Outbox
 from tests.crashes.pipeline import note
 
 HEAD = struct.Struct("!IB")

@@ -1,8 +1,8 @@
 """The same where every frame is sent as it comes, as on machines that have no boards."""
 
-import supervisors.nursery
+import supervisors.births.nursery
 from tests.crashes.torn_flow import babbling, torn
 
 __all__ = ["babbling", "torn"]
 
-supervisors.nursery.new_board = lambda: None
+supervisors.births.nursery.new_board = lambda: None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from pgqrs.client import Store
+from pgqrs.clients.client import Store
 from pgqrs.config import Config, DurabilityMode
 from pgqrs.store import bucket
 from tests.s3.faults import Proxy

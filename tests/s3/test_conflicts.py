@@ -143,8 +143,8 @@ def test_a_supervisor_makes_its_turn_again(address, opened, s3_server, tmp_path)
 
 def test_a_supervisor_whose_messages_another_took_writes_nothing_late(address, opened, monkeypatch):
     """Its claims are checked against what is there by then, as on any database."""
-    from pgqrs.states import WorkflowStatus
-    from pgqrs.writes import Archive, Settle, Write
+    from pgqrs.model.states import WorkflowStatus
+    from pgqrs.model.writes import Archive, Settle, Write
 
     late = open_store(pgqrs.Config(address), steady_plans=True)
     late.install()

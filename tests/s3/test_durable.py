@@ -6,7 +6,7 @@ import time
 import pytest
 
 import pgqrs
-from pgqrs.states import SyncState
+from pgqrs.model.states import SyncState
 from pgqrs.store import open_store
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted

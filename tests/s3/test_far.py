@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from pgqrs.model.writes import Archive, Write
 from pgqrs.store import conflicts, insisting, open_store
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
-from pgqrs.writes import Archive, Write
 from tests.crashes.supervised import Supervised, connected, eventually
 from tests.s3.faults import Proxy
 from tests.s3.looking import payloads, query

@@ -6,11 +6,11 @@ import time
 import pytest
 
 import pgqrs
+from pgqrs.model.writes import Archive, Write
 from pgqrs.store import bucket, open_store
 from pgqrs.store.migrations import VERSION
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
-from pgqrs.writes import Archive, Write
 from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
 

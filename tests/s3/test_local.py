@@ -8,7 +8,7 @@ import pytest
 
 import pgqrs
 from pgqrs.config import Config, DurabilityMode
-from pgqrs.states import SyncState
+from pgqrs.model.states import SyncState
 from tests.s3.faults import LOSE, REFUSE
 from tests.s3.looking import payloads
 

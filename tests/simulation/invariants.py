@@ -5,8 +5,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from pgqrs.writes import Outcome, Write
-from supervisors.endings import CRASHES_MAX
+from pgqrs.model.writes import Outcome, Write
+from supervisors.core.endings import CRASHES_MAX
 
 MESSAGES = """
 select m.id, m.consumer_worker_id, m.claim_no, m.read_ct, m.archived_at, f.id

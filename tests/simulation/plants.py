@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from pgqrs.model.writes import Outcome
 from pgqrs.store import sql
 from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Turn
-from pgqrs.writes import Outcome
-from supervisors import core, endings, events, limits, wire
+from supervisors import wire
+from supervisors.core import core, endings, events, limits
 from tests.simulation import supervisor as sim
 from tests.simulation import workers
 

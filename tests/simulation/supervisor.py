@@ -1,4 +1,4 @@
-"""The real core and the real store, with a loop around them that lives in simulated time. Follows supervisors/loop.py."""
+"""The real core and the real store, with a loop around them that lives in simulated time. Follows supervisors/loop/loop.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgqrs import errors
+from pgqrs.model.writes import Claim, Write
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Turn, Wanted, follows_refused
-from pgqrs.writes import Claim, Write
-from supervisors import core, events, state
-from supervisors.committing import RETRY_S
-from supervisors.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S
-from supervisors.outgoing import TURN_WRITES_MAX
+from supervisors.core import core, events, state
+from supervisors.loop.committing import RETRY_S
+from supervisors.loop.loop import ATTEMPT_S, RECOVER_EVERY_S, SELF_FENCE_MARGIN_S
+from supervisors.loop.outgoing import TURN_WRITES_MAX
 from tests.simulation.workers import SimWorker
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A worker as the supervisor sees it: frames down, frames up, and a death at any moment. Follows supervisors/worker.py."""
+"""A worker as the supervisor sees it: frames down, frames up, and a death at any moment. Follows supervisors/worker/worker.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from supervisors import events, wire
+from supervisors import wire
+from supervisors.core import events
 from tests.simulation.plan import RETRIES, TIMEOUT_S, StepPlan
 
 if TYPE_CHECKING:

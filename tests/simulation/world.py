@@ -13,12 +13,12 @@ from functools import cache
 
 from pgqrs import errors
 from pgqrs.config import Config
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Write
 from pgqrs.store.sqlite import SqliteDatabase
 from pgqrs.store.store import MessageStore
 from pgqrs.store.turning import Turn, Wanted
-from pgqrs.writes import Write
-from supervisors import state
+from supervisors.core import state
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.plan import RunPlan, make_plan
 from tests.simulation.supervisor import LEASE_S, SimSupervisor

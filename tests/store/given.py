@@ -13,11 +13,11 @@ import msgspec
 import psycopg
 
 from pgqrs.config import Config, conninfo, sqlite_path
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Archive, Begin, Claim, Claimed, Outcome, Release, Settle, Step, Write
 from pgqrs.store import MessageStore, open_database, open_store
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
-from pgqrs.writes import Archive, Begin, Claim, Claimed, Outcome, Release, Settle, Step, Write
 
 TABLES = (
     "pgqrs_queues",

@@ -3,7 +3,7 @@
 import pytest
 
 from pgqrs import errors
-from pgqrs.writes import Archive, Crash, Release, Settle, Write
+from pgqrs.model.writes import Archive, Crash, Release, Settle, Write
 from tests.store.given import (
     CANCELLED,
     CANCELLING,

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from pgqrs.writes import RecordedStep, Settle, Write
+from pgqrs.model.writes import RecordedStep, Settle, Write
 from tests.store.given import (
     ERROR,
     PAUSED,

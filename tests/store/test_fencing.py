@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
+from pgqrs.model.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from tests.store.given import (
     CANCELLED,
     ERROR,

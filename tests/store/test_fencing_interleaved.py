@@ -6,9 +6,9 @@ PostgreSQL only: on SQLite a transaction that writes has the database to itself.
 import psycopg
 import pytest
 
+from pgqrs.model.writes import Archive, Release, Write
 from pgqrs.store import sql, turning
 from pgqrs.store import store as stores
-from pgqrs.writes import Archive, Release, Write
 from tests.store.given import (
     CANCELLED,
     CANCELLING,

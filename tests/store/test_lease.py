@@ -2,8 +2,8 @@
 
 import pytest
 
-from pgqrs.states import WorkerStatus
-from pgqrs.writes import Archive, Write
+from pgqrs.model.states import WorkerStatus
+from pgqrs.model.writes import Archive, Write
 from tests.store.given import RUNNING, Consumer, columns, dump, identity, ids, release, step, when, wrote
 
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from pgqrs.config import conninfo
-from pgqrs.writes import Archive, Write
+from pgqrs.model.writes import Archive, Write
 from tests.store.given import SUCCESS, Consumer, finish, ids, step, wrote
 
 POSTGRES_ONLY = True

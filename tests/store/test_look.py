@@ -3,7 +3,7 @@
 import pytest
 
 from pgqrs import errors
-from pgqrs.writes import Archive, Settle, Write
+from pgqrs.model.writes import Archive, Settle, Write
 from tests.store.given import (
     CANCELLED,
     ERROR,
@@ -177,7 +177,7 @@ def test_a_reader_sees_what_was_committed(seven, open_another):
     second = open_another()
     [claimed] = Consumer(seven, 2, "reader").claim()
     workflow = seven.find_workflow("second")
-    from pgqrs.writes import Begin
+    from pgqrs.model.writes import Begin
 
     seven.turn([Write(claimed.claim, begin=Begin(workflow.id, 1)), step(claimed.claim, "seen")])
     assert [s.step_name for s in second.steps(7)] == ["seen"]

@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from pgqrs.states import WorkflowStatus
-from pgqrs.writes import Archive, Begin, Crash, Release, Settle, Step, Write
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from tests.store.given import (
     CANCELLED,
     CANCELLING,

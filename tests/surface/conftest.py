@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 import pgqrs
-from pgqrs.connecting import Connecting
+from pgqrs.clients.connecting import Connecting
 from tests.conftest import turso_dsn_on
 from tests.emptied import Emptied
 from tests.postgres_server import Postgres

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 import pgqrs
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 from tests.surface.given import a_run, a_triggered, until
 
 CANCELLING, CANCELLED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled

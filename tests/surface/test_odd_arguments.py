@@ -182,7 +182,9 @@ def test_a_hint_goes_to_the_queue_of_a_workflow(installed_postgres_dsn):
         hinted = []
         store.messages.database.hint = hinted.extend
         handle = store.trigger_raw("flow", b"1")
-        run = pgqrs.runs.Run.of_message(store.messages, store.config, store.messages.message(handle.id))
+        run = pgqrs.manual.runs.Run.of_message(
+            store.messages, store.config, store.messages.message(handle.id)
+        )
         run.pause("later", 600)
         assert handle.resume()
         assert hinted == ["line", "line"]

@@ -5,7 +5,7 @@ import pytest
 
 import pgqrs
 from pgqrs import errors
-from pgqrs.states import WorkflowStatus
+from pgqrs.model.states import WorkflowStatus
 from tests.surface.given import a_triggered
 
 QUEUED, RUNNING, CANCELLED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Cancelled
@@ -30,7 +30,7 @@ def shifted(blocking):
 
 def started(store, message_id):
     message = pgqrs.admin(store)._store.messages.message(message_id)
-    run = pgqrs.runs.Run.of_message(store.messages, store.config, message)
+    run = pgqrs.manual.runs.Run.of_message(store.messages, store.config, message)
     run.start()
     return run
 

@@ -6,20 +6,9 @@ from typing import get_overloads
 import pytest
 
 import pgqrs
-from pgqrs import (
-    administration,
-    aio,
-    client,
-    consumer,
-    consumer_iterator,
-    handle,
-    producer,
-    runs,
-    s3,
-    shorthand,
-    table_handles,
-    using,
-)
+from pgqrs.clients import administration, aio, client, handle, s3, using
+from pgqrs.compat import shorthand
+from pgqrs.manual import consumer, consumer_iterator, producer, runs, table_handles
 
 # By the async class, its blocking one.
 TWINS = {
@@ -114,7 +103,7 @@ def test_every_async_class_of_the_package_has_a_twin():
     handed_out = {
         value
         for value in (getattr(pgqrs, name) for name in pgqrs.__all__)
-        if inspect.isclass(value) and (value.__module__ == "pgqrs.aio" or value is s3.S3StoreHandle)
+        if inspect.isclass(value) and (value.__module__ == "pgqrs.clients.aio" or value is s3.S3StoreHandle)
     }
     assert handed_out | {aio.Using} == set(TWINS)  # which `store.using` alone makes
 
@@ -184,6 +173,6 @@ def test_a_module_function_takes_either_kind(name):
     assert len(first) == 2
     assert any("aio." in a for a in annotated)
     assert any(
-        "client." in a or "blocking_" in a or "pgqrs.producer" in a or "pgqrs.consumer" in a
+        "client." in a or "blocking_" in a or "pgqrs.manual.producer" in a or "pgqrs.manual.consumer" in a
         for a in annotated
     )

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import pgqrs
-from pgqrs.validation import RateLimiter
+from pgqrs.manual.validation import RateLimiter
 from tests.surface.given import QUEUE, a_pair, a_triggered
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import pgqrs
-from pgqrs.states import WORKER_TRANSITIONS
+from pgqrs.model.states import WORKER_TRANSITIONS
 from tests.surface.given import QUEUE, a_held_message, a_pair, moment, seconds_from_now, was_heard_of
 
 Ready, Polling, Suspended, Interrupted, Stopped = pgqrs.WorkerStatus
