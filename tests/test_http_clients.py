@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisors.health import answering
-from supervisors.health.answering import CONNECTIONS_MAX, REQUEST_BYTES_MAX, Http
-from supervisors.health.serving import Health
+from supervisors.health import http as answering
+from supervisors.health.health import Health
+from supervisors.health.http import CONNECTIONS_MAX, REQUEST_BYTES_MAX, Http
 
 
 @pytest.fixture

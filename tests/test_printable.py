@@ -201,7 +201,8 @@ def test_an_address_of_ipv6_needs_its_brackets(address: str) -> None:
 
 
 def test_systemd_is_told_one_line(tmp_path) -> None:
-    from supervisors.health.serving import Health, Systemd
+    from supervisors.health.health import Health
+    from supervisors.health.systemd import Systemd
 
     if sys.platform != "linux":
         return

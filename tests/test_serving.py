@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pgqrs.errors import ConfigError
-from supervisors.health.answering import STALE_S, Http
-from supervisors.health.serving import Health, Systemd, listeners
+from supervisors.health.health import Health
+from supervisors.health.http import STALE_S, Http
+from supervisors.health.listeners import listeners
+from supervisors.health.systemd import Systemd
 
 
 class Clock:

@@ -16,8 +16,6 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from pgqrs import errors
-from pgqrs.program import targets
 from supervisors.worker.board import BoardReader
 
 StartMethod = Literal["fork", "spawn"]
@@ -143,19 +141,6 @@ class Launcher(Protocol):
         reaper when they died."""
 
     def close(self) -> None: ...
-
-
-def make_launcher(target: targets.Target, method: StartMethod | None, payload_bytes_max: int) -> Launcher:
-    """Raises SupervisorError where the method asked for is not to be had here."""
-    fork_works = sys.platform == "linux" and hasattr(os, "pidfd_open")
-    if method == "fork" and not fork_works:
-        raise errors.SupervisorError("--start-method fork needs Linux 5.4 or newer; use --start-method spawn")
-    from supervisors.births.nursery import Nursery
-    from supervisors.births.spawning import SpawnLauncher
-
-    if method == "spawn" or not fork_works:
-        return SpawnLauncher(target, payload_bytes_max)
-    return Nursery(target, payload_bytes_max)
 
 
 def become_subreaper() -> None:

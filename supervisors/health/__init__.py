@@ -1,1 +1,1 @@
-"""The HTTP server of `--http`: /healthz, /readyz, /metrics."""
+"""How the supervisor is, for those around it: HTTP (/healthz, /readyz, /metrics) and systemd."""

@@ -36,11 +36,12 @@ from supervisors.births.launch import (
     LoadFailed,
     Restarted,
     become_subreaper,
-    make_launcher,
 )
+from supervisors.births.launchers import make_launcher
 from supervisors.core import core, events, state
 from supervisors.core.stopping import Happened, Level, after
-from supervisors.health.serving import Health, listeners
+from supervisors.health.health import Health
+from supervisors.health.listeners import listeners
 from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
 from supervisors.loop.outgoing import Outgoing
 from supervisors.loop.pipes import Pipes

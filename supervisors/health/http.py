@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from pgqrs.errors import ConfigError
-from supervisors.health.serving import Health
+from supervisors.health.health import Health
 
 STALE_S = 5.0  # a loop that was not heard of for so long is stuck
 CONNECTIONS_MAX = 64  # with one more, the oldest is closed

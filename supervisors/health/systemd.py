@@ -1,32 +1,11 @@
-"""What the machine around a supervisor may want to know: systemd by its notification socket, a load balancer or an orchestrator
-by HTTP (answering.py). Both are fed by the loop itself: where that does not turn, nothing says that all is well."""
+"""How the supervisor is, for systemd, by its notification socket."""
 
-import os
 import socket
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Any, Protocol
-
-from msgspec import Struct
 
 from pgqrs.model.printable import printable
-
-
-class Health(Struct, frozen=True):
-    """How the supervisor is, and since when nothing newer was heard (monotonic seconds)."""
-
-    at: float
-    ready: bool
-    why_not: str | None
-    counts: Mapping[str, Any]
-
-
-class Listener(Protocol):
-    def tell(self, health: Health) -> None: ...
-
-    def stopping(self) -> None: ...
-
-    def close(self) -> None: ...
+from supervisors.health.health import Health
 
 
 class Systemd:
@@ -69,16 +48,3 @@ class Systemd:
         if lines:
             with suppress(OSError):  # nobody listens any more, or too slowly
                 self._socket.sendto("\n".join(lines).encode(), self._address)
-
-
-def listeners(
-    http: tuple[str, int] | None, clock: Callable[[], float], environ: MutableMapping[str, str] = os.environ
-) -> list[Listener]:
-    found: list[Listener] = []
-    if environ.get("NOTIFY_SOCKET"):
-        found.append(Systemd(environ))
-    if http is not None:
-        from supervisors.health.answering import Http  # whose server's modules few supervisors need
-
-        found.append(Http(*http, clock))
-    return found
