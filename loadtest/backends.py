@@ -21,7 +21,7 @@ from loadtest import small_steps
 from loadtest.mark import VARIABLE
 from loadtest.results import commit, machine
 from pgqrs.cli.views import PlainView
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from pgqrs.config import TURSO_SHARED, Config
 from pgqrs.program import targets
 from pgqrs.store import open_database

@@ -9,7 +9,7 @@ import psycopg
 
 import pgqrs
 from loadtest import ours
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from tests.postgres_server import PostgresServer
 
 FUNCTIONS = Path(__file__).parent / "functions"

@@ -25,7 +25,7 @@ _PUBLIC = {
         "DequeueBuilder EnqueueBuilder RunBuilder StepBuilder TablesBuilder WorkflowBuilder "
         "WorkflowTriggerBuilder dequeue dequeue_builder enqueue run tables"
     ),
-    "clients.client": "BlockingStore",
+    "clients.blocking": "BlockingStore",
     "config": "Config DurabilityMode",
     "clients.connecting": "connect connect_with",
     "decorators": "WorkflowDef",
@@ -55,7 +55,9 @@ _PUBLIC = {
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 # Each of these modules is `pgqrs.<its last name>` as well, which is where it was before the rooms were made.
-_FORMER = {module.rpartition(".")[2]: f"pgqrs.{module}" for module in _PUBLIC}
+_FORMER = {module.rpartition(".")[2]: f"pgqrs.{module}" for module in _PUBLIC} | {
+    "client": "pgqrs.clients.blocking"
+}
 _former_paths.keep({f"pgqrs.{name}": module for name, module in _FORMER.items()})
 
 __all__ = sorted(_MODULES)  # noqa: PLE0605  # the literal list is in the stub

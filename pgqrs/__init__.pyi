@@ -18,7 +18,7 @@ from pgqrs.clients.aio import (
     Workflows,
     WorkflowSteps,
 )
-from pgqrs.clients.client import BlockingStore
+from pgqrs.clients.blocking import BlockingStore
 from pgqrs.clients.connecting import connect, connect_with
 from pgqrs.clients.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
 from pgqrs.compat.builders import (

@@ -61,8 +61,8 @@ def pgqrs_imports_supervisors_late_and_in_few_places(tree: "Tree") -> Iterator[s
                 continue
             if imported.at_top:
                 yield f"{module.name}:{imported.line} imports {imported.target} at module level"
-            elif module.name != "pgqrs.clients.client" and not module.name.startswith("pgqrs.cli."):
-                yield f"{module.name}:{imported.line} imports {imported.target}: only pgqrs.cli and pgqrs.clients.client may"
+            elif module.name != "pgqrs.clients.blocking" and not module.name.startswith("pgqrs.cli."):
+                yield f"{module.name}:{imported.line} imports {imported.target}: only pgqrs.cli and pgqrs.clients.blocking may"
 
 
 def core_worker_and_flow_never_reach_the_store(tree: "Tree") -> Iterator[str]:
@@ -164,18 +164,22 @@ def test_it_holds_where_there_is_nothing(rule, tmp_path):
 
 PLANTED = [
     (RULES[0], "pgqrs/model/records.py", "import supervisors"),
-    (RULES[0], "pgqrs/clients/client.py", "from supervisors.loop.loop import run"),
-    (RULES[0], "pgqrs/clients/client.py", "class C:\n    from supervisors.loop import loop"),
+    (RULES[0], "pgqrs/clients/blocking.py", "from supervisors.loop.loop import run"),
+    (RULES[0], "pgqrs/clients/blocking.py", "class C:\n    from supervisors.loop import loop"),
     (RULES[0], "pgqrs/values/codec.py", "def f():\n    import supervisors.loop.loop"),
     (RULES[1], "supervisors/core/core.py", "from pgqrs.store.store import Store"),
     (RULES[1], "supervisors/worker/worker.py", "def f():\n    from pgqrs import store"),
     (RULES[1], "pgqrs/flows/flow.py", "from .. import store"),
-    (RULES[1], "pgqrs/flows/flow.py", "from pgqrs.clients.client import connect"),  # which imports the store
+    (
+        RULES[1],
+        "pgqrs/flows/flow.py",
+        "from pgqrs.clients.blocking import connect",
+    ),  # which imports the store
     (RULES[1], "pgqrs/flows/flow.py", "from pgqrs import connect"),  # which the package takes from client
     (RULES[2], "supervisors/loop/loop.py", "import os\nos.fork()"),
-    (RULES[2], "pgqrs/clients/client.py", "from os import fork as split\nsplit()"),
-    (RULES[3], "pgqrs/clients/client.py", "x = 'select 1'"),
-    (RULES[3], "pgqrs/clients/client.py", "x = f'update {table} set x = 1'"),
+    (RULES[2], "pgqrs/clients/blocking.py", "from os import fork as split\nsplit()"),
+    (RULES[3], "pgqrs/clients/blocking.py", "x = 'select 1'"),
+    (RULES[3], "pgqrs/clients/blocking.py", "x = f'update {table} set x = 1'"),
     (RULES[3], "supervisors/loop/loop.py", "x = '''\n  DELETE FROM pgqrs_messages'''"),
     (RULES[3], "supervisors/loop/loop.py", "x = 'with x as (insert into y values (1)) select 2'"),
     (RULES[4], "supervisors/births/nursery.py", "import time\ntime.monotonic()"),
@@ -212,8 +216,8 @@ def test_it_lets_innocence_pass(rule, tmp_path):
 
 def plant_innocence(root: Path) -> None:
     sources = {
-        "pgqrs/__init__.py": "from pgqrs.clients.client import connect\nfrom .model import records\nLAZY = {'clients.client': 'later'}",
-        "pgqrs/clients/client.py": "from pgqrs.store.store import Store\ndef connect():\n    import supervisors.births.launch",
+        "pgqrs/__init__.py": "from pgqrs.clients.blocking import connect\nfrom .model import records\nLAZY = {'clients.blocking': 'later'}",
+        "pgqrs/clients/blocking.py": "from pgqrs.store.store import Store\ndef connect():\n    import supervisors.births.launch",
         "pgqrs/cli/main.py": "def main():\n    from supervisors import loop",
         "pgqrs/values/codec.py": '"""select nothing from a docstring."""\nHELP = "Select a queue, then update what is set"',
         "pgqrs/flows/flow.py": "from typing import TYPE_CHECKING\nfrom pgqrs.model import records\nfrom pgqrs.values import codec\n"

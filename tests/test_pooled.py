@@ -14,7 +14,7 @@ import pytest
 import pgqrs
 from pgqrs.config import Config
 from pgqrs.store import open_store
-from pgqrs.store.postgres import PostgresDatabase
+from pgqrs.store.postgresql.database import PostgresDatabase
 from supervisors.loop.listening import POLL_POOLED_S, Listener
 from tests.pooler import Pooler, pgbouncer, pgbouncer_before
 

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 import pgqrs
-from pgqrs.store import pooling
 from pgqrs.store.calls import Call, Left, interruptible
+from pgqrs.store.postgresql import pooling
 
 
 def connections(dsn: str) -> int:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,18 @@ def test_the_stub_lists_what_a_star_gives():
 
 @pytest.mark.parametrize("name", pgqrs.__all__)
 def test_a_name_is_what_its_module_has(name):
-    module = getattr(pgqrs, pgqrs._MODULES[name])
+    module = import_module(f"pgqrs.{pgqrs._MODULES[name]}")
     assert getattr(pgqrs, name) is getattr(module, name)
     assert name in vars(pgqrs), "it is looked up anew each time"
     assert name in dir(pgqrs)
+
+
+@pytest.mark.parametrize("former", sorted(pgqrs._FORMER))
+def test_a_module_is_where_it_was(former):
+    module = import_module(f"pgqrs.{former}")
+    assert module is import_module(pgqrs._FORMER[former]) is getattr(pgqrs, former)
+    assert module.__spec__.name == module.__name__ == pgqrs._FORMER[former]
+    assert former in dir(pgqrs)
 
 
 @pytest.mark.parametrize("name", pgqrs.__all__)

@@ -49,7 +49,7 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
     Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The workflow is pgqrs/demo/standard_library.py: read it,
     change it, run it again.
     """
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
     from pgqrs.config import DSN_VARIABLE, Config, redact
     from pgqrs.demo import standard_library
     from pgqrs.demo.proof import examine

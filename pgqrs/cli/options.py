@@ -16,7 +16,7 @@ from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
 from pgqrs.model.printable import printable_lines
 
 if TYPE_CHECKING:
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
     from pgqrs.store import MessageStore
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
@@ -64,7 +64,7 @@ class Database:
     @contextmanager
     def store(self) -> "Iterator[Store]":
         """A client's store on a database that is there and complete: no command but `install` makes one."""
-        from pgqrs.clients.client import Store
+        from pgqrs.clients.blocking import Store
 
         with Store(self._existing(), insist=True) as store:
             store.verify()

@@ -19,7 +19,7 @@ def install(database: Database, as_json: bool) -> None:
     Example:
       pgqrs install --dsn postgresql://me@db.example/work
     """
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
 
     with Store(database.lasting()) as store:
         migrations = store.install()

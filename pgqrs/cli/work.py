@@ -24,7 +24,7 @@ from pgqrs.cli.options import (
 from pgqrs.model.states import WorkflowStatus
 
 if TYPE_CHECKING:
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
     from pgqrs.clients.handle import RunHandle
 
 # What nobody writes who means a number, a list or an object.

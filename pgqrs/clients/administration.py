@@ -5,7 +5,7 @@ from typing import Any
 from pgqrs.arguments import checks as arguments
 from pgqrs.arguments import durations, names
 from pgqrs.arguments.durations import Duration
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from pgqrs.manual import validation
 from pgqrs.manual.consumer import Consumer
 from pgqrs.manual.producer import Producer, send

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, Ty
 
 from pgqrs import errors
 from pgqrs.arguments.durations import Duration
-from pgqrs.clients import administration, client, handle, using
+from pgqrs.clients import administration, blocking, handle, using
 from pgqrs.config import Config
 from pgqrs.manual import consumer, consumer_iterator, producer, registered, runs
 from pgqrs.manual import table_handles as tables
@@ -25,7 +25,7 @@ from pgqrs.store.waiting import Threads
 if TYPE_CHECKING:
     import psycopg
 
-    from pgqrs.store.borrowed import Borrowed
+    from pgqrs.store.postgresql.borrowed import Borrowed
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -434,14 +434,14 @@ class Using(Twin[using.Using]):
         return RunHandle(made, self.ways)
 
 
-def _borrowed(store: client.Store, connection: "psycopg.AsyncConnection[Any]") -> "Borrowed":
+def _borrowed(store: blocking.Store, connection: "psycopg.AsyncConnection[Any]") -> "Borrowed":
     if store.config.backend != "postgres":
         raise errors.ValidationError(
             "store.using(connection) takes a psycopg.AsyncConnection; this store is not on PostgreSQL"
         )
     import psycopg
 
-    from pgqrs.store.borrowed import Borrowed
+    from pgqrs.store.postgresql.borrowed import Borrowed
 
     if not isinstance(connection, psycopg.AsyncConnection):
         raise errors.ValidationError(
@@ -451,11 +451,11 @@ def _borrowed(store: client.Store, connection: "psycopg.AsyncConnection[Any]") -
     return Borrowed(connection)
 
 
-class Store(Twin[client.Store]):
+class Store(Twin[blocking.Store]):
     """A database of queues and workflows, awaited. For any event loop and any number of tasks; not for use across a fork.
-    See `pgqrs.clients.client.Store` for what each call promises."""
+    See `pgqrs.clients.blocking.Store` for what each call promises."""
 
-    def __init__(self, core: client.Store) -> None:
+    def __init__(self, core: blocking.Store) -> None:
         config = core.config
         # On SQLite there is one connection, and so one call at a time.
         count = 1 if config.embedded else config.max_connections
@@ -480,26 +480,26 @@ class Store(Twin[client.Store]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    install = awaited(client.Store.install)
-    verify = awaited(client.Store.verify)
-    bootstrap = awaited(client.Store.bootstrap)
+    install = awaited(blocking.Store.install)
+    verify = awaited(blocking.Store.verify)
+    bootstrap = awaited(blocking.Store.bootstrap)
 
-    queue = awaited(client.Store.queue)
-    producer = awaited_as(client.Store.producer, Producer)
-    consumer = awaited_as(client.Store.consumer, Consumer)
-    get_workers = awaited_as(client.Store.get_workers, Workers)
-    get_queues = awaited_as(client.Store.get_queues, Queues)
-    get_messages = awaited_as(client.Store.get_messages, Messages)
-    get_workflows = awaited_as(client.Store.get_workflows, Workflows)
-    get_workflow_runs = awaited_as(client.Store.get_workflow_runs, WorkflowRuns)
-    get_workflow_steps = awaited_as(client.Store.get_workflow_steps, WorkflowSteps)
+    queue = awaited(blocking.Store.queue)
+    producer = awaited_as(blocking.Store.producer, Producer)
+    consumer = awaited_as(blocking.Store.consumer, Consumer)
+    get_workers = awaited_as(blocking.Store.get_workers, Workers)
+    get_queues = awaited_as(blocking.Store.get_queues, Queues)
+    get_messages = awaited_as(blocking.Store.get_messages, Messages)
+    get_workflows = awaited_as(blocking.Store.get_workflows, Workflows)
+    get_workflow_runs = awaited_as(blocking.Store.get_workflow_runs, WorkflowRuns)
+    get_workflow_steps = awaited_as(blocking.Store.get_workflow_steps, WorkflowSteps)
 
     def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
         """The queue's messages, one by one as they come: an async iterator, and an async context manager that closes it."""
         return ConsumerIterator(self.core.iteration(queue, poll_interval_ms), self.ways)
 
-    enqueue = undone(client.Store.enqueue)
-    enqueue_many = undone(client.Store.enqueue_many)
+    enqueue = undone(blocking.Store.enqueue)
+    enqueue_many = undone(blocking.Store.enqueue_many)
 
     @overload
     def trigger(
@@ -519,19 +519,19 @@ class Store(Twin[client.Store]):
         [handle] = await self.trigger_many(workflow, [(args, kwargs)])
         return handle
 
-    trigger_many = handed_out(client.Store.trigger_many)
+    trigger_many = handed_out(blocking.Store.trigger_many)
 
     def using(self, connection: "psycopg.AsyncConnection[Any]") -> Using:
         """Enqueue and trigger inside the caller's own transaction, on its psycopg.AsyncConnection: committed or rolled back
         with it. Only on PostgreSQL. Raises ValidationError for any other connection."""
         return Using(self, connection)
 
-    run = awaited_as(client.Store.run, RunHandle)
-    runs = awaited(client.Store.runs)
-    queues = awaited(client.Store.queues)
-    consumers = awaited(client.Store.consumers)
-    dead = awaited(client.Store.dead)
-    replay = awaited(client.Store.replay)
+    run = awaited_as(blocking.Store.run, RunHandle)
+    runs = awaited(blocking.Store.runs)
+    queues = awaited(blocking.Store.queues)
+    consumers = awaited(blocking.Store.consumers)
+    dead = awaited(blocking.Store.dead)
+    replay = awaited(blocking.Store.replay)
 
     @asynccontextmanager
     async def workers(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, NoReturn
 
-from pgqrs.clients import aio, client
+from pgqrs.clients import aio, blocking
 from pgqrs.config import Config
 from pgqrs.store.waiting import Threads
 
@@ -39,12 +39,12 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
         self._config = config
         self._used = False
         self._awaited: Coroutine[Any, Any, aio.Store] | None = None
-        self._opened: client.Store | aio.Store | None = None
+        self._opened: blocking.Store | aio.Store | None = None
 
-    def open(self) -> client.Store:
+    def open(self) -> blocking.Store:
         """A blocking store, to be closed by the caller."""
         self._used = True
-        return client.Store(self._config()).open()
+        return blocking.Store(self._config()).open()
 
     # As a coroutine
 
@@ -67,7 +67,7 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
         return self._awaited
 
     async def _connect(self) -> aio.Store:
-        core = client.Store(self._config())
+        core = blocking.Store(self._config())
         store = aio.Store(core)
         # Not on the store's own threads: as many stores as one likes may be connecting at once.
         await Threads(1, core.config.connection_timeout_seconds).claim(
@@ -92,14 +92,14 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
 
     # As a context manager
 
-    def __enter__(self) -> client.Store:
+    def __enter__(self) -> blocking.Store:
         self._opened = store = self.open()
         return store
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self._opened, client.Store):
+        if isinstance(self._opened, blocking.Store):
             self._opened.close()
 
     async def __aenter__(self) -> aio.Store:

@@ -18,7 +18,7 @@ from pgqrs.store.waiting import Blocking, Ways, drive, patiently
 from pgqrs.values import codec
 
 if TYPE_CHECKING:
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
 
 R = TypeVar("R")
 

@@ -215,7 +215,7 @@ def _config_of_its_own(config: Config) -> Iterator[Config]:
     if config.backend != "s3" or config.s3_cache_dir is None:
         yield config
         return
-    from pgqrs.store import cache
+    from pgqrs.store.s3 import cache
 
     numbered = (os.path.join(config.s3_cache_dir, f"workers-{n}") for n in itertools.count(1))
     folder = next(f for f in numbered if f not in _cache_folders and not cache.is_in_use(Path(f)))

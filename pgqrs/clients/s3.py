@@ -2,7 +2,7 @@
 
 from typing import overload
 
-from pgqrs.clients import aio, client
+from pgqrs.clients import aio, blocking
 from pgqrs.model.states import SyncState
 from pgqrs.store.database import Kept
 
@@ -10,7 +10,7 @@ from pgqrs.store.database import Kept
 class BlockingS3StoreHandle:
     """A store's hold on its S3 object."""
 
-    def __init__(self, store: client.Store, database: Kept) -> None:
+    def __init__(self, store: blocking.Store, database: Kept) -> None:
         self._store = store
         self._database = database
 
@@ -49,15 +49,15 @@ class S3StoreHandle(aio.Twin[BlockingS3StoreHandle]):
 @overload
 def as_s3(store: aio.Store) -> S3StoreHandle: ...
 @overload
-def as_s3(store: client.Store) -> BlockingS3StoreHandle: ...
-def as_s3(store: aio.Store | client.Store) -> S3StoreHandle | BlockingS3StoreHandle:
+def as_s3(store: blocking.Store) -> BlockingS3StoreHandle: ...
+def as_s3(store: aio.Store | blocking.Store) -> S3StoreHandle | BlockingS3StoreHandle:
     """The store's hold on its S3 object. Raises TypeError for a store that was not connected to s3://bucket/key."""
-    if not isinstance(store, aio.Store | client.Store):
+    if not isinstance(store, aio.Store | blocking.Store):
         raise TypeError(f"expected 's3' store, not {type(store).__name__}")
     if store.config.backend != "s3":
         raise TypeError(
             f"expected 's3' store, not {store.config.backend!r}: one that was connected to s3://bucket/key"
         )
     core = store.core if isinstance(store, aio.Store) else store
-    blocking = BlockingS3StoreHandle(core, core.kept())
-    return S3StoreHandle(blocking, store.ways) if isinstance(store, aio.Store) else blocking
+    held = BlockingS3StoreHandle(core, core.kept())
+    return S3StoreHandle(held, store.ways) if isinstance(store, aio.Store) else held

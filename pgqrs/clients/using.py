@@ -12,7 +12,7 @@ from pgqrs.store.store import Known, enqueue
 if TYPE_CHECKING:
     import psycopg
 
-    from pgqrs.clients.client import Store
+    from pgqrs.clients.blocking import Store
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,7 +27,7 @@ class Using:
             raise errors.ValidationError(
                 "store.using(connection) takes a psycopg connection; this store is not on PostgreSQL"
             )
-        from pgqrs.store.postgres import PostgresTransaction
+        from pgqrs.store.postgresql.database import PostgresTransaction
 
         self._store = store
         self._connection = connection
@@ -54,7 +54,7 @@ class Using:
     def _enqueue(
         self, queue: str, payloads: Sequence[bytes], delay_s: float, workflow: str | None = None
     ) -> list[int]:
-        from pgqrs.store.postgres import notify
+        from pgqrs.store.postgresql.database import notify
 
         known = Known(queue, workflow)
 

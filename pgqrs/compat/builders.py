@@ -11,7 +11,7 @@ from pgqrs import errors
 from pgqrs.arguments import times
 from pgqrs.arguments.checks import count
 from pgqrs.arguments.durations import Duration, seconds
-from pgqrs.clients import administration, aio, client
+from pgqrs.clients import administration, aio, blocking
 from pgqrs.clients.handle import POLL_MAX_S, POLL_MIN_S
 from pgqrs.compat.shorthand import AnyConsumer, AnyProducer, AnyStore, apart, finish
 from pgqrs.flows import definitions
@@ -257,7 +257,7 @@ class EnqueueBuilder:
 
         return finish(store, sent())
 
-    async def _sender(self, core: client.Store, ways: Ways) -> blocking_producer.Producer:
+    async def _sender(self, core: blocking.Store, ways: Ways) -> blocking_producer.Producer:
         if isinstance(self._producer, aio.Producer):
             return self._producer.core
         if self._producer is not None:

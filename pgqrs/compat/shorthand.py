@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, overload
 
 from pgqrs.arguments.durations import Duration
-from pgqrs.clients import administration, aio, client
+from pgqrs.clients import administration, aio, blocking
 from pgqrs.manual import consumer as blocking_consumer
 from pgqrs.manual import polling, validation
 from pgqrs.manual import producer as blocking_producer
@@ -14,7 +14,7 @@ from pgqrs.model.records import QueueMessage
 from pgqrs.store import administering
 from pgqrs.store.waiting import Blocking, Ways, drive
 
-AnyStore = aio.Store | client.Store
+AnyStore = aio.Store | blocking.Store
 AnyProducer = aio.Producer | blocking_producer.Producer
 AnyConsumer = aio.Consumer | blocking_consumer.Consumer
 Awaited = Coroutine[Any, Any, Any]
@@ -23,7 +23,7 @@ Awaited = Coroutine[Any, Any, Any]
 @overload
 def admin(store: aio.Store) -> aio.Admin: ...
 @overload
-def admin(store: client.Store) -> administration.Admin: ...
+def admin(store: blocking.Store) -> administration.Admin: ...
 def admin(store: AnyStore) -> Any:
     """The administrator of a store."""
     return aio.Admin(store) if isinstance(store, aio.Store) else administration.Admin(_store(store))
@@ -35,7 +35,7 @@ def admin(store: AnyStore) -> Any:
 @overload
 def produce(store: aio.Store, queue: str, payload: Any) -> Coroutine[Any, Any, int]: ...
 @overload
-def produce(store: client.Store, queue: str, payload: Any) -> int: ...
+def produce(store: blocking.Store, queue: str, payload: Any) -> int: ...
 def produce(store: AnyStore, queue: str, payload: Any) -> Any:
     """Puts a message on a queue, validated; its id. Raises QueueNotFoundError."""
     core, ways = apart(store)
@@ -47,7 +47,7 @@ def produce_batch(
     store: aio.Store, queue: str, payloads: Sequence[Any]
 ) -> Coroutine[Any, Any, list[int]]: ...
 @overload
-def produce_batch(store: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]: ...
+def produce_batch(store: blocking.Store, queue: str, payloads: Sequence[Any]) -> list[int]: ...
 def produce_batch(store: AnyStore, queue: str, payloads: Sequence[Any]) -> Any:
     """All or none of them; the ids are in the order of the payloads."""
     core, ways = apart(store)
@@ -59,7 +59,7 @@ def consume(
     store: aio.Store, queue: str, handler: Callable[[QueueMessage], Any]
 ) -> Coroutine[Any, Any, None]: ...
 @overload
-def consume(store: client.Store, queue: str, handler: Callable[[QueueMessage], Any]) -> None: ...
+def consume(store: blocking.Store, queue: str, handler: Callable[[QueueMessage], Any]) -> None: ...
 def consume(store: AnyStore, queue: str, handler: Callable[[QueueMessage], Any]) -> Any:
     """One pass: takes a message, if there is one, and archives it when the handler returns. Where that raises, the exception
     goes on and the message goes back."""
@@ -72,7 +72,7 @@ def consume_batch(
 ) -> Coroutine[Any, Any, None]: ...
 @overload
 def consume_batch(
-    store: client.Store, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
+    store: blocking.Store, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
 ) -> None: ...
 def consume_batch(
     store: AnyStore, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
@@ -155,7 +155,7 @@ def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -
 # For the builders too
 
 
-def apart(store: AnyStore) -> tuple[client.Store, Ways]:
+def apart(store: AnyStore) -> tuple[blocking.Store, Ways]:
     """The blocking store, and how to wait."""
     if isinstance(store, aio.Store):
         return store.core, store.ways
@@ -173,25 +173,30 @@ def _id(message: QueueMessage) -> int:
     return message.id
 
 
-def _store(store: object) -> client.Store:
-    if not isinstance(store, client.Store):
+def _store(store: object) -> blocking.Store:
+    if not isinstance(store, blocking.Store):
         raise TypeError(f"a store is expected, as pgqrs.connect() gives it, not {type(store).__name__}")
     return store
 
 
-def _sent(core: client.Store, queue: str, payload: Any) -> int:
+def _sent(core: blocking.Store, queue: str, payload: Any) -> int:
     found = administering.queue(core.messages.database, queue)
     return send(core.messages, found, [validation.encoded(payload, ValidationConfig.of(core.config))])[0]
 
 
-def _all_sent(core: client.Store, queue: str, payloads: Sequence[Any]) -> list[int]:
+def _all_sent(core: blocking.Store, queue: str, payloads: Sequence[Any]) -> list[int]:
     found = administering.queue(core.messages.database, queue)
     raw = validation.all_encoded(payloads, ValidationConfig.of(core.config))
     return send(core.messages, found, raw) if raw else []
 
 
 async def _consume(
-    core: client.Store, ways: Ways, queue: str, limit: int, kind: polling.Kind, handler: Callable[[Any], Any]
+    core: blocking.Store,
+    ways: Ways,
+    queue: str,
+    limit: int,
+    kind: polling.Kind,
+    handler: Callable[[Any], Any],
 ) -> None:
     messages = await ways.call(lambda: core.messages)
     async with polling.ephemeral(ways, messages, core.config, queue) as consumer:

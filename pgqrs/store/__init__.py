@@ -23,8 +23,8 @@ def open_store(
     """As `open_database`. With `insist`, and for a supervisor, calls that meet a conflict on S3 are made again."""
     database = open_database(config, clock, steady_plans)
     if config.backend == "s3":
-        from pgqrs.store.conflicts import CopiedStore, InsistentStore
-        from pgqrs.store.s3 import S3Database
+        from pgqrs.store.s3.conflicts import CopiedStore, InsistentStore
+        from pgqrs.store.s3.database import S3Database
 
         assert isinstance(database, S3Database)
         if steady_plans or insist:
@@ -45,14 +45,14 @@ def open_database(
 
         return _held(SqliteDatabase(config, clock), steady_plans)
     if backend == "postgres":
-        from pgqrs.store.postgres import PostgresDatabase
+        from pgqrs.store.postgresql.database import PostgresDatabase
 
         return PostgresDatabase(config, clock, steady_plans)
     if backend == "turso":
-        from pgqrs.store.turso import TursoDatabase
+        from pgqrs.store.turso.database import TursoDatabase
 
         return _held(TursoDatabase(config, clock), steady_plans)
-    from pgqrs.store.s3 import S3Database
+    from pgqrs.store.s3.database import S3Database
 
     return S3Database(config, clock, following=steady_plans)
 

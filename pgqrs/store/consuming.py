@@ -11,7 +11,7 @@ from pgqrs import errors
 from pgqrs.model.records import QueueMessage
 from pgqrs.model.states import WORKER_TRANSITIONS, WorkerStatus
 from pgqrs.store.database import Database, Transaction
-from pgqrs.store.insisting import insist
+from pgqrs.store.s3.insisting import insist
 from pgqrs.store.sql import DAWN
 from pgqrs.store.store import message_record
 

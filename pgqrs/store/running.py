@@ -18,7 +18,7 @@ from pgqrs.model.records import QueueMessage, as_moment, iso
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import Claim
 from pgqrs.store.database import Database, Transaction
-from pgqrs.store.jsonb import exact_text
+from pgqrs.store.postgresql.jsonb import exact_text
 from pgqrs.store.rows import read_json, read_status
 
 QUEUED, RUNNING, PAUSED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused

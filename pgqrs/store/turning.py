@@ -30,7 +30,7 @@ from pgqrs.model.writes import (
 )
 from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.encoding import encoded
-from pgqrs.store.jsonb import exact_text
+from pgqrs.store.postgresql.jsonb import exact_text
 from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
 from pgqrs.store.sql import DAWN, Dialect
 

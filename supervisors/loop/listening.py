@@ -6,7 +6,7 @@ import psycopg
 
 from pgqrs import errors
 from pgqrs.config import Config
-from pgqrs.store.postgres import CHANNEL, connect, is_pooled
+from pgqrs.store.postgresql.database import CHANNEL, connect, is_pooled
 
 POLL_S = 2.0  # while nobody tells
 POLL_POOLED_S = 0.5  # behind a pooler, where LISTEN does not work

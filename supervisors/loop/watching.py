@@ -105,7 +105,7 @@ class Followed(DataVersion):
         self._thread.start()
 
     def _follow(self) -> None:
-        from pgqrs.store.s3 import S3Database
+        from pgqrs.store.s3.database import S3Database
 
         database = self._database
         assert isinstance(database, S3Database)
@@ -121,7 +121,7 @@ class Followed(DataVersion):
                     self.away = str(e)
 
     def close(self) -> None:
-        from pgqrs.store.s3 import S3Database
+        from pgqrs.store.s3.database import S3Database
 
         self._stop.set()
         assert isinstance(self._database, S3Database)

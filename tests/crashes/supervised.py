@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from pgqrs.config import Config
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pgqrs
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from tests.crashes import waiting_flows as flows
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import Supervised, eventually

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from pgqrs.clients.client import Store
+from pgqrs.clients.blocking import Store
 from pgqrs.config import Config, DurabilityMode
-from pgqrs.store import bucket
+from pgqrs.store.s3 import bucket
 from tests.s3.faults import Proxy
 from tests.s3_server import S3Server
 

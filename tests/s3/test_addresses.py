@@ -3,7 +3,7 @@
 import pytest
 
 import pgqrs
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 from tests.s3_server import BUCKET
 
 KEYS = [

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import pgqrs
-from pgqrs.store import replica
 from pgqrs.store.migrations import VERSION
+from pgqrs.store.s3 import replica
 from tests.s3.looking import payloads
 
 ROOT = Path(__file__).parents[2]

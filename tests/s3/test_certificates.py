@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import pgqrs
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 
 
 class Empty(http.server.BaseHTTPRequestHandler):

@@ -3,7 +3,7 @@
 import pytest
 
 import pgqrs
-from pgqrs.store.bucket import PROBE_SUFFIX, S3Object
+from pgqrs.store.s3.bucket import PROBE_SUFFIX, S3Object
 from tests.cli_runner import Pgqrs
 from tests.s3.faults import PASS, REFUSE, answer
 from tests.s3.looking import payloads

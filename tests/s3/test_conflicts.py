@@ -6,8 +6,9 @@ import time
 import pytest
 
 import pgqrs
-from pgqrs.store import open_store, s3
+from pgqrs.store import open_store
 from pgqrs.store.migrations import VERSION
+from pgqrs.store.s3 import database as s3
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
 from tests.s3.faults import answer

@@ -10,7 +10,8 @@ import pytest
 
 import pgqrs
 from pgqrs.model.writes import Archive, Write
-from pgqrs.store import conflicts, insisting, open_store
+from pgqrs.store import open_store
+from pgqrs.store.s3 import conflicts, insisting
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
 from tests.crashes.supervised import Supervised, connected, eventually
@@ -229,7 +230,7 @@ def test_an_idle_one_that_is_known_to_be_dead_is_forgotten_at_once(address, s3_s
 
 
 def test_an_idle_one_writes_its_lease_from_time_to_time(address, monkeypatch, proxy):
-    from pgqrs.store import s3
+    from pgqrs.store.s3 import database as s3
 
     assert 3 * s3.IDLE_PUT_S <= conflicts.FORGOTTEN_S
     store, _, supervisor, _ = supervising(address, "idle", lease_s=0.2)

@@ -7,8 +7,9 @@ import pytest
 
 import pgqrs
 from pgqrs.model.writes import Archive, Write
-from pgqrs.store import bucket, open_store
+from pgqrs.store import open_store
 from pgqrs.store.migrations import VERSION
+from pgqrs.store.s3 import bucket
 from pgqrs.store.store import Identity
 from pgqrs.store.turning import Wanted
 from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
@@ -180,7 +181,7 @@ def test_a_turn_of_unknown_outcome_is_made_again_and_applied_once(address, proxy
 
 
 def test_a_loser_whose_look_fails_is_still_told_of_the_conflict(store, opened, proxy, monkeypatch):
-    from pgqrs.store import s3
+    from pgqrs.store.s3 import database as s3
 
     other = opened()
     other.queue("tasks")

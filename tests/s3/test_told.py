@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pgqrs as library
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 from tests.cli_runner import Pgqrs
 from tests.s3.faults import Fault
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pgqrs.store.prepared import Prepared
+from pgqrs.store.postgresql.prepared import Prepared
 from pgqrs.store.sql import Statement
 
 LIVE = ("pgqrs_messages", "pgqrs_workflow_runs", "pgqrs_workflow_steps")

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from pgqrs.store.postgres import _array
+from pgqrs.store.postgresql.database import _array
 
 TEXTS = [
     "",

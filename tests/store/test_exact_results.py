@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgqrs.config import conninfo
-from pgqrs.store.jsonb import exact_text
+from pgqrs.store.postgresql.jsonb import exact_text
 from tests.store.given import failed_step, release, step, wrote
 
 CHANGED = [

@@ -115,7 +115,7 @@ def native_errors():
 def test_no_error_of_turso_leaves_as_it_is(kind):
     from turso.lib import _map_turso_exception
 
-    from pgqrs.store.turso import _translated
+    from pgqrs.store.turso.database import _translated
 
     def as_the_driver_does():
         try:
@@ -128,7 +128,7 @@ def test_no_error_of_turso_leaves_as_it_is(kind):
 
 
 def test_nor_one_that_it_does_not_name(turso_dsn):
-    from pgqrs.store.turso import _translated
+    from pgqrs.store.turso.database import _translated
 
     io_error = type("IoError", (Exception,), {"__module__": "turso"})
     with pytest.raises(pgqrs.PgqrsConnectionError, match="no space left on the disk"), _translated(turso_dsn):

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 import pgqrs
-from pgqrs.store.prepared import PREPARE_AT, Prepared
+from pgqrs.store.postgresql.prepared import PREPARE_AT, Prepared
 from pgqrs.store.sql import _rendered
 from pgqrs.store.store import COPY_MIN
 

@@ -6,13 +6,13 @@ from typing import get_overloads
 import pytest
 
 import pgqrs
-from pgqrs.clients import administration, aio, client, handle, s3, using
+from pgqrs.clients import administration, aio, blocking, handle, s3, using
 from pgqrs.compat import shorthand
 from pgqrs.manual import consumer, consumer_iterator, producer, runs, table_handles
 
 # By the async class, its blocking one.
 TWINS = {
-    aio.Store: client.Store,
+    aio.Store: blocking.Store,
     aio.Admin: administration.Admin,
     aio.Producer: producer.Producer,
     aio.Consumer: consumer.Consumer,
@@ -42,7 +42,7 @@ ONLY_ASYNC = {
 
 INSIDE = "for the modules around it, not for callers"
 ONLY_BLOCKING = {
-    client.Store: {
+    blocking.Store: {
         "open": "connecting is what `await pgqrs.connect(…)` does",
         "anonymous_producer": INSIDE,
         "undo": INSIDE,
@@ -70,7 +70,7 @@ INSIDE_TWINS = {"core", "ways"}  # how a twin is made
 
 # What is no member of the class, but set on what is made of it.
 ATTRIBUTES = {
-    client.Store: {"config"},
+    blocking.Store: {"config"},
     aio.RunHandle: {"id"},
     handle.RunHandle: {"id"},
     aio.StepResult: {"status", "value", "guard"},
@@ -138,9 +138,9 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("twin", PROTOCOLS, ids=lambda kind: kind.__name__)
 def test_what_can_be_done_with_async_with_and_async_for_can_be_done_with_with_and_for(twin):
-    for asynchronous, blocking in PROTOCOLS[twin]:
+    for asynchronous, plain in PROTOCOLS[twin]:
         assert hasattr(twin, asynchronous)
-        assert hasattr(TWINS[twin], blocking)
+        assert hasattr(TWINS[twin], plain)
 
 
 # Those that need no database, and two whose result is more than a coroutine: a block, and an overloaded call's coroutine.
@@ -173,6 +173,6 @@ def test_a_module_function_takes_either_kind(name):
     assert len(first) == 2
     assert any("aio." in a for a in annotated)
     assert any(
-        "client." in a or "blocking_" in a or "pgqrs.manual.producer" in a or "pgqrs.manual.consumer" in a
+        "blocking." in a or "blocking_" in a or "pgqrs.manual.producer" in a or "pgqrs.manual.consumer" in a
         for a in annotated
     )

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, prepared statements, what poolers and jsonb do not keep."""

@@ -23,8 +23,8 @@ from pgqrs.store import sql
 from pgqrs.store.calls import interruptible
 from pgqrs.store.database import Row, refused_value
 from pgqrs.store.encoding import quoted
-from pgqrs.store.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
-from pgqrs.store.prepared import Prepared, Settings
+from pgqrs.store.postgresql.pooling import MAX_IDLE_S, Connections, PooledConnection, abandon, give_back, lend
+from pgqrs.store.postgresql.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"

@@ -15,7 +15,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from pgqrs import errors
-from pgqrs.store.prepared import Prepared
+from pgqrs.store.postgresql.prepared import Prepared
 
 Row = tuple[Any, ...]
 Key = tuple[object, ...]

@@ -26,7 +26,7 @@ from msgspec import Struct
 from pgqrs import errors
 from pgqrs.config import s3_object
 from pgqrs.store.calls import current
-from pgqrs.store.requests import Operation, Requests, Severed
+from pgqrs.store.s3.requests import Operation, Requests, Severed
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 
 FOLDERS_MAX = 64  # of the default cache, for as many processes on this machine that use one object
 

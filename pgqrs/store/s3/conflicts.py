@@ -17,8 +17,8 @@ from pgqrs.model.records import WorkflowRecord
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import Write
 from pgqrs.store.database import Row, Transaction
-from pgqrs.store.insisting import insist
-from pgqrs.store.s3 import S3Database
+from pgqrs.store.s3.database import S3Database
+from pgqrs.store.s3.insisting import insist
 from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
 from pgqrs.store.turning import Turn, Wanted
 

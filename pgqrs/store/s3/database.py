@@ -17,9 +17,9 @@ from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode
 from pgqrs.model.states import SyncState
 from pgqrs.store import sql
-from pgqrs.store.bucket import Fetched, Version, new_marker
-from pgqrs.store.cache import is_of_the_disk
-from pgqrs.store.replica import give_back, lend
+from pgqrs.store.s3.bucket import Fetched, Version, new_marker
+from pgqrs.store.s3.cache import is_of_the_disk
+from pgqrs.store.s3.replica import give_back, lend
 from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
 
 # What S3 said is taken for true so long. Whoever polls asks it twenty times a second at most, and whoever works off a queue alone

@@ -17,8 +17,9 @@ from typing import Any
 
 from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode, s3_object
-from pgqrs.store import cache, sql
-from pgqrs.store.bucket import Fetched, S3Object, Unchanged, Version, endpoint
+from pgqrs.store import sql
+from pgqrs.store.s3 import cache
+from pgqrs.store.s3.bucket import Fetched, S3Object, Unchanged, Version, endpoint
 from pgqrs.store.sqlite import open_file
 
 HEADER = b"SQLite format 3\0"

@@ -19,7 +19,6 @@ from typing import Any
 
 from pgqrs import errors
 from pgqrs.config import TURSO_SHARED, Config, turso_file
-from pgqrs.store import turso_lock
 from pgqrs.store.database import refused_value
 from pgqrs.store.sqlite import (
     BUSY_POLL_S,
@@ -32,6 +31,7 @@ from pgqrs.store.sqlite import (
     make_private,
     no_schema,
 )
+from pgqrs.store.turso import lock as turso_lock
 
 # The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
 OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
