@@ -418,7 +418,7 @@ def test_a_model_is_read_by_alias_and_by_name():
 
 
 def test_pydantic_is_not_imported_for_those_who_do_not_use_it():
-    script = "import sys; from pgqrs import codec; codec.encode([1], what='x'); codec.decode(b'1', int, what='x'); print('pydantic' in sys.modules)"
+    script = "import sys; from pgqrs.values import codec; codec.encode([1], what='x'); codec.decode(b'1', int, what='x'); print('pydantic' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(codec.__file__).parent.parent
     )

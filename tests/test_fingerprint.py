@@ -186,7 +186,7 @@ def test_numpy_values_count_by_their_content():
 SCRIPT = """
 import sys
 from pathlib import Path
-from pgqrs.fingerprint import Fingerprints
+from pgqrs.values.fingerprint import Fingerprints
 of = Fingerprints(b"42").of
 print(of(({"alpha", "beta", "gamma"},)), of((frozenset({"a", 1}),)), of(({"k": {"alpha", "beta"}},)), of((Path("x"),)))
 """

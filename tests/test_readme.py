@@ -37,7 +37,7 @@ def test_the_first_program_is_a_service_as_it_stands(tmp_path: Path) -> None:
     pgqrs = [sys.executable, "-m", "pgqrs"]
     first = run([*pgqrs, "supervise", "pipeline.py", "--burst"], tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
-    triggered = run([*pgqrs, "trigger", "archive", '"."'], tmp_path)
+    triggered = run([*pgqrs, "trigger", "archive", '"pipeline.py"'], tmp_path)
     assert triggered.returncode == 0, triggered.stderr
     second = run([*pgqrs, "supervise", "pipeline.py", "--burst"], tmp_path)
     assert "1 finished" in second.stdout, second.stdout + second.stderr

@@ -103,7 +103,7 @@ def test_supervisors_without_proc_leave_each_other_alone(sqlite_dsn, tmp_path):
     around takes."""
     (tmp_path / "flow.py").write_text(FLOW)
     (tmp_path / "blind.py").write_text(
-        "import sys\nfrom supervisors import identity\n"
+        "import sys\nfrom supervisors.machine import identity\n"
         "identity._stat = lambda pid: None\n"
         "from pgqrs.cli import main\nmain()\n"
     )

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from pgqrs import errors
 
-ROOT = str(Path(__file__).parent.parent)  # the folder, or the archive, that holds both
+ROOT = str(Path(__file__).parent.parent.parent)  # the folder, or the archive, that holds both
 
 # Every process that runs user code walks over a set of strings in the same order: a replay then
 # calls the same steps in the same order, also in another process and on another host.
@@ -49,7 +49,7 @@ for name in ("pgqrs", "supervisors"):
         sys.exit(f"pgqrs: there is no package {name!r} in {root}; install pgqrs again")
     sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-from pgqrs.interpreter import begin
+from pgqrs.program.interpreter import begin
 begin(main)
 """
 

@@ -113,7 +113,7 @@ def test_a_process_that_died_between_the_put_and_the_local_commit_is_recognised(
     cache = tmp_path / "cache dir"
     program = """
 import os, sys, pgqrs
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 config = pgqrs.Config(sys.argv[1]); config.s3_cache_dir = sys.argv[2]
 store = pgqrs.connect_with(config).open()
 store.enqueue("tasks", "before")
@@ -137,7 +137,7 @@ def test_one_that_died_before_the_put_has_written_nothing(opened, tmp_path, s3_s
     cache = tmp_path / "cache dir"
     program = """
 import os, sys, pgqrs
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 from pgqrs.store.migrations import VERSION
 config = pgqrs.Config(sys.argv[1]); config.s3_cache_dir = sys.argv[2]
 store = pgqrs.connect_with(config).open()

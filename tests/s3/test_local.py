@@ -191,7 +191,7 @@ def test_a_process_that_died_in_sync_is_no_conflict_with_the_next(opened, s3_ser
     cache = tmp_path / "cache dir"
     program = """
 import os, sys, pgqrs
-from pgqrs.store.bucket import S3Object
+from pgqrs.store.s3.bucket import S3Object
 config = pgqrs.Config(sys.argv[1]); config.s3_cache_dir = sys.argv[2]; config.s3_mode = pgqrs.DurabilityMode.Local
 store = pgqrs.connect_with(config).open()
 store.enqueue("tasks", 1)
