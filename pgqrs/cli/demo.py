@@ -39,9 +39,9 @@ TOP = 12
     "--workers",
     "-w",
     type=Count(1, 256),
-    help="Worker processes [default: the cores this process may use].",
+    help="Number of worker processes [default: the CPU cores that this process may use].",
 )
-@click.option("--limit", type=Count(1), help="Only so many modules, the largest first.")
+@click.option("--limit", type=Count(1), help="Maximum number of modules, largest first.")
 @functools.partial(database_options, default="a temporary SQLite file, whatever $PGQRS_DSN is")
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
     """Measure and compress Python's standard library, one durable run for each module.

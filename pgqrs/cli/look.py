@@ -30,22 +30,22 @@ def limit_option(command: Any) -> Any:
         type=Count(1, LIMIT_MAX),
         default=50,
         show_default=True,
-        help="So many, the newest first.",
+        help="Maximum number of rows, newest first.",
     )(command)
 
 
 @click.command()
-@click.option("--workflow", type=Name(), help="Of this workflow only.")
+@click.option("--workflow", type=Name(), help="Show only runs of this workflow.")
 @click.option(
     "--status",
     type=click.Choice([s.value for s in WorkflowStatus], case_sensitive=False),
-    help="In this state only.",
+    help="Show only runs with this status.",
 )
 @limit_option
 @database_options
 @json_option
 def runs(workflow: str | None, status: str | None, limit: int, database: Database, as_json: bool) -> None:
-    """List runs, the newest first.
+    """List runs, newest first.
 
     \b
     Examples:
@@ -77,7 +77,7 @@ def runs(workflow: str | None, status: str | None, limit: int, database: Databas
 @database_options
 @json_option
 def run(run_id: int, database: Database, as_json: bool) -> None:
-    """Show the run ID: its steps, what it waits for, why it failed.
+    """Show one run: its steps, what it waits for, and why it failed.
 
     \b
     Example:
@@ -119,9 +119,10 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def queues(database: Database, as_json: bool) -> None:
-    """List queues, with how many of their messages stand where.
+    """List queues with the number of their messages in each state.
 
-    Ready and delayed ones wait, held ones are at work, archived ones are done or were cancelled, dead ones were given up.
+    ready: may be claimed now. delayed: become due later. held: claimed. archived: finished or cancelled. dead: given up after
+    too many deliveries, or because the run failed.
 
     \b
     Example:
@@ -148,14 +149,14 @@ def queues(database: Database, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--all", "stopped", is_flag=True, help="Those that stopped as well.")
+@click.option("--all", "stopped", is_flag=True, help="Show stopped consumers too.")
 @database_options
 @json_option
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
-    """List who takes messages, and how long their leases hold.
+    """List consumers and producers, with their leases.
 
-    A supervisor has a consumer for each of its queues. Where the lease has run out, it is gone: another one takes over what it
-    held. Producers and consumers of the library are listed too; they have no lease.
+    A supervisor has one consumer for each of its queues. After its lease expires, another supervisor takes over its messages.
+    Consumers and producers of the Python library have no lease.
 
     \b
     Example:
@@ -181,12 +182,12 @@ def workers(stopped: bool, database: Database, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--queue", type=Name(), help="Of this queue only.")
+@click.option("--queue", type=Name(), help="Show only messages of this queue.")
 @limit_option
 @database_options
 @json_option
 def dead(queue: str | None, limit: int, database: Database, as_json: bool) -> None:
-    """List what was given up, the newest first.
+    """List dead messages and failed runs, newest first.
 
     \b
     Example:

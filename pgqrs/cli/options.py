@@ -116,7 +116,7 @@ def database_options(
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only

@@ -10,10 +10,10 @@ from pgqrs.cli.options import Database, database_options, json_option
 @database_options
 @json_option
 def install(database: Database, as_json: bool) -> None:
-    """Make the tables, or bring them to this version.
+    """Create the tables, or upgrade them to this version.
 
-    Safe to repeat, and to run while others work. A database of pgqrs 0.15 is adopted as it is. On PostgreSQL the schema that
-    --schema names must exist.
+    The command may be repeated, and may run while others use the database. It adopts a database of pgqrs 0.15. On PostgreSQL
+    the schema of --schema must exist.
 
     \b
     Example:
@@ -37,9 +37,9 @@ def install(database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def verify(database: Database, as_json: bool) -> None:
-    """Check that the tables are there, complete, and of this version.
+    """Check that the tables exist, are complete, and have this version.
 
-    On PostgreSQL it also warns of rights that a supervisor would lack, and of what is dangerous about the schema.
+    On PostgreSQL it also warns of missing privileges and of an unsafe schema.
 
     \b
     Example:

@@ -13,11 +13,11 @@ from pgqrs.cli.options import EXIT_FAILED, EXIT_USAGE, Id, fail
 @click.command()
 @click.argument("pid", metavar="PID", type=Id())
 def stacks(pid: int) -> None:
-    """Have the worker process PID, or all workers of the supervisor PID, say where each of their threads is.
+    """Print the stack of every thread of a worker, or of all workers of a supervisor.
 
-    The answer comes in the supervisor's output, and works in the middle of a C call too; workers go on undisturbed. The pids of
-    workers are in the supervisor's panel, those of supervisors in `pgqrs workers`. A step that is killed at its time limit has
-    been asked before: see its error.
+    PID is a worker's or a supervisor's process id. The stacks appear in the output of the supervisor. This also works while a
+    worker executes C code, and does not interrupt it. The supervisor's panel shows the ids of its workers; `pgqrs workers`
+    shows those of supervisors.
 
     \b
     Example:

@@ -16,65 +16,65 @@ from pgqrs.program import interpreter, targets
     "--workers",
     "-w",
     type=Count(1, 1024),
-    help="Worker processes [default: the cores this process may use].",
+    help="Number of worker processes [default: the CPU cores that this process may use].",
 )
 @click.option(
     "--lanes",
     type=Count(1, 1024),
-    help="Runs at hand in each worker; with 1, none waits behind a long step [default: follows the step time; 100 for async def].",
+    help="Number of runs that a worker holds at a time [default: chosen from the duration of the steps; 100 for async functions].",
 )
-@click.option("--burst", is_flag=True, help="Work off what is there, then exit.")
+@click.option("--burst", is_flag=True, help="Exit when no message is due any more.")
 @click.option(
     "--fail",
     is_flag=True,
-    help="Exit with 1 where a run ended in ERROR or a message was given up [default: with 0].",
+    help="Exit with status 1 if a run ended in ERROR or a message died [default: exit with 0].",
 )
 @click.option(
     "--start-method",
     type=click.Choice(["fork", "spawn"]),
-    help="How workers are made [default: fork on Linux].",
+    help="How worker processes are started [default: fork on Linux].",
 )
 @click.option(
     "--drain-timeout",
     type=Duration(),
     default="30s",
     show_default=True,
-    help="How long a stop waits for what runs.",
+    help="Time that running steps get to finish after a stop signal.",
 )
 @click.option(
     "--lease",
     type=Duration(),
     default="15s",
     show_default=True,
-    help="After how long another may take over from a dead one (2s or more).",
+    help="Time after which another supervisor may take over the work of a dead one (at least 2s).",
 )
 @click.option(
     "--max-runs-per-worker",
     type=Count(1),
     metavar="N",
-    help="Replace a worker after so many runs [default: never].",
+    help="Replace a worker after this number of runs [default: never].",
 )
 @click.option(
     "--max-rss",
     type=Size(),
-    help="Replace a worker that holds more memory than this, such as 2GiB, between runs [default: never].",
+    help="Replace a worker between two runs when its memory exceeds this size, such as 2GiB [default: never].",
 )
 @click.option(
     "--max-read-ct",
     type=Count(1),
-    help="Deliveries of a plain message before it is dead [default: 5].",
+    help="Number of deliveries of a plain message before it is dead [default: 5].",
 )
 @click.option(
     "--reclaim-after",
     type=Duration(),
-    help="Take over what clients of pgqrs 0.15 hold, so long after its time is over [default: never].",
+    help="Take over messages that pgqrs 0.15 clients have held for this time after their lock expired [default: never].",
 )
 @click.option(
     "--http",
     type=Address(),
-    help="Answer /healthz and /readyz on this address, such as 127.0.0.1:8080 [default: no].",
+    help="Serve /healthz and /readyz on this address, such as 127.0.0.1:8080 [default: off].",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Only what user code prints, and what goes wrong.")
+@click.option("--quiet", "-q", is_flag=True, help="Show only the output of user code, warnings and errors.")
 @database_options
 def supervise(
     target: str,
@@ -95,9 +95,10 @@ def supervise(
 ) -> None:
     """Run the workflows and handlers of TARGET on worker processes.
 
-    TARGET is a file (pipeline.py) or a module (my.module), each with :name for one function of it only. SIGTERM or
-    Ctrl-C drains: what runs is finished, the rest handed back; a second one stops at the next step, a third at once. A
-    terminal that is closed drains too.
+    TARGET is a file (pipeline.py) or a module (my.module). Append :name to run only one function of it.
+
+    SIGTERM or Ctrl-C stops the supervisor: running runs get --drain-timeout to finish, and queued runs stay in the database. A
+    second signal stops each run at its next step. A third one kills the workers at once. Closing the terminal stops it too.
     """
     if lease < 2:
         raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")

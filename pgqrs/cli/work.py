@@ -44,9 +44,9 @@ class _TakesNumbers(click.Command):
 @click.command(cls=_TakesNumbers)
 @click.argument("workflow", type=Name())
 @click.argument("argument", metavar="[JSON|-]", default="null")
-@click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
+@click.option("--wait", is_flag=True, help="Wait until the run has ended, and print its result.")
 @click.option(
-    "--timeout", type=Duration(), help="How long to wait, such as 90, 10m or 1h30m [default: for ever]."
+    "--timeout", type=Duration(), help="Maximum time to wait, such as 90, 10m or 1h30m [default: no limit]."
 )
 @database_options
 @json_option
@@ -55,12 +55,12 @@ def trigger(
 ) -> None:
     """Start a run of WORKFLOW and print its id.
 
-    JSON is the workflow's argument where it has one parameter, else an object with its arguments by name; "-" reads it from
-    standard input. None of your code is imported: what does not fit the workflow ends the run in ERROR. The workflow must be
-    known: it is once a supervisor has run it, or Python has triggered it.
+    JSON is the argument of a workflow with one parameter. For several parameters it is an object with the arguments by name.
+    "-" reads it from standard input. The command does not import your code: a run whose arguments do not fit ends in ERROR.
+    The workflow must exist in the database. A supervisor or a Python program that triggers it creates it.
 
-    With --wait the result is printed as JSON, and the exit code is 1 where the run fails, is cancelled or takes longer than
-    --timeout. Ctrl-C ends the wait; the run goes on.
+    With --wait the command prints the result as JSON. Its exit status is 1 if the run fails, is cancelled, or takes longer
+    than --timeout. Ctrl-C ends the wait, and the run continues.
 
     \b
     Examples:
@@ -97,15 +97,18 @@ def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
 @click.argument("queue", type=Name())
 @click.argument("payload", metavar="[JSON|-]", default="null")
 @click.option(
-    "--delay", type=Duration(), default="0", help="Not before this has passed, such as 90, 10m or 1h30m."
+    "--delay",
+    type=Duration(),
+    default="0",
+    help="Time before the message becomes due, such as 90, 10m or 1h30m.",
 )
 @database_options
 @json_option
 def enqueue(queue: str, payload: str, delay: float, database: Database, as_json: bool) -> None:
     """Put a message on QUEUE and print its id.
 
-    "-" reads the JSON from standard input. The queue must be known: it is once a supervisor has served it, or Python has
-    put something on it.
+    "-" reads the JSON from standard input. The queue must exist in the database. A supervisor or a Python program that uses it
+    creates it.
 
     \b
     Examples:
@@ -125,15 +128,17 @@ def enqueue(queue: str, payload: str, delay: float, database: Database, as_json:
 
 @click.command()
 @click.argument("run", metavar="ID", type=Id())
-@click.option("--now", is_flag=True, help="Do not wait for its next step: kill the worker that it is in.")
+@click.option(
+    "--now", is_flag=True, help="Kill the worker that executes the run, instead of waiting for its next step."
+)
 @database_options
 @json_option
 def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
-    """Cancel the run ID.
+    """Cancel the run or message ID.
 
-    A run that nobody holds is CANCELLED at once; one that is at work is CANCELLING until its next step would begin. With --now
-    it is CANCELLED in any case, and whatever it is in the middle of is killed within a second or so. What its steps have done
-    stays done. A run that ended stays as it ended: exit code 1.
+    A queued run becomes CANCELLED at once. A running run becomes CANCELLING, and ends before its next step. With --now it
+    becomes CANCELLED at once, and its worker is killed within about a second. Effects of its finished steps remain. If the
+    run has already ended, the exit status is 1.
 
     \b
     Examples:
@@ -158,7 +163,7 @@ def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
 def resume(run: int, database: Database, as_json: bool) -> None:
     """End the pause of the run ID.
 
-    A run that is not paused is left alone: exit code 1.
+    If the run is not paused, the exit status is 1.
 
     \b
     Example:
@@ -181,10 +186,10 @@ def resume(run: int, database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def replay(run: int, database: Database, as_json: bool) -> None:
-    """Give the dead message or the failed run ID another life.
+    """Queue the dead message or the failed run ID again.
 
-    The same run starts again: steps that succeeded keep their results, attempts and crashes are counted from zero. One
-    that is not dead is left alone: exit code 1.
+    A replayed run keeps the results of its successful steps. Its attempts and crashes are counted from zero. If the message is
+    not dead, the exit status is 1.
 
     \b
     Examples:
