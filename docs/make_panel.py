@@ -8,7 +8,7 @@ from rich.console import Console
 from pgqrs.cli.outlet import Outlet
 from pgqrs.cli.views import PanelView
 from supervisors.core.events import Note
-from supervisors.loop.loop import State, WorkerState
+from supervisors.loop.view import State, WorkerState
 
 view = PanelView(Outlet())
 view._console = Console(record=True, width=108, force_terminal=True, file=io.StringIO(), highlight=False)

@@ -179,7 +179,7 @@ def test_the_users_own_package_supervisors_is_what_their_code_imports(
     write(tmp_path, "supervisors/__init__.py", "")
     write(tmp_path, "supervisors/people.py", "names = 'ada'")
     write(tmp_path, "supervisors/worker.py", "names = 'grace'")
-    body = "__import__('supervisors.worker.worker').worker.names + names"
+    body = "__import__('supervisors.worker').worker.names + names"
     write(tmp_path, "pipeline.py", "from supervisors.people import names\n" + text.format(returns=body))
     assert supervised(sqlite_dsn, tmp_path, "--start-method", method) == "graceada"
 

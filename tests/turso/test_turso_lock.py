@@ -27,7 +27,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 OPENING = """
 import sys
-from pgqrs.store import turso_lock
+from pgqrs.store.turso import lock as turso_lock
 claim = turso_lock.claim(sys.argv[1].removeprefix("turso://"), True, 0)
 print("opening", flush=True)
 sys.stdin.read()
