@@ -246,7 +246,8 @@ def nursery_main() -> None:
         definitions = {d.name: d for d in targets.load(order.target)}
         refuse_patched()
     except errors.PgqrsError as e:
-        sock.send(msgspec.msgpack.encode(LoadFailed(str(e))))
+        with suppress(ConnectionError):
+            sock.send(msgspec.msgpack.encode(LoadFailed(str(e))))
         return
     finally:
         sys.stdout.flush()
@@ -267,18 +268,27 @@ def nursery_main() -> None:
     gc.collect()
     find_locals()
     gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
-    sock.send(msgspec.msgpack.encode(loaded))
+    with suppress(ConnectionError):  # the supervisor is dead, or has closed the socket
+        sock.send(msgspec.msgpack.encode(loaded))
+        _fork_as_ordered(sock, definitions, order, on_child)
+
+
+def _fork_as_ordered(
+    sock: socket.socket, definitions: dict[str, flow.Definition], order: Order, on_child: Any
+) -> None:
+    """Raises ConnectionError where the supervisor goes in the middle of it: a worker that it has not heard of ends by itself."""
     for fork in _orders(sock):
         try:
             _fork_worker(sock, fork, definitions, order, on_child)
+        except ConnectionError:
+            raise
         except OSError as e:
             sock.send(msgspec.msgpack.encode(ForkFailed(fork.worker, why_no_process(e))))
 
 
 def _orders(sock: socket.socket) -> Iterator[Fork]:
-    with suppress(ConnectionError):  # the supervisor is dead, or has closed it
-        while data := sock.recv(65536):
-            yield msgspec.msgpack.decode(data, type=Fork)
+    while data := sock.recv(65536):
+        yield msgspec.msgpack.decode(data, type=Fork)
 
 
 def _fork_worker(

@@ -526,7 +526,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
 ) -> None:
     """As where the clock by which a supervisor reckons its lease goes wrong: it knows nothing of its loss when it writes."""
     evidence, gate = tmp_path / "e", tmp_path / "gate"
-    options = ("--workers", "1", "--lease", "60s")  # renewed every 20 s: it is not to find out that way
+    options = ("--workers", "1", "--lease", "24s")  # renewed every 8 s: it is not to find out that way
     target = f"{PIPELINE}:gated"
     with pgqrs.connect(dsn) as store:
         store.install()
@@ -547,7 +547,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
             eventually(lambda: "taken over by somebody else" in late.said())
             assert run.steps() == before
             consumer.release_messages([run.id])
-            # It claims again after the renewal that tells it, up to 20 s later.
+            # It claims again after the renewal that tells it, up to 8 s later.
             assert run.result(45) == ["first", "waited", "last"], late.said()
             assert (run.record().attempt, run.record().crash_count) == (2, 0)
     assert [s.step for s in starts(evidence)] == ["first", "wait_for", "wait_for", "last"]
