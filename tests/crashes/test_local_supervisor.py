@@ -15,8 +15,10 @@ from tests.crashes.supervised import alive, children, eventually, starts
 
 pytestmark = pytest.mark.slow
 
+# A shell that starts the tests in the background has SIGINT ignored in all that they start.
 PROGRAM = """
-import sys, pgqrs
+import signal, sys, pgqrs
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.crashes import pipeline
 with pgqrs.connect(sys.argv[1]) as store, store.workers(pipeline.long_run, processes=1):
     store.trigger(pipeline.long_run, sys.argv[2], 40.0).result(60)
