@@ -4,10 +4,11 @@ import os
 import random
 import socket
 
+import msgspec
 import pytest
 
 from supervisors import wire
-from supervisors.worker import board
+from supervisors.worker import board, journal
 from supervisors.worker.board import Board, BoardReader, OnBoard
 from supervisors.worker.journal import Outbox
 
@@ -145,3 +146,26 @@ def test_the_stream_is_whole_whichever_way_its_bytes_come():
     reader.close()
     ours.close()
     theirs.close()
+
+
+def test_what_comes_after_a_full_board_was_sent_waits_from_then_on(monkeypatch):
+    """And not from when the frames came that filled the board."""
+    now = [100.0]
+    monkeypatch.setattr(journal, "CLOCKS", msgspec.structs.replace(journal.CLOCKS, now_s=lambda: now[0]))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = board.new_board()
+        outbox = Outbox(theirs, Board(os.dup(fd)))
+        reader = BoardReader(fd)
+        large = wire.Finished(1, 1, b"1" * (board.FRAMES_BYTES_MAX // 2))
+        outbox.add(large)
+        now[0] += journal.HOLD_S * 1.1
+        outbox.add(large)
+        known = len(ours.recv(board.FRAMES_BYTES_MAX))
+        assert known, "the first was sent to make room"
+        outbox.begins(2, 1)
+        assert reader.unsent(known), "the second waits for company"
+        now[0] += journal.HOLD_S * 1.1
+        outbox.begins(2, 1)
+        assert reader.unsent(known) == b""
+        reader.close()

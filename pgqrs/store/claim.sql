@@ -72,7 +72,8 @@ where c.id = :consumer_id and s.lease_until > {now}
 {keep s};
 
 -- name: next_claim_no
--- Somebody else may have written there: beyond 64 bits SQLite goes on with fractions, and no worker speaks of fewer than none.
+-- Another program may have written any value to claim_no. SQLite would turn 2^63 into a fraction, and workers refuse negative
+-- numbers: such a row starts again at 1.
 case when c.claim_no between 0 and 9223372036854775806 then cast(c.claim_no as bigint) + 1 else 1 end
 
 -- name: take

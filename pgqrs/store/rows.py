@@ -1,6 +1,6 @@
-"""Values as they stand in a row, which somebody else may have written: a column of SQLite's takes anything.
+"""Reads values from rows that another program may have written: SQLite accepts any value in any column.
 
-Each raises ValueError for what pgqrs never writes there, which is said of its row alone.
+Each function raises ValueError for a value that pgqrs never writes. The caller reports it for that row alone.
 """
 
 from typing import Any

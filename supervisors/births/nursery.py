@@ -276,7 +276,7 @@ def nursery_main() -> None:
 def _fork_as_ordered(
     sock: socket.socket, definitions: dict[str, flow.Definition], order: Order, on_child: Any
 ) -> None:
-    """Raises ConnectionError where the supervisor goes in the middle of it: a worker that it has not heard of ends by itself."""
+    """Raises ConnectionError when the supervisor has gone. A worker that was forked meanwhile ends by itself."""
     for fork in _orders(sock):
         try:
             _fork_worker(sock, fork, definitions, order, on_child)

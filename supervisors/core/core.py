@@ -56,7 +56,7 @@ NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
 WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for
 SPARE_S = 1.0  # how long one that stood in is kept when it has nothing to do
 ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
-UNEXPLAINED_MAX = 3  # deaths of workers in nobody's code that a run is not charged with
+UNEXPLAINED_MAX = 3  # deaths of idle workers, one after another, that do not charge a run which they held
 FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
 
 
@@ -614,17 +614,17 @@ class Core:
             self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
-            text = f"worker {worker.id} (pid {worker.pid}) {how}"
-            charged = worker.runs.get(blamed.run) if blamed else None
-            if blamed is None or charged is None:
-                self._out.append(Note(text, "warning"))
-            else:
-                self._out.append(charged.note(f"{text} in {blamed.step or 'its function'}", "warning"))
+            where = f" in {blamed.step or 'its function'}" if blamed else ""
+            text = f"worker {worker.id} (pid {worker.pid}) {how}{where}"
+            if blamed and (charged := worker.runs.get(blamed.run)):
+                self._out.append(charged.note(text, "warning"))
+            else:  # no run, or one that it no longer has
+                self._out.append(Note(text, "warning", blamed.run if blamed else None))
 
     def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
-        """Whom to charge with the death of a worker in nobody's code, where such deaths follow one another: else what makes workers
-        die on their way to it would do so without end. Who is charged without cause is alone in its next worker, and its next
-        step makes up for it."""
+        """The run that is charged with the death of a worker that executed no run. The first deaths of this kind charge nobody. After
+        UNEXPLAINED_MAX of them a run is charged, because a run that ends its worker before it begins would otherwise do so for
+        ever. A run that is charged by mistake is alone in its next worker, and its next checkpoint clears the count."""
         suspect = None
         for run in worker.runs.values():
             run.unexplained += 1

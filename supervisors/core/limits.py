@@ -114,8 +114,8 @@ class Limits:
             self._order(run.note(text, "warning"))
 
     def _end_mutual_wait(self, worker: Worker, cpu_s: float, now: float) -> None:
-        """Code that holds others up and uses no CPU waits, and what one of those holds it would wait for without end. In their next
-        workers they are alone."""
+        """Kills a worker in which a run seems to wait for something that another run of the worker holds, such as a lock: its code
+        has occupied the worker for HOLDS_UP_S, and has used no CPU for WAITS_S. The runs continue one at a time in each worker."""
         at, used_s = worker.noted_use or (now, cpu_s)
         if worker.noted_use is None or now - at >= WAITS_S:
             worker.noted_use = now, cpu_s

@@ -462,7 +462,7 @@ class Scheduling:
         return at_hand_s <= 2 * self._settings.commit_hide_s
 
     def set_apart(self, function: Function) -> None:
-        """Its runs hold something across a step that others want: from now on a worker has one of them at a time."""
+        """From now on a worker holds one run of this function at a time, because its runs have waited for each other."""
         self._queues[function.queue_id].apart = True
 
     def lanes(self, function: Function) -> int:

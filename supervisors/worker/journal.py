@@ -86,10 +86,10 @@ class Outbox:
             self._frames.append(data)
             return
         self.stay_ours()
+        if not board.has_room(len(data)):
+            self.flush()
         if not board.unsent:
             self._oldest, self._waiting = CLOCKS.now_s(), 0
-        elif not board.has_room(len(data)):
-            self.flush()
         if board.put(data):
             self._waiting += 1
         else:
@@ -221,11 +221,12 @@ class PipeJournal:
         return self.stopped or self.left
 
     def given_back(self) -> wire.Up:
-        """What is said of a run that Suspended has come out of. Nobody would be told, nor wait, where its own code raises that."""
+        """The last frame of a run whose function raised Suspended. If the run was not told to leave, its own code raised that: the
+        run fails, because another worker would only execute it again."""
         if self.leaving:
             return wire.Returned((self.message_id,))
         own = errors.ValidationError(
-            "the code of this run raised pgqrs.flows.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
+            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
             "to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
         )
         return wire.Failed(self.message_id, self.claim_no, flow.Refused(own).error)
