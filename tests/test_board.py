@@ -148,14 +148,14 @@ def test_the_stream_is_whole_whichever_way_its_bytes_come():
     theirs.close()
 
 
-def test_what_comes_after_a_full_board_was_sent_waits_from_then_on(monkeypatch):
+def test_what_comes_after_a_full_board_was_sent_waits_from_then_on():
     """And not from when the frames came that filled the board."""
     now = [100.0]
-    monkeypatch.setattr(journal, "CLOCKS", msgspec.structs.replace(journal.CLOCKS, now_s=lambda: now[0]))
+    clocks = msgspec.structs.replace(journal.CLOCKS, now_s=lambda: now[0])
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = board.new_board()
-        outbox = Outbox(theirs, Board(os.dup(fd)))
+        outbox = Outbox(theirs, Board(os.dup(fd)), clocks)
         reader = BoardReader(fd)
         large = wire.Finished(1, 1, b"1" * (board.FRAMES_BYTES_MAX // 2))
         outbox.add(large)

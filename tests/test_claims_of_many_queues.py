@@ -52,7 +52,7 @@ class Queues:
                 self.message += 1
                 messages.append(Claimed(Claim(self.message, want.consumer_id, 1), b'{"input": 1}', 1))
             after = ("vt", self.message) if messages else want.after
-            taken = events.Taken(want.queue_id, messages, want.limit, after, want.queue_id in ready)
+            taken = events.Taken(want, messages, after, want.queue_id in ready)
             self.tell(taken)
         return wants
 
@@ -153,7 +153,7 @@ def test_a_look_takes_no_room_from_claims():
     assert len(scene.wants) == MANY
     assert scene.core.scheduling.wanted == 0
     looks, scene.wants = scene.wants, {}
-    scene.tell(events.Taken(3, [], 1, None, True))
+    scene.tell(events.Taken(looks[3], [], ready=True))
     assert [(w.queue_id, w.limit) for w in scene.wants.values()] == [(3, 2)]
     assert len(looks) == MANY
 
@@ -247,7 +247,7 @@ def test_a_claim_is_bounded_by_the_bytes_of_what_the_queue_holds():
     [want] = scene.wants.values()
     large = [Claimed(Claim(n, want.consumer_id, 1), b"x" * (4 * 1024 * 1024), 1) for n in range(1, 4)]
     scene.wants = {}
-    scene.tell(events.Taken(1, large, want.limit, None))
+    scene.tell(events.Taken(want, large))
     scene.pass_s(0.1)
     [want] = scene.wants.values()
     assert 1 <= want.limit <= 32

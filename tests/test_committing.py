@@ -10,9 +10,10 @@ import pytest
 
 from pgqrs import errors
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Claim, Outcome, Step, Write
-from pgqrs.store.turning import Turn, Wanted
-from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
+from supervisors.core.events import Commit, TurnEnded, Unreachable
+from supervisors.loop.committing import Answer, Aside, Broken, Lease, Turns, sever
 
 AWAY = errors.PgqrsConnectionError("away")
 SOON_S = 10.0
@@ -45,16 +46,16 @@ def write(n: int, position: int = 0) -> Write:
     return Write(Claim(n, 1, 1), step=Step(position, "s", WorkflowStatus.Success, b"1"))
 
 
-WANTED = Wanted(1, 1, 10, 5)
+WANTED = Want(1, 1, 10, 5)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Done, list[str]]]]:
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[TurnEnded, list[str]]]]:
     """Has a job carried out. Returns what came of it, and what the loop was told before."""
     monkeypatch.setattr("supervisors.loop.committing.RETRY_S", (0.0,))
     open_turns: list[Turns] = []
 
-    def run(store: Store, job: Job) -> tuple[Done, list[str]]:
+    def run(store: Store, job: Commit) -> tuple[TurnEnded, list[str]]:
         waked = threading.Event()
         turns = Turns(store, waked.set, time.monotonic)  # type: ignore[arg-type]
         open_turns.append(turns)
@@ -64,9 +65,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Done, l
             assert waked.wait(SOON_S)
             news = turns.news.get(timeout=SOON_S)
             match news:
-                case Done():
+                case TurnEnded():
                     return news, told
-                case Away():
+                case Unreachable():
                     told.append("away")
                 case Broken():
                     raise news.error
@@ -76,13 +77,13 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Done, l
         turns.close()
 
 
-def outcomes(done: Done) -> list[Write]:
+def outcomes(done: TurnEnded) -> list[Write]:
     return [o.write for o in done.turn.outcomes]
 
 
 def test_a_job_is_one_transaction_with_its_claims(run):
     store, writes = Store(), [write(n) for n in range(5)]
-    done, told = run(store, Job(writes, [WANTED]))
+    done, told = run(store, Commit(writes, [WANTED]))
     assert store.turns == [(writes, 1, False)]
     assert (outcomes(done), done.held, told) == (writes, None, [])
 
@@ -90,7 +91,7 @@ def test_a_job_is_one_transaction_with_its_claims(run):
 def test_after_a_failure_all_is_repeated_as_unsure_and_the_claims_are_asked_for(run):
     failures = iter([AWAY])
     store, writes = Store(lambda _: next(failures, None)), [write(n) for n in range(4)]
-    done, told = run(store, Job(writes, [WANTED]))
+    done, told = run(store, Commit(writes, [WANTED]))
     assert all((wanted, unsure) == (0, True) for _, wanted, unsure in store.turns[1:])
     assert (outcomes(done), done.held, told) == (writes, store.holds, ["away"])
 
@@ -99,21 +100,21 @@ def test_a_turn_that_always_fails_at_its_size_is_committed_in_parts(run):
     """As where the server, or something on the way to it, has a limit."""
     store = Store(lambda writes: AWAY if len(writes) > 3 else None)
     writes = [write(n) for n in range(40)]
-    done, _ = run(store, Job(writes, ()))
+    done, _ = run(store, Commit(writes, ()))
     assert outcomes(done) == writes
 
 
 def test_after_an_outage_the_parts_grow_again(run):
     failures = iter([AWAY] * 12)
     store, writes = Store(lambda _: next(failures, None)), [write(n) for n in range(1000)]
-    done, _ = run(store, Job(writes, ()))
+    done, _ = run(store, Commit(writes, ()))
     assert outcomes(done) == writes
     assert len(store.turns) < 12 + 12
 
 
 def test_what_was_put_off_goes_in_a_transaction_of_its_own_behind_the_others(run):
     store, new, again = Store(), [write(1)], [write(2), write(3)]
-    done, _ = run(store, Job(new, [WANTED], again))
+    done, _ = run(store, Commit(new, [WANTED], again))
     assert store.turns == [(new, 1, False), (again, 0, True)]
     assert outcomes(done) == new + again
 
@@ -123,7 +124,7 @@ def test_in_parts_too_a_claims_later_writes_wait_for_what_is_locked(run):
     store = Store(lambda _: next(failures, None))
     store.locked = {1}
     writes = [write(1), write(2), write(1, 1), write(3)]
-    done, _ = run(store, Job(writes, ()))
+    done, _ = run(store, Commit(writes, ()))
     assert outcomes(done) == [writes[1], writes[3]]
     assert done.turn.put_off == [writes[0], writes[2]]
     assert not any(write(1, 1) in asked for asked, *_ in store.turns[1:])
@@ -131,14 +132,14 @@ def test_in_parts_too_a_claims_later_writes_wait_for_what_is_locked(run):
 
 def test_what_no_waiting_mends_reaches_the_loop(run):
     with pytest.raises(errors.SchemaError):
-        run(Store(lambda _: errors.SchemaError("gone")), Job([write(1)], ()))
+        run(Store(lambda _: errors.SchemaError("gone")), Commit([write(1)], ()))
 
 
 def test_closing_ends_the_tries_and_the_thread():
     waked = threading.Event()
     turns = Turns(Store(lambda _: AWAY), waked.set, time.monotonic)  # type: ignore[arg-type]
-    turns.submit(Job([write(1)], ()))
-    assert isinstance(turns.news.get(timeout=SOON_S), Away)
+    turns.submit(Commit([write(1)], ()))
+    assert isinstance(turns.news.get(timeout=SOON_S), Unreachable)
     turns.close()
     assert not turns._thread.is_alive()
     assert isinstance(turns.news.get(timeout=SOON_S), Broken)

@@ -77,7 +77,7 @@ class Scene:
         want = self.wants.pop(queue)
         assert len(messages) <= want.limit, f"{len(messages)} messages for a claim of {want.limit}"
         after = ("vt", messages[-1].claim.message_id) if messages else want.after
-        return self.tell(events.Taken(queue, list(messages), want.limit, after))
+        return self.tell(events.Taken(want, list(messages), after))
 
     def saves(self, status: WorkflowStatus | None = RUNNING) -> "Scene":
         """The database applies what it was given; a run that is settled is what it was settled to."""

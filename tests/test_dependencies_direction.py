@@ -19,6 +19,7 @@ PACKAGES = ("pgqrs", "supervisors")
 # Modules that never know the store: what they record goes through a Journal or a command.
 STRANGERS_TO_THE_STORE = (
     "supervisors.core.core",
+    "supervisors.core.session",
     "supervisors.worker.worker",
     "supervisors.worker.async_worker",
     "pgqrs.flows.flow",
@@ -36,7 +37,18 @@ CLOCKS = re.compile(
 )
 
 CORE = tuple(
-    f"supervisors.core.{part}" for part in ("core", "endings", "limits", "scheduling", "state", "stopping")
+    f"supervisors.core.{part}"
+    for part in (
+        "core",
+        "endings",
+        "events",
+        "limits",
+        "outgoing",
+        "scheduling",
+        "session",
+        "state",
+        "stopping",
+    )
 )
 
 # What would make the core impure.

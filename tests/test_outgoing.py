@@ -2,8 +2,8 @@
 
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import Claim, Settle, Step, Write
-from supervisors.loop import outgoing
-from supervisors.loop.outgoing import AGAIN_MAX_S, AGAIN_S, Outgoing
+from supervisors.core import outgoing
+from supervisors.core.outgoing import AGAIN_MAX_S, AGAIN_S, Outgoing
 
 
 def write(n: int, output: bytes = b"1", position: int = 0) -> Write:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from pgqrs import errors
+from pgqrs.model.turns import Turn
 from pgqrs.model.writes import Claim, Write
-from pgqrs.store.turning import Turn
-from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Turns
+from supervisors.core.events import Commit, TurnEnded, Unreachable
+from supervisors.loop.committing import Answer, Aside, Broken, Turns
 
 WRITE = Write(Claim(1, 1, 1))
 NO = errors.DatabaseError("permission denied for table pgqrs_messages")
@@ -33,14 +34,14 @@ class Store:
         return []
 
 
-def news_of(store: Store, job: Job) -> list[object]:
+def news_of(store: Store, job: Commit) -> list[object]:
     """Of the job, up to its end."""
     woken = threading.Event()
     turns = Turns(store, woken.set, time.monotonic)  # type: ignore[arg-type]
     told: list[object] = []
     try:
         turns.submit(job)
-        while not told or isinstance(told[-1], Away):
+        while not told or isinstance(told[-1], Unreachable):
             told.append(turns.news.get(timeout=5))
     finally:
         turns.close()
@@ -49,22 +50,22 @@ def news_of(store: Store, job: Job) -> list[object]:
 
 def test_a_refusal_is_told_as_away_and_the_turn_is_made_again() -> None:
     store = Store(NO, NO)
-    told = news_of(store, Job((WRITE,), ("a claim",)))  # type: ignore[arg-type]
-    assert [type(n) for n in told] == [Away, Done]
-    assert isinstance(told[0], Away)
+    told = news_of(store, Commit((WRITE,), ("a claim",)))  # type: ignore[arg-type]
+    assert [type(n) for n in told] == [Unreachable, TurnEnded]
+    assert isinstance(told[0], Unreachable)
     assert "permission denied" in told[0].error
     assert store.asked == [(("a claim",), False), ((), True), ((), True)]
 
 
 def test_a_refused_claim_is_told_as_away_and_left_to_the_next_turn() -> None:
     store = Store(NO)
-    told = news_of(store, Job((), ("a claim",)))  # type: ignore[arg-type]
-    assert [type(n) for n in told] == [Away, Done]
+    told = news_of(store, Commit((), ("a claim",)))  # type: ignore[arg-type]
+    assert [type(n) for n in told] == [Unreachable, TurnEnded]
     assert store.asked == [(("a claim",), False)]
 
 
 def test_a_schema_that_is_gone_is_not_waited_for() -> None:
-    [told] = news_of(Store(errors.SchemaError("no tables")), Job((WRITE,), ()))
+    [told] = news_of(Store(errors.SchemaError("no tables")), Commit((WRITE,), ()))
     assert isinstance(told, Broken)
 
 

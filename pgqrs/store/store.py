@@ -23,11 +23,11 @@ from pgqrs.model.records import (
     iso,
 )
 from pgqrs.model.states import WorkerStatus, WorkflowStatus
+from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Claim, Write
 from pgqrs.store import checking, migrations, turning
 from pgqrs.store.database import Copying, Database, Row, Transaction
 from pgqrs.store.rows import read_json, read_status
-from pgqrs.store.turning import Turn, Wanted
 from pgqrs.values import codec
 
 BACKLOG_BOUND = 100_000
@@ -284,7 +284,7 @@ class MessageStore:
         with self.database.reading() as tx:
             return int(tx.run("later", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
-    def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
+    def turn(self, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False) -> Turn:
         """One transaction of a supervisor: see `turning.turn`."""
         return turning.turn(self.database, writes, wanted, unsure)
 

@@ -6,7 +6,7 @@ went on. `idle_in_transaction_session_timeout` counts from an answer that was wa
 """
 
 import time
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from pgqrs import errors
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Mark, Taken, Turn, Want, Watermark
 from pgqrs.model.writes import (
     Archive,
     Claim,
@@ -34,58 +35,11 @@ from pgqrs.store.postgresql.jsonb import exact_text
 from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
 from pgqrs.store.sql import DAWN, Dialect
 
-Mark = tuple[Any, int]  # (vt, id) of a message
-
 APART_S = 1.0  # of a turn's time for finding out which of its writes meet a lock; the rest is put off unseen
 
 
-class Watermark(Struct, frozen=True):
-    """Where the last claim ended, among what is new and among what was claimed before; None to begin at the oldest."""
-
-    fresh: Mark | None = None
-    again: Mark | None = None
-
-
-class Wanted(Struct, frozen=True):
-    """A claim that a supervisor asks for. `after` is the watermark of the last one, None to look at the whole queue. With `lapsed`
-    it is to have what library consumers let lapse too. With `polls` nothing is to be expected, and it is only a look whether there
-    is anything: one statement for all such queues.
-
-    Up to `first` of the `limit` messages are those that have waited longest for another claim, however many fresh ones were due
-    before them: the lapsed, and those that were claimed before and are due again. The others come in the order of their times.
-    """
-
-    queue_id: int
-    consumer_id: int
-    limit: int
-    read_ct_max: int
-    after: Watermark | None = None
-    lapsed: bool = True
-    polls: bool = False
-    first: int = 0
-
-
-class Taken(Struct, frozen=True):
-    """What a claim got: what goes first, and then the rest, oldest first. `after` is the watermark for the next. `ready`: it was a
-    look, and a claim would get something."""
-
-    wanted: Wanted
-    messages: list[Claimed]
-    after: Watermark | None
-    ready: bool = False
-
-
-class Turn(Struct, frozen=True):
-    """`put_off`: writes whose rows somebody else has locked. Nothing of them was written, and their claims hold: they are to be
-    made again, before any later write of the same claim."""
-
-    outcomes: list[Outcome]
-    taken: list[Taken]
-    put_off: list[Write] = []
-
-
 def turn(
-    database: Database, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False
+    database: Database, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
     """One transaction: the writes in their order of kinds, then the claims, which see what the writes released. Without writes, each
     claim on a server commits by itself.
@@ -110,7 +64,7 @@ def turn(
     return Turn(done.outcomes + unfit, done.taken, done.put_off) if unfit else done
 
 
-def _with_claims(database: Database, done: Turn, wanted: Sequence[Wanted]) -> Turn:
+def _with_claims(database: Database, done: Turn, wanted: Sequence[Want]) -> Turn:
     return Turn(done.outcomes, [_contained(database, w) for w in wanted], done.put_off)
 
 
@@ -136,7 +90,7 @@ def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> 
     return Turn(outcomes, [], put_off)
 
 
-def _contained(database: Database, wanted: Wanted) -> Taken:
+def _contained(database: Database, wanted: Want) -> Taken:
     """A claim where one message may be what the database refuses to claim: smaller claims, and at last that message is given up."""
     while True:
         try:
@@ -150,7 +104,7 @@ def _contained(database: Database, wanted: Wanted) -> Taken:
             wanted = replace(wanted, limit=wanted.limit // 2, first=0, lapsed=False, after=None)
 
 
-def _give_up_oldest(database: Database, wanted: Wanted, why: str) -> None:
+def _give_up_oldest(database: Database, wanted: Want, why: str) -> None:
     reason = f"the database refused to hand it out: {why}"[:500]
     error = msgspec.json.encode(
         {"code": "NON_RETRYABLE", "type": "pgqrs.errors.DatabaseError", "message": reason}
@@ -226,18 +180,7 @@ def _is_lock(error: BaseException) -> bool:
 LOCK_NOT_AVAILABLE = "55P03"
 
 
-def follows_refused(queued: MutableSequence[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Takes out of what is queued whatever comes behind a refused write of the same claim, and says that it is refused as well."""
-    refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
-    if not refused:
-        return []
-    behind = [w for w in queued if w.claim in refused]
-    for w in behind:
-        queued.remove(w)
-    return [Outcome(w, applied=False, failure=refused[w.claim]) for w in behind]
-
-
-def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Wanted], unsure: bool) -> Turn:
+def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Want], unsure: bool) -> Turn:
     if writes:
         with database.transaction() as tx:
             return _carry_out(tx, writes, wanted, unsure)
@@ -245,7 +188,7 @@ def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Wanted
 
 
 def carry_out(
-    tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Wanted] = (), unsure: bool = False
+    tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
     """In the caller's transaction: only what the fence lets through."""
     ready, unfit = _made_ready(writes, tx.dialect)
@@ -253,7 +196,7 @@ def carry_out(
     return Turn(done.outcomes + unfit, done.taken, done.put_off)
 
 
-def _carry_out(tx: Transaction, writes: "Sequence[Ready]", wanted: Sequence[Wanted], unsure: bool) -> Turn:
+def _carry_out(tx: Transaction, writes: "Sequence[Ready]", wanted: Sequence[Want], unsure: bool) -> Turn:
     outcomes: list[Outcome] = []
     put_off: list[Write] = []
     if writes and not unsure and _only_archives(writes):
@@ -417,7 +360,7 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
 # Claiming
 
 
-def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
+def _claims_alone(database: Database, wanted: Sequence[Want]) -> list[Taken]:
     """On a server each claim is a statement that commits by itself; to a file they are written together."""
     taken: list[Taken] = []
     due = [w for w in wanted if not w.polls]
@@ -432,7 +375,7 @@ def _claims_alone(database: Database, wanted: Sequence[Wanted]) -> list[Taken]:
     return taken
 
 
-def _looked(tx: Transaction, wanted: Sequence[Wanted]) -> list[Taken]:
+def _looked(tx: Transaction, wanted: Sequence[Want]) -> list[Taken]:
     """One statement for all queues of which nothing is expected."""
     looks = [w for w in wanted if w.polls]
     if not looks:
@@ -442,7 +385,7 @@ def _looked(tx: Transaction, wanted: Sequence[Wanted]) -> list[Taken]:
     return [Taken(w, [], w.after, w.queue_id in ready) for w in looks]
 
 
-def _claim_alone(database: Database, wanted: Wanted) -> Taken:
+def _claim_alone(database: Database, wanted: Want) -> Taken:
     if wanted.lapsed or wanted.first:
         with database.transaction() as tx:
             return _claimed(tx, wanted)
@@ -454,7 +397,7 @@ def _claim_alone(database: Database, wanted: Wanted) -> Taken:
         return _as_taken(wanted, [], [], rows, _history(tx, rows))
 
 
-def _claimed(tx: Transaction, wanted: Wanted) -> Taken:
+def _claimed(tx: Transaction, wanted: Want) -> Taken:
     """What goes first, then what is due, then the lapsed that there is room for; and the history of those who have one."""
     lapsed = _claim_lapsed(tx, wanted, wanted.first) if wanted.lapsed and wanted.first else []
     left = wanted.first - len(lapsed)
@@ -467,7 +410,7 @@ def _claimed(tx: Transaction, wanted: Wanted) -> Taken:
     return _as_taken(wanted, lapsed, again, rows, _history(tx, lapsed + again + rows))
 
 
-def _claim(tx: Transaction, wanted: Wanted, limit: int, again: bool = False) -> list[Row]:
+def _claim(tx: Transaction, wanted: Want, limit: int, again: bool = False) -> list[Row]:
     place = wanted.after and (wanted.after.again if again else wanted.after.fresh)
     after_vt, after_id = place or (DAWN[tx.dialect], 0)
     rows = tx.run(
@@ -483,7 +426,7 @@ def _claim(tx: Transaction, wanted: Wanted, limit: int, again: bool = False) -> 
     return rows
 
 
-def _claim_lapsed(tx: Transaction, wanted: Wanted, limit: int) -> list[Row]:
+def _claim_lapsed(tx: Transaction, wanted: Want, limit: int) -> list[Row]:
     return tx.run(
         "claim_lapsed",
         queue_id=wanted.queue_id,
@@ -494,7 +437,7 @@ def _claim_lapsed(tx: Transaction, wanted: Wanted, limit: int) -> list[Row]:
 
 
 def _as_taken(
-    wanted: Wanted, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun | str]"
+    wanted: Want, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun | str]"
 ) -> Taken:
     messages = [_as_claimed(wanted, r, history.get(r[0])) for r in [*lapsed, *again, *rows]]
     if not again and not rows:
@@ -504,7 +447,7 @@ def _as_taken(
     return Taken(wanted, messages, after)
 
 
-def _as_claimed(wanted: Wanted, row: Row, begun: "_Begun | str | None") -> Claimed:
+def _as_claimed(wanted: Want, row: Row, begun: "_Begun | str | None") -> Claimed:
     message_id, claim_no, read_ct, payload, *_ = row
     claim = Claim(message_id, wanted.consumer_id, claim_no)
     try:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Taken
 from pgqrs.model.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
 from supervisors import wire
 from supervisors.core import endings
@@ -44,7 +45,6 @@ from supervisors.core.events import (
     Saved,
     Send,
     Stop,
-    Taken,
     Tick,
 )
 from supervisors.core.limits import ASYNC_GRACE_S, Limits, exceeded
@@ -493,14 +493,14 @@ class Core:
                 worker.left[run.id] = now
 
     def _taken(self, event: Taken, now: float) -> None:
-        queue = self.queues[event.queue_id]
+        queue = self.queues[event.want.queue_id]
         self.scheduling.answered(queue)
         if event.ready:
             queue.poll_s, queue.hinted = POLL_MIN_S, False
             self.scheduling.wake(queue, now)
             return
         whole = queue.after is None
-        queue.backlog = len(event.messages) >= event.limit
+        queue.backlog = len(event.messages) >= event.want.limit
         if queue.backlog:
             queue.after, queue.empty = event.after, False
             next_claim_at = now

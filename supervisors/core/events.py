@@ -1,11 +1,17 @@
-"""What the core is told, in the past tense, and what it orders, in the imperative. Data only."""
+"""Events (past tense) and commands (imperative) of the session and the core. Data only.
+
+The loop hands events to the session, which hands most of them on to the core. The core's commands come back the same way. The
+session keeps `Save`, `Hurry` and `Want` for itself, because it decides what the next turn is made of.
+"""
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from msgspec import Struct
 
-from pgqrs.model.writes import Claim, Claimed, Outcome, Write
+from pgqrs.model.turns import Taken, Turn, Want
+from pgqrs.model.writes import Claim, Outcome, Write
 from supervisors import wire
 
 Kind = Literal["sync", "async"]
@@ -38,16 +44,6 @@ class Exited(Struct, frozen=True):
     oom: bool = False
     failure: str | None = None  # why we ended it ourselves, or why it could not be started
     stacks: str | None = None  # where its threads were when a Dump asked for that
-
-
-class Taken(Struct, frozen=True):
-    """The answer to a Want: the messages, and the watermark for the next claim. `ready`: a look has found that there are some."""
-
-    queue_id: int
-    messages: list[Claimed]
-    limit: int
-    after: Any
-    ready: bool = False
 
 
 class Saved(Struct, frozen=True):
@@ -131,8 +127,52 @@ class Tick(Struct, frozen=True):
 
 
 Event = (
-    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | Inside | ClaimLost | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
+    Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | Inside | ClaimLost
+    | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
 )  # fmt: skip
+
+
+# Events of the session alone
+
+
+class Unreachable(Struct, frozen=True):
+    """The database cannot be reached, or refuses the turn for a reason that is no value's fault. The turn is being retried."""
+
+    error: str
+
+
+class Watched(Struct, frozen=True):
+    """What the connection that listens for hints says of the database: why it is away, None while it is there."""
+
+    away: str | None
+
+
+class LeaseTaken(Struct, frozen=True):
+    """The database says that our lease is over: another supervisor has taken over what we held."""
+
+
+class LookedAround(Struct, frozen=True):
+    """The answer to a LookAround. `gone`: which of the claims are no longer ours. The counts are of messages: taken back from
+    dead supervisors, taken back from clients of 0.15, and due again because the clock went back."""
+
+    gone: Sequence[Claim]
+    recovered: int = 0
+    reclaimed: int = 0
+    brought_back: int = 0
+
+
+class Unanswered(Struct, frozen=True):
+    """A Join or a LookAround came to nothing: the database was away."""
+
+
+class ParentGone(Struct, frozen=True):
+    """The program that this supervisor works for has died."""
+
+
+class NoWorkers(Struct, frozen=True):
+    """No worker can be started any more."""
+
+    reason: str
 
 
 # Commands
@@ -176,19 +216,6 @@ class Hurry(Struct, frozen=True):
     """What is waiting to be committed is waited for."""
 
 
-class Want(Struct, frozen=True):
-    """A claim. With `polls` it is only a look whether there is anything. `first`: how many of the `limit` may go to what was claimed
-    before and is due again, ahead of older messages that are new."""
-
-    queue_id: int
-    consumer_id: int
-    limit: int
-    after: Any
-    lapsed: bool
-    polls: bool
-    first: int = 0
-
-
 NoteLevel = Literal["info", "warning", "error"]
 
 
@@ -207,3 +234,56 @@ class Exit(Struct, frozen=True):
 
 
 Command = Launch | Send | Recall | Dump | Kill | Save | Hurry | Want | Note | Exit
+
+
+# Commands of the session alone
+
+
+class Commit(Struct, frozen=True):
+    """A turn: one transaction with these writes and claims. `again`: writes that were put off because another session had locked
+    their rows. They are written after the others, in a transaction of their own, and may have been committed before, unseen."""
+
+    writes: Sequence[Write]
+    wants: Sequence[Want]
+    again: Sequence[Write] = ()
+
+
+class TurnEnded(Struct, frozen=True):
+    """The answer to a Commit. `held` is what the database says that we hold; it is asked only after a failure, when the answers to
+    the claims were lost."""
+
+    commit: Commit
+    turn: Turn
+    held: list[Claim] | None = None
+
+
+class Join(Struct, frozen=True):
+    """Become a supervisor: again, after a lost lease. The answer is Registered or Unanswered."""
+
+
+class LookAround(Struct, frozen=True):
+    """Take back what dead supervisors held, and ask which of these claims are still ours. The answer is LookedAround or
+    Unanswered."""
+
+    claims: Sequence[Claim]
+    consumers: Sequence[int]
+
+
+class Sever(Struct, frozen=True):
+    """Break off what waits for an answer of the database: the turn, and with `lease` the lease's renewal too."""
+
+    lease: bool
+
+
+class Listen(Struct, frozen=True):
+    """Whether to read the workers' frames. Workers whose frames are not read wait."""
+
+    listens: bool
+
+
+SessionEvent = (
+    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone | NoWorkers
+)  # fmt: skip
+SessionCommand = (
+    Launch | Send | Recall | Dump | Kill | Note | Exit | Commit | Join | LookAround | Sever | Listen
+)  # fmt: skip

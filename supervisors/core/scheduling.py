@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import takewhile
 
+from pgqrs.model.turns import Want
 from pgqrs.model.writes import RecordedStep
 from supervisors import wire
-from supervisors.core.events import Command, Kind, Recall, Send, Want
+from supervisors.core.events import Command, Kind, Recall, Send
 from supervisors.core.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
@@ -369,7 +370,16 @@ class Scheduling:
         queue.hinted, queue.lapsed = False, lapsed or looks
         assert queue.consumer_id is not None
         self._order(
-            Want(queue.function.queue_id, queue.consumer_id, limit, queue.after, lapsed, looks, first)
+            Want(
+                queue.function.queue_id,
+                queue.consumer_id,
+                limit,
+                self._settings.read_ct_max,
+                queue.after,
+                lapsed,
+                looks,
+                first,
+            )
         )
 
     def _idle(self, queue: Queue) -> bool:

@@ -1,13 +1,14 @@
 """What the core knows: its functions and settings, the runs it holds, its workers, its queues. Data only."""
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs.flows.retry import BackoffStrategy
+from pgqrs.model.turns import Watermark
 from pgqrs.model.writes import Claim, Claimed, Place, RecordedStep, Step, Write
 from supervisors import wire
 from supervisors.core.events import Kind, Note, NoteLevel
@@ -48,6 +49,7 @@ class Settings(Struct, frozen=True):
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
     commit_hide_s: float = COMMIT_HIDE_S
+    gather_s: float = 0.0  # even a turn that somebody waits for waits this long for company
     database: str = ""  # its identity, for the workers
 
 
@@ -207,7 +209,7 @@ class Worker(Struct, eq=False):
 class Queue(Struct, eq=False):
     function: Function
     consumer_id: int | None = None
-    after: Any = None
+    after: Watermark | None = None
     wanted: int = 0  # asked for by a claim under way
     looking: bool = False  # what is under way only looks whether there is anything, and claims nothing
     listed: int = 0  # the number of its entry in the scheduling's heap; an older one is of the past

@@ -13,38 +13,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from msgspec import Struct
 
 from pgqrs import errors
+from pgqrs.model.turns import Turn, follows_refused
 from pgqrs.model.writes import Claim, Outcome, Write
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Turn, Wanted, follows_refused
+from supervisors.core.events import Commit, TurnEnded, Unreachable
 
 T = TypeVar("T")
 
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts to reach a database that is away
-
-
-class Job(Struct, frozen=True):
-    """`again`: writes that were put off because somebody else had locked their rows. They are made after the others, in a
-    transaction of their own, and may have been committed before, unseen."""
-
-    writes: Sequence[Write]
-    wanted: Sequence[Wanted]
-    again: Sequence[Write] = ()
-
-
-class Done(Struct, frozen=True):
-    """`held` is what the database says that we hold, asked for after a failure only."""
-
-    job: Job
-    turn: Turn
-    seconds: float
-    held: list[Claim] | None = None
-
-
-class Away(Struct, frozen=True):
-    """The database cannot be reached, or refuses what is no value's fault; the turn is being
-    tried again."""
-
-    error: str
 
 
 class Broken(Struct, frozen=True):
@@ -54,55 +30,56 @@ class Broken(Struct, frozen=True):
 
 
 class Turns:
-    """`submit` one job at a time; `wake` is called, from the thread, when `news` has something."""
+    """Carries out one Commit at a time (`submit`). Calls `wake`, from its thread, when `news` has something."""
 
     def __init__(self, store: MessageStore, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
         self._wake = wake
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self.news: queue.SimpleQueue[Done | Away | Broken] = queue.SimpleQueue()
-        self.busy = False
-        self.asked_at = 0.0  # for the last job
+        self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self.news: queue.SimpleQueue[TurnEnded | Unreachable | Broken] = queue.SimpleQueue()
+        self.asked_at: float | None = None  # for the turn under way
         self.consumers: tuple[int, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgqrs-turns", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        self.busy, self.asked_at = True, self._clock()
-        self._jobs.put(job)
+    def submit(self, commit: Commit) -> None:
+        self.asked_at = self._clock()
+        self._commits.put(commit)
 
     def close(self, timeout_s: float = 5.0) -> None:
         self._stopping.set()
-        self._jobs.put(None)
+        self._commits.put(None)
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (commit := self._commits.get()) is not None:
             try:
-                self._say(self._carry_out(job))
+                ended = self._carry_out(commit)
+                self.asked_at = None
+                self._say(ended)
             except BaseException as e:
                 self._say(Broken(e))
                 return
 
-    def _carry_out(self, job: Job) -> Done:
-        began = self._clock()
+    def _carry_out(self, commit: Commit) -> TurnEnded:
+        writes, wants, held = commit.writes, commit.wants, None
         try:
-            turn = self._store.turn(job.writes, job.wanted) if job.writes or job.wanted else Turn([], [])
-            if not job.again:
-                return Done(job, turn, self._clock() - began)
-            again, held = self._in_parts(job.again), None
+            turn = self._store.turn(writes, wants) if writes or wants else Turn([], [])
+            if not commit.again:
+                return TurnEnded(commit, turn)
+            again = self._in_parts(commit.again)
         except errors.SchemaError:
             raise  # no waiting mends that
         except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
-            # Whether this attempt was committed is unknown: the writes are safe to repeat, and what a claim took without our
+            # Whether this attempt was committed is unknown. The writes are safe to repeat, and what a claim took without our
             # seeing it is found by asking.
             self._pause(e, 0)
-            turn = self._in_parts([*job.writes, *job.again], failures=1)
+            turn = self._in_parts([*writes, *commit.again], failures=1)
             again, held = Turn([], []), self._held()
         whole = Turn(turn.outcomes + again.outcomes, turn.taken, turn.put_off + again.put_off)
-        return Done(job, whole, self._clock() - began, held)
+        return TurnEnded(commit, whole, held)
 
     def _in_parts(self, writes: Sequence[Write], failures: int = 0) -> Turn:
         """Repeats until all of it is committed. After a failure a transaction has half as many writes as before, and after a success
@@ -142,11 +119,11 @@ class Turns:
     def _pause(self, error: errors.PgqrsError, failures: int) -> None:
         """Raises the error where the thread is to stop."""
         if not failures:
-            self._say(Away(str(error)))
+            self._say(Unreachable(str(error)))
         if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
             raise error
 
-    def _say(self, news: Done | Away | Broken) -> None:
+    def _say(self, news: TurnEnded | Unreachable | Broken) -> None:
         self.news.put(news)
         self._wake()
 
@@ -181,13 +158,11 @@ class Aside:
             queue.SimpleQueue()
         )
         self.news: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
-        self.busy = False
         self._thread = threading.Thread(target=self._run, name="pgqrs-aside", daemon=True)
         self._thread.start()
 
     def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
         """`then` hears None where the database could not be reached, or refused."""
-        self.busy = True
         self._calls.put((call, then))
 
     def close(self, timeout_s: float) -> None:

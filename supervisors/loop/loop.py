@@ -1,33 +1,23 @@
-"""The supervisor process: pipes, signals, the database and the clock, around the core that decides.
+"""The supervisor process: a selector, threads and pipes, around a session that decides.
 
-Every turn reads what is ready, lets the core say what follows, and hands one transaction to the database thread; what
-arrives meanwhile is the next one. Nothing here waits for anything but the selector.
+One pass of the loop reads what is ready, hands it to the session as events, and carries out the session's commands. The loop
+waits for nothing but the selector: turns, lease and other questions to the database have threads of their own (committing.py).
 """
 
-import errno
 import gc
-import math
 import os
 import selectors
-import signal
 import socket
-import termios
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from msgspec import Struct
-
-from pgqrs import errors
 from pgqrs.config import Config
-from pgqrs.model.wording import count
-from pgqrs.model.writes import Claim, Write
 from pgqrs.program import targets
-from pgqrs.store import administering, open_store
-from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Wanted
+from pgqrs.store import open_store
 from supervisors.births.launch import (
     Child,
     Described,
@@ -38,158 +28,125 @@ from supervisors.births.launch import (
     become_subreaper,
 )
 from supervisors.births.launchers import make_launcher
-from supervisors.core import core, events, state
-from supervisors.core.stopping import Happened, Level, after
+from supervisors.core import events, state
+from supervisors.core.core import Core
+from supervisors.core.session import Session
 from supervisors.health.health import Health
 from supervisors.health.listeners import listeners
-from supervisors.loop.committing import Answer, Aside, Away, Broken, Done, Job, Lease, Turns, sever
-from supervisors.loop.outgoing import Outgoing
+from supervisors.loop.committing import Answer, Aside, Broken, Lease, Turns, sever
+from supervisors.loop.membership import Joined, Membership, prepare
 from supervisors.loop.pipes import Pipes
+from supervisors.loop.signals import Signals
 from supervisors.loop.view import Options, Report, State, View, worker_states
 from supervisors.loop.watching import watch
-from supervisors.machine.identity import cpu_seconds, end_of, is_gone, own_identity, resident_bytes
+from supervisors.machine.identity import cpu_seconds, end_of, resident_bytes
 from supervisors.machine.quota import cores
 from supervisors.worker.board import OnBoard
 
-ATTEMPT_S = 3.0
-S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT, of some 60 to 100 ms
-S3_GATHER_S = 0.015  # which even what somebody waits for therefore waits for company: a batch of tiny steps then is one PUT
-RECOVER_EVERY_S = 1.0
-SELF_FENCE_MARGIN_S = 1.0
-JOIN_EVERY_S = 1.0  # while the database does not let us
-REFRESH_S = 0.25
-SIGN_OFF_S = 5.0  # for the database to hear it
-UNANSWERED_S = (
-    5.0  # a turn that waits for so long, as behind somebody's lock, keeps no supervisor from ending
-)
-EXIT_FAILED = 1  # where runs failed, if that was asked for
-CLOCK_BACK_S = 1.0  # a smaller step is the clock's own correction
-LOCKED_TELL_S = 1.0  # a lock of another session that lasts so long is worth a line
-# Without a turn of the loop, or with one transaction under way, for so long, the lease is no longer renewed: somebody else takes over
-# when it has run out. A turn of the loop takes milliseconds; a transaction waits 3 s for a silent server, and may have to be repeated.
+ATTEMPT_S = 3.0  # to reach the database
+S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT of some 60 to 100 ms
+S3_GATHER_S = 0.015  # so that a batch of tiny steps is one PUT
+REFRESH_S = 0.25  # between looks at the workers and updates of the view
+SIGN_OFF_S = 5.0  # for the database to hear that this supervisor ends
+CLOCK_BACK_S = 1.0  # a smaller step back is the clock's own correction
+EXIT_FAILED = 1  # where runs failed, with --fail
+# The lease is renewed only while the loop turns and transactions end. A pass of the loop takes milliseconds; a transaction waits
+# 3 s for a silent server, and may have to be repeated.
 LOOP_STANDS_S = 10.0
 TURN_STANDS_S = 30.0
-ORPHAN_GRACE_S = 2.0  # for steps to end, after the program that this supervisor is for has died
 
 
 class Loop:
     def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
         self._target = target
-        # A database that is away is asked again and again here, so one attempt need not be patient.
+        # The loop asks a database that is away again and again, so one attempt need not be patient.
         self._config = Config.from_dict(config.to_dict() | {"connection_timeout_seconds": ATTEMPT_S})
         self._options = options
-        self._last_turn_at = 0.0
-        self._gather_s = S3_GATHER_S if config.backend == "s3" else 0.0
         self._view = view
+        self._signals = Signals()
         self._selector = selectors.DefaultSelector()
         self._pipes = Pipes(self._selector, self._handle, self._show)
-        self._out = Outgoing()
-        self._wants: list[events.Want] = []
-        self._recalls = False  # a board was asked, and its answer is to be settled
-        self._exit: events.Exit | None = None
-        self._in_flight = 0  # writes of the turn under way
-        self._signals = 0
-        self._stays = False  # when its terminal is closed
-        self._suspends = False  # its terminal asked for that
-        self._starting = False
-        self._watched: int | None = None
-        self._told_locked = False
-        self._killing_since: float | None = None
-        self._turned_at = time.monotonic()
-        self._clock_ahead_s = time.time() - time.monotonic()  # of the machine's time since its start
-        self._away: str | None = None
-        self._told_away = False
-        self._backlog: int | None = None
-        self._next_look = 0.0
+        self._lease: Lease | None = None
+        self._turned_at = time.monotonic()  # the loop
         self._next_refresh = 0.0
-        self._next_recover = 0.0
-        self._joined = True  # False between a lease that was lost and the next one
-        self._next_join = 0.0
-        self._stop_now_at: float | None = None
-        self._supervisor_id: int | None = None
+        self._next_look = 0.0  # for hints
+        self._watched_fd: int | None = None
+        self._watched_away: str | None = None
+        self._clock_ahead_s = time.time() - time.monotonic()
+        self._backlog: int | None = None
+        self._recalls = False  # a board was asked, and the session is to hear the answer
         self._parent_end: int | None = None
 
     def run(self) -> int:
-        """Until told to stop or, with `burst`, until there is nothing left. The exit code. Raises PgqrsError for what
-        keeps it from starting."""
+        """Runs until told to stop or, with `burst`, until nothing is left. Returns the exit code. Raises PgqrsError for what keeps
+        the supervisor from starting."""
         with ExitStack() as stack:
-            wake_read, wake_write = socket.socketpair()
-            for s in (wake_read, wake_write):
-                s.setblocking(False)
-                stack.callback(s.close)
-            self._wake = lambda: _poke(wake_write)
-            self._handle_signals(wake_write, stack)
-            self._listeners = listeners(self._options.http, time.monotonic)
-            for listener in self._listeners:
-                stack.callback(listener.close)
-            if self._options.subreaper:
-                become_subreaper()
-            self._launcher = make_launcher(
-                self._target, self._options.start_method, self._config.max_payload_size_bytes
-            )
-            stack.callback(self._launcher.close)
-            self._starting = True  # which may take long, or for ever: a signal ends it
-            loaded = self._launcher.load()
-            self._store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
-            self._lease_store = stack.enter_context(_closing(open_store(self._config, steady_plans=True)))
-            functions = self._prepare(loaded.functions)
-            self._watch = watch(self._config)
-            stack.callback(self._watch.close)
-            if (fd := self._watch.fileno()) is not None:
-                self._watched = fd
-                self._register_fd(fd, self._look_for_hints)
-            self._register_fd(wake_read, lambda: _drain(wake_read))
-            self._register_fd(self._launcher.fileno(), self._read_launcher)
-            if self._options.parent_fd is not None:
-                self._register_fd(self._options.parent_fd, self._hear_parent)
-            if self._options.parent_pid is not None:
-                self._parent_end = end_of(self._options.parent_pid)
-                self._register_fd(self._parent_end, self._parent_is_gone)
-            self._turns = Turns(self._store, self._wake, time.monotonic)
-            self._core = core.Core(functions, self._settings())
-            self._aside = Aside(self._wake)
-            joined = self._join()
-            self._starting = False
-            self._joined_as(joined)
-            stack.callback(self._sign_off)
-            stack.callback(
-                lambda: self._turns.close(5.0 if self._gone() is None else 0.1)
-            )  # first: what a claim under way takes must be signed off too
-            stack.callback(self._pipes.close)
-            self._report(loaded, functions)
-            for caution in (*self._store.cautions(), self._watch.caution()):
-                if caution is not None:
-                    self._view.note(events.Note(caution, "warning"))
-            self._handle(events.Registered(self._consumers, self._lease.until))
-            self._settle()
-            self._say_health(time.monotonic())
-            if self._options.ready_fd is not None:
-                os.write(self._options.ready_fd, b"1")
-                os.close(self._options.ready_fd)
-            _rest_collector()
-            self._handle_suspending(stack)
+            self._start(stack)
             self._forever()
-            assert self._exit is not None
-            if self._options.burst and not self._exit.code:
+            assert self._session.exit is not None
+            if self._options.burst and not self._session.exit.code:
                 self._say_what_waits()
-        code, reason = self._exit.code, self._exit.reason
-        if self._options.fail and not code and self._core.failed:
-            code, reason = EXIT_FAILED, f"{reason}; {self._core.failed:,} failed, and --fail was given"
+        code, reason = self._session.exit.code, self._session.exit.reason
+        if self._options.fail and not code and (failed := self._session.core.failed):
+            code, reason = EXIT_FAILED, f"{reason}; {failed:,} failed, and --fail was given"
         self._view.ended(code, reason, self._state())
         return code
 
-    def _say_what_waits(self) -> None:
-        # Aside, as all that is asked: a database that says nothing must not keep us from ending.
-        told: SimpleQueue[int] = SimpleQueue()
-        self._aside.ask(lambda: told.put(self._lease_store.later(self._consumers)), lambda _: None)
-        with suppress(Empty):
-            if count := told.get(timeout=SIGN_OFF_S):
-                text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
-                self._view.note(events.Note(text))
-
     # Starting
 
+    def _start(self, stack: ExitStack) -> None:
+        wake_read, wake_write = socket.socketpair()
+        for s in (wake_read, wake_write):
+            s.setblocking(False)
+            stack.callback(s.close)
+        self._wake = lambda: _poke(wake_write)
+        self._signals.install(wake_write, stack)
+        self._listeners = listeners(self._options.http, time.monotonic)
+        for listener in self._listeners:
+            stack.callback(listener.close)
+        if self._options.subreaper:
+            become_subreaper()
+        self._launcher = make_launcher(
+            self._target, self._options.start_method, self._config.max_payload_size_bytes
+        )
+        stack.callback(self._launcher.close)
+        self._signals.starting = True
+        loaded = self._launcher.load()
+        self._store = stack.enter_context(closing(open_store(self._config, steady_plans=True)))
+        self._lease_store = stack.enter_context(closing(open_store(self._config, steady_plans=True)))
+        functions = self._prepare(loaded.functions)
+        self._watch = watch(self._config)
+        stack.callback(self._watch.close)
+        self._register_all(wake_read)
+        self._turns = Turns(self._store, self._wake, time.monotonic)
+        self._session = Session(functions, self._settings())
+        self._aside = Aside(self._wake)
+        self._membership = Membership(
+            self._lease_store,
+            {f.queue: f.queue_id for f in functions},
+            self._options.lease_s,
+            self._config.max_read_ct,
+            self._config.reclaim_after_seconds,
+            time.monotonic,
+        )
+        joined = self._membership.join()
+        self._signals.starting = False
+        self._joined(joined)
+        # In the reverse order: what a claim under way takes must be signed off too.
+        stack.callback(self._sign_off)
+        stack.callback(lambda: self._turns.close(5.0 if self._session.away is None else 0.1))
+        stack.callback(self._pipes.close)
+        self._report(loaded, functions, joined.recovered)
+        self._settle()
+        self._say_health(time.monotonic())
+        if self._options.ready_fd is not None:
+            os.write(self._options.ready_fd, b"1")
+            os.close(self._options.ready_fd)
+        _rest_collector()
+        self._signals.install_suspending(stack)
+
     def _settings(self) -> state.Settings:
+        is_s3 = self._config.backend == "s3"
         return state.Settings(
             workers=self._options.workers or cores(),
             lanes=self._options.lanes,
@@ -198,89 +155,29 @@ class Loop:
             burst=self._options.burst,
             max_runs_per_worker=self._options.max_runs_per_worker,
             max_rss_bytes=self._options.max_rss_bytes,
-            commit_hide_s=S3_COMMIT_HIDE_S if self._config.backend == "s3" else state.COMMIT_HIDE_S,
+            commit_hide_s=S3_COMMIT_HIDE_S if is_s3 else state.COMMIT_HIDE_S,
+            gather_s=S3_GATHER_S if is_s3 else 0.0,
             database=self._store.identity(),
         )
 
     def _prepare(self, described: Sequence[Described]) -> list[state.Function]:
-        """Everything that the functions need in the database. On SQLite this may be the first write."""
-        if self._store.database.dialect == "sqlite":
-            self._store.install()
-        self._store.verify()
-        self._store.refuse_incapable()
-        self._store.bring_back()
-        functions = []
-        for d in described:
-            workflow_id = None
-            if d.kind == "workflow":
-                workflow = self._store.ensure_workflow(d.name, d.queue)
-                queue_id, workflow_id = workflow.queue_id, workflow.id
-            else:
-                queue_id = self._store.ensure_queue(d.queue)
-            functions.append(
-                state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id, d.timeout_s)
-            )
-        return functions
+        ids = prepare(self._store, [(d.kind, d.name, d.queue) for d in described])
+        return [
+            state.Function(d.name, d.kind, d.is_async, d.queue, queue_id, workflow_id, d.timeout_s)
+            for d, (queue_id, workflow_id) in zip(described, ids, strict=True)
+        ]
 
-    def _join(self) -> "Joined":
-        """A new supervisor, also after a lost lease. Talks to the database, and touches nothing else."""
-        queues = {f.function.queue: queue_id for queue_id, f in self._core.queues.items()}
-        if self._supervisor_id is not None:
-            self._make_sure_of(queues)
-            # What we were is dead, and so is all that ran for it: there is no need to wait until its lease is over.
-            self._lease_store.expire_lease(self._supervisor_id)
-        recovered = self._take_back()
-        began = time.monotonic()
-        supervisor_id, consumers = self._lease_store.register_supervisor(
-            own_identity(), queues, self._options.lease_s
-        )
-        return Joined(supervisor_id, {queues[name]: c for name, c in consumers.items()}, recovered, began)
+    def _register_all(self, wake: socket.socket) -> None:
+        self._register_fd(wake, lambda: _drain(wake))
+        self._register_fd(self._launcher.fileno(), self._read_launcher)
+        self._watch_fd()
+        if self._options.parent_fd is not None:
+            self._register_fd(self._options.parent_fd, self._hear_parent)
+        if self._options.parent_pid is not None:
+            self._parent_end = end_of(self._options.parent_pid)
+            self._register_fd(self._parent_end, self._parent_is_gone)
 
-    def _make_sure_of(self, queues: dict[str, int]) -> None:
-        """Raises SchemaError where this is another database by now than the one that the supervisor started with."""
-        for name, queue_id in queues.items():
-            try:
-                same = self._lease_store.find_queue(name) == queue_id
-            except errors.QueueNotFoundError:
-                same = False
-            if not same:
-                raise errors.SchemaError(
-                    f"the database was replaced by another: queue {name!r} is not the one in it that this supervisor knew; "
-                    "start the supervisor again"
-                )
-
-    def _take_back(self) -> int:
-        """What supervisors held whose lease is over, and at once what a dead one of this host held: how many messages."""
-        neighbours, is_over = self._lease_store.watched(own_identity())
-        for supervisor_id, pid, pid_started in neighbours:
-            if supervisor_id != self._supervisor_id and is_gone(pid, pid_started):
-                self._lease_store.expire_lease(supervisor_id)
-                is_over = True
-        return self._lease_store.recover(self._config.max_read_ct) if is_over else 0
-
-    def _joined_as(self, joined: "Joined") -> None:
-        self._supervisor_id, self._consumers, self._recovered = joined.id, joined.consumers, joined.recovered
-        self._turns.consumers = tuple(joined.consumers.values())
-        self._lease = Lease(
-            self._lease_store,
-            joined.id,
-            self._options.lease_s,
-            self._wake,
-            time.monotonic,
-            joined.began,
-            self._is_at_work,
-        )
-        self._told_until = self._lease.until
-        self._joined = True
-
-    def _is_at_work(self) -> bool:
-        """Asked by the lease's thread."""
-        now = time.monotonic()
-        if now - self._turned_at > LOOP_STANDS_S:
-            return False
-        return not self._turns.busy or now - self._turns.asked_at <= TURN_STANDS_S
-
-    def _report(self, loaded: Loaded, functions: Sequence[state.Function]) -> None:
+    def _report(self, loaded: Loaded, functions: Sequence[state.Function], recovered: int) -> None:
         self._view.started(
             Report(
                 target=str(self._target),
@@ -294,141 +191,52 @@ class Loop:
                 lease_s=self._options.lease_s,
                 payload_bytes_max=self._config.max_payload_size_bytes,
                 dsn=self._config.dsn,
-                recovered=self._recovered,
+                recovered=recovered,
             )
         )
-        for sentence in (*loaded.shared, *loaded.unknown):
-            self._view.note(events.Note(sentence, "warning"))
+        for sentence in (*loaded.shared, *loaded.unknown, *self._store.cautions(), self._watch.caution()):
+            if sentence is not None:
+                self._view.note(events.Note(sentence, "warning"))
 
-    def _handle_signals(self, wake: socket.socket, stack: ExitStack) -> None:
-        def on_signal(number: int, frame: object) -> None:
-            if number == signal.SIGHUP:
-                self._hung_up()
-                _leave_terminal()
-            else:
-                self._signals += 1
-            if self._starting:
-                raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
-
-        old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        stack.callback(signal.set_wakeup_fd, old_fd)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                self._stays = True  # as nohup wishes
-                continue
-            stack.callback(signal.signal, number, signal.signal(number, on_signal))
-
-    def _handle_suspending(self, stack: ExitStack) -> None:
-        """Of a terminal's Ctrl-Z, unless whoever started this process ignores that."""
-        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
-            stack.callback(signal.signal, signal.SIGTSTP, signal.signal(signal.SIGTSTP, self._on_suspending))
-
-    def _on_suspending(self, number: int, frame: object) -> None:
-        self._suspends = True
-
-    def _suspend(self) -> None:
-        """Stops the workers and then this process, until somebody continues it. By then its lease may be over, and what its workers
-        have may be another supervisor's: they go on only after the loop has looked at that."""
-        self._suspends = False
-        text = "stopped by Ctrl-Z, and its workers with it; after the lease others take over what runs"
-        self._view.note(events.Note(text, "warning"))
-        self._view.suspended()
-        self._pipes.stand_still(True)
-        began = time.monotonic()
-        ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, ours)
-        self._view.resumed()
-        self._view.note(events.Note(f"goes on after {time.monotonic() - began:.1f} s"))
-        self._look_around(time.monotonic())
-        self._settle()
-        self._pipes.stand_still(False)
-
-    def _hung_up(self) -> None:
-        """One and the same end may be told several times: by the shell, by the kernel, by what is written there."""
-        self._signals = max(self._signals, 1)
-
-    # The turn
+    # A pass of the loop
 
     def _forever(self) -> None:
-        stopping = 0
-        while self._exit is None:
-            if self._suspends:
+        while self._session.exit is None:
+            if self._signals.suspends:
                 self._suspend()
-            now = self._turned_at = time.monotonic()
-            if self._view.deserted and not self._stays:
-                self._hung_up()
-            if self._signals > stopping:
-                if not stopping:
-                    for listener in self._listeners:
-                        listener.stopping()
-                stopping = self._signals
-                self._handle(events.Stop(min(stopping, 3)))
-                self._settle()
-            if self._core.level is Level.KILLING:
-                self._killing_since = self._killing_since or now
-                self._give_up_silence(now)
-            if (self._away is not None or not self._joined) and self._ends_with(Happened.AWAY):
-                break
+            self._turned_at = time.monotonic()
+            self._hear_signals()
             self._pipes.flush()
-            for key, _ in self._selector.select(self._timeout(now)):
+            for key, _ in self._selector.select(self._timeout(self._turned_at)):
                 key.data()
-            self._read_database()
+            self._read_threads()
             self._look_around(time.monotonic())
             self._settle()
-            self._commit(time.monotonic())
-
-    def _give_up_silence(self, now: float) -> None:
-        """What cannot be written for so long keeps no supervisor from ending."""
-        if self._away is not None:
-            return
-        locked_since = self._out.locked_since
-        if self._turns.busy and now - self._turns.asked_at > UNANSWERED_S:
-            self._away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
-            self._told_away = True
-            sever(self._store)
-        elif locked_since is not None and now - max(locked_since, self._killing_since or now) > UNANSWERED_S:
-            self._away = f"the last results have waited {UNANSWERED_S:g} s to be written: somebody may hold a lock on their rows"
-        else:
-            return
-        self._view.note(events.Note(self._away, "warning"))
 
     def _timeout(self, now: float) -> float:
-        times = [self._next_refresh, self._next_recover]
-        if (timer := self._core.next_timer()) is not None:
-            times.append(timer)
+        times = [self._next_refresh, self._session.next_timer()]
         if self._watch.interval_s is not None:
             times.append(self._next_look)
         if (rested := self._pipes.next_timer()) is not None:
             times.append(rested)
-        if not self._turns.busy:
-            if self._out.oldest is not None:
-                every = self._out.oldest + self._core.scheduling.commit_every_s
-                times.append(self._gathered_at() if self._out.hurried or self._wants else every)
-            if (again_at := self._out.next_again()) is not None:
-                times.append(again_at)
         return max(0.0, min(times) - now)
 
-    def _handle(self, event: events.Event) -> None:
-        self._core.take(event, time.monotonic())
+    def _handle(self, event: events.SessionEvent) -> None:
+        self._session.take(event, time.monotonic())
 
     def _settle(self) -> None:
         self._recalls = True
-        while self._recalls:  # what was asked of a board has its answer at once
+        while self._recalls:
             self._recalls = False
-            for command in self._core.settle(time.monotonic(), self._claim_from()):
+            for command in self._session.settle(time.monotonic()):
                 self._do(command)
 
-    def _do(self, command: events.Command) -> None:
+    def _do(self, command: events.SessionCommand) -> None:
         match command:
             case events.Send():
                 self._pipes.send(command.worker, command.frame)
-            case events.Save():
-                self._out.add(command.write, time.monotonic(), command.urgent)
-            case events.Hurry():
-                self._out.hurried = True
-            case events.Want():
-                self._wants.append(command)
+            case events.Commit():
+                self._turns.submit(command)
             case events.Launch():
                 self._launcher.launch(command.worker, command.kind)
             case events.Recall():
@@ -440,197 +248,113 @@ class Loop:
                 self._pipes.kill(command.worker, command.force)
             case events.Note():
                 self._view.note(command)
+            case events.LookAround():
+                self._ask_around(command)
+            case events.Listen():
+                self._pipes.listen(command.listens)
+            case events.Join():
+                self._aside.ask(self._membership.join, self._joined)
+            case events.Sever():
+                self._sever(command)
             case events.Exit():
-                self._exit = command
+                pass  # the session keeps it, and the loop ends
 
     def _look_around(self, now: float) -> None:
         if self._watch.interval_s is not None and now >= self._next_look:
             self._look_for_hints()
             self._next_look = now + (self._watch.interval_s or 0.0)
-        if not self._joined:
-            if now >= self._next_join and not self._aside.busy:
-                self._next_join = now + JOIN_EVERY_S
-                self._aside.ask(self._join, self._join_anew)
-        elif self._lease.lost or now > self._lease.until - SELF_FENCE_MARGIN_S:
-            self._lost()
-        elif self._lease.until != self._told_until:
-            self._told_until = self._lease.until
-            self._handle(events.Renewed(self._told_until))
-        self._tell_away()
+        if self._watch.away != self._watched_away:
+            self._watched_away = self._watch.away
+            self._handle(events.Watched(self._watched_away))
+        self._look_at_lease()
         self._pipes.go_on(now)
-        self._pipes.listen(self._out.has_room)
-        timer = self._core.next_timer()
-        if timer is not None and now >= timer:
-            self._handle(events.Tick())
-        if self._stop_now_at is not None and now >= self._stop_now_at:
-            self._signals = max(self._signals, 3)
-        if now >= self._next_recover:
-            self._next_recover = now + RECOVER_EVERY_S
-            self._recover_others()
         if now >= self._next_refresh:
             self._next_refresh = now + REFRESH_S
-            self._pipes.look_at_boards(self._is_known, self._is_there)
-            self._weigh()
-            self._launcher.look()
-            if self._options.subreaper:
-                self._launcher.reap_strangers(self._pipes.pids())
-            self._view.state(self._state())
-            self._say_health(now)
+            self._refresh(now)
 
-    def _tell_away(self) -> None:
-        """Once, by whichever way it was found out: an idle supervisor asks nothing that it would miss an answer of, but its watch
-        does."""
-        away = self._gone()
-        if (away is not None) == self._told_away:
-            return
-        self._told_away = away is not None
-        if away is None:
-            self._view.note(events.Note("the database is back"))
-        else:
-            self._view.note(events.Note(f"the database is away, trying again: {away}", "warning"))
-
-    def _gone(self) -> str | None:
-        return self._away or self._watch.away
-
-    def _say_health(self, now: float) -> None:
-        away = self._gone()
-        why_not = "it is stopping" if self._signals else away and f"the database is away: {away}"
-        counts = {
-            "finished": self._core.finished,
-            "failed": self._core.failed,
-            "crashes": self._core.crashes,
-            "held": len(self._core.runs),
-            "workers": sum(w.ready for w in self._core.workers.values()),
-        }
-        for listener in self._listeners:
-            listener.tell(Health(now, why_not is None, why_not, counts))
+    def _refresh(self, now: float) -> None:
+        self._pipes.look_around()
+        core = self._session.core
+        self._pipes.look_at_boards(partial(is_known, core), partial(is_there, core))
+        self._weigh()
+        self._launcher.look()
+        if self._options.subreaper:
+            self._launcher.reap_strangers(self._pipes.pids())
+        self._view.state(self._state())
+        self._say_health(now)
 
     # The database
 
-    def _commit(self, now: float) -> None:
-        if self._turns.busy:
-            return
-        out, again_at = self._out, self._out.next_again()
-        due = self._wants or (again_at is not None and now >= again_at)
-        if out:
-            assert out.oldest is not None
-            if now < self._gathered_at():
-                return
-            due = due or out.hurried or now >= out.oldest + self._core.scheduling.commit_every_s
-        if not due:
-            return
-        writes, again = out.take(now)
-        wanted = [
-            Wanted(
-                w.queue_id,
-                w.consumer_id,
-                w.limit,
-                self._config.max_read_ct,
-                w.after,
-                w.lapsed,
-                w.polls,
-                w.first,
-            )
-            for w in self._wants
-            if w.consumer_id == self._consumers.get(w.queue_id)
-        ]
-        self._wants.clear()
-        if writes or wanted or again:
-            self._in_flight = len(writes) + len(again)
-            self._turns.submit(Job(writes, wanted, again))
-
-    def _gathered_at(self) -> float:
-        """When the next turn has waited long enough for company: what the last one has claimed should be part of it."""
-        return max(self._out.oldest or 0.0, self._last_turn_at) + self._gather_s
-
-    def _claim_from(self) -> float:
-        """When there may be a claim in the next turn, which is to be the same as its writes'."""
-        if not self._gather_s:
-            return 0.0
-        return math.inf if self._turns.busy else self._gathered_at()
-
-    def _read_database(self) -> None:
+    def _read_threads(self) -> None:
         while not self._turns.news.empty():
             news = self._turns.news.get()
-            match news:
-                case Done():
-                    self._turns.busy = False
-                    self._last_turn_at = time.monotonic()
-                    self._in_flight = 0
-                    self._took_place(news)
-                case Away():
-                    self._away = news.error
-                    self._tell_away()
-                case Broken():
-                    raise news.error
-
+            if isinstance(news, Broken):
+                raise news.error
+            self._handle(news)
         while not self._aside.news.empty():
             match self._aside.news.get():
                 case Answer(then, found):
-                    self._aside.busy = False
                     then(found)
                 case Broken(error):
                     raise error
 
-    def _took_place(self, done: Done) -> None:
-        self._away = None
-        self._tell_away()
-        self._say_locked(done.turn.put_off)
-        if done.turn.outcomes:
-            refused = self._out.drop_behind(done.turn.outcomes)
-            self._handle(events.Saved([*done.turn.outcomes, *refused]))
-        if done.held is not None:
-            self._handle(events.Held(done.held))
-            for w in done.job.wanted:
-                self._handle(events.ClaimLost(w.queue_id))
-        for taken in done.turn.taken:
-            if taken.wanted.consumer_id == self._consumers.get(taken.wanted.queue_id):
-                self._handle(
-                    events.Taken(
-                        taken.wanted.queue_id, taken.messages, taken.wanted.limit, taken.after, taken.ready
-                    )
-                )
-
-    def _say_locked(self, put_off: Sequence[Write]) -> None:
-        now = time.monotonic()
-        self._out.put_off(put_off, now)
-        since = self._out.locked_since
-        if since is None:
-            self._told_locked = False
-        elif put_off and not self._told_locked and now - since >= LOCKED_TELL_S:
-            self._told_locked = True
-            ids = sorted({w.claim.message_id for w in put_off})
-            text = (
-                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to be written there waits, all else goes "
-                f"on (see pg_locks); the first is message {ids[0]}"
-            )
-            self._view.note(events.Note(text, "warning", ids[0]))
-
-    def _recover_others(self) -> None:
-        """Takes back what dead supervisors held, and asks whether what runs here is still ours: an operator may have ended it, or
-        given it to somebody else. Reads that find nothing, nearly always."""
-        self._pipes.look_around()
-        if self._aside.busy or not self._joined:
+    def _joined(self, joined: Joined | None) -> None:
+        if joined is None:
+            self._handle(events.Unanswered())
             return
-        claims = [r.claim for r in self._core.runs.values() if not r.ending]
-        consumers = tuple(self._consumers.values())
-        went_back = self._clock_went_back()
+        self._turns.consumers = tuple(joined.consumers.values())
+        self._lease = Lease(
+            self._lease_store,
+            joined.id,
+            self._options.lease_s,
+            self._wake,
+            time.monotonic,
+            joined.began,
+            self._is_at_work,
+        )
+        self._handle(events.Registered(joined.consumers, self._lease.until))
 
-        def look() -> Seen:
+    def _look_at_lease(self) -> None:
+        if self._lease is None:
+            return
+        if self._lease.lost:
+            self._handle(events.LeaseTaken())
+        elif self._lease.until != self._session.until:
+            self._handle(events.Renewed(self._lease.until))
+
+    def _is_at_work(self) -> bool:
+        """Asked by the lease's thread."""
+        now, asked_at = time.monotonic(), self._turns.asked_at
+        return now - self._turned_at <= LOOP_STANDS_S and (
+            asked_at is None or now - asked_at <= TURN_STANDS_S
+        )
+
+    def _sever(self, command: events.Sever) -> None:
+        if not command.lease:
+            sever(self._store)
+            return
+        sever(self._store, self._lease_store)
+        if self._lease is not None:
+            self._lease.close(0.0)
+            self._lease = None
+
+    def _ask_around(self, asked: events.LookAround) -> None:
+        went_back, consumers = self._clock_went_back(), dict(self._session.consumers)
+
+        def look() -> tuple[events.LookedAround, int | None]:
             self._watch.mend()
-            brought_back = self._lease_store.bring_back() if went_back else 0
-            held = set(self._lease_store.held(consumers)) if claims else set()
-            backlog = self._lease_store.backlog(self._consumers) if self._view.wants_backlog else None
-            grace_s = self._config.reclaim_after_seconds
-            return Seen(
-                [c for c in claims if c not in held],
-                backlog,
-                self._take_back(),
-                0 if grace_s is None else administering.reclaim_overdue(self._lease_store.database, grace_s),
-                brought_back,
-            )
+            found = self._membership.look_around(asked, went_back)
+            return found, self._membership.backlog(consumers) if self._view.wants_backlog else None
 
-        self._aside.ask(look, self._saw)
+        self._aside.ask(look, self._looked_around)
+
+    def _looked_around(self, found: tuple[events.LookedAround, int | None] | None) -> None:
+        self._look_for_hints()  # on a new connection, perhaps
+        if found is None:
+            self._handle(events.Unanswered())
+        else:
+            looked, self._backlog = found
+            self._handle(looked)
 
     def _clock_went_back(self) -> bool:
         """Since the last time that this was asked, and by so much that due times are affected."""
@@ -638,86 +362,39 @@ class Loop:
         before_s, self._clock_ahead_s = self._clock_ahead_s, ahead_s
         return ahead_s < before_s - CLOCK_BACK_S
 
-    def _saw(self, seen: "Seen | None") -> None:
-        self._look_for_hints()  # on a new connection, perhaps
-        if seen is None:
-            return
-        self._backlog = seen.backlog
-        if seen.gone:
-            self._handle(events.Gone(seen.gone))
-        if seen.recovered:
-            self._view.note(
-                events.Note(f"took back {count(seen.recovered, 'message')} of a supervisor that died")
-            )
-        if seen.reclaimed:
-            self._view.note(
-                events.Note(
-                    f"took back {count(seen.reclaimed, 'message')} that clients of pgqrs 0.15 held too long"
-                )
-            )
-        if seen.brought_back:
-            self._view.note(
-                events.Note(
-                    f"the clock went back: {count(seen.brought_back, 'message')} that waited by the old time are due by the new one",
-                    "warning",
-                )
-            )
-        if seen.recovered or seen.reclaimed or seen.brought_back:
-            self._handle(events.Hinted())
-
-    def _is_known(self, n: int, running: OnBoard) -> bool:
-        """That it has the CPU there. What begins on an event loop says so itself, and takes turns with the others."""
-        worker = self._core.workers[n]
-        if worker.kind == "async":
-            return True
-        if (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
-            return False
-        return running == OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
-
-    def _is_there(self, n: int, message_id: int) -> bool:
-        """Whether this is a run that the worker has, or none and was none."""
-        worker = self._core.workers[n]
-        return message_id in worker.runs or (not message_id and not worker.stray)
-
-    def _weigh(self) -> None:
-        """What workers hold in memory, where there is a limit to that, and whether one computes that holds others up."""
-        for worker in list(self._core.workers.values()):
-            limited = worker.on_cpu is not None and worker.on_cpu.memory_bytes is not None
-            wanted = limited or self._options.max_rss_bytes is not None or worker.holds_up
-            if worker.pid is not None and wanted and (rss_bytes := resident_bytes(worker.pid)) is not None:
-                self._handle(events.Measured(worker.id, rss_bytes, cpu_seconds(worker.pid)))
-
-    def _lost(self) -> None:
-        """Our claims may be another's: nothing may run on. Then, as soon as the database lets us, a new life."""
-        self._settle()  # what is ordered now is dropped with the rest
-        self._out.clear()
-        self._wants.clear()
-        self._consumers = {}
-        self._handle(events.LeaseLost(self._in_flight))
-        self._settle()  # kills, before anything that may wait
-        self._out.clear()
-        self._joined = False
-        # A link may be silent without being closed: who waits for an answer on it hears now that there is none.
-        sever(self._store, self._lease_store)
-        self._lease.close(0.0)
-
-    def _join_anew(self, joined: "Joined | None") -> None:
-        if joined is not None:
-            self._joined_as(joined)
-            self._handle(events.Registered(self._consumers, self._lease.until))
-
     def _look_for_hints(self) -> None:
         hinted = self._watch.look()
         if hinted != ():
             self._handle(events.Hinted(hinted))
-        if (fd := self._watch.fileno()) != self._watched:
-            if self._watched is not None:
-                self._selector_forget(self._watched)
+        self._watch_fd()
+
+    def _watch_fd(self) -> None:
+        """The watch has another descriptor after it has connected again."""
+        if (fd := self._watch.fileno()) != self._watched_fd:
+            if self._watched_fd is not None:
+                self._selector_forget(self._watched_fd)
             if fd is not None:
                 self._register_fd(fd, self._look_for_hints)
-            self._watched = fd
+            self._watched_fd = fd
 
-    # What the nursery says
+    def _say_what_waits(self) -> None:
+        # By the Aside thread: a database that does not answer must not keep this process from ending.
+        told: SimpleQueue[int] = SimpleQueue()
+        consumers = dict(self._session.consumers)
+        self._aside.ask(lambda: told.put(self._membership.waiting_for_their_time(consumers)), lambda _: None)
+        with suppress(Empty):
+            if count := told.get(timeout=SIGN_OFF_S):
+                text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
+                self._view.note(events.Note(text))
+
+    def _sign_off(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+        if self._session.away is None and self._session.is_joined:  # else the lease will say it
+            self._aside.ask(self._membership.retire, lambda _: None)
+        self._aside.close(SIGN_OFF_S)
+
+    # The workers
 
     def _read_launcher(self) -> None:
         before = self._launcher.fileno()
@@ -726,72 +403,100 @@ class Loop:
                 case Child():
                     self._pipes.adopt(news)
                 case LoadFailed():
-                    self._ends_with(
-                        Happened.NO_WORKERS, f"the target can no longer be imported: {news.error}"
-                    )
+                    self._handle(events.NoWorkers(f"the target can no longer be imported: {news.error}"))
                 case ForkFailed():
-                    self._handle(
-                        events.Exited(news.worker, None, None, failure=f"could not be started: {news.error}")
-                    )
+                    failure = f"could not be started: {news.error}"
+                    self._handle(events.Exited(news.worker, None, None, failure=failure))
                 case Restarted():
-                    self._view.note(
-                        events.Note(f"the nursery died ({news.how}); a new one takes over", "warning")
-                    )
+                    text = f"the nursery died ({news.how}); a new one takes over"
+                    self._view.note(events.Note(text, "warning"))
                     self._selector_forget(before)
                     self._register_fd(self._launcher.fileno(), self._read_launcher)
                 case Loaded():
                     pass
 
+    def _weigh(self) -> None:
+        """What workers hold in memory, where there is a limit, and whether one that holds others up is computing."""
+        for worker in list(self._session.core.workers.values()):
+            limited = worker.on_cpu is not None and worker.on_cpu.memory_bytes is not None
+            wanted = limited or self._options.max_rss_bytes is not None or worker.holds_up
+            if worker.pid is not None and wanted and (rss_bytes := resident_bytes(worker.pid)) is not None:
+                self._handle(events.Measured(worker.id, rss_bytes, cpu_seconds(worker.pid)))
+
     def _show(self, n: int, run: int | None, text: str, is_message: bool) -> None:
-        if run is None and (worker := self._core.workers.get(n)):
+        if run is None and (worker := self._session.core.workers.get(n)):
             run = worker.last_run
         self._view.line(run, text, is_message)
 
-    # Ending
+    # Signals, the terminal, the parent
 
-    def _ends_with(self, what: Happened, reason: str = "") -> bool:
-        then = after(self._core.level, what, reason)
-        if isinstance(then, events.Exit):
-            self._exit = then
-        return self._exit is not None
+    def _hear_signals(self) -> None:
+        if self._view.deserted and not self._signals.stays:
+            self._signals.hung_up()
+        if self._signals.asked > self._session.told:
+            if not self._session.told:
+                for listener in self._listeners:
+                    listener.stopping()
+            self._handle(events.Stop(min(self._signals.asked, 3)))
+            self._settle()
+
+    def _suspend(self) -> None:
+        """Stops the workers and then this process, until another process continues it. By then the lease may be over and another
+        supervisor may have the runs, so the workers go on only after the session has looked at the lease."""
+        self._signals.suspends = False
+        text = "stopped by Ctrl-Z, and its workers with it; after the lease others take over what runs"
+        self._view.note(events.Note(text, "warning"))
+        self._view.suspended()
+        self._pipes.stand_still(True)
+        began = time.monotonic()
+        self._signals.suspend()
+        self._view.resumed()
+        self._view.note(events.Note(f"goes on after {time.monotonic() - began:.1f} s"))
+        self._look_around(time.monotonic())
+        self._settle()
+        self._pipes.stand_still(False)
 
     def _hear_parent(self) -> None:
-        """The level of stopping that it wants; its end without a word is its death."""
+        """The level of stopping that the parent wants. The end of the pipe without a word is the parent's death."""
         assert self._options.parent_fd is not None
         if told := os.read(self._options.parent_fd, 64):
-            self._signals = max(self._signals, max(told) - ord("0"))
+            self._signals.raise_to(max(told) - ord("0"))
         else:
             self._parent_is_gone()
 
     def _parent_is_gone(self) -> None:
-        """Heard of by the end of its pipe, which a fork of the parent may hold open, or of the parent itself."""
+        """Noticed by the end of the parent's pipe, which a fork of the parent may hold open, or of the parent itself."""
         for fd in (self._options.parent_fd, self._parent_end):
             if fd is not None:
                 self._selector_forget(fd)
-        if not self._signals:
-            self._stop_now_at = time.monotonic() + ORPHAN_GRACE_S
-        self._signals = max(self._signals, 2)
+        self._handle(events.ParentGone())
 
-    def _sign_off(self) -> None:
-        self._lease.close()
-        supervisor_id = self._supervisor_id
-        if supervisor_id is not None and self._gone() is None and self._joined:  # else the lease will say it
-            self._aside.ask(
-                lambda: self._lease_store.retire(supervisor_id, self._config.max_read_ct),
-                lambda _: None,
-            )
-        self._aside.close(SIGN_OFF_S)
+    # What is shown
+
+    def _say_health(self, now: float) -> None:
+        away = self._session.away
+        why_not = "it is stopping" if self._session.told else away and f"the database is away: {away}"
+        core = self._session.core
+        counts = {
+            "finished": core.finished,
+            "failed": core.failed,
+            "crashes": core.crashes,
+            "held": len(core.runs),
+            "workers": sum(w.ready for w in core.workers.values()),
+        }
+        for listener in self._listeners:
+            listener.tell(Health(now, why_not is None, why_not, counts))
 
     def _state(self) -> State:
-        now = time.monotonic()
+        core = self._session.core
         return State(
-            workers=worker_states(self._core, now),
-            finished=self._core.finished,
-            failed=self._core.failed,
-            crashes=self._core.crashes,
-            held=len(self._core.runs),
-            stopping=self._core.level,
-            away=self._gone(),
+            workers=worker_states(core, time.monotonic()),
+            finished=core.finished,
+            failed=core.failed,
+            crashes=core.crashes,
+            held=len(core.runs),
+            stopping=core.level,
+            away=self._session.away,
             backlog=self._backlog,
         )
 
@@ -805,39 +510,25 @@ class Loop:
             self._selector.unregister(fd)
 
 
-class Joined(Struct, frozen=True):
-    """What the database made of us. `began`: when it was asked, which is before our lease began."""
-
-    id: int
-    consumers: dict[int, int]  # by queue
-    recovered: int
-    began: float
-
-
-class Seen(Struct, frozen=True):
-    """What a look around the database found; `backlog` None where nobody wants it."""
-
-    gone: list[Claim]
-    backlog: int | None
-    recovered: int
-    reclaimed: int
-    brought_back: int
+def is_known(core: Core, n: int, running: OnBoard) -> bool:
+    """Whether the core knows that this has the CPU in worker `n`. Runs on an event loop say so themselves, and take turns."""
+    worker = core.workers[n]
+    if worker.kind == "async":
+        return True
+    if (cpu := worker.on_cpu) is None or (run := worker.runs.get(cpu.run)) is None:
+        return False
+    return running == OnBoard(cpu.run, run.claim.claim_no, cpu.position, cpu.step)
 
 
-class _closing:
-    def __init__(self, store: MessageStore) -> None:
-        self._store = store
-
-    def __enter__(self) -> MessageStore:
-        return self._store
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
+def is_there(core: Core, n: int, message_id: int) -> bool:
+    """Whether this is a run that worker `n` has; for 0, whether it was in no run that it does not have."""
+    worker = core.workers[n]
+    return message_id in worker.runs or (not message_id and not worker.stray)
 
 
 def _rest_collector() -> None:
-    """Nearly all that a turn makes is gone with it, and none of it in circles: looking for those took a fifth of the supervisor's
-    time (3,000 against 4,300 no-op workflows a second, in turns)."""
+    """Nearly all that a pass of the loop makes is gone after it, and none of it in cycles. Looking for cycles took a fifth of the
+    supervisor's time (3,000 against 4,300 no-op workflows a second, in turns)."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
@@ -845,19 +536,6 @@ def _rest_collector() -> None:
 def _poke(sock: socket.socket) -> None:
     with suppress(BlockingIOError, OSError):
         sock.send(b".")
-
-
-def _leave_terminal() -> None:
-    """One that has hung up refuses every word: what there is to say goes nowhere then."""
-    for fd in (1, 2):
-        try:
-            termios.tcgetattr(fd)
-        except termios.error as e:
-            if e.args[0] == errno.EIO:
-                with suppress(OSError):
-                    null = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(null, fd)
-                    os.close(null)
 
 
 def _drain(sock: socket.socket) -> None:

@@ -16,6 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 from msgspec import Struct
@@ -23,9 +24,9 @@ from msgspec import Struct
 from supervisors import wire
 from supervisors.births.launch import Child
 from supervisors.core import events
-from supervisors.loop.credible import Credit
+from supervisors.loop.hearing import Hearing
 from supervisors.machine.oom import OutOfMemory
-from supervisors.worker.board import ENTRY_LOOKS_MAX, FRAMES_BYTES_MAX, OnBoard
+from supervisors.worker.board import ENTRY_LOOKS_MAX, OnBoard
 from supervisors.worker.output import Line, LineReader, Stacks
 
 OUTBOX_BYTES_MAX = 1024 * 1024 * 1024  # unread by a worker: more than any one run and what may be beside it
@@ -34,7 +35,6 @@ OUTPUT_BYTES = 64 * 1024  # read at once
 OUTPUT_SHARE = 0.25  # of the loop's time, at most, for the output of one worker
 OUTPUT_FREE_S = 0.001  # a look at it that took no longer is followed by the next at once
 LAST_BYTES_MAX = 1024 * 1024  # of a dead worker, from each of its descriptors
-AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX  # read from a board and not yet come through the pipe
 MUTE_S = 1.0  # a worker that has closed its pipe is killed after that: it can end nothing that it has
 GOODBYE_S = 1.0
 REAP_S = 2.0  # for what was killed to be dead, when the supervisor ends
@@ -46,27 +46,15 @@ STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebod
 
 class _Pipe(Struct):
     child: Child
-    parser: wire.Parser
-    credit: Credit = msgspec.field(default_factory=Credit)
-    received: int = 0  # bytes, through the pipe
-    ahead: bytearray = msgspec.field(
-        default_factory=bytearray
-    )  # read from the board, and yet to come through it
+    hearing: Hearing
     ended_at: float | None = None  # when its end of the pipe was closed
     outbox: bytearray = msgspec.field(default_factory=bytearray)
     lines: LineReader = msgspec.field(default_factory=LineReader)
     output_ended: bool = False
     rests_until: float | None = None  # its output is not read before that
-    distrusted: bool = False  # it said what it cannot: nothing more is heard of it
-    hides: bool = False  # what it runs: there was nonsense on its board
     killed: bool = False  # by us
     cause: str | None = None  # why, where the core did not order that
     stacks: Stacks | None = None  # what it says of its threads since it was asked
-
-    @property
-    def known(self) -> int:
-        """How many bytes of the stream of its frames were read, from the pipe or the board."""
-        return self.received + len(self.ahead)
 
 
 class Pipes:
@@ -89,7 +77,12 @@ class Pipes:
 
     def adopt(self, child: Child) -> None:
         n = child.worker
-        self._pipes[n] = _Pipe(child, wire.Parser("supervisor"))
+        hearing = Hearing(
+            child.board,
+            lambda frame: self._handle(events.Received(n, frame)),
+            lambda why: self._distrust(n, why),
+        )
+        self._pipes[n] = _Pipe(child, hearing)
         self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._serve(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(n))
@@ -100,7 +93,7 @@ class Pipes:
         if (pipe := self._pipes.get(n)) is None:
             return
         pipe.outbox += wire.encode(frame)
-        pipe.credit.told(frame)
+        pipe.hearing.credit.told(frame)
         if len(pipe.outbox) > OUTBOX_BYTES_MAX:
             self._kill_for(pipe, f"was killed because it left {len(pipe.outbox):,} bytes unread")
             return
@@ -120,10 +113,10 @@ class Pipes:
         entered, said = board.entered, board.end
         # What is not on the board any more is in the pipe, and the worker takes it from the board only when all of it is there.
         for _ in range(LOOKS_MAX):
-            if pipe.known >= said or pipe.cause is not None:
+            if pipe.hearing.known >= said or pipe.cause is not None:
                 break
             self._read(n)
-            self._read_unsent(n, pipe)
+            pipe.hearing.look()
         else:
             self._kill_for(pipe, "was killed because its board says more than it has sent")
         self._handle(events.Recalled(n, entered))
@@ -215,20 +208,9 @@ class Pipes:
             pipe.ended_at = pipe.ended_at or time.monotonic()
             self._forget(pipe.child.sock.fileno())
         elif data:
-            self._take(n, pipe, data)
+            pipe.hearing.come(data)
         if pipe.outbox:
             self._flush(pipe)
-
-    def _take(self, n: int, pipe: _Pipe, data: bytes) -> None:
-        """From the pipe. What the board has shown before must come as it was."""
-        seen = min(len(data), len(pipe.ahead))
-        differs = pipe.ahead[:seen] != data[:seen]
-        pipe.received += len(data)
-        del pipe.ahead[:seen]
-        if differs:
-            self._distrust(pipe, "its pipe and its board do not say the same")
-        else:
-            self._parse(n, pipe, data[seen:])
 
     def look_at_boards(
         self, is_known: Callable[[int, OnBoard], bool], is_there: Callable[[int, int], bool]
@@ -242,54 +224,15 @@ class Pipes:
                 self._kill_for(pipe, "was killed because it closed its pipe to the supervisor")
             if not self._listens:
                 continue
-            self._read_unsent(n, pipe)
-            running = pipe.child.board and pipe.child.board.on_cpu()
-            if running and running.message_id and not pipe.distrusted and not is_known(n, running):
-                self._say_who_runs(n, pipe, running)
+            pipe.hearing.look()
+            pipe.hearing.look_who_runs(partial(is_known, n))
             if pipe.child.board is not None and not is_there(n, entered := pipe.child.board.entered):
                 self._handle(events.Inside(n, entered))
 
-    def _read_unsent(self, n: int, pipe: _Pipe) -> None:
-        if pipe.child.board is not None and not pipe.distrusted:
-            unsent = pipe.child.board.unsent(pipe.known)
-            pipe.ahead += unsent
-            if len(pipe.ahead) > AHEAD_BYTES_MAX:
-                self._distrust(pipe, "its board says more than comes through its pipe")
-            else:
-                self._parse(n, pipe, unsent)
-
-    def _say_who_runs(self, n: int, pipe: _Pipe, running: OnBoard) -> None:
-        """As the worker itself would have."""
-        frame: wire.Up = wire.Idle()
-        if running.message_id:
-            frame = wire.Started(running.message_id, running.claim_no, running.step, running.position)
-        try:
-            self._hear(n, pipe, frame)
-        except wire.WireError as e:
-            pipe.hides = True
-            self._distrust(pipe, f"on its board: {e}")
-
-    def _parse(self, n: int, pipe: _Pipe, data: bytes) -> None:
-        if pipe.distrusted:
-            return  # what follows nonsense is nonsense
-        try:
-            for frame in pipe.parser.feed(data):
-                self._hear(n, pipe, frame)  # type: ignore[arg-type]
-        except wire.WireError as e:
-            self._distrust(pipe, str(e))
-
-    def _hear(self, n: int, pipe: _Pipe, frame: wire.Up) -> None:
-        """Raises WireError for what this worker cannot have to say."""
-        pipe.credit.check(frame)
-        try:
-            self._handle(events.Received(n, frame))
-        except Exception as e:  # a mistake of ours, which is to cost this worker and not all that runs
-            raise wire.WireError(f"a {type(frame).__name__} was met by {type(e).__name__}: {e}") from e
-
-    def _distrust(self, pipe: _Pipe, what: str) -> None:
-        pipe.distrusted = True
+    def _distrust(self, n: int, why: str) -> None:
+        pipe = self._pipes[n]
         if pipe.cause is None:
-            self._kill_for(pipe, f"was killed for what it sent: {what[:CAUSE_LENGTH_MAX]}")
+            self._kill_for(pipe, f"was killed for what it sent: {why[:CAUSE_LENGTH_MAX]}")
         self._forget(pipe.child.sock.fileno())
 
     def _kill_for(self, pipe: _Pipe, cause: str) -> None:
@@ -311,7 +254,7 @@ class Pipes:
         """Has the selector look for what may be done with it now."""
         sock = pipe.child.sock
         wanted = 0
-        if pipe.ended_at is None and not pipe.distrusted:
+        if pipe.ended_at is None and not pipe.hearing.distrusted:
             wanted |= selectors.EVENT_READ if self._listens else 0
             wanted |= selectors.EVENT_WRITE if pipe.outbox else 0
         n = pipe.child.worker
@@ -383,8 +326,8 @@ class Pipes:
         for run, text, raw in lines:
             if raw and pipe.stacks is not None and pipe.stacks.take(text, now):
                 continue
-            of = next((r for r in (run, holder if raw else None) if pipe.credit.knows(r)), None)
-            self._show(n, of, text, of is not None and pipe.credit.is_message(of))
+            of = next((r for r in (run, holder if raw else None) if pipe.hearing.credit.knows(r)), None)
+            self._show(n, of, text, of is not None and pipe.hearing.credit.is_message(of))
 
     def _holder(self, pipe: _Pipe) -> int | None:
         """The run that has the CPU or had it last: whose a line without a run is, such as a subprocess's."""
@@ -400,17 +343,10 @@ class Pipes:
         with suppress(OSError):
             while left > 0 and (data := child.sock.recv(READ_BYTES)):
                 left -= len(data)
-                self._take(n, pipe, data)
-        self._read_unsent(n, pipe)
+                pipe.hearing.come(data)
         oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
-        by_its_own = oom or name not in ("SIGKILL", "SIGTERM")  # those come from outside, or from us
-        # A thread that async code waits for has no entry of its own; and what a worker is killed for having sent was sent by the
-        # run that had the CPU last, or the same run would go on from worker to worker.
-        last = (child.kind == "async" and by_its_own) or pipe.distrusted
-        if running := child.board and (child.board.last_on_cpu() if last else child.board.on_cpu()):
-            self._say_who_runs(n, pipe, running)
-        if pipe.hides and (suspect := pipe.credit.suspect()):
-            self._handle(events.Received(n, suspect))
+        # SIGKILL and SIGTERM come from outside, or from us.
+        pipe.hearing.last_words(oom or name not in ("SIGKILL", "SIGTERM"), child.kind == "async")
         self._drain_output(n, pipe)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
             self._forget(fd)

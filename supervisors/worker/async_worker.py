@@ -15,8 +15,9 @@ from supervisors import wire
 from supervisors.core.endings import over_time
 from supervisors.worker.board import Board
 from supervisors.worker.driven import BranchLoop, Driven, walk_in_order
-from supervisors.worker.journal import READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.worker.journal import READ_BYTES, Outbox, PipeJournal
 from supervisors.worker.output import finish_lines
+from supervisors.worker.runs import Runs
 
 _NOBODYS = contextvars.Context()  # what the worker does for itself is no run's
 
@@ -136,7 +137,7 @@ class AsyncLane(PipeJournal):
         self._worker.idle()
 
 
-class AsyncWorker(Leased):
+class AsyncWorker(Runs[AsyncLane]):
     """Runs `async def` functions, all of them at once on one event loop."""
 
     def __init__(
@@ -146,15 +147,10 @@ class AsyncWorker(Leased):
         payload_bytes_max: int,
         board: Board | None = None,
     ) -> None:
-        self.outbox = Outbox(sock, board)
-        self.functions = functions
-        self.payload_bytes_max = payload_bytes_max
-        self.lanes: dict[int, AsyncLane] = {}
+        super().__init__(Outbox(sock, board), functions, payload_bytes_max)
         self._sock = sock
         self._parser = wire.Parser("worker")
-        self._history: dict[int, list[RecordedStep]] = {}
         self.closed = False
-        self._drained = False
         self._idle_due = False
         self._rest_due = False
 
@@ -207,55 +203,34 @@ class AsyncWorker(Leased):
             if not closed.done():
                 closed.set_result(None)
         for frame in self._parser.feed(data):
-            self._take(frame)
+            self.take(frame)
 
     def _ended(self, lane: AsyncLane, _: "asyncio.Task[Any]") -> None:
         if lane.left and not self.closed:
             self.outbox.add(wire.Left(lane.message_id))
             self.idle()
 
-    def _take(self, frame: wire.Down | wire.Up) -> None:
-        match frame:
-            case wire.Execute():
-                if self._drained:
-                    self.outbox.add(wire.Returned((frame.message_id,)))
-                    self.idle()
-                else:
-                    steps = tuple(self._history.pop(frame.message_id, ()))
-                    begun = self.lanes[frame.message_id] = AsyncLane(frame, steps, self)
-                    begun.task.add_done_callback(partial(self._ended, begun), context=_NOBODYS)
-            case wire.Welcome():
-                self.database = frame.database
-            case wire.Lease():
-                self.lease_until = frame.until
-                for each in self.lanes.values():
-                    each.woken()
-            case wire.History():
-                self._history.setdefault(frame.message_id, []).extend(frame.steps)
-            case wire.Committed():
-                for message_id, claim_no in frame.runs:
-                    lane = self.lanes.get(message_id)
-                    if lane is not None and lane.claim_no == claim_no:
-                        lane.durable += 1
-                        lane.woken()
-            case wire.Cancel():
-                lane = self.lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
-                    lane.stopped = True
-                    if frame.now and lane.entered:
-                        lane.cancelled = True
-                        lane.task.cancel()
-                    lane.woken()
-            case wire.WaitRefused():
-                lane = self.lanes.get(frame.message_id)
-                if lane is not None and lane.claim_no == frame.claim_no:
-                    lane.refused = frame.why
-            case wire.Revoke():
-                self.outbox.add(wire.Returned(()))
-                self.idle()
-            case wire.Drain():
-                self._drained = True
-                if frame.at_boundary:
-                    for lane in list(self.lanes.values()):
-                        lane.stopped = True
-                        lane.woken()
+    # What frames do: see Runs
+
+    def _arrived(self) -> None:
+        """A run begins at once: there are as many tasks on the loop as there are runs."""
+        order, steps = self.next_order()
+        lane = self.lanes[order.message_id] = AsyncLane(order, steps, self)
+        lane.task.add_done_callback(partial(self._ended, lane), context=_NOBODYS)
+
+    def _wake(self, lane: AsyncLane) -> None:
+        lane.woken()
+
+    def _stop(self, lane: AsyncLane, now: bool = False) -> None:
+        lane.stopped = True
+        if now and lane.entered:
+            lane.cancelled = True
+            lane.task.cancel()
+        lane.woken()
+
+    def _extended(self) -> None:
+        for lane in self.lanes.values():
+            lane.woken()
+
+    def _said(self) -> None:
+        self.idle()

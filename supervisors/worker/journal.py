@@ -4,7 +4,6 @@ import math
 import os
 import random
 import resource
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
@@ -60,13 +59,22 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+class Pipe(Protocol):
+    """The worker's end of the socket to the supervisor."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes: ...
+
+    def sendall(self, data: bytes | memoryview, /) -> object: ...
+
+
 class Outbox:
     """Frames for the supervisor, which always reads: a blocking write is safe on this side.
 
     With a board they wait there for company, as long as they need not wait for anything longer than HOLD_S.
     """
 
-    def __init__(self, sock: socket.socket, board: Board | None = None) -> None:
+    def __init__(self, sock: Pipe, board: Board | None = None, clocks: Clocks = CLOCKS) -> None:
+        self._clocks = clocks
         self._forks = _forks
         self._sock = sock
         self._frames: list[bytes] = []  # without a board
@@ -89,7 +97,7 @@ class Outbox:
         if not board.has_room(len(data)):
             self.flush()
         if not board.unsent:
-            self._oldest, self._waiting = CLOCKS.now_s(), 0
+            self._oldest, self._waiting = self._clocks.now_s(), 0
         if board.put(data):
             self._waiting += 1
         else:
@@ -134,7 +142,7 @@ class Outbox:
         board.on_cpu(message_id, claim_no, position, step)
         if board.unsent:
             expected_s = self._took.get(what, math.inf) if what else 0.0
-            if self._waiting >= HOLD_FRAMES or CLOCKS.now_s() - self._oldest + expected_s > HOLD_S:
+            if self._waiting >= HOLD_FRAMES or self._clocks.now_s() - self._oldest + expected_s > HOLD_S:
                 self.flush()
 
     def tells(self, started: wire.Started) -> None:
@@ -164,18 +172,6 @@ class Outbox:
             os._exit(70)
 
 
-class Leased:
-    """A worker, by what it was told of its supervisor's lease."""
-
-    lease_until = math.inf  # monotonic seconds
-    database = ""  # the identity of its supervisor's, once that has said so
-
-    @property
-    def overdue(self) -> bool:
-        """Whether what is here may be another supervisor's by now."""
-        return CLOCKS.now_s() >= self.lease_until
-
-
 class Owner(Protocol):
     """The worker that a run is in."""
 
@@ -183,6 +179,7 @@ class Owner(Protocol):
     functions: Mapping[str, Definition]
     payload_bytes_max: int
     database: str
+    clocks: Clocks
 
 
 class PipeJournal:
@@ -196,6 +193,7 @@ class PipeJournal:
         self.message_id = order.message_id
         self.claim_no = order.claim_no
         self.outbox = owner.outbox
+        self.clocks = owner.clocks
         self.definition = owner.functions[order.function]
         self.payload = order.payload
         self.seconds_left = order.seconds_left
@@ -205,7 +203,7 @@ class PipeJournal:
             order.attempt,
             History(steps, ordered),
             cast(Journal, self),
-            CLOCKS,
+            owner.clocks,
             owner.payload_bytes_max,
             owner.database,
         )

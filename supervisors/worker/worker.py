@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import greenlet
 
 from pgqrs.flows import flow
-from pgqrs.flows.flow import Definition, Suspended
+from pgqrs.flows.flow import Clocks, Definition, Suspended
 from pgqrs.flows.scope import StepCall
 from pgqrs.model.writes import RecordedStep
 from supervisors import wire
 from supervisors.worker.board import Board
-from supervisors.worker.journal import CLOCKS, READ_BYTES, Leased, Outbox, PipeJournal
+from supervisors.worker.journal import CLOCKS, READ_BYTES, Outbox, Pipe, PipeJournal
 from supervisors.worker.lane_state import LaneState, holds_loop
 from supervisors.worker.output import finish_lines
+from supervisors.worker.runs import Runs
 
 if TYPE_CHECKING:
     from supervisors.worker.async_worker import AsyncWorker
@@ -82,11 +83,11 @@ class Lane(PipeJournal):
         ids = (self.message_id, self.claim_no)
         try:
             self.announce(None)
-            began = CLOCKS.now_s()
+            began = self.clocks.now_s()
             output = flow.execute(self.definition, self.context, self.payload)
             seconds = None
             if self.definition.kind == "handler":
-                seconds = CLOCKS.now_s() - began
+                seconds = self.clocks.now_s() - began
                 self.outbox.handled(self.definition.name, seconds)
             end: wire.Up = wire.Finished(*ids, output, seconds)
         except flow.Refused as e:
@@ -101,33 +102,27 @@ class Lane(PipeJournal):
         self.outbox.nobody()
 
 
-class Worker(Leased):
+class Worker(Runs[Lane]):
     """Runs plain functions, one lane at a time."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Pipe,
         functions: Mapping[str, Definition],
         payload_bytes_max: int,
         board: Board | None = None,
+        clocks: Clocks = CLOCKS,
     ) -> None:
-        self.outbox = Outbox(sock, board)
-        self._board = board
-        self.functions = functions
-        self.payload_bytes_max = payload_bytes_max
+        super().__init__(Outbox(sock, board, clocks), functions, payload_bytes_max, clocks)
         self.hub = greenlet.getcurrent()
         self.lane_state = LaneState()
         self._sock = sock
+        self._board = board
         self._parser = wire.Parser("worker")
-        self._fresh: deque[wire.Execute] = deque()
-        self._history: dict[int, list[RecordedStep]] = {}
-        self._lanes: dict[int, Lane] = {}
         self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
         self._ready: deque[Lane] = deque()  # may go on
-        self._inside: Lane | None = (
-            None  # whose code runs: it reads the pipe itself while it waits for another run
-        )
-        self._drained = False
+        # The lane whose code runs: it reads the pipe itself while it waits for another run.
+        self._inside: Lane | None = None
         self._looked_at = -math.inf
 
     def run(self, pid: int) -> None:
@@ -145,15 +140,15 @@ class Worker(Leased):
                 self._inside = lane = self._ready.popleft()
                 lane.go_on()
                 self._left(lane)
-            elif self._fresh:
-                order = self._fresh.popleft()
-                lane = Lane(order, tuple(self._history.pop(order.message_id, ())), self)
+            elif self.fresh:
+                order, steps = self.next_order()
+                lane = Lane(order, steps, self)
                 if order.kind == "handler":
                     self._inside = lane
                     lane.run()
                     self._inside = None
                 else:
-                    self._lanes[order.message_id] = self._inside = lane
+                    self.lanes[order.message_id] = self._inside = lane
                     lane.start()
                     self._left(lane)
             else:
@@ -175,7 +170,7 @@ class Worker(Leased):
             return True
         if self._ready:
             return self._board.enter(self._ready[0].message_id)
-        return not self._fresh or self._board.enter(self._fresh[0].message_id)
+        return not self.fresh or self._board.enter(self.fresh[0].message_id)
 
     def enters(self, message_id: int) -> bool:
         return self._board is None or self._board.enter(message_id)
@@ -202,8 +197,8 @@ class Worker(Leased):
         if lane.ended:
             if lane.left:
                 self.outbox.add(wire.Left(lane.message_id))
-            if self._lanes.get(lane.message_id) is lane:
-                del self._lanes[lane.message_id]
+            if self.lanes.get(lane.message_id) is lane:
+                del self.lanes[lane.message_id]
         elif lane.durable >= lane.sent or lane.stopped:
             self._ready.append(lane)
 
@@ -212,89 +207,46 @@ class Worker(Leased):
 
     def _due(self) -> bool:
         """Whether to look what the supervisor has to say. Not between any two tiny steps: a look costs more than they do."""
-        idle = not (self._ready or self._fresh)
-        return idle or self.overdue or CLOCKS.now_s() - self._looked_at >= LOOK_EVERY_S
+        idle = not (self._ready or self.fresh)
+        return idle or self.overdue or self.clocks.now_s() - self._looked_at >= LOOK_EVERY_S
 
     def _read(self, block: bool) -> bool:
         self.outbox.stay_ours()
         if block and self._board is not None:
             self._board.leave()
-        self._looked_at = CLOCKS.now_s()
+        self._looked_at = self.clocks.now_s()
         try:
             data = self._sock.recv(READ_BYTES, 0 if block else socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         for frame in self._parser.feed(data):
-            self._take(frame)
+            self.take(frame)
         return bool(data)
 
-    def _take(self, frame: wire.Down | wire.Up) -> None:
-        match frame:
-            case wire.Execute():
-                if self._drained:
-                    self.outbox.add(wire.Returned((frame.message_id,)))
-                else:
-                    self._fresh.append(frame)
-            case wire.Welcome():
-                self.database = frame.database
-            case wire.Lease():
-                self.lease_until = frame.until
-            case wire.History():
-                self._history.setdefault(frame.message_id, []).extend(frame.steps)
-            case wire.Committed():
-                for message_id, claim_no in frame.runs:
-                    lane = self._lanes.get(message_id)
-                    if lane is not None and lane.claim_no == claim_no:
-                        lane.durable += 1
-                        if lane.durable >= lane.sent and not lane.stopped and lane is not self._inside:
-                            self._ready.append(lane)
-            case wire.Cancel():
-                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
-                    self._stop(lane)
-                else:
-                    asked = (frame.message_id, frame.claim_no)
-                    self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
-            case wire.WaitRefused():
-                if (lane := self._begun(frame.message_id, frame.claim_no)) is not None:
-                    lane.refused = frame.why
-            case wire.Revoke():
-                self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
-            case wire.Recall():
-                self._recalled(set(frame.runs))
-            case wire.Drain():
-                self._drained = True
-                self._give_back(list(self._fresh))
-                if frame.at_boundary:
-                    for lane in list(self._lanes.values()):
-                        self._stop(lane)
+    # What frames do: see Runs
 
-    def _begun(self, message_id: int, claim_no: int) -> Lane | None:
-        """Of this run, also where it is a plain message's, which is in no list: it is over when the hub has its turn again."""
+    def _lane(self, message_id: int, claim_no: int) -> Lane | None:
+        """Also a plain message's, which is in no list: it has ended when the hub has its turn again."""
         inside = self._inside
-        lane = inside if inside and inside.message_id == message_id else self._lanes.get(message_id)
-        return lane if lane is not None and lane.claim_no == claim_no else None
+        if inside is not None and (inside.message_id, inside.claim_no) == (message_id, claim_no):
+            return inside
+        return super()._lane(message_id, claim_no)
 
-    def _recalled(self, runs: set[tuple[int, int]]) -> None:
-        assert self._board is not None, "only what has a gate is recalled from"
-        self._board.recalls_heard += 1
-        self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) in runs])
-        for message_id, claim_no in runs:
-            lane = self._lanes.get(message_id)
-            if lane is not None and lane.claim_no == claim_no:
-                self._stop(lane)
+    def _wake(self, lane: Lane) -> None:
+        if lane.durable >= lane.sent and not lane.stopped and lane is not self._inside:
+            self._ready.append(lane)
 
-    def _stop(self, lane: Lane) -> None:
+    def _stop(self, lane: Lane, now: bool = False) -> None:
         """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""
         lane.stopped = True
         if lane not in self._ready and lane is not self._inside:
             self._ready.append(lane)
 
-    def _give_back(self, orders: list[wire.Execute]) -> None:
-        """Also an answer when there is nothing to give: a revoke is open until it is answered."""
-        for order in orders:
-            self._fresh.remove(order)
-            self._history.pop(order.message_id, None)
-        self.outbox.add(wire.Returned(tuple(o.message_id for o in orders)))
+    def _recalled(self) -> None:
+        assert self._board is not None, "only what has a gate is recalled from"
+        self._board.recalls_heard += 1
+
+    def _said(self) -> None:
         self.outbox.flush()
 
 

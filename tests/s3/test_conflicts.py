@@ -6,11 +6,11 @@ import time
 import pytest
 
 import pgqrs
+from pgqrs.model.turns import Want
 from pgqrs.store import open_store
 from pgqrs.store.migrations import VERSION
 from pgqrs.store.s3 import database as s3
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Wanted
 from tests.s3.faults import answer
 from tests.s3.looking import payloads
 
@@ -136,7 +136,7 @@ def test_a_supervisor_makes_its_turn_again(address, opened, s3_server, tmp_path)
     )
     opened().enqueue("tasks", 1)  # of which it does not know
     supervising.enqueue(queue, [b"2"])
-    [taken] = supervising.turn((), [Wanted(queue, consumers["tasks"], 5, 5)]).taken
+    [taken] = supervising.turn((), [Want(queue, consumers["tasks"], 5, 5)]).taken
     assert len(taken.messages) == 2
     assert payloads(s3_server, address, tmp_path) == ["1", "2"]
     supervising.close()
@@ -152,12 +152,12 @@ def test_a_supervisor_whose_messages_another_took_writes_nothing_late(address, o
     queue = late.ensure_queue("tasks")
     late.enqueue(queue, [b"1"])
     ids = [late.register_supervisor(Identity(n, "h", "b", "n", 1, 1), {"tasks": queue}, 15.0) for n in "ab"]
-    [taken] = late.turn((), [Wanted(queue, ids[0][1]["tasks"], 1, 5)]).taken
+    [taken] = late.turn((), [Want(queue, ids[0][1]["tasks"], 1, 5)]).taken
     monkeypatch.setenv("XDG_CACHE_HOME", str(opened()._messages.database._replica.folder / "elsewhere"))
     other = open_store(pgqrs.Config(address), steady_plans=True)
     other.expire_lease(ids[0][0])
     assert other.recover(5) == 1
-    assert len(other.turn((), [Wanted(queue, ids[1][1]["tasks"], 1, 5)]).taken[0].messages) == 1
+    assert len(other.turn((), [Want(queue, ids[1][1]["tasks"], 1, 5)]).taken[0].messages) == 1
     write = Write(taken.messages[0].claim, settle=Settle(WorkflowStatus.Success), message=Archive())
     assert [o.applied for o in late.turn([write]).outcomes] == [False]
     late.close()

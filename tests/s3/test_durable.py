@@ -7,9 +7,9 @@ import pytest
 
 import pgqrs
 from pgqrs.model.states import SyncState
+from pgqrs.model.turns import Want
 from pgqrs.store import open_store
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Wanted
 from tests.s3.looking import payloads, query
 
 ME = Identity("me", "here", "boot", "ns", 1, 1)
@@ -56,7 +56,7 @@ def test_a_claim_of_a_supervisor_that_finds_nothing_puts_nothing(address, proxy)
     queue = store.ensure_queue("tasks")
     _, consumers = store.register_supervisor(ME, {"tasks": queue}, 15.0)
     puts = proxy.puts
-    assert store.turn((), [Wanted(queue, consumers["tasks"], 10, 5)]).taken[0].messages == []
+    assert store.turn((), [Want(queue, consumers["tasks"], 10, 5)]).taken[0].messages == []
     assert store.recover(5) == 0
     assert proxy.puts == puts
     store.close()
@@ -69,7 +69,7 @@ def test_a_turn_is_one_put(address, proxy):
     store.enqueue(queue, [b"1"] * 50)
     _, consumers = store.register_supervisor(ME, {"tasks": queue}, 15.0)
     puts = proxy.puts
-    [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 50, 5)]).taken
+    [taken] = store.turn((), [Want(queue, consumers["tasks"], 50, 5)]).taken
     assert len(taken.messages) == 50
     assert proxy.puts == puts + 1
     store.close()
@@ -87,7 +87,7 @@ def test_renewals_of_a_lease_go_up_with_other_writes(address, proxy):
         assert store.renew_lease(supervisor, 1.0)
     assert proxy.puts == puts
     store.enqueue(queue, [b"1"])
-    store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)])
+    store.turn((), [Want(queue, consumers["tasks"], 1, 5)])
     puts = proxy.puts
     for _ in range(4):
         time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_a_lease_that_was_renewed_here_alone_outlives_what_others_write(address,
     opened().enqueue("tasks", 1)  # by now our lease has run out by what S3 knows
     store.database.follow()
     assert store.renew_lease(supervisor, 0.4)
-    assert len(store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken[0].messages) == 1
+    assert len(store.turn((), [Want(queue, consumers["tasks"], 1, 5)]).taken[0].messages) == 1
     store.close()
 
 

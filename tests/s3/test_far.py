@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import pgqrs
+from pgqrs.model.turns import Want
 from pgqrs.model.writes import Archive, Write
 from pgqrs.store import open_store
 from pgqrs.store.s3 import conflicts, insisting
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Wanted
 from tests.crashes.supervised import Supervised, connected, eventually
 from tests.s3.faults import Proxy
 from tests.s3.looking import payloads, query
@@ -55,7 +55,7 @@ def working_without_an_end(store, queue, consumer):
     def work():
         while not over.is_set():
             store.enqueue(queue, [b"0"])
-            [taken] = store.turn((), [Wanted(queue, consumer, 1, 5)]).taken
+            [taken] = store.turn((), [Want(queue, consumer, 1, 5)]).taken
             writes = [Write(m.claim, message=Archive()) for m in taken.messages]
             turns.append(len(store.turn(writes).outcomes))
 
@@ -123,7 +123,7 @@ def test_one_that_has_pauses_anyway_leaves_nothing(address, monkeypatch):
     for _ in range(6):
         store.enqueue(queue, [b"0"])
         time.sleep(0.07)
-        store.turn((), [Wanted(queue, consumer, 1, 5)])
+        store.turn((), [Want(queue, consumer, 1, 5)])
     assert waited == []
     store.close()
 
@@ -201,7 +201,7 @@ def test_idle_supervisors_do_not_retire_each_other(address, monkeypatch, tmp_pat
         time.sleep(0.1)
     assert proxy.puts == puts, "an idle supervisor writes nothing"
     ours.enqueue(queue, [b"1"])
-    assert len(ours.turn((), [Wanted(queue, consumer, 1, 5)]).taken[0].messages) == 1
+    assert len(ours.turn((), [Want(queue, consumer, 1, 5)]).taken[0].messages) == 1
     ours.close()
     theirs.close()
 
@@ -209,13 +209,13 @@ def test_idle_supervisors_do_not_retire_each_other(address, monkeypatch, tmp_pat
 def test_what_a_dead_supervisor_elsewhere_held_is_taken_over(address, monkeypatch, tmp_path, proxy):
     dead, queue, _, consumer = supervising(address, "dead", "there", lease_s=0.3)
     dead.enqueue(queue, [b"1"])
-    dead.turn((), [Wanted(queue, consumer, 1, 5)])
+    dead.turn((), [Want(queue, consumer, 1, 5)])
     with by_way_of(proxy, monkeypatch, tmp_path / "other"):
         ours, _, _, own = supervising(address, "ours", "here")
     assert ours.recover(5) == 0
     time.sleep(0.5)
     assert ours.recover(5) == 1
-    assert len(ours.turn((), [Wanted(queue, own, 1, 5)]).taken[0].messages) == 1
+    assert len(ours.turn((), [Want(queue, own, 1, 5)]).taken[0].messages) == 1
     ours.close()
     dead.close()
 
@@ -249,7 +249,7 @@ def test_what_others_hold_is_no_reason_to_write_ones_own_lease(address, monkeypa
     with by_way_of(proxy, monkeypatch, tmp_path / "other"):
         busy, _, _, consumer = supervising(address, "busy", "there")
     busy.enqueue(queue, [b"1"])
-    busy.turn((), [Wanted(queue, consumer, 1, 5)])
+    busy.turn((), [Want(queue, consumer, 1, 5)])
     time.sleep(0.7)
     idle.database.follow()
     puts = proxy.puts

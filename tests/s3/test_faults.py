@@ -6,12 +6,12 @@ import time
 import pytest
 
 import pgqrs
+from pgqrs.model.turns import Want
 from pgqrs.model.writes import Archive, Write
 from pgqrs.store import open_store
 from pgqrs.store.migrations import VERSION
 from pgqrs.store.s3 import bucket
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Wanted
 from tests.s3.faults import HOLD, LOSE, REFUSE, TEAR, TEAR_DOWN, answer, late
 from tests.s3.looking import payloads
 
@@ -166,7 +166,7 @@ def with_a_result(address):
     queue = store.ensure_queue("tasks")
     store.enqueue(queue, [b"1"])
     _, consumers = store.register_supervisor(Identity("me", "h", "b", "n", 1, 1), {"tasks": queue}, 15.0)
-    [taken] = store.turn((), [Wanted(queue, consumers["tasks"], 1, 5)]).taken
+    [taken] = store.turn((), [Want(queue, consumers["tasks"], 1, 5)]).taken
     return store, Write(taken.messages[0].claim, message=Archive())
 
 

@@ -159,9 +159,10 @@ class Watch:
         written.clear()
         return sorted(new, key=repr)
 
-    def _outputs(self, message: int) -> list[Any]:
-        found = sorted((name, output) for (m, name), (_, output, _) in self._recorded.items() if m == message)
-        return [json.loads(output) if output else None for _, output in found]
+    def _outputs(self, message: int) -> dict[str, Any]:
+        """By step; a pause has none."""
+        recorded = ((name, output) for (m, name), (_, output, _) in self._recorded.items() if m == message)
+        return {name: json.loads(output) for name, output in recorded if output is not None}
 
     # At the end
 

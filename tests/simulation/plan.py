@@ -11,6 +11,7 @@ FATES: list[tuple[Fate, int]] = [
     ("ok", 60), ("retry", 8), ("fail", 3), ("crash", 8), ("poison", 2), ("hang", 4), ("pause", 4),
 ]  # fmt: skip
 RETRIES = 2
+STEPS_MAX = 5
 TIMEOUT_S = 2.0
 
 
@@ -20,6 +21,8 @@ class StepPlan(Struct):
     fate: Fate
     times: int
     seconds: float
+    limited: bool = False  # has a time limit: a step that hangs always has one
+    resume_after_s: float | None = None  # of a pause; None: until somebody resumes the run
 
 
 class RunPlan(Struct):
@@ -32,13 +35,13 @@ def make_plan(rng: random.Random, only_messages: bool = False) -> RunPlan:
     if only_messages or rng.random() < 0.2:
         fate: Fate = rng.choices(["ok", "fail", "crash", "poison"], [75, 10, 10, 5])[0]  # type: ignore[assignment]
         return RunPlan(False, [StepPlan(fate, rng.randint(1, 2), _seconds(rng))])
-    fates = [f for f, _ in FATES]
-    weights = [w for _, w in FATES]
-    steps = [
-        StepPlan(rng.choices(fates, weights)[0], rng.randint(1, 2), _seconds(rng))
-        for _ in range(rng.randint(1, 5))
-    ]
-    return RunPlan(True, steps)
+    return RunPlan(True, [_make_step(rng) for _ in range(rng.randint(1, STEPS_MAX))])
+
+
+def _make_step(rng: random.Random) -> StepPlan:
+    [fate] = rng.choices([f for f, _ in FATES], [w for _, w in FATES])
+    limited = fate == "hang" or rng.random() < 0.3
+    return StepPlan(fate, rng.randint(1, 2), _seconds(rng), limited, rng.choice([0.2, 1.0, None]))
 
 
 def _seconds(rng: random.Random) -> float:

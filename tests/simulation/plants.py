@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from pgqrs.model.turns import Turn
 from pgqrs.model.writes import Outcome
 from pgqrs.store import sql
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Turn
 from supervisors import wire
-from supervisors.core import core, endings, events, limits
+from supervisors.core import core, endings, events, limits, session
+from supervisors.worker.worker import Worker
 from tests.simulation import supervisor as sim
 from tests.simulation import workers
 
 Plant = Callable[[], Any]
-_recall = workers.SimWorker.recall
 PLANTS: dict[str, tuple[Plant, str]] = {}
 
 
@@ -64,7 +64,9 @@ def a_checkpoint_that_overwrites() -> Iterator[None]:
     """A body runs again though its result is recorded, and what it then says replaces that. The other checks look away."""
     with (
         _sql("save_steps", "where s.status <> 'SUCCESS'", "where true"),
-        _sql("history", "s.status in ('SUCCESS', 'ERROR')", "s.status in ('ERROR')"),
+        _sql(
+            "history", "s.status in ('SUCCESS', 'ERROR')", "(s.status = 'ERROR' or s.step_name like 'pause%')"
+        ),
         patch("tests.simulation.invariants.Watch.body_started", lambda self, *_: None),
         patch("tests.simulation.invariants.Watch.handled_once_at_least", lambda self, *_: None),
     ):
@@ -77,7 +79,7 @@ def a_claim_of_what_is_held() -> Iterator[None]:
         yield
 
 
-@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once")
+@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once exception")
 def an_answer_before_the_commit() -> Iterator[None]:
     """The worker hears that its checkpoint is durable when it has only been handed over."""
     save = core.Core._save
@@ -208,7 +210,10 @@ def nobody_recovers_what_the_dead_held() -> Iterator[None]:
 @plant("lost-write step-repeated result-mismatch not-ended left-over")
 def a_lease_that_nobody_heeds() -> Iterator[None]:
     """A supervisor that was cut off for longer than its lease goes on with what it had."""
-    with patch.object(sim.SimSupervisor, "_look_at_lease", lambda self: None):
+    with (
+        patch.object(session, "FENCE_MARGIN_S", -(10.0**9)),
+        patch.object(session.Session, "_lose_lease", lambda self, now: None),
+    ):
         yield
 
 
@@ -280,17 +285,23 @@ def a_result_without_its_last_checkpoint() -> Iterator[None]:
 
 @plant("twice-at-once")
 def a_recall_of_the_run_that_the_worker_is_in() -> Iterator[None]:
-    with patch.object(workers.SimWorker, "recall", lambda self: (_recall(self)[0], 0)):
+    recall = workers.SimWorker.recall
+
+    def blind(self: workers.SimWorker) -> int:
+        recall(self)
+        return 0
+
+    with patch.object(workers.SimWorker, "recall", blind):
         yield
 
 
 @plant("twice-at-once")
 def a_worker_that_does_not_heed_the_gate() -> Iterator[None]:
-    may_enter = workers.SimWorker._may_enter
+    may_enter = Worker._may_enter
 
-    def heedless(self: workers.SimWorker) -> bool:
+    def heedless(self: Worker) -> bool:
         may_enter(self)
         return True
 
-    with patch.object(workers.SimWorker, "_may_enter", heedless):
+    with patch.object(Worker, "_may_enter", heedless):
         yield

@@ -1,60 +1,64 @@
-"""A worker as the supervisor sees it: frames down, frames up, and a death at any moment. Follows supervisors/worker/worker.py."""
+"""The real worker (supervisors/worker) in a greenlet, on simulated time: a pipe, a board, bodies that take a while, and a death at
+any moment."""
 
 from __future__ import annotations
 
-import json
-import math
+import os
+import socket
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, cast
 
+import greenlet
+
+import pgqrs
+from pgqrs.flows.definitions import definition_of
+from pgqrs.flows.flow import Clocks, Definition
+from pgqrs.flows.retry import BackoffStrategy, StepRetryPolicy
 from supervisors import wire
 from supervisors.core import events
-from tests.simulation.plan import RETRIES, TIMEOUT_S, StepPlan
+from supervisors.loop.hearing import Hearing
+from supervisors.worker.board import Board, BoardReader, new_board
+from supervisors.worker.journal import PipeJournal
+from supervisors.worker.worker import Worker
+from tests.simulation.invariants import Violation
+from tests.simulation.plan import RETRIES, STEPS_MAX, TIMEOUT_S
 
 if TYPE_CHECKING:
     from tests.simulation.supervisor import SimSupervisor
 
 BACKOFF_S = 0.3
+PAYLOAD_BYTES_MAX = 1024 * 1024
+
+_at_work: SimWorker | None = None  # whose code runs: one at a time, in this thread
 
 
-class Lane:
-    def __init__(self, order: wire.Execute, history: dict[int, Any], worker: SimWorker) -> None:
-        self.order = order
-        self.plan = worker.world.plans[order.message_id]
-        self.history = history
-        self.worker = worker
-        self.position = 0
-        self.outputs: list[Any] = []
-        self.sent = self.durable = 0
-        self.stopped = False
-        self.begun = False
+class SimPipe:
+    """The worker's end. What the worker waits for here comes as events of the world."""
 
-    @property
-    def ids(self) -> tuple[int, int]:
-        return self.order.message_id, self.order.claim_no
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+        self._inbox = bytearray()
+        self.closed = False
+        self.awaited = False
 
-    @property
-    def is_workflow(self) -> bool:
-        return self.plan.is_workflow
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        while not self._inbox and not self.closed:
+            if flags & socket.MSG_DONTWAIT:
+                raise BlockingIOError
+            self.awaited = True
+            self._worker.rest()
+        self.awaited = False
+        data = bytes(self._inbox[:size])
+        del self._inbox[:size]
+        return data
 
-    def replay(self) -> None:
-        """Past what is recorded."""
-        while self.position < len(self.plan.steps) and self.position in self.history:
-            recorded = self.history[self.position]
-            if recorded.status != "SUCCESS":
-                return
-            self.outputs.append(json.loads(recorded.output) if recorded.output else None)
-            self.position += 1
+    def sendall(self, data: bytes | memoryview, /) -> None:
+        self._worker.sent(bytes(data))
 
-    @property
-    def recorded_failure(self) -> bool:
-        recorded = self.history.get(self.position)
-        return recorded is not None and recorded.status == "ERROR"
-
-    @property
-    def tries(self) -> int:
-        recorded = self.history.get(self.position)
-        return recorded.retry_count if recorded is not None and recorded.status == "RETRY" else 0
+    def come(self, data: bytes) -> None:
+        self._inbox += data
 
 
 class SimWorker:
@@ -64,75 +68,29 @@ class SimWorker:
         self.id = worker_id
         self.alive = True
         self.frozen_until = 0.0
+        self.running: int | None = None  # the message whose body it executes
+        self.pipe = SimPipe(self)
+        fd = new_board() if self.world.rng.random() < 0.75 else None
+        self.gated = fd is not None
+        self._their_board = None if fd is None else Board(os.dup(fd))
+        self.board = None if fd is None else BoardReader(fd)
+        self.hearing = Hearing(self.board, self._heard, self._distrusted)
+        self.is_up = False
         self._said_at = 0.0  # when the last thing in the pipe is read
         self._heard_at = 0.0
-        self._lanes: dict[int, Lane] = {}
-        self._ready: deque[Lane] = deque()
-        self._waiting: deque[Any] = deque()
-        self._fresh: deque[wire.Execute] = deque()
-        self._history: dict[int, list[Any]] = {}
-        self._drained = False
-        self._until = math.inf
-        self._current: tuple[Lane, StepPlan | None] | None = None
-        self.on_cpu: int | None = None
-        self._board: wire.Started | None = None  # who has the CPU, where the supervisor was not told
-        self.gated = self.world.rng.random() < 0.75
-        self._recalls = self._recalls_heard = 0
-        self._entered = 0
-        self._said: deque[events.Event] = deque()  # and not yet read
+        self._in_pipe: deque[bytes] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._violation: Violation | None = None
+        self._stuck = False  # in a body that never ends
+        self._greenlet = greenlet.greenlet(self._main)  # which of its greenlets goes on next
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
     def freeze(self, until: float) -> None:
-        """One that is stopped already stays so for as long as it would have: what waits was put off until then."""
+        """A frozen worker stays frozen for as long as it would have: what waits was put off until then."""
         self.frozen_until = max(self.frozen_until, until)
 
-    @property
-    def running(self) -> int | None:
-        """The message whose body it executes."""
-        return self._current[0].order.message_id if self._current is not None else None
-
-    # The pipe
-
-    def hear(self, frame: wire.Down) -> None:
-        """A frame of the supervisor's is on its way."""
-        self._heard_at = max(self._heard_at, self.world.now) + self.world.latency()
-        self.world.at(self._heard_at, lambda: self._when_awake(lambda: self._take(frame)))
-
-    def begins(self, started: wire.Started, limited: bool) -> None:
-        """As long as there is no limit, the supervisor looks it up: a while later, or when the worker is dead."""
-        self._board = None
-        if limited or self.world.rng.random() < 0.3:
-            self.say(started)
-            return
-        self._board = started
-        self.world.after(self.world.rng.uniform(0.0, 0.25), lambda: self._looked_up(started))
-
-    def _looked_up(self, started: wire.Started) -> None:
-        if self.alive and self._board is started:
-            self.say(started)
-
-    def say(self, frame: wire.Up) -> None:
-        self._tell(events.Received(self.id, frame))
-
-    def _tell(self, event: events.Event) -> None:
-        self._said_at = max(self._said_at, self.world.now) + self.world.latency()
-        self._said.append(event)
-        self.world.at(self._said_at, lambda: self.supervisor.told(self, self.hand_over))
-
-    def hand_over(self) -> events.Event | None:
-        """The next that it said, where that was not read ahead of its time."""
-        return self._said.popleft() if self._said else None
-
-    def recall(self) -> tuple[list[events.Event], int]:
-        """The supervisor closes the gate: all that was said before, and in which run the worker is."""
-        self._recalls += 1
-        said = []
-        while self._said and isinstance(self._said[0], events.Received):
-            said.append(self._said.popleft())
-        return said, self._entered
-
-    def _when_awake(self, do: Any) -> None:
-        """While it is stopped, what happens to it waits, in its order."""
+    def _when_awake(self, do: Callable[[], None]) -> None:
+        """While the worker is frozen, what happens to it waits, in its order."""
         self._waiting.append(do)
         self._wake()
 
@@ -143,196 +101,171 @@ class SimWorker:
         while self._waiting and self.alive:
             self._waiting.popleft()()
 
-    # Life and death
+    # The worker's side
 
     def _boot(self) -> None:
-        if not self.alive:
-            return
-        self._tell(events.Launched(self.id, 1000 + self.id, self.gated))
+        self.is_up = True
+        self._reach(lambda: self.supervisor.hears(events.Launched(self.id, 1000 + self.id, self.gated)))
         if self.world.fault("boot-death", 0.01):
             self.die("SIGSEGV")
             return
-        self.say(wire.Ready(1000 + self.id))
-        self._go_on()
+        self._when_awake(self._go_on)
 
-    def killed(self, force: bool) -> None:
-        """SIGKILL always ends it, SIGTERM only where it is not stuck."""
-        stuck = self._current is not None and self._current[1] is not None and self._current[1].fate == "hang"
-        if force or not stuck:
-            self.world.after(self.world.latency(), lambda: self.die("SIGKILL" if force else "SIGTERM"))
+    def _main(self) -> None:
+        clocks = Clocks(lambda: self.world.now, lambda: self.world.now, self.world.rng.random)
+        Worker(self.pipe, _functions(), PAYLOAD_BYTES_MAX, self._their_board, clocks).run(1000 + self.id)
 
-    def die(self, signal: str) -> None:
-        if self.alive:
-            self.alive = False
-            if self.on_cpu is not None:
-                self.world.watch.died_on_cpu(self.on_cpu)
-            self.world.note(f"{self.supervisor.name} worker {self.id} dies of {signal} on {self.on_cpu}")
-            self._said_at += self.world.rng.choice([0.0, 0.001, 0.05])
-            if self.on_cpu is None:
-                self.say(wire.Idle())
-            elif self._board is not None and self._board.message_id == self.on_cpu:
-                self.say(self._board)
-            self._tell(events.Exited(self.id, signal, None))
-
-    # What it hears
-
-    def _take(self, frame: wire.Down) -> None:
-        match frame:
-            case wire.Execute():
-                if self._drained:
-                    self.say(wire.Returned((frame.message_id,)))
-                else:
-                    self._fresh.append(frame)
-            case wire.Lease():
-                self._until = frame.until
-            case wire.History():
-                self._history.setdefault(frame.message_id, []).extend(frame.steps)
-            case wire.Committed():
-                for message_id, claim_no in frame.runs:
-                    lane = self._lanes.get(message_id)
-                    if lane is not None and lane.order.claim_no == claim_no:
-                        lane.durable += 1
-                        if lane.durable >= lane.sent and lane not in self._ready:
-                            self._ready.append(lane)
-            case wire.Cancel():
-                lane = self._lanes.get(frame.message_id)
-                if lane is not None and lane.order.claim_no == frame.claim_no:
-                    self._stop(lane)
-                else:
-                    asked = (frame.message_id, frame.claim_no)
-                    self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) == asked])
-            case wire.Revoke():
-                self._give_back(list(self._fresh)[-frame.count :] if frame.count else [])
-            case wire.Recall():
-                self._recalls_heard += 1
-                self._give_back([o for o in self._fresh if (o.message_id, o.claim_no) in frame.runs])
-                for message_id, claim_no in frame.runs:
-                    lane = self._lanes.get(message_id)
-                    if lane is not None and lane.order.claim_no == claim_no:
-                        self._stop(lane)
-            case wire.Drain():
-                self._drained = True
-                self._give_back(list(self._fresh))
-                if frame.at_boundary:
-                    for lane in list(self._lanes.values()):
-                        self._stop(lane)
-        self._go_on()
-
-    def _stop(self, lane: Lane) -> None:
-        lane.stopped = True
-        if lane not in self._ready and (self._current is None or self._current[0] is not lane):
-            self._ready.append(lane)
-
-    def _give_back(self, orders: list[wire.Execute]) -> None:
-        for order in orders:
-            self._fresh.remove(order)
-            self._history.pop(order.message_id, None)
-        self.say(wire.Returned(tuple(o.message_id for o in orders)))
-
-    # What it does: one thing at a time
+    def rest(self) -> None:
+        """Called in one of the worker's greenlets: until an event of the world has it go on."""
+        self._greenlet = greenlet.getcurrent()
+        self.world.hub.switch()
 
     def _go_on(self) -> None:
-        # It looks at its pipe before it begins anything: there it sees the end of its supervisor too.
-        while self.alive and self.supervisor.alive and self._current is None and self.world.now < self._until:
-            if not self._may_enter():
-                return
-            if self._ready:
-                lane = self._ready.popleft()
-            elif self._fresh:
-                order = self._fresh.popleft()
-                history = {s.position: s for s in self._history.pop(order.message_id, [])}
-                lane = self._lanes[order.message_id] = Lane(order, history, self)
-            else:
-                if self.on_cpu is not None:
-                    self.on_cpu = None
-                    self.say(wire.Idle())
-                return
-            self._enter(lane)
+        global _at_work
+        before, _at_work = _at_work, self
+        self._greenlet.switch()
+        _at_work = before
+        if self._violation is not None:
+            raise self._violation
+        if self.pipe.closed and self.alive:
+            self.die(None)
 
-    def _may_enter(self) -> bool:
-        """Else it goes on when it hears of the Recall that is on its way."""
-        if self._ready:
-            self._entered = self._ready[0].order.message_id
-        elif self._fresh:
-            self._entered = self._fresh[0].message_id
-        else:
-            self._entered = 0
-        return self._recalls == self._recalls_heard
+    def sleep(self, seconds: float) -> None:
+        self.world.after(seconds, lambda: self._when_awake(self._go_on))
+        self.rest()
 
-    def _enter(self, lane: Lane) -> None:
-        if not lane.begun:
-            lane.begun = True
-            self.on_cpu = lane.order.message_id
-            self.begins(wire.Started(*lane.ids), limited=False)
-            lane.replay()
-        if lane.stopped:
-            self._leave(lane, wire.Returned((lane.order.message_id,)))
-        elif lane.position >= len(lane.plan.steps):
-            self._leave(lane, wire.Finished(*lane.ids, json.dumps(lane.outputs).encode()))
-        elif lane.recorded_failure:
-            self._leave(lane, wire.Failed(*lane.ids, b'{"type": "Error", "message": "as recorded"}'))
-        elif lane.durable < lane.sent:
-            pass  # goes on when it hears that its checkpoint is durable
-        else:
-            self._begin(lane)
+    def sent(self, data: bytes) -> None:
+        self._in_pipe.append(data)
+        self._reach(self._read)
 
-    def _begin(self, lane: Lane) -> None:
-        step, position = lane.plan.steps[lane.position], lane.position
-        self.on_cpu = lane.order.message_id
-        self._current = (lane, step)
-        if lane.is_workflow:
-            again_s = BACKOFF_S if step.fate in ("retry", "hang") and lane.tries < RETRIES else None
-            limited = step.fate == "hang" or self.world.rng.random() < 0.3
-            limit_s = TIMEOUT_S if limited else None
-            started = wire.Started(*lane.ids, f"step{position}", position, limit_s, lane.tries, again_s)
-            self.begins(started, limited)
-        body = self.world.body_started(lane, position)
-        bad = body <= step.times or step.fate == "poison"
+    def _reach(self, do: Callable[[], None]) -> None:
+        """The supervisor notices after a while, in order."""
+        self._said_at = max(self._said_at, self.world.now) + self.world.latency()
+        self.world.at(self._said_at, lambda: self.supervisor.told(self, do))
+
+    def body(self, position: int, message: int, claim_no: int) -> str:
+        """One execution of a step's body, or of a handler. No two executions give the same: whose result is whose can be told."""
+        world, step = self.world, self.world.plans[message].steps[position]
+        try:
+            number = world.body_started(self, message, claim_no, position)
+        except Violation as e:  # which is not to be taken for a failure of the step
+            self._violation = e
+            self.rest()
+        bad = number <= step.times or step.fate == "poison"
+        self.running = message
         if step.fate == "hang" and bad:
-            return  # until it is killed at its time limit
+            self._stuck = True
+            self.rest()  # until it is killed at its time limit
         if step.fate in ("crash", "poison") and bad:
-            self.world.after(
-                step.seconds * self.world.rng.random(), lambda: self._when_awake(lambda: self.die("SIGSEGV"))
+            world.after(
+                step.seconds * world.rng.random(), lambda: self._when_awake(lambda: self.die("SIGSEGV"))
             )
+            self.rest()
+        self.sleep(step.seconds)
+        self.running = None
+        if step.fate in ("retry", "fail") and bad:
+            raise RuntimeError("bad")
+        return f"{message}.{position}.{number}"
+
+    # The supervisor's side
+
+    def hear(self, frame: wire.Down) -> None:
+        """A frame of the supervisor's is on its way."""
+        self.hearing.credit.told(frame)
+        self._heard_at = max(self._heard_at, self.world.now) + self.world.latency()
+        self.world.at(self._heard_at, lambda: self._when_awake(lambda: self._come(wire.encode(frame))))
+
+    def _come(self, data: bytes) -> None:
+        self.pipe.come(data)
+        if self.pipe.awaited:
+            self._go_on()
+
+    def _read(self) -> None:
+        while self._in_pipe:
+            self.hearing.come(self._in_pipe.popleft())
+
+    def _heard(self, frame: wire.Up) -> None:
+        self.supervisor.hears(events.Received(self.id, frame))
+
+    def _distrusted(self, why: str) -> None:
+        raise AssertionError(f"worker {self.id} is distrusted: {why}")
+
+    def recall(self) -> int:
+        """The supervisor closes the gate and hears all that was said before. Returns the run that the worker is in."""
+        assert self.board is not None
+        self.board.recall()
+        entered = self.board.entered
+        self._read()
+        self.hearing.look()
+        return entered
+
+    def killed(self, force: bool) -> None:
+        """SIGKILL always ends it; else an idle one is told by the end of its pipe, and SIGTERM ends what is not stuck."""
+        if not self.is_up:
             return
-        self.world.after(step.seconds, lambda: self._when_awake(lambda: self._end(lane, step, body, bad)))
+        idle = self.board is not None and (running := self.board.on_cpu()) and not running.message_id
+        if not force and idle:
+            self.world.after(self.world.latency(), lambda: self._when_awake(self._close))
+        elif force or not self._stuck:
+            self.world.after(self.world.latency(), lambda: self.die("SIGKILL" if force else "SIGTERM"))
 
-    def _end(self, lane: Lane, step: StepPlan, body: int, bad: bool) -> None:
-        self._current = None
-        self._board = wire.Started(*lane.ids, position=lane.position + 1)
-        name, position = f"step{lane.position}", lane.position
-        told = (*lane.ids, position, name)
-        if not lane.is_workflow:
-            ended = (
-                wire.Failed(*lane.ids, b'{"type": "Error", "message": "bad"}')
-                if step.fate == "fail" and bad
-                else wire.Finished(*lane.ids, b"null")
-            )
-            self._leave(lane, ended)
-        elif step.fate == "retry" and bad and lane.tries < RETRIES:
-            self._leave(
-                lane,
-                wire.StepFailed(*told, b'{"type": "Error"}', step.seconds, 0.0, lane.tries + 1, BACKOFF_S),
-            )
-        elif step.fate == "pause":
-            self._leave(lane, wire.Paused(*told, "wait", self.world.rng.choice([0.2, 1.0, None])))
-        elif step.fate == "fail":
-            self.say(wire.Checkpoint(*told, None, b'{"type": "Error"}', step.seconds, 0.0, 0))
-            lane.sent += 1
-            self._leave(lane, wire.Failed(*lane.ids, b'{"type": "Error", "message": "bad"}'))
-        else:
-            # No two executions give the same: whose result is whose can be told.
-            output = f"{lane.order.message_id}.{position}.{body}"
-            self.say(wire.Checkpoint(*told, json.dumps(output).encode(), None, step.seconds, 0.0, lane.tries))
-            lane.sent += 1
-            lane.outputs.append(output)
-            lane.position += 1
-            self._enter(lane)
-        self._go_on()
+    def _close(self) -> None:
+        self.pipe.closed = True
+        if self.pipe.awaited:
+            self._go_on()
 
-    def _leave(self, lane: Lane, end: wire.Up) -> None:
-        self.say(end)
-        if self._lanes.get(lane.order.message_id) is lane:
-            del self._lanes[lane.order.message_id]
-        if self.on_cpu == lane.order.message_id:
-            self.on_cpu = None
+    def die(self, signal: str | None) -> None:
+        if self.alive:
+            self.alive = False
+            if self.running is not None:
+                self.world.watch.died_on_cpu(self.running)
+            self.world.note(f"{self.supervisor.name} worker {self.id} dies of {signal} on {self.running}")
+            self._said_at += self.world.rng.choice([0.0, 0.001, 0.05])
+            self._reach(lambda: self._bury(signal))
+
+    def _bury(self, signal: str | None) -> None:
+        self._read()
+        self.hearing.last_words(signal not in ("SIGKILL", "SIGTERM"), is_async=False)
+        del self.supervisor.workers[self.id]
+        self.supervisor.hears(events.Exited(self.id, signal, None if signal else 0))
+
+
+# What the runs execute, by their plans: see plan.py
+
+
+def _body(position: int) -> str:
+    run, worker = pgqrs.current_run(), _at_work
+    assert worker is not None
+    return worker.body(position, run.id, cast(PipeJournal, run.journal).claim_no)
+
+
+@cache
+def _functions() -> Mapping[str, Definition]:
+    policy = StepRetryPolicy(max_attempts=RETRIES, backoff=BackoffStrategy.fixed(BACKOFF_S))
+    steps = {
+        (position, retried, limited): pgqrs.step(
+            name=f"step{position}",
+            retry=policy if retried else None,
+            timeout=TIMEOUT_S if limited else None,
+        )(_body)
+        for position in range(STEPS_MAX)
+        for retried in (False, True)
+        for limited in (False, True)
+    }
+
+    def flow(_: object) -> dict[str, str]:
+        assert _at_work is not None
+        outputs: dict[str, str] = {}
+        for position, step in enumerate(_at_work.world.plans[pgqrs.current_run().id].steps):
+            if step.fate == "pause":
+                pgqrs.pause("wait", step.resume_after_s)
+            else:
+                retried = step.fate in ("retry", "hang")
+                outputs[f"step{position}"] = steps[position, retried, step.limited](position)
+        return outputs
+
+    def plain(_: object) -> None:
+        _body(0)
+
+    made = [pgqrs.workflow(name="flow")(flow), pgqrs.handler(queue="plain", name="plain")(plain)]
+    return {definition_of(f).name: definition_of(f) for f in made}

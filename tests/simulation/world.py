@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
+import greenlet
+
 from pgqrs import errors
 from pgqrs.config import Config
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Write
 from pgqrs.store.sqlite import SqliteDatabase
 from pgqrs.store.store import MessageStore
-from pgqrs.store.turning import Turn, Wanted
 from supervisors.core import state
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.plan import RunPlan, make_plan
 from tests.simulation.supervisor import LEASE_S, SimSupervisor
-from tests.simulation.workers import Lane
+from tests.simulation.workers import SimWorker
 
 EVENTS_MIN, FAULTS_MIN = 200, 5
 TROUBLE_S, BRIEF_TROUBLE_S = 4.0, 1.2  # how long things go wrong
@@ -40,6 +42,7 @@ class World:
         self._trouble_s = BRIEF_TROUBLE_S if brief else TROUBLE_S
         self._messages = BRIEF_MESSAGES if brief else MESSAGES
         self.rng = random.Random(seed)
+        self.hub = greenlet.getcurrent()  # in which events happen; workers have greenlets of their own
         self.now = 0.0
         self.events = 0
         self.faults: Counter[str] = Counter()
@@ -145,25 +148,21 @@ class World:
     def lives(self, pid: int) -> bool:
         return any(s.pid == pid and s.alive for s in self.supervisors)
 
-    def body_started(self, lane: Lane, position: int) -> int:
+    def body_started(self, worker: SimWorker, message: int, claim_no: int, position: int) -> int:
         """Which execution of this body it is, counted over all workers."""
-        message, claim_no = lane.ids
-        consumers = lane.worker.supervisor._consumers.values()
+        supervisor = worker.supervisor
         holder, number, archived = self.watch.holder(message)
-        live = holder in consumers and number == claim_no and not archived and lane.worker.supervisor.alive
-        self.note(
-            f"{lane.worker.supervisor.name} worker {lane.worker.id} body {message}.{position} live={live}"
-        )
-        for other in lane.worker.supervisor.workers.values():
-            if other is not lane.worker and other.alive and other.running == message and live:
-                raise Violation(
-                    f"twice-at-once: message {message} runs in two workers of {lane.worker.supervisor.name}"
-                )
-        self.watch.body_started(message, position, lane.worker.supervisor.name, live, lane.is_workflow)
+        held = holder in supervisor.session.consumers.values() and number == claim_no
+        live = held and not archived and supervisor.alive
+        self.note(f"{supervisor.name} worker {worker.id} body {message}.{position} live={live}")
+        for other in supervisor.workers.values():
+            if other is not worker and other.alive and other.running == message and live:
+                raise Violation(f"twice-at-once: message {message} runs in two workers of {supervisor.name}")
+        self.watch.body_started(message, position, supervisor.name, live, self.plans[message].is_workflow)
         self._bodies[message, position] += 1
         return self._bodies[message, position]
 
-    def turn(self, who: str, writes: Sequence[Write], wanted: Sequence[Wanted], unsure: bool) -> Turn:
+    def turn(self, who: str, writes: Sequence[Write], wanted: Sequence[Want], unsure: bool) -> Turn:
         before = {m: self.watch.holder(m) for m in {w.claim.message_id for w in writes}}
         turn = self.store.turn(writes, wanted, unsure)
         self.note(
@@ -230,8 +229,10 @@ class World:
                 "partition",
                 "clock-jump",
                 "cancel",
+                "stop",
+                "parent-gone",
             ],
-            [30, 8, 8, 5, 8, 4, 6],
+            [30, 8, 8, 5, 8, 4, 6, 4, 1],
         )[0]
         self.faults[kind] += 1
         self.note(f"fault: {kind} {supervisor.name}")
@@ -241,6 +242,15 @@ class World:
             self.rng.choice(workers).freeze(self.now + self.rng.uniform(0.5, LEASE_S * 1.5))
         elif kind == "supervisor-kill":
             supervisor.die()
+            self.after(
+                self.rng.uniform(0.05, 2.0),
+                lambda: self._start_supervisor(self.rng.choice(["host0", "host1"])),
+            )
+        elif kind in ("stop", "parent-gone"):
+            if kind == "stop":
+                supervisor.stop(self.rng.choice([1, 1, 2, 3]))
+            else:
+                supervisor.lose_parent()
             self.after(
                 self.rng.uniform(0.05, 2.0),
                 lambda: self._start_supervisor(self.rng.choice(["host0", "host1"])),

@@ -14,10 +14,10 @@ import psycopg
 
 from pgqrs.config import Config, conninfo, sqlite_path
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Want
 from pgqrs.model.writes import Archive, Begin, Claim, Claimed, Outcome, Release, Settle, Step, Write
 from pgqrs.store import MessageStore, open_database, open_store
 from pgqrs.store.store import Identity
-from pgqrs.store.turning import Wanted
 
 TABLES = (
     "pgqrs_queues",
@@ -59,8 +59,8 @@ class Consumer:
         self.supervisor_id, consumers = store.register_supervisor(self.identity, {"q": queue_id}, lease_s)
         self.id = consumers["q"]
 
-    def wanted(self, limit: int = 10, read_ct_max: int = 5, after: Any = None) -> Wanted:
-        return Wanted(self.queue_id, self.id, limit, read_ct_max, after)
+    def wanted(self, limit: int = 10, read_ct_max: int = 5, after: Any = None) -> Want:
+        return Want(self.queue_id, self.id, limit, read_ct_max, after)
 
     def claim(self, limit: int = 10, read_ct_max: int = 5) -> list[Claimed]:
         return self.store.turn((), [self.wanted(limit, read_ct_max)]).taken[0].messages

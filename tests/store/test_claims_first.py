@@ -2,13 +2,13 @@
 
 import pytest
 
+from pgqrs.model.turns import Want
 from pgqrs.store import consuming
-from pgqrs.store.turning import Wanted
 from tests.store.given import Consumer, Flow, ids, release, step, when, wrote
 
 
 def claim(consumer, limit, first, after=None, lapsed=False):
-    wanted = Wanted(consumer.queue_id, consumer.id, limit, 5, after, lapsed, False, first)
+    wanted = Want(consumer.queue_id, consumer.id, limit, 5, after, lapsed, False, first)
     [taken] = consumer.store.turn((), [wanted]).taken
     return taken
 

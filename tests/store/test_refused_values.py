@@ -5,9 +5,9 @@ from collections import deque
 import pytest
 
 from pgqrs import errors
+from pgqrs.model.turns import follows_refused
 from pgqrs.model.writes import Claim
 from pgqrs.store.store import COPY_MIN
-from pgqrs.store.turning import follows_refused
 from tests.store.given import RUNNING, SUCCESS, columns, execute, finish, ids, step, wrote
 
 LONG = "n" * 300

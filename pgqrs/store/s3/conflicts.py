@@ -15,12 +15,12 @@ from typing import ParamSpec, TypeVar
 from pgqrs.errors import SchemaError
 from pgqrs.model.records import WorkflowRecord
 from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Write
 from pgqrs.store.database import Row, Transaction
 from pgqrs.store.s3.database import S3Database
 from pgqrs.store.s3.insisting import insist
 from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
-from pgqrs.store.turning import Turn, Wanted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,7 +133,7 @@ class InsistentStore(CopiedStore):
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
         return self._again(super().retire, supervisor_id, read_ct_max)
 
-    def turn(self, writes: Sequence[Write], wanted: Sequence[Wanted] = (), unsure: bool = False) -> Turn:
+    def turn(self, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False) -> Turn:
         self._yield()
         return self._again(super().turn, writes, wanted, unsure)
 

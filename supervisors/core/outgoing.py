@@ -7,8 +7,8 @@ beside the turns that follow. A later write of the same claim waits for them: a 
 from collections import deque
 from collections.abc import Sequence
 
+from pgqrs.model.turns import follows_refused
 from pgqrs.model.writes import Claim, Outcome, Write
-from pgqrs.store.turning import follows_refused
 
 TURN_WRITES_MAX = 1000
 TURN_BYTES_MAX = 8 * 1024 * 1024  # of values: encoded in 0.1 s, and far below any limit of a server

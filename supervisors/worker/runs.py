@@ -1,0 +1,147 @@
+"""The runs that a worker has, and what each frame of the supervisor makes of them.
+
+Both kinds of worker (worker.py, async_worker.py) and the simulation handle frames here. A run is first an order (`fresh`), which
+can be given back. Once begun it is a lane (`lanes`), which leaves only at a step boundary.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from pgqrs.flows.flow import Clocks, Definition
+from pgqrs.model.writes import RecordedStep
+from supervisors import wire
+from supervisors.worker.journal import CLOCKS, Outbox
+
+
+class AnyLane(Protocol):
+    """What frames change in a run that has begun: see PipeJournal."""
+
+    message_id: int
+    claim_no: int
+    sent: int
+    durable: int
+    stopped: bool
+    refused: str | None
+
+
+Lane = TypeVar("Lane", bound=AnyLane)
+
+
+class Runs(Generic[Lane]):
+    """One worker's. A subclass says how a lane is woken and stopped."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        functions: Mapping[str, Definition],
+        payload_bytes_max: int,
+        clocks: Clocks = CLOCKS,
+    ) -> None:
+        self.outbox = outbox
+        self.functions = functions
+        self.payload_bytes_max = payload_bytes_max
+        self.clocks = clocks
+        self.database = ""  # the identity of the supervisor's database, once the supervisor has said it
+        self.lease_until = math.inf  # of the supervisor, in monotonic seconds
+        self.fresh: deque[wire.Execute] = deque()
+        self.lanes: dict[int, Lane] = {}
+        self._history: dict[int, list[RecordedStep]] = {}  # ahead of its Execute
+        self._drained = False  # told to begin nothing more
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the lease has ended as far as this worker knows: its runs may be another supervisor's by now."""
+        return self.clocks.now_s() >= self.lease_until
+
+    def take(self, frame: wire.Down | wire.Up) -> None:
+        match frame:
+            case wire.Execute():
+                if self._drained:
+                    self._give_back([frame])
+                else:
+                    self.fresh.append(frame)
+                    self._arrived()
+            case wire.History():
+                self._history.setdefault(frame.message_id, []).extend(frame.steps)
+            case wire.Committed():
+                for run in frame.runs:
+                    if (lane := self._lane(*run)) is not None:
+                        assert lane.durable < lane.sent, "Committed answers a checkpoint that was sent"
+                        lane.durable += 1
+                        self._wake(lane)
+            case wire.Cancel():
+                if (lane := self._lane(frame.message_id, frame.claim_no)) is not None:
+                    self._stop(lane, frame.now)
+                else:
+                    self._give_back(self._orders([(frame.message_id, frame.claim_no)]))
+            case wire.WaitRefused():
+                if (lane := self._lane(frame.message_id, frame.claim_no)) is not None:
+                    lane.refused = frame.why
+            case wire.Revoke():
+                self._give_back(list(self.fresh)[-frame.count :] if frame.count else [])
+            case wire.Recall():
+                self._recalled()
+                self._give_back(self._orders(frame.runs))
+                for run in frame.runs:
+                    if (lane := self._lane(*run)) is not None:
+                        self._stop(lane)
+            case wire.Drain():
+                self._drained = True
+                self._give_back(list(self.fresh))
+                if frame.at_boundary:
+                    for lane in list(self.lanes.values()):
+                        self._stop(lane)
+            case wire.Lease():
+                self.lease_until = frame.until
+                self._extended()
+            case wire.Welcome():
+                self.database = frame.database
+
+    def next_order(self) -> tuple[wire.Execute, tuple[RecordedStep, ...]]:
+        """The order that has waited longest, with what is recorded of its run."""
+        order = self.fresh.popleft()
+        return order, tuple(self._history.pop(order.message_id, ()))
+
+    def _lane(self, message_id: int, claim_no: int) -> Lane | None:
+        """The run, if it has begun under this claim."""
+        lane = self.lanes.get(message_id)
+        return lane if lane is not None and lane.claim_no == claim_no else None
+
+    def _orders(self, runs: Iterable[tuple[int, int]]) -> list[wire.Execute]:
+        """Those of these runs (message id, claim number) that have not begun."""
+        asked = set(runs)
+        return [o for o in self.fresh if (o.message_id, o.claim_no) in asked]
+
+    def _give_back(self, orders: list[wire.Execute]) -> None:
+        """Also answers when there is nothing to give: a Revoke is open until it is answered."""
+        given = {o.message_id for o in orders}
+        self.fresh = deque(o for o in self.fresh if o.message_id not in given)
+        for message_id in given:
+            self._history.pop(message_id, None)
+        self.outbox.add(wire.Returned(tuple(o.message_id for o in orders)))
+        self._said()
+
+    # What differs between the kinds of worker
+
+    def _arrived(self) -> None:
+        """An order has come."""
+
+    def _wake(self, lane: Lane) -> None:
+        """A checkpoint of the lane is durable."""
+        raise NotImplementedError
+
+    def _stop(self, lane: Lane, now: bool = False) -> None:
+        """The lane is to leave at its next boundary; with `now`, code on an event loop is cancelled where it waits."""
+        raise NotImplementedError
+
+    def _recalled(self) -> None:
+        """A Recall frame was read."""
+
+    def _extended(self) -> None:
+        """The lease holds for longer."""
+
+    def _said(self) -> None:
+        """There is an answer in the outbox, and the supervisor may wait for it."""
+        raise NotImplementedError
