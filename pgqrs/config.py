@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-from pgqrs.arguments.durations import DURATION_S_MAX
 from pgqrs.errors import ConfigError
+from pgqrs.model.bounds import DURATION_S_MAX
 from pgqrs.model.states import Named
 from pgqrs.program.interpreter import DSN_VARIABLE as DSN_VARIABLE
 from pgqrs.program.interpreter import dsn_of

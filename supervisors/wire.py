@@ -12,10 +12,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from pgqrs.arguments.durations import DURATION_S_MAX
-from pgqrs.arguments.names import NAME_CHARS_MAX
-from pgqrs.flows.flow import STEPS_MAX
-from pgqrs.model.writes import Place, RecordedStep
+from pgqrs.model.bounds import Count, Id, Number, Position, Seconds, StepName
+from pgqrs.model.writes import Place, RecordedStep, Step
 
 VERSION = 1
 FRAME_BYTES_MAX = (
@@ -28,17 +26,8 @@ _HEAD = Packed("!IB")
 Kind = Literal["workflow", "handler"]
 
 # What a worker can have to say: the decoder refuses other values. A worker runs code that nobody here knows.
-NUMBER_MAX = 2**63 - 1
-COUNT_MAX = 2**31 - 1
-NAME_LENGTH_MAX = 4 * NAME_CHARS_MAX  # of a step, with its number and whatever else tells its calls apart
 TEXT_LENGTH_MAX = 1024 * 1024
 RETURNED_MAX = 100_000  # runs in one frame
-Id = Annotated[int, Meta(gt=0, le=NUMBER_MAX)]
-Number = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
-Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
-Position = Annotated[int, Meta(ge=0, le=STEPS_MAX)]
-Seconds = Annotated[float, Meta(ge=0, le=DURATION_S_MAX)]
-Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
 Ids = Annotated[tuple[Id, ...], Meta(max_length=RETURNED_MAX)]
 
@@ -141,7 +130,7 @@ class Started(Frame, frozen=True):
 
     message_id: Id
     claim_no: Number
-    step: Name | None = None
+    step: StepName | None = None
     position: Position = 0
     timeout_s: Seconds | None = None
     retry_count: Count = 0
@@ -151,52 +140,28 @@ class Started(Frame, frozen=True):
 
 
 class Checkpoint(Frame, frozen=True):
-    """A step has a result to record; the run waits for Committed. `error` set: the step failed, for good unless `retry_in_s`
-    says when the run, which stays in its worker, tries it again. `peak_rss_bytes`: the most memory that the process has held
-    until now. `ended`: see RecordedStep."""
+    """A step has a result to record; the run waits for Committed. A step that failed has failed for good, unless `step.retry_in_s`
+    says when the run, which stays in its worker, tries it again."""
 
     message_id: Id
     claim_no: Number
-    position: Position
-    name: Name
-    output: bytes | None
-    error: bytes | None
-    seconds: Seconds
-    cpu_seconds: Seconds
-    retry_count: Count
-    peak_rss_bytes: Number | None = None
-    place: Place | None = None
-    ended: Count | None = None
-    retry_in_s: Seconds | None = None
+    step: Step
 
 
 class StepFailed(Frame, frozen=True):
-    """A step failed and is to be tried again: the run leaves the worker until then."""
+    """A step failed and is to be tried again after `step.retry_in_s`: the run leaves the worker until then."""
 
     message_id: Id
     claim_no: Number
-    position: Position
-    name: Name
-    error: bytes
-    seconds: Seconds
-    cpu_seconds: Seconds
-    retry_count: Count
-    retry_in_s: Seconds
-    peak_rss_bytes: Number | None = None
-    place: Place | None = None
+    step: Step
 
 
 class Paused(Frame, frozen=True):
-    """The run leaves the worker; `resume_after_s` None means until somebody resumes it."""
+    """The run leaves the worker for `step.retry_in_s` seconds; None means until somebody resumes it."""
 
     message_id: Id
     claim_no: Number
-    position: Position
-    name: Name
-    text: Text
-    resume_after_s: Seconds | None
-    place: Place | None = None
-    ended: Count | None = None
+    step: Step
 
 
 class Finished(Frame, frozen=True):

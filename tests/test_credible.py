@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgqrs.arguments.durations import DURATION_S_MAX
-from pgqrs.flows.flow import STEPS_MAX
-from pgqrs.model.writes import Place
+from pgqrs.model.bounds import DURATION_S_MAX, STEPS_MAX
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Place, Step
 from supervisors import wire
 from supervisors.births.launch import Child
 from supervisors.core import events
@@ -27,7 +27,10 @@ from supervisors.worker import board
 from supervisors.worker.board import Board, BoardReader
 
 EXECUTE = wire.Execute(7, 1, "f", "workflow", b"null", 1, ())
-CHECKPOINT = wire.Checkpoint(7, 1, 0, "step", b"1", None, 0.1, 0.1, 0, None, Place("", 0, -(2**63)), 1)
+SUCCESS, ERROR, PAUSED = WorkflowStatus.Success, WorkflowStatus.Error, WorkflowStatus.Paused
+CHECKPOINT = wire.Checkpoint(
+    7, 1, Step(0, "step", SUCCESS, b"1", None, 0.1, 0.1, place=Place("", 0, -(2**63)), ended=1)
+)
 
 SOUND: tuple[wire.Up, ...] = (
     wire.Ready(1),
@@ -36,9 +39,11 @@ SOUND: tuple[wire.Up, ...] = (
     wire.Started(7, 1),
     wire.Started(7, 1, "step", STEPS_MAX, DURATION_S_MAX, 3, 0.0, 2**40),
     CHECKPOINT,
-    wire.Checkpoint(7, 1, 3, "é" * 255 + "#100000", None, b'{"message": "x"}', 0.0, 0.0, 5, 2**40),
-    wire.StepFailed(7, 1, 1, "step", b"{}", 0.1, 0.1, 1, 60.0, 1),
-    wire.Paused(7, 1, 2, "pause", "until later\nor so", None),
+    wire.Checkpoint(
+        7, 1, Step(3, "é" * 255 + "#100000", ERROR, None, b'{"message": "x"}', 0.0, 0.0, 2**40, retry_count=5)
+    ),
+    wire.StepFailed(7, 1, Step(1, "step", ERROR, None, b"{}", 0.1, 0.1, 1, retry_count=1, retry_in_s=60.0)),
+    wire.Paused(7, 1, Step(2, "pause", PAUSED, b'"until later\\nor so"')),
     wire.Finished(7, 1, '{"é": "\u2028"}'.encode(), 0.1),
     wire.Failed(7, 1, b"null"),
     wire.Left(7),
@@ -71,11 +76,9 @@ BAD_VALUES: dict[str, tuple[object, ...]] = {
     "cpu_seconds": (-1.0, math.nan),
     "timeout_s": (math.nan, math.inf, -math.inf, DURATION_S_MAX * 2),
     "retry_in_s": (math.nan, -5.0, 1e18),
-    "resume_after_s": (math.nan, -1.0, 1e18),
     "retry_count": (-1, 2**31),
     "memory_bytes": (-1, 2**63),
     "peak_rss_bytes": (-1, 2**64 - 1),
-    "text": ("a\0b", "x" * (wire.TEXT_LENGTH_MAX + 1)),
     "pid": (-1, 2**40),
     "ended": (-1, 2**31),
     "of": (-1, 2**63),
@@ -85,13 +88,28 @@ BAD_VALUES: dict[str, tuple[object, ...]] = {
 }
 
 
+BAD_OF_STEP: dict[str, tuple[object, ...]] = {
+    "name": BAD_VALUES["step"],
+    "status": ("", "RUNNING", WorkflowStatus.Cancelled, WorkflowStatus.Running),
+}
+OfStep = wire.Checkpoint | wire.StepFailed | wire.Paused
+
+
 @pytest.mark.parametrize(
     ("frame", "field", "value"),
     [
         (frame, field, value)
         for frame in SOUND
         for field in frame.__struct_fields__
+        if not isinstance(frame, OfStep) or field != "step"
         for value in BAD_VALUES.get(field, ())
+    ]
+    + [
+        (frame, field, value)
+        for frame in SOUND
+        if isinstance(frame, OfStep)
+        for field in Step.__struct_fields__
+        for value in (*BAD_VALUES.get(field, ()), *BAD_OF_STEP.get(field, ()))
     ],
     ids=lambda v: (
         type(v).__name__ if isinstance(v, msgspec.Struct) else str(v)[:20] if isinstance(v, str) else ""
@@ -99,7 +117,13 @@ BAD_VALUES: dict[str, tuple[object, ...]] = {
 )
 def test_no_field_holds_what_no_database_takes(frame: wire.Up, field: str, value: object) -> None:
     with pytest.raises((wire.WireError, UnicodeEncodeError)):
-        hear(msgspec.structs.replace(frame, **{field: value}))
+        hear(changed(frame, field, value))
+
+
+def changed(frame: wire.Up, field: str, value: object) -> wire.Up:
+    if not isinstance(frame, OfStep) or field not in Step.__struct_fields__:
+        return msgspec.structs.replace(frame, **{field: value})
+    return msgspec.structs.replace(frame, step=msgspec.structs.replace(frame.step, **{field: value}))
 
 
 def hear(frame: wire.Up) -> None:
@@ -326,7 +350,7 @@ needs_boards = pytest.mark.skipif(board.new_board() is None, reason="no boards o
     "frame",
     [
         wire.Started(8, 1),
-        msgspec.structs.replace(CHECKPOINT, position=2**62),
+        changed(CHECKPOINT, "position", 2**62),
         wire.Finished(7, 1, b"no json"),
     ],
 )

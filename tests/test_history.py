@@ -3,10 +3,10 @@
 import pytest
 
 import pgqrs
-from pgqrs.arguments.names import NAME_CHARS_MAX
 from pgqrs.errors import ReplayMismatchError
 from pgqrs.flows.flow import Refused, Suspended
 from pgqrs.flows.history import History, Names, step_of
+from pgqrs.model.bounds import NAME_CHARS_MAX
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import Place, RecordedStep
 from tests.test_flow import Journal, run

@@ -19,7 +19,7 @@ from supervisors.core.state import OnCpu
 from supervisors.loop.pipes import Pipes
 from supervisors.worker import board as boards
 from supervisors.worker.board import Board, BoardReader
-from tests.test_core import Scene, checkpoint, message, started
+from tests.core.test_core import Scene, checkpoint, message, started
 from tests.test_worker import Pipe, told
 
 pytestmark = pytest.mark.skipif(boards.new_board() is None, reason="no boards on this machine")

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgqrs.model.writes import RecordedStep
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Place, RecordedStep, Step
 from supervisors import wire
+
+SUCCESS, ERROR, PAUSED = WorkflowStatus.Success, WorkflowStatus.Error, WorkflowStatus.Paused
 
 STEPS = (
     RecordedStep("a", 0, "SUCCESS", b'{"x": 1}', None, 0),
@@ -33,11 +36,11 @@ UP = [
     wire.Ready(4711),
     wire.Started(1, 2),
     wire.Started(1, 2, "step", 7, 600.0, 1, 2.5),
-    wire.Checkpoint(1, 2, 0, "a", b"1", None, 0.25, 0.125, 0),
-    wire.Checkpoint(1, 2, 0, "a", None, b'{"message": "no"}', 0.25, 0.125, 2),
-    wire.StepFailed(1, 2, 0, "a", b"1", 0.5, 0.5, 1, 60.0),
-    wire.Paused(1, 2, 3, "pause", "lunch", None),
-    wire.Paused(1, 2, 3, "pause#2", "", 60.0),
+    wire.Checkpoint(1, 2, Step(0, "a", SUCCESS, b"1", None, 0.25, 0.125)),
+    wire.Checkpoint(1, 2, Step(0, "a", ERROR, None, b'{"message": "no"}', 0.25, 0.125, retry_count=2)),
+    wire.StepFailed(1, 2, Step(0, "a", ERROR, None, b"1", 0.5, retry_count=1, retry_in_s=60.0)),
+    wire.Paused(1, 2, Step(3, "pause", PAUSED, b'"lunch"')),
+    wire.Paused(1, 2, Step(3, "pause#2", PAUSED, b'""', retry_in_s=60.0, place=Place("", 1), ended=4)),
     wire.Finished(1, 2, b"null"),
     wire.Failed(1, 2, b"{}"),
     wire.Returned((1, 2, 3)),

@@ -11,7 +11,8 @@ import pytest
 import pgqrs
 from pgqrs.flows import flow
 from pgqrs.flows.definitions import definition_of
-from pgqrs.model.writes import Place, RecordedStep
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Place, RecordedStep, Step
 from supervisors import wire
 from supervisors.worker.board import BoardReader, new_board
 from supervisors.worker.worker import LOOK_EVERY_S, make_worker
@@ -97,8 +98,13 @@ class Pipe:
 
 def told(frames):
     """In short: (kind, run, step)."""
+
+    def step_of(frame):
+        step = getattr(frame, "step", None)
+        return getattr(step, "name", step)
+
     return [
-        (type(f).__name__, getattr(f, "message_id", None), getattr(f, "step", getattr(f, "name", None)))
+        (type(f).__name__, getattr(f, "message_id", None), step_of(f))
         for f in frames
         if not isinstance(f, wire.Idle | wire.Left)
     ]
@@ -163,7 +169,7 @@ def test_the_next_step_waits_for_the_commit_of_the_one_before():
         pipe.commit(said[-1])
         said = pipe.until_idle()
         assert told(said) == [("Started", 1, "second"), ("Checkpoint", 1, "second"), ("Finished", 1, None)]
-        assert (said[-1].output, said[-2].position) == (b"3", 1)
+        assert (said[-1].output, said[-2].step.position) == (b"3", 1)
 
 
 def test_a_commit_of_another_claim_does_not_count():
@@ -190,7 +196,7 @@ def test_a_pure_step_does_not_wait_and_a_strict_one_waits_for_all_before_it():
         pipe.execute(mixed, 1)
         said = pipe.until_idle()
         checkpoints = [f for f in said if isinstance(f, wire.Checkpoint)]
-        assert [c.name for c in checkpoints] == ["first", "pure", "pure#2"]
+        assert [c.step.name for c in checkpoints] == ["first", "pure", "pure#2"]
         pipe.commit(*checkpoints[:2])
         assert pipe.until_idle() == []
         pipe.commit(checkpoints[2])
@@ -319,7 +325,7 @@ def test_a_step_with_tries_left_leaves_the_worker():
         said = pipe.until_idle()
         assert told(said)[-1] == ("StepFailed", 1, "flaky")
         assert said.pop() == wire.Left(1)
-        assert (said[-1].retry_count, said[-1].retry_in_s > 0) == (1, True)
+        assert (said[-1].step.retry_count, said[-1].step.retry_in_s > 0) == (1, True)
 
 
 def test_a_pause_leaves_the_worker():
@@ -330,10 +336,10 @@ def test_a_pause_leaves_the_worker():
 
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1)
-        assert pipe.until_idle()[-2:] == [
-            wire.Paused(1, 1, 0, "pause", "lunch", 60.0, Place("", 0), 1),
-            wire.Left(1),
-        ]
+        paused = Step(
+            0, "pause", WorkflowStatus.Paused, b'"lunch"', retry_in_s=60.0, place=Place("", 0), ended=1
+        )
+        assert pipe.until_idle()[-2:] == [wire.Paused(1, 1, paused), wire.Left(1)]
     assert ran == []
 
 

@@ -5,12 +5,10 @@ import re
 from datetime import timedelta
 
 from pgqrs.errors import ValidationError
+from pgqrs.model.bounds import DURATION_S_MAX
 
 Duration = float | timedelta | str
 
-DURATION_S_MAX = (
-    100 * 365 * 86_400.0
-)  # a hundred years: what a timestamp in every database can still be moved by
 
 _UNITS = {
     "ms": 0.001, "msec": 0.001, "millisecond": 0.001, "milliseconds": 0.001,

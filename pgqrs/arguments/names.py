@@ -3,8 +3,8 @@
 import re
 
 from pgqrs.errors import ValidationError
+from pgqrs.model.bounds import NAME_CHARS_MAX
 
-NAME_CHARS_MAX = 255  # the width of 0.15's columns
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # PostgreSQL has no NUL, and UTF-8 no half of a surrogate pair
 
 

@@ -11,8 +11,8 @@ import click
 
 from pgqrs import errors
 from pgqrs.arguments import durations
-from pgqrs.arguments.names import NAME_CHARS_MAX
 from pgqrs.config import Config, DurabilityMode, database_file, sqlite_path
+from pgqrs.model.bounds import NAME_CHARS_MAX
 from pgqrs.model.printable import printable_lines
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from pgqrs.arguments import durations
 from pgqrs.flows.history import History, Names
 from pgqrs.flows.retry import StepRetryPolicy
 from pgqrs.flows.scope import Scope, StepCall, current
+from pgqrs.model.bounds import STEPS_MAX
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import RecordedStep, Step
 from pgqrs.values import codec
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 CANCELLED = "CANCELLED"  # the error code of a step that its workflow cancelled
-
-STEPS_MAX = 100_000  # of one run: more than that is a loop that never ends
 
 
 class StepDefinition(Struct, frozen=True):

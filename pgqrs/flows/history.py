@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pgqrs import errors
-from pgqrs.arguments.names import NAME_CHARS_MAX
+from pgqrs.model.bounds import NAME_CHARS_MAX
 from pgqrs.model.writes import Place, RecordedStep
 
 SHOWN_CHARS_MAX = 80

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from pgqrs.flows.history import short
-from pgqrs.model.writes import PATH_CHARS_MAX, Place
+from pgqrs.model.bounds import PATH_CHARS_MAX
+from pgqrs.model.writes import Place
 
 if TYPE_CHECKING:
     from pgqrs.flows.flow import Context

@@ -9,9 +9,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from pgqrs.model.bounds import PATH_CHARS_MAX, Count, Number, Position, Seconds, StepName
 from pgqrs.model.states import WorkflowStatus
-
-PATH_CHARS_MAX = 400  # of a task's path: longer ones are kept short
 
 
 class Claim(Struct, frozen=True):
@@ -100,22 +99,27 @@ class Crash(Struct, frozen=True):
     peak_rss_bytes: int | None = None
 
 
-class Step(Struct, frozen=True):
-    """A step's result. Recorded once: a row that is SUCCESS never changes."""
+class Step(Struct, frozen=True, array_like=True):
+    """A step's result, as the worker made it and as its row keeps it. Recorded once: a row that is SUCCESS never changes.
 
-    position: int
-    name: str
+    `output` and `error` are raw JSON. `status` is SUCCESS, or ERROR with an `error`; a call of `pgqrs.pause()` is PAUSED until its
+    row is written, with its text as `output`. `retry_in_s`: when the step is to be tried again, or the run to go on after a pause;
+    None for never. `ended`: see RecordedStep. `peak_rss_bytes`: the most memory that the worker's process has held until then.
+    """
+
+    position: Position
+    name: StepName
     status: WorkflowStatus
     output: bytes | None = None
     error: bytes | None = None
-    seconds: float = 0.0
-    cpu_seconds: float | None = None
-    peak_rss_bytes: int | None = None
-    pid: int | None = None
-    retry_count: int = 0
-    retry_in_s: float | None = None
+    seconds: Seconds = 0.0
+    cpu_seconds: Seconds | None = None
+    peak_rss_bytes: Number | None = None
+    pid: Count | None = None
+    retry_count: Count = 0
+    retry_in_s: Seconds | None = None
     place: Place | None = None
-    ended: int | None = None
+    ended: Count | None = None
 
     @property
     def recorded(self) -> RecordedStep:

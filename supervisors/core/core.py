@@ -12,12 +12,11 @@ says of a run that is not there under that claim is of the past, and is dropped.
 import math
 from collections.abc import Iterable, Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Taken
-from pgqrs.model.writes import Archive, Begin, Outcome, Release, Settle, Step, Write
+from pgqrs.model.writes import Archive, Begin, Outcome, Release, Settle, Write
 from supervisors import wire
 from supervisors.core import endings
 from supervisors.core.events import (
@@ -247,18 +246,18 @@ class Core:
         match frame:
             case wire.Checkpoint():
                 # The function's own code goes on from here, until another run starts or the worker says it is idle.
-                worker.on_cpu = _in_its_own_code(worker, run, frame.position + 1, now)
-                step = _step_of(frame, worker)
+                step = frame.step
+                worker.on_cpu = _in_its_own_code(worker, run, step.position + 1, now)
                 run.record(step)
-                if frame.retry_in_s is not None:
-                    self._out.append(endings.to_be_retried(run, frame.name, frame.error, frame.retry_in_s))
+                if step.retry_in_s is not None:
+                    self._out.append(endings.to_be_retried(run, step))
                 self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
-                self._measured(run, frame.seconds)
+                self._measured(run, step.seconds)
             case wire.StepFailed():
-                self._measured(run, frame.seconds)
-                self._out.append(endings.to_be_retried(run, frame.name, frame.error, frame.retry_in_s))
+                step = frame.step
+                self._measured(run, step.seconds)
+                self._out.append(endings.to_be_retried(run, step))
                 worker.left[run.id] = now
-                step = _step_of(frame, worker)
                 self._leave(
                     worker,
                     run,
@@ -266,22 +265,15 @@ class Core:
                         run.claim,
                         step=step,
                         settle=Settle(WorkflowStatus.Running),
-                        message=Release(endings.within(run, frame.retry_in_s, now)),
+                        message=Release(endings.within(run, step.retry_in_s or 0.0, now)),
                     ),
                 )
             case wire.Paused():
                 worker.left[run.id] = now
-                step = Step(
-                    frame.position,
-                    frame.name,
-                    WorkflowStatus.Success,
-                    pid=worker.pid,
-                    place=frame.place,
-                    ended=frame.ended,
-                )
-                settle = Settle(WorkflowStatus.Paused, error=msgspec.json.encode(frame.text))
-                delay = frame.resume_after_s if frame.resume_after_s is not None else FOREVER_S
-                back = Release(endings.within(run, delay, now))
+                step = replace(frame.step, status=WorkflowStatus.Success, output=None, retry_in_s=None)
+                settle = Settle(WorkflowStatus.Paused, error=frame.step.output)
+                wait_s = FOREVER_S if frame.step.retry_in_s is None else frame.step.retry_in_s
+                back = Release(endings.within(run, wait_s, now))
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
                 run.outcome = "finished"
@@ -822,21 +814,3 @@ def _in_its_own_code(worker: Worker, run: Run, position: int, now: float) -> OnC
     if run.deadline is not None:
         return _on_cpu(worker, run, wire.Started(run.id, 0, position=position), now)
     return OnCpu(run.id, None, position, now, None, "time", 0, None)
-
-
-def _step_of(frame: wire.Checkpoint | wire.StepFailed, worker: Worker) -> Step:
-    return Step(
-        frame.position,
-        frame.name,
-        WorkflowStatus.Error if frame.error is not None else WorkflowStatus.Success,
-        output=frame.output if isinstance(frame, wire.Checkpoint) else None,
-        error=frame.error,
-        seconds=frame.seconds,
-        cpu_seconds=frame.cpu_seconds,
-        peak_rss_bytes=frame.peak_rss_bytes,
-        pid=worker.pid,
-        retry_count=frame.retry_count,
-        retry_in_s=frame.retry_in_s,
-        place=frame.place,
-        ended=frame.ended if isinstance(frame, wire.Checkpoint) else None,
-    )

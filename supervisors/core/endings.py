@@ -51,8 +51,8 @@ def unfit(run: Run, why: str) -> Ending:
     return Ending(Write(run.claim, begin=begin, settle=settle, message=Archive(why)), note, failed=True)
 
 
-def to_be_retried(run: Run, step: str, told: bytes | None, retry_in_s: float) -> Note:
-    text = f"step {step!r} failed, again in {retry_in_s:g} s: {_reason(told or b'null')}"
+def to_be_retried(run: Run, step: Step) -> Note:
+    text = f"step {step.name!r} failed, again in {step.retry_in_s:g} s: {_reason(step.error or b'null')}"
     return run.note(text, "warning")
 
 

@@ -10,7 +10,9 @@ Numbers, lengths and times are checked by the decoder, at no cost (the types of 
 import msgspec
 from msgspec import Struct
 
-from pgqrs.flows.flow import STEPS_MAX
+from pgqrs.model.bounds import STEPS_MAX
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Step
 from supervisors import wire
 
 REMEMBERED_MAX = (
@@ -61,10 +63,8 @@ class Credit:
     def check(self, frame: wire.Up) -> None:
         """Raises WireError for what no worker of ours says."""
         match frame:
-            case wire.Checkpoint():
+            case wire.Checkpoint() | wire.StepFailed() | wire.Paused():
                 self._check_step(frame)
-                _refuse_no_json(frame, frame.output)
-                _refuse_no_json(frame, frame.error)
             case wire.Finished():
                 self._check_run(frame.message_id, frame)
                 _refuse_no_json(frame, frame.output)
@@ -73,12 +73,6 @@ class Credit:
                 self._check_run(frame.message_id, frame)
                 _refuse_no_json(frame, frame.error)
                 self._leaves(frame.message_id)
-            case wire.StepFailed():
-                self._check_step(frame)
-                _refuse_no_json(frame, frame.error)
-            case wire.Paused():
-                self._check_step(frame)
-                _refuse_nul(frame, frame.text)
             case wire.Returned():
                 for message_id in frame.message_ids:
                     self._check_run(message_id, frame)
@@ -130,8 +124,12 @@ class Credit:
             given.steps += 1
             if given.steps > STEPS_MAX:
                 raise wire.WireError(f"more than {STEPS_MAX:,} steps of run {frame.message_id}")
-        if "\0" in frame.name or (frame.place is not None and "\0" in frame.place.path):
-            _refuse_nul(frame, frame.name, frame.place.path if frame.place else None)
+        step = frame.step
+        if "\0" in step.name or (step.place is not None and "\0" in step.place.path):
+            _refuse_nul(frame, step.name, step.place.path if step.place else None)
+        _refuse_no_json(frame, step.output)
+        _refuse_no_json(frame, step.error)
+        _check_outcome(frame, step)
 
     def _leaves(self, message_id: int) -> None:
         if (given := self._given.pop(message_id, None)) is None:
@@ -141,6 +139,29 @@ class Credit:
             self._left[message_id] = given.is_handler
             if len(self._left) > REMEMBERED_MAX:
                 del self._left[next(iter(self._left))]
+
+
+def _check_outcome(frame: wire.Checkpoint | wire.StepFailed | wire.Paused, step: Step) -> None:
+    """That a step's status, output and error belong together, and to this frame."""
+    if isinstance(frame, wire.Paused):
+        fits = step.status is WorkflowStatus.Paused and step.error is None
+        _refuse_nul(frame, _text(frame, step.output))
+    elif isinstance(frame, wire.StepFailed):
+        fits = step.status is WorkflowStatus.Error and step.error is not None and step.retry_in_s is not None
+    elif step.status is WorkflowStatus.Success:
+        fits = step.error is None and step.retry_in_s is None
+    else:
+        fits = step.status is WorkflowStatus.Error and step.error is not None
+    if not fits or (step.error is not None and step.output is not None):
+        raise wire.WireError(f"a {type(frame).__name__} of a step that is {step.status.value}")
+
+
+def _text(frame: wire.Up, told: bytes | None) -> str:
+    """Of a pause."""
+    try:
+        return _texts.decode(told or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise wire.WireError(f"a {type(frame).__name__} with a text that is none: {e}") from e
 
 
 def _refuse_nul(frame: wire.Up, *texts: str | None) -> None:
@@ -155,6 +176,7 @@ def _refuse_no_json(frame: wire.Up, value: bytes | None) -> None:
         raise wire.WireError(f"a {type(frame).__name__} with {value[:40]!r}, which is no JSON")
 
 
+_texts = msgspec.json.Decoder(wire.Text)
 _raw_json = msgspec.json.Decoder(msgspec.Raw)
 
 

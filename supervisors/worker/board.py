@@ -26,7 +26,7 @@ from struct import Struct as Packed
 
 from msgspec import Struct
 
-from pgqrs.arguments.names import NAME_CHARS_MAX
+from pgqrs.model.bounds import NAME_CHARS_MAX
 from supervisors.worker.output import has_cpu
 
 SIZE = 64 * 1024
@@ -102,6 +102,10 @@ class Board:
         self._last = 0  # message that had the CPU
         self._barrier = _Barrier()
         self.recalls_heard = 0
+
+    def close(self) -> None:
+        self._numbers.release()
+        self._memory.close()
 
     @property
     def unsent(self) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-import msgspec
+from msgspec.structs import replace
 
 from pgqrs import errors
 from pgqrs.flows import flow
@@ -49,11 +49,13 @@ METER = Meter()
 CLOCKS = Clocks(time.monotonic, METER.cpu_s, random.random)
 
 _forks = 0  # between the program's start and this process
+_pid = os.getpid()
 
 
 def _count_fork() -> None:
-    global _forks
+    global _forks, _pid
     _forks += 1
+    _pid = os.getpid()
 
 
 os.register_at_fork(after_in_child=_count_fork)
@@ -155,13 +157,13 @@ class Outbox:
         self.add(started)
         self.flush()
 
-    def ended(self, step: wire.Checkpoint, what: str) -> None:
+    def ended(self, checkpoint: wire.Checkpoint, what: str) -> None:
         """The function's own code goes on. The checkpoint leaves now, not when the worker next reads, unless the board has it."""
-        self._took[what] = step.seconds
+        self._took[what] = checkpoint.step.seconds
         if self._board is None:
             self.flush()
         else:
-            self._board.on_cpu(step.message_id, step.claim_no, step.position + 1)
+            self._board.on_cpu(checkpoint.message_id, checkpoint.claim_no, checkpoint.step.position + 1)
 
     def handled(self, what: str, seconds: float) -> None:
         self._took[what] = seconds
@@ -277,36 +279,16 @@ class PipeJournal:
     def record(self, step: Step) -> None:
         if self.left:
             raise Suspended
-        ids = (self.message_id, self.claim_no, step.position, step.name)
         if step.status is WorkflowStatus.Paused:
-            self.outbox.add(
-                wire.Paused(
-                    *ids,
-                    str(msgspec.json.decode(step.output or b'""')),
-                    step.retry_in_s,
-                    step.place,
-                    step.ended,
-                )
-            )
-            self.left = True
-            raise Suspended
-        if step.retry_in_s is not None:
-            error = step.error or b"null"
-            self.outbox.add(
-                wire.StepFailed(
-                    *ids,
-                    error,
-                    step.seconds,
-                    step.cpu_seconds or 0.0,
-                    step.retry_count,
-                    step.retry_in_s,
-                    METER.peak_rss_bytes,
-                    step.place,
-                )
-            )
-            self.left = True
-            raise Suspended
-        self._check_in(step)
+            frame: wire.Up = wire.Paused(self.message_id, self.claim_no, step)
+        elif step.retry_in_s is not None:
+            frame = wire.StepFailed(self.message_id, self.claim_no, _measured(step))
+        else:
+            self._check_in(step)
+            return
+        self.outbox.add(frame)
+        self.left = True
+        raise Suspended
 
     def tried(self, step: Step) -> None:
         """A failed attempt of a step that is tried again in this worker."""
@@ -314,21 +296,12 @@ class PipeJournal:
             self._check_in(step)
 
     def _check_in(self, step: Step) -> None:
-        checkpoint = wire.Checkpoint(
-            self.message_id,
-            self.claim_no,
-            step.position,
-            step.name,
-            step.output,
-            step.error,
-            step.seconds,
-            step.cpu_seconds or 0.0,
-            step.retry_count,
-            METER.peak_rss_bytes,
-            step.place,
-            step.ended,
-            step.retry_in_s,
-        )
+        checkpoint = wire.Checkpoint(self.message_id, self.claim_no, _measured(step))
         self.outbox.add(checkpoint)
         self.outbox.ended(checkpoint, step_of(step.name))
         self.sent += 1
+
+
+def _measured(step: Step) -> Step:
+    """With what only the process knows."""
+    return replace(step, peak_rss_bytes=METER.peak_rss_bytes, pid=_pid)

@@ -9,6 +9,8 @@ import sys
 import time
 
 import pgqrs
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Step
 from supervisors import wire
 from supervisors.worker import board
 
@@ -49,7 +51,7 @@ def lies(chance: random.Random) -> None:
                 chance.choice(ids), 1, "x", chance.choice([0, 2**40]), chance.choice([None, float("nan")])
             ),
             wire.Checkpoint(
-                chance.choice(ids), 1, 0, chance.choice(["", "a\0b", "y"]), b"{", None, 0.0, 0.0, 0
+                chance.choice(ids), 1, Step(0, chance.choice(["", "a\0b", "y"]), WorkflowStatus.Success, b"{")
             ),
             wire.Finished(chance.choice(ids), 1, chance.choice([b"1", b"\xff"])),
             wire.Returned((chance.choice(ids),)),
@@ -74,7 +76,9 @@ def steps(chance: random.Random) -> None:
     run = pgqrs.current_run()
     claim_no = 1
     frames = b"".join(
-        wire.encode(wire.Checkpoint(run.id, claim_no, n % 1000, f"s{n}", b"1" * 1000, None, 0.0, 0.0, 0))
+        wire.encode(
+            wire.Checkpoint(run.id, claim_no, Step(n % 1000, f"s{n}", WorkflowStatus.Success, b"1" * 1000))
+        )
         for n in range(500)
     )
     until = time.monotonic() + 5.0

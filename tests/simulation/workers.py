@@ -82,7 +82,9 @@ class SimWorker:
         self._waiting: deque[Callable[[], None]] = deque()
         self._violation: Violation | None = None
         self._stuck = False  # in a body that never ends
-        self._greenlet = greenlet.greenlet(self._main)  # which of its greenlets goes on next
+        self._hub = self._greenlet = greenlet.greenlet(self._main)
+        # `_greenlet` is the one that goes on next: the hub's, or that of the lane whose body runs.
+        self._worker: Worker | None = None
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
     def freeze(self, until: float) -> None:
@@ -113,7 +115,8 @@ class SimWorker:
 
     def _main(self) -> None:
         clocks = Clocks(lambda: self.world.now, lambda: self.world.now, self.world.rng.random)
-        Worker(self.pipe, _functions(), PAYLOAD_BYTES_MAX, self._their_board, clocks).run(1000 + self.id)
+        self._worker = Worker(self.pipe, _functions(), PAYLOAD_BYTES_MAX, self._their_board, clocks)
+        self._worker.run(1000 + self.id)
 
     def rest(self) -> None:
         """Called in one of the worker's greenlets: until an event of the world has it go on."""
@@ -227,7 +230,22 @@ class SimWorker:
         self._read()
         self.hearing.last_words(signal not in ("SIGKILL", "SIGTERM"), is_async=False)
         del self.supervisor.workers[self.id]
+        self.release()
         self.supervisor.hears(events.Exited(self.id, signal, None if signal else 0))
+
+    def release(self) -> None:
+        """Ends its greenlets and unmaps its board: nothing else would, and there are thousands in a process."""
+        self.alive = False
+        worker, self._worker = self._worker, None
+        lanes = [] if worker is None else [lane._carrier for lane in worker.lanes.values()]
+        spare = [] if worker is None else worker._carriers
+        for each in (self._hub, *lanes, *spare):  # the hub first, or it would go on when a lane ends
+            if each:
+                each.throw()
+        if self.board is not None and self._their_board is not None:
+            self.board.close()
+            self._their_board.close()
+            self.board = None
 
 
 # What the runs execute, by their plans: see plan.py

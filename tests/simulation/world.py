@@ -69,6 +69,14 @@ class World:
 
     def run(self) -> None:
         """Raises Violation."""
+        try:
+            self._run()
+        finally:
+            for supervisor in self.supervisors:
+                for worker in supervisor.workers.values():
+                    worker.release()
+
+    def _run(self) -> None:
         for n in range(self.rng.choice([2, 2, 3])):
             self._start_supervisor(host=f"host{n % 2}")
         for _ in range(self.rng.randint(*self._messages)):

@@ -5,7 +5,7 @@ import itertools
 from supervisors import wire
 from supervisors.core import core, events, limits, scheduling
 from supervisors.core.state import Function
-from tests.test_core import (
+from tests.core.test_core import (
     ASYNC,
     FLOW,
     Scene,
@@ -14,7 +14,9 @@ from tests.test_core import (
     filled,
     finished,
     in_step,
+    left,
     message,
+    paused,
     running,
     started,
 )
@@ -145,10 +147,6 @@ def test_a_run_whose_worker_died_waits_no_more():
 # Code that does not leave
 
 
-def left(n: int = 1) -> wire.StepFailed:
-    return wire.StepFailed(n, 1, 0, "a", b'"no"', 0.1, 0.1, 1, 30.0)
-
-
 def test_code_that_goes_on_after_its_run_was_to_leave_is_killed():
     scene = in_step().says(1, left())
     timer = scene.core.next_timer()
@@ -166,7 +164,7 @@ def test_code_that_ends_in_time_is_let_be():
 
 
 def test_a_pause_is_to_be_left_too():
-    scene = in_step().says(1, wire.Paused(1, 1, 0, "pause", "x", None))
+    scene = in_step().says(1, paused())
     assert scene.after(limits.LEAVES_S * 1.1).ordered(events.Kill) == [events.Kill(1, True)]
 
 

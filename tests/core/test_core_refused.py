@@ -1,7 +1,7 @@
 """Of a run whose write the database refused, what it had written behind that is refused as well:
 the run ends once, in ERROR."""
 
-from tests.test_core import ERROR, checkpoint, finished, in_step
+from tests.core.test_core import ERROR, checkpoint, finished, in_step
 
 
 def test_a_step_and_the_end_behind_it_are_refused_together():

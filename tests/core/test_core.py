@@ -8,7 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgqrs.model.states import WorkflowStatus
-from pgqrs.model.writes import Archive, Begin, Claim, Claimed, Outcome, RecordedStep, Release, Settle, Write
+from pgqrs.model.writes import (
+    Archive,
+    Begin,
+    Claim,
+    Claimed,
+    Outcome,
+    RecordedStep,
+    Release,
+    Settle,
+    Step,
+    Write,
+)
 from supervisors import wire
 from supervisors.core import core as cores
 from supervisors.core import events, limits, scheduling
@@ -149,7 +160,20 @@ def started(
 
 
 def checkpoint(n: int, position: int = 0, claim_no: int = 1, seconds: float = 0.01) -> wire.Checkpoint:
-    return wire.Checkpoint(n, claim_no, position, f"s{position}", b"1", None, seconds, 0.0, 0)
+    return wire.Checkpoint(n, claim_no, Step(position, f"s{position}", SUCCESS, b"1", seconds=seconds))
+
+
+def left(
+    n: int = 1, position: int = 0, claim_no: int = 1, retry_in_s: float = 30.0, retry_count: int = 1
+) -> wire.StepFailed:
+    failed = Step(position, "a", ERROR, error=b'"no"', retry_count=retry_count, retry_in_s=retry_in_s)
+    return wire.StepFailed(n, claim_no, failed)
+
+
+def paused(
+    n: int = 1, position: int = 0, claim_no: int = 1, resume_after_s: float | None = None
+) -> wire.Paused:
+    return wire.Paused(n, claim_no, Step(position, "pause", PAUSED, b'"lunch"', retry_in_s=resume_after_s))
 
 
 def finished(n: int, claim_no: int = 1) -> wire.Finished:
@@ -293,7 +317,7 @@ def test_a_first_step_that_is_tiny_says_little_of_the_others():
     [
         lambda: wire.Finished(1, 1, b"1"),
         lambda: wire.Failed(1, 1, b"1"),
-        lambda: wire.Paused(1, 1, 0, "pause", "lunch", 60.0),
+        lambda: paused(resume_after_s=60.0),
     ],
     ids=["a workflow without steps", "an error", "a pause"],
 )
@@ -437,7 +461,7 @@ def test_a_run_that_fails_is_an_error_and_dead():
 
 
 def test_a_step_to_be_tried_again_leaves_its_worker_until_then():
-    scene = in_step().says(1, wire.StepFailed(1, 1, 0, "a", b'"no"', 0.1, 0.1, 2, 30.0))
+    scene = in_step().says(1, left(retry_count=2))
     [write] = scene.unsaved
     assert (write.message, write.step.retry_count, write.step.retry_in_s) == (Release(30.0), 2, 30.0)
     assert scene.at(1) == []
@@ -446,7 +470,7 @@ def test_a_step_to_be_tried_again_leaves_its_worker_until_then():
 
 @pytest.mark.parametrize(("resume", "delay"), [(60.0, 60.0), (None, cores.FOREVER_S)])
 def test_a_paused_run_leaves_its_worker(resume, delay):
-    [write] = in_step().says(1, wire.Paused(1, 1, 1, "pause", "lunch", resume)).unsaved
+    [write] = in_step().says(1, paused(position=1, resume_after_s=resume)).unsaved
     assert (write.settle, write.message) == (Settle(PAUSED, error=b'"lunch"'), Release(delay))
     assert (write.step.name, write.step.status) == ("pause", SUCCESS)
 
@@ -558,7 +582,7 @@ def test_a_run_between_two_workers_hears_what_becomes_of_it(answer):
     assert scene.all_sent(wire.Execute, 2) == []
 
 
-LONG = wire.Checkpoint(1, 1, 0, "s0", b"x" * RECORDED_BYTES_MAX, None, 0.01, 0.0, 0)
+LONG = wire.Checkpoint(1, 1, Step(0, "s0", SUCCESS, b"x" * RECORDED_BYTES_MAX, seconds=0.01))
 
 
 def test_a_run_that_recorded_too_much_to_keep_is_claimed_anew():
@@ -923,10 +947,10 @@ def test_a_back_off_after_a_kill_does_not_outlast_the_runs_time():
 
 def test_a_pause_or_a_back_off_beyond_the_runs_time_ends_with_it():
     scene = in_step(function=LIMITED).after(4)
-    scene.says(1, wire.Paused(1, 1, 1, "wait", "look", 3600.0))
+    scene.says(1, paused(position=1, resume_after_s=3600.0))
     assert scene.unsaved[-1].message.delay_s == pytest.approx(6.01)
     scene = in_step(function=LIMITED).after(4)
-    scene.says(1, wire.StepFailed(1, 1, 1, "a", b"{}", 0.1, 0.1, 1, 3600.0))
+    scene.says(1, left(position=1, retry_in_s=3600.0))
     assert scene.unsaved[-1].message.delay_s == pytest.approx(6.01)
 
 
@@ -1650,8 +1674,8 @@ class World:
         frame = self.pick([
             started(n, claim_no=claim_no), started(n, "a", position, claim_no, timeout_s=self.pick([None, 0.5])),
             checkpoint(n, position, claim_no), finished(n, claim_no), failed(n, claim_no), wire.Idle(), wire.Ready(1),
-            wire.StepFailed(n, claim_no, position, "a", b'"e"', 0.1, 0.1, 1, 1.0),
-            wire.Paused(n, claim_no, position, "pause", "x", None), wire.Returned((n,) if order else ()),
+            left(n, position, claim_no, 1.0),
+            paused(n, position, claim_no), wire.Returned((n,) if order else ()),
         ])  # fmt: skip
         if isinstance(frame, wire.Returned | wire.Finished | wire.Failed | wire.Paused | wire.StepFailed):
             inside.pop(n, None)
