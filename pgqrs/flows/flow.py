@@ -161,7 +161,7 @@ class Context:
 
     @property
     def step(self) -> str | None:
-        """The name of the step whose body is running, None between steps."""
+        """The name of the step whose body is executing, or None between steps."""
         call = step_under_way()
         return call.name if call else None
 
