@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 # What nobody writes who means a number, a list or an object.
 TEXT = re.compile(r"[^\s\[\]{}\"][^\[\]{}\"\0]{0,199}")
-WHITE_SPACE_FACTOR = (
-    16  # how much longer than its limit a payload may be written: what is over that is not read
-)
+# The text of a payload may exceed the payload's limit by this factor. Longer input is not read.
+WHITE_SPACE_FACTOR = 16
 
 
 class _TakesNumbers(click.Command):
