@@ -1,4 +1,4 @@
-"""The commands that ask for something: enqueue, trigger, cancel, resume, replay."""
+"""The commands that change something: enqueue, trigger, cancel, resume, replay."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgqrs.clients.blocking import Store
     from pgqrs.clients.handle import RunHandle
 
-# What nobody writes who means a number, a list or an object.
+# Text that was hardly meant as a JSON number, list or object.
 TEXT = re.compile(r"[^\s\[\]{}\"][^\[\]{}\"\0]{0,199}")
 # The text of a payload may exceed the payload's limit by this factor. Longer input is not read.
 WHITE_SPACE_FACTOR = 16
@@ -82,7 +82,7 @@ def trigger(
 
 
 def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
-    with suppress(errors.PgqrsError):  # to wait shows it too
+    with suppress(errors.PgqrsError):  # the wait reports the error too
         queue, now = store.messages.queue_of_workflow(workflow), store.messages.database.now()
         leases = [c.lease_until for c in store.consumers() if c.queue_name == queue]
         if not any(until is not None and datetime.fromisoformat(until) > now for until in leases):
@@ -205,7 +205,7 @@ def replay(run: int, database: Database, as_json: bool) -> None:
 
 
 def _payload(text: str, what: str, limit: int) -> bytes:
-    """JSON as an argument gave it, or standard input."""
+    """Returns the JSON of an argument, or of standard input for "-"."""
     from pgqrs.values.codec import parse_json
 
     if text != "-":
@@ -220,7 +220,9 @@ def _payload(text: str, what: str, limit: int) -> bytes:
 
 
 def _as_text(text: str, limit: int) -> str:
-    """What to write where text was meant, for the shell: most often its quotes were forgotten, or the shell took them."""
+    """Returns a hint with the JSON to write if text was meant. Usually its quotes were forgotten,
+    or the shell removed them.
+    """
     if not TEXT.fullmatch(text):
         return ""
     import shlex

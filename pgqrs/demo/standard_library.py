@@ -194,7 +194,7 @@ def witness(evidence: Path | None) -> None:
     """Logs, independently of pgqrs, that this step of this run started.
 
     One write to a file opened for appending is not mixed with another process's write. A kill may
-    cut it short, however. The line therefore also starts with a line feed if the previous line is
+    cut it short, however. Each line therefore begins with a line feed, in case the previous line is
     incomplete.
     """
     if evidence is not None:

@@ -27,8 +27,12 @@ ByName: TypeAlias = Callable[[str, str, object], bool]
 
 @contextlib.contextmanager
 def written(functions: Sequence[Callable[..., Any]], by_name: ByName) -> Iterator[str]:
-    """The path of a file, readable by this user alone, that is there for as long as the block. `by_name(module, name,
-    value)` says whether another process finds the value so. Raises TargetError for what cannot be sent."""
+    """Writes the functions to a file, and yields its path. The file exists while the block lasts,
+    readable by this user only.
+
+    `by_name(module, name, value)` says whether another process finds the value under this name.
+    Raises TargetError for a value that cannot be sent.
+    """
     fd, path = tempfile.mkstemp(prefix="pgqrs-functions-")
     try:
         with os.fdopen(fd, "wb") as file:

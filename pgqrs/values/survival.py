@@ -240,7 +240,9 @@ def _moments(value: dt.datetime, again: dt.datetime) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def field_names(kind: type) -> tuple[str, ...] | None:
-    """Of a dataclass, a msgspec Struct, an attrs class or a NamedTuple; None for anything else."""
+    """Returns the field names of a dataclass, a msgspec Struct, an attrs class or a NamedTuple.
+    Returns None for any other class.
+    """
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_fields__
     if dataclasses.is_dataclass(kind):
