@@ -34,7 +34,9 @@ WHITE_SPACE_FACTOR = 16
 
 
 class _TakesNumbers(click.Command):
-    """`pgqrs trigger add -3`: a negative number is no option. JSON may begin with a space, an option may not."""
+    """Accepts `pgqrs trigger add -3`: a negative number is not an option. It gets a leading space,
+    which JSON allows.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [f" {a}" if re.match(r"-\d", a) else a for a in args])

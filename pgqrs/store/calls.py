@@ -62,8 +62,9 @@ class Call:
 
     @contextmanager
     def hurried(self, leave: Callable[[], object]) -> Iterator[None]:
-        """Around what no interruption ends, such as a commit under way: `leave` is told, from any thread, that nobody waits for
-        it any more, and decides how soon it ends."""
+        """Surrounds an operation that cannot be interrupted, such as a commit in progress. If the
+        caller leaves, `leave` is called from any thread, and decides how soon the operation ends.
+        """
         with self._lock:
             self._interrupt = leave
         try:

@@ -33,10 +33,8 @@ from pgqrs.values import codec
 
 BACKLOG_BOUND = 100_000
 ID_MAX = 2**63 - 1
-COPY_MIN = (
-    # The number of messages from which on COPY is faster than an insert, despite two more statements.
-    100
-)
+# The number of messages from which on COPY is faster than an insert, despite two more statements.
+COPY_MIN = 100
 
 
 class Identity(Struct, frozen=True):
@@ -595,7 +593,7 @@ class _Locked(Struct):
 
     @property
     def driven(self) -> bool:
-        """Whether the run was started by somebody who had not claimed its message."""
+        """Whether the run was started without a claim on its message."""
         return self.run_status not in (None, WorkflowStatus.Queued) and not self.delivered
 
 
