@@ -496,7 +496,7 @@ class _Rebuilder:
         self._finder = _Finder(function)
 
     def rebuilt(self, fields: Any, depth: int) -> Exception:
-        """Never raises."""
+        """Rebuilds one exception with its causes. Never raises."""
         if depth < 0:
             return StepError("nested too deeply to be built again")
         fields = fields if isinstance(fields, dict) else {}

@@ -47,8 +47,8 @@ TOP = 12
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
     """Measure and compress Python's standard library, one durable run for each module.
 
-    Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The workflow is pgqrs/demo/standard_library.py: read it,
-    change it, run it again.
+    Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The
+    workflow is pgqrs/demo/standard_library.py: read it, change it, run it again.
     """
     from pgqrs.clients.blocking import Store
     from pgqrs.config import DSN_VARIABLE, Config, redact

@@ -124,8 +124,8 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
 def queues(database: Database, as_json: bool) -> None:
     """List queues with the number of their messages in each state.
 
-    ready: may be claimed now. delayed: become due later. held: claimed. archived: finished or cancelled. dead: given up after
-    too many deliveries, or because the run failed.
+    ready: may be claimed now. delayed: become due later. held: claimed. archived: finished or
+    cancelled. dead: given up after too many deliveries, or because the run failed.
 
     \b
     Example:
@@ -158,8 +158,8 @@ def queues(database: Database, as_json: bool) -> None:
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
     """List consumers and producers, with their leases.
 
-    A supervisor has one consumer for each of its queues. After its lease expires, another supervisor takes over its messages.
-    Consumers and producers of the Python library have no lease.
+    A supervisor has one consumer for each of its queues. After its lease expires, another
+    supervisor takes over its messages. Consumers and producers of the Python library have no lease.
 
     \b
     Example:

@@ -15,9 +15,9 @@ from pgqrs.cli.options import EXIT_FAILED, EXIT_USAGE, Id, fail
 def stacks(pid: int) -> None:
     """Print the stack of every thread of a worker, or of all workers of a supervisor.
 
-    PID is a worker's or a supervisor's process id. The stacks appear in the output of the supervisor. This also works while a
-    worker executes C code, and does not interrupt it. The supervisor's panel shows the ids of its workers; `pgqrs workers`
-    shows those of supervisors.
+    PID is a worker's or a supervisor's process id. The stacks appear in the output of the
+    supervisor. This also works while a worker executes C code, and does not interrupt it. The
+    supervisor's panel shows the ids of its workers; `pgqrs workers` shows those of supervisors.
 
     \b
     Example:

@@ -56,12 +56,13 @@ def trigger(
 ) -> None:
     """Start a run of WORKFLOW and print its id.
 
-    JSON is the argument of a workflow with one parameter. For several parameters it is an object with the arguments by name.
-    "-" reads it from standard input. The command does not import your code: a run whose arguments do not fit ends in ERROR.
-    The workflow must exist in the database. A supervisor or a Python program that triggers it creates it.
+    JSON is the argument of a workflow with one parameter. For several parameters it is an object
+    with the arguments by name. "-" reads it from standard input. The command does not import your
+    code: a run whose arguments do not fit ends in ERROR. The workflow must exist in the database. A
+    supervisor or a Python program that triggers it creates it.
 
-    With --wait the command prints the result as JSON. Its exit status is 1 if the run fails, is cancelled, or takes longer
-    than --timeout. Ctrl-C ends the wait, and the run continues.
+    With --wait the command prints the result as JSON. Its exit status is 1 if the run fails, is
+    cancelled, or takes longer than --timeout. Ctrl-C ends the wait, and the run continues.
 
     \b
     Examples:
@@ -108,8 +109,8 @@ def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
 def enqueue(queue: str, payload: str, delay: float, database: Database, as_json: bool) -> None:
     """Put a message on QUEUE and print its id.
 
-    "-" reads the JSON from standard input. The queue must exist in the database. A supervisor or a Python program that uses it
-    creates it.
+    "-" reads the JSON from standard input. The queue must exist in the database. A supervisor or a
+    Python program that uses it creates it.
 
     \b
     Examples:
@@ -137,9 +138,10 @@ def enqueue(queue: str, payload: str, delay: float, database: Database, as_json:
 def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
     """Cancel the run or message ID.
 
-    A queued run becomes CANCELLED at once. A running run becomes CANCELLING, and ends before its next step. With --now it
-    becomes CANCELLED at once, and its worker is killed within about a second. Effects of its finished steps remain. If the
-    run has already ended, the exit status is 1.
+    A queued run becomes CANCELLED at once. A running run becomes CANCELLING, and ends before its
+    next step. With --now it becomes CANCELLED at once, and its worker is killed within about a
+    second. Effects of its finished steps remain. If the run has already ended, the exit status is
+    1.
 
     \b
     Examples:
@@ -189,8 +191,8 @@ def resume(run: int, database: Database, as_json: bool) -> None:
 def replay(run: int, database: Database, as_json: bool) -> None:
     """Queue the dead message or the failed run ID again.
 
-    A replayed run keeps the results of its successful steps. Its attempts and crashes are counted from zero. If the message is
-    not dead, the exit status is 1.
+    A replayed run keeps the results of its successful steps. Its attempts and crashes are counted
+    from zero. If the message is not dead, the exit status is 1.
 
     \b
     Examples:

@@ -177,7 +177,9 @@ class Consumer(Registered[consumer.Consumer]):
 
 
 class ConsumerIterator:
-    """`async with store.consume_iter(queue) as messages: async for message in messages: …`."""
+    """Iterates over the messages of a queue: `async with store.consume_iter(queue) as messages:
+    async for message in messages: …`.
+    """
 
     def __init__(self, iteration: consumer_iterator.Iteration, ways: Threads) -> None:
         self._iteration = iteration
@@ -394,7 +396,7 @@ class RunHandle(Generic[R]):
         """Returns a coroutine for the run's current status: `await handle.status`."""
         return self._ways.call(lambda: self._core.status)
 
-    async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - one of ours
+    async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - part of the API
         """Waits until the run ends, and returns its result, converted to the function's return
         annotation. Raises RunFailedError, RunCancelledError or TimeoutError.
         """

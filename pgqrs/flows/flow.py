@@ -579,7 +579,7 @@ def _enclosing(definition: StepDefinition) -> Scope | None:
 
 @contextmanager
 def _suspending(context: Context) -> Iterator[None]:
-    """Whatever the function makes of a Suspended that is raised in here, its run is not over."""
+    """Marks the run as suspended, even if the function swallows the Suspended raised inside."""
     try:
         yield
     except Suspended:

@@ -141,7 +141,7 @@ class Handover:
         if self._backing_off:
             self._look()
 
-    # Rest
+    # Coming to rest
 
     def _look(self) -> None:
         if not self._looking and (self._asked or self._to_be_cancelled or self._backing_off):

@@ -1,7 +1,9 @@
-"""What a library consumer or producer does in the database: each operation is one transaction, on any database.
+"""The database operations of library producers and consumers. Each is one transaction, on any
+database.
 
-A consumer owns a message from its claim until it ends or gives it back, or somebody else has claimed it. Whoever is not the
-owner gets False, or is not counted; nothing is raised for that.
+A consumer owns a message from its claim until it ends or releases the message, or another worker
+has claimed it. Operations on a message that the consumer does not own return False, or do not count
+it. They raise no error.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pgqrs.store.s3.insisting import insist
 from pgqrs.store.sql import DAWN
 from pgqrs.store.store import message_record
 
-# Why a transition is refused, by what was asked for. The words are those of 0.15.
+# Why a status change is refused, by the requested status. The texts are those of 0.15.
 _NEEDED = {
     WorkerStatus.Ready: "Worker must be Polling or Suspended to become Ready",
     WorkerStatus.Polling: "Worker must be Ready to poll; create another consumer, or resume() a suspended one",

@@ -59,7 +59,7 @@ class Blocking:
     surely = call
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - driven straight through, in nobody's event loop
+        time.sleep(seconds)  # noqa: ASYNC251 - never on an event loop
 
 
 async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[Any, Any, R]]) -> R:

@@ -7,7 +7,9 @@ their import, each worker is spawned.
 import ctypes
 import errno
 import os
-import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
+
+# os.wait4 imports it at the first death of a worker, when no descriptor may be left for the import.
+import resource  # noqa: F401
 import signal
 import socket
 import sys

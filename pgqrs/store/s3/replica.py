@@ -42,7 +42,7 @@ class Replica:
         self.object = S3Object(config.dsn)
         self._config = config
         self._hints = cache.hint_file(self.object)
-        # Counts the files. Whoever has the file open must reopen it after a change.
+        # Counts the files of this copy. A connection to an older file must be opened again.
         self.generation = 0
         self.lock = threading.RLock()
         self.writing = False
