@@ -7,6 +7,17 @@ of them returned.
 @pgqrs.workflow                 a function that survives the death of its process
 @pgqrs.handler(queue="tasks")   a function that receives plain messages
 pgqrs.connect(dsn)              a store: trigger runs, enqueue messages, inspect both, run workers
+
+Terms used in the documentation:
+
+message      an item of a queue, with a JSON payload; a plain message is one for a handler
+run          one execution of a workflow, started by a message, whose id is also the run's id
+replay       executing a run's function again, with the recorded results of its steps
+supervisor   the process that claims messages and executes them in its worker processes
+claim        the right of one consumer to handle a message; that consumer is the message's holder
+lease        the time until which a supervisor's claims are valid unless it renews the lease
+dead letter  a message that was given up after too many deliveries
+plain        (of a function) not `async def`
 """
 
 from importlib import import_module as _import_module

@@ -16,7 +16,7 @@ from pgqrs.model.wording import count
 # Output that waits for a slow reader. More output is dropped.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
-# How long the last output waits at exit without a byte being read.
+# How long the program waits at exit while no byte of the remaining output is read.
 LAST_WORDS_S = 2.0
 
 

@@ -24,7 +24,7 @@ RATE_WINDOW_S = 10.0
 # Lines between two updates of the panel, which are a quarter of a second apart. More lines are
 # dropped and counted.
 PANEL_LINES_MAX = 2000
-# A terminal with more unwritten output gets no new panel.
+# No new panel is drawn while the terminal has more unwritten output than this.
 PANEL_WAITING_BYTES_MAX = 64 * 1024
 STOPPING = (
     "Ctrl-C to drain",

@@ -503,8 +503,8 @@ class Store(Twin[blocking.Store]):
         """Closes the store and its connections. Closing twice is fine."""
         ways = self.ways
         if self.config.backend == "s3":
-            # A call of this store may wait for a response of S3. Closing the store ends that call,
-            # so `close` must not wait for a thread behind it.
+            # A call on the store's threads may wait for a response of S3. Closing the store ends
+            # that call, so `close` uses a thread of its own.
             ways = Threads(1, self.config.connection_timeout_seconds)
         await ways.surely(self.core.close)
 

@@ -52,8 +52,8 @@ class RunHandle(Generic[R]):
         rebuilt exception. Raises RunCancelledError if the run was cancelled. Raises SupervisorError
         if this is called inside a `store.workers()` block whose supervisor has died.
 
-        Inside another run, the supervisor starts an additional worker for the awaited run. It
-        raises InternalError if an additional worker cannot help.
+        If this is called inside another run, the supervisor starts an additional worker for the
+        awaited run. Raises InternalError if an additional worker cannot help.
         """
         return drive(self.wait(Blocking(), timeout))
 

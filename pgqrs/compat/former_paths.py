@@ -27,7 +27,7 @@ class _Former:
     def exec_module(self, module: ModuleType) -> None:
         former = module.__spec__
         assert former is not None, "the import system has set it"
-        module.__spec__ = self._specs[former.name]  # its own spec, which names the present path
+        module.__spec__ = self._specs[former.name]  # the module's own spec, which names its present path
 
 
 def keep(moved: Mapping[str, str]) -> None:

@@ -140,16 +140,20 @@ def step(
     Outside a run, and inside another step, this is a plain call.
 
     `retry` is the number of retries after an exception, or a policy. The run holds no worker during
-    the back-off between them. `timeout` (seconds, a timedelta or text such as "10m") ends a plain
-    step by killing its worker process, and an `async` one by cancelling it. `memory` (bytes, or
-    text such as "2 GiB") ends a plain step whose process holds more. It is checked four times a
-    second. Both count as a failed attempt. `pure` declares that the step has no side effects: it
-    may start before the previous step is durable.
+    the back-off between attempts.
+
+    `timeout` (seconds, a timedelta or text such as "10m") limits one attempt. A plain step that
+    exceeds it is killed with its worker process, and an `async` one is cancelled. `memory` (bytes,
+    or text such as "2 GiB") limits the memory of a plain step's process, which is checked four
+    times a second. Exceeding either limit counts as a failed attempt.
+
+    `pure` declares that the step has no side effects: it may start before the previous step is
+    durable.
 
     A replay finds the record of a call by the task that makes the call, the step's name and a
     fingerprint of the arguments. If the arguments differ from the recorded ones, the call raises
     ReplayMismatchError before the body runs. `compare=False` skips this comparison, for a step that
-    receives a time stamp, a temporary path or the like.
+    receives a timestamp, a temporary path or the like.
 
     Without any argument, this returns the step builder of 0.15, which also accepts a function.
     """
@@ -263,7 +267,7 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
     return list(by_name.values())
 
 
-# Detection of wrappers in the place of a decorated function
+# Wrappers in the place of a decorated function
 
 _made: WeakKeyDictionary[ModuleType, list[Definition]] = WeakKeyDictionary()
 _ORDER = {"workflow": "@pgqrs.workflow", "handler": "@pgqrs.handler(queue=…)"}

@@ -588,8 +588,8 @@ def _suspending(context: Context) -> Iterator[None]:
 
 
 def _leaves(error: BaseException) -> bool:
-    """Whether an exception removes the run from its worker. It is then no failure of the code it
-    passes through.
+    """Whether an exception only removes the run from its worker. Such an exception is no failure of
+    the code that it passes through.
     """
     if isinstance(error, Suspended):
         return True

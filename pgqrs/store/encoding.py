@@ -25,7 +25,7 @@ SHORT = 1024
 
 
 def encoded(raw: bytes | str | None, dialect: Dialect) -> Value:
-    """Encodes text or a JSON value as a row of a statement's `rows` takes it."""
+    """Encodes text or a JSON value for the `rows` of a statement."""
     if raw is None:
         return None
     text = raw.decode() if isinstance(raw, bytes) else raw

@@ -48,7 +48,7 @@ DAWN: dict[Dialect, str] = {"postgres": "-infinity", "sqlite": ""}
 
 
 class Statement(Struct, frozen=True):
-    """A statement of one dialect. `columns` are those of its {rows: …}, empty if it has none."""
+    """A statement in one dialect. `columns` are the columns of its {rows: …}, empty if it has none."""
 
     name: str
     sql: str

@@ -23,7 +23,7 @@ from pgqrs.store.sql import Dialect
 VERSION_MIN = (3, 40)
 BUSY_POLL_S = 0.005
 BUSY_SLICE_MS = 50
-# A constraint; a text or number that is too large; a type that cannot be bound.
+# Errors caused by a value: a constraint, a text or number that is too large, an unsupported type.
 OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 LOCKED_BY = (
     "; somebody else holds it for longer than we wait: another process that is writing, or has it open with turso://. Wait for its "
@@ -130,8 +130,8 @@ class SqliteDatabase:
         connection.execute("commit")
 
     def _alone(self) -> "_Alone":
-        """Waits until no other thread of this process uses the connection, as long as for other
-        processes.
+        """Waits until no other thread of this process uses the connection. The time limit is that
+        for other processes.
         """
         return _Alone(self)
 

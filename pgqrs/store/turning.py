@@ -1,6 +1,9 @@
 """A supervisor's turn: one transaction with the writes of its runs and the claims that come with
 them.
 
+The first statement is the fence. It locks the messages concerned and returns those whose claim is
+still live. Nothing is written for any other message.
+
 Each statement waits for the answer of the previous one. A pipeline would save that time. But a
 server that waits for more of a pipeline runs no timeout: a supervisor that is stopped in the middle
 would keep its locks, and nobody could take over from it. `idle_in_transaction_session_timeout`
@@ -314,7 +317,7 @@ def _fenced(tx: Transaction, writes: "Sequence[Ready]", unsure: bool) -> tuple[l
     )
     ours = set(tx.run("fence", claims))
     missing = [c for c in claims if (c[0], c[2]) not in ours]
-    # Only PostgreSQL has row locks that could have excluded a row from the fence.
+    # A row lock of another session can hide a row from the fence. Only PostgreSQL has row locks.
     locked = set(tx.run("still_held", missing)) if missing and tx.dialect == "postgres" else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
     keyed = [(_key(r.write), r) for r in writes]
@@ -405,8 +408,8 @@ def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
             tx.run("crash_steps", stepped)
     if settled:
         states.update(tx.run("settle_runs", settled.values()))
-    # Not earlier with the fence: after waiting for a lock, a statement still sees the old rows of
-    # other tables.
+    # The statuses are read here and not by the fence: after waiting for a lock, a statement still
+    # sees the old rows of other tables.
     if untold := sorted({w.claim.message_id for w in writes}.difference(states)):
         states.update(tx.run("run_states", [(m,) for m in untold]))
     left = {w.claim.message_id: w.message for w in writes if w.message}

@@ -1,8 +1,8 @@
-"""Time stamps with a time zone as JSON: 2024-03-30T12:00:00+01:00[Europe/Berlin], as in RFC 9557.
+"""Timestamps with a time zone as JSON: 2024-03-30T12:00:00+01:00[Europe/Berlin], as in RFC 9557.
 
-An offset alone is not enough: one day after that time stamp it is 12:00 in Berlin, which is less
+An offset alone is not enough: one day after that timestamp it is 12:00 in Berlin, which is less
 than 24 hours later. msgspec writes and reads the part before the bracket. This module adds the
-rest, only for values that contain such a time stamp.
+rest, only for values that contain such a timestamp.
 """
 
 import re
@@ -21,12 +21,12 @@ _TEXT = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-][\d:]+))\[([A-Za-z][\w+/-]
 
 
 def may_hold_a_moment(raw: bytes) -> bool:
-    """Whether JSON written by msgspec may contain a time stamp with an offset."""
+    """Whether JSON written by msgspec may contain a timestamp with an offset."""
     return len(raw) >= _MOMENT_BYTES_MIN and (b'Z"' in raw or _OFFSET.search(raw) is not None)
 
 
 def written(plain: object) -> tuple[object, bool]:
-    """Replaces each zoned time stamp in plain containers by text. Also returns whether there was any."""
+    """Replaces each zoned timestamp in plain containers by text. Also returns whether there was any."""
     found = False
 
     def walk(part: Any) -> Any:
@@ -46,14 +46,14 @@ def written(plain: object) -> tuple[object, bool]:
 
 
 def may_hold_a_zone(raw: bytes | str) -> bool:
-    """Whether JSON may contain a time stamp written by `written`."""
+    """Whether JSON may contain a timestamp written by `written`."""
     if isinstance(raw, str):
         return ']"' in raw and _WRITTEN.search(raw.encode(errors="replace")) is not None
     return b']"' in raw and _WRITTEN.search(raw) is not None
 
 
 def reader(annotation: Any, dec_hook: Callable[[Any, Any], Any]) -> Callable[[bytes | str], Any] | None:
-    """Returns a function that reads JSON with zoned time stamps as this annotation. Returns None if
+    """Returns a function that reads JSON with zoned timestamps as this annotation. Returns None if
     no part of the annotation is a datetime. msgspec must accept the annotation.
     """
     kind = inspect.type_info(annotation)

@@ -91,7 +91,7 @@ class Nursery:
         self._target = target
         self._payload_bytes_max = payload_bytes_max
         self._wanted: dict[int, Literal["sync", "async"]] = {}
-        # When each of these workers was requested from the nursery.
+        # When the nursery was asked for each of these workers.
         self._asked: dict[int, float] = {}
         self._loaded = False
         # The time limit of the next import.

@@ -163,8 +163,9 @@ class S3Database(SqliteDatabase):
         return self._writer.total_changes, schema
 
     def _may_wait(self) -> bool:
-        """Whether this transaction's writes can be uploaded with the next ones: those of `passing`,
-        for a limited time, or longer while the lease protects nothing.
+        """Whether this transaction's writes can be uploaded together with later ones. That is so
+        for the writes of `passing`: for a limited time, or for longer while the lease protects no
+        messages.
         """
         if self._deferred is None:
             return False
