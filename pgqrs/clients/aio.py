@@ -398,7 +398,10 @@ class RunHandle(Generic[R]):
 
     async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - part of the API
         """Waits until the run ends, and returns its result, converted to the function's return
-        annotation. Raises RunFailedError, RunCancelledError or TimeoutError.
+        annotation.
+
+        Raises RunFailedError, RunCancelledError, TimeoutError, SupervisorError or InternalError, as
+        `pgqrs.clients.handle.RunHandle.result` documents.
         """
         return await self._core.wait(self._ways, timeout)
 
