@@ -1,9 +1,23 @@
-"""Durable execution for Python: queues and workflows whose state lives in a database, run by supervised processes.
+"""Durable execution for Python: queues and workflows stored in a database.
 
-@pgqrs.step                     a result that is recorded once
+pgqrs runs decorated functions in supervised worker processes, and records in the database what each
+of them returned.
+
+@pgqrs.step                     a function whose result is recorded once per run
 @pgqrs.workflow                 a function that survives the death of its process
-@pgqrs.handler(queue="tasks")   plain messages
-pgqrs.connect(dsn)              a store: trigger, enqueue, look, run workers
+@pgqrs.handler(queue="tasks")   a function that receives plain messages
+pgqrs.connect(dsn)              a store: trigger runs, enqueue messages, inspect both, run workers
+
+Terms used in the documentation:
+
+message      an item of a queue, with a JSON payload; a plain message is one for a handler
+run          one execution of a workflow, started by a message, whose id is also the run's id
+replay       executing a run's function again, with the recorded results of its steps
+supervisor   the process that claims messages and executes them in its worker processes
+claim        the right of one consumer to handle a message; that consumer is the message's holder
+lease        the time until which a supervisor's claims are valid unless it renews the lease
+dead letter  a message that was given up after too many deliveries
+plain        (of a function) not `async def`
 """
 
 from importlib import import_module as _import_module
@@ -13,9 +27,10 @@ from pgqrs.compat import former_paths as _former_paths
 
 __version__ = "1.0.0.dev0"
 
-# Where each public name is from. A module is imported when the first of its names is asked for: most bring the database
-# drivers and asyncio along, of which a worker process needs none, and which make each fork of one twice as dear
-# (docs/decisions/0010-lazy-imports.md). __init__.pyi says the same to type checkers.
+# The module of each public name. A module is imported when one of its names is first used. Most of
+# these modules import the database drivers and asyncio, which a worker process does not need and
+# which would double the cost of forking it (docs/decisions/0010-lazy-imports.md). The stub
+# __init__.pyi gives type checkers the same names.
 _PUBLIC = {
     "clients.aio": (
         "Admin Consumer ConsumerIterator Messages Producer Queues Run RunHandle StepGuard "
@@ -54,7 +69,7 @@ _PUBLIC = {
     "manual.validation": "RateLimitStatus ValidationConfig",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
-# Each of these modules is `pgqrs.<its last name>` as well, which is where it was before the rooms were made.
+# Former import paths: each of these modules is also available as `pgqrs.<last part of its name>`.
 _FORMER = {module.rpartition(".")[2]: f"pgqrs.{module}" for module in _PUBLIC} | {
     "client": "pgqrs.clients.blocking"
 }

@@ -1,4 +1,4 @@
-# What `pgqrs` holds, for type checkers: __init__.py imports most of it when it is first asked for.
+# The public names of `pgqrs`, for type checkers. At run time, __init__.py imports most of them lazily.
 
 from pgqrs import decorators as decorators
 from pgqrs.clients.aio import (

@@ -3,7 +3,8 @@ import sys
 
 import pgqrs
 
-# `python -m` puts the current folder first, where a file may have the name of a module that we need.
+# `python -m` puts the current folder first in sys.path. A file there could shadow a module that
+# pgqrs imports.
 _folder = os.path.realpath(sys.path[0] or ".")
 if (
     not sys.flags.safe_path

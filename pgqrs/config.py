@@ -1,4 +1,4 @@
-"""Where the database is and how it is used. A DSN holds a password, so what may be shown of one is decided here too."""
+"""Settings: which database to use, and how. A DSN holds a password, so this module also redacts text."""
 
 import difflib
 import json
@@ -20,25 +20,28 @@ Backend = Literal["postgres", "sqlite", "turso", "s3"]
 
 DSN_DEFAULT = "sqlite://pgqrs.db"
 FILE_VARIABLE = "PGQRS_CONFIG_FILE"
-FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")  # looked for in the current folder
+# Looked up in the current folder.
+FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")
 SCHEMES = (
     "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), turso:// (as sqlite://), "
     "s3://bucket/key"
 )
 TURSO_SHARED = "experimental=multiprocess_wal"
 MASK = "***"
-LOCK_TIME_SECONDS = 5  # the default of 0.15's setting, which its dequeue() never looked at
-DEQUEUE_LOCK_SECONDS = 30  # what it took instead, and what ours takes unless the setting is made
+# The default of this setting in 0.15, whose dequeue() ignored the setting.
+LOCK_TIME_SECONDS = 5
+# What dequeue() of 0.15 used instead. This version uses it unless the setting is given.
+DEQUEUE_LOCK_SECONDS = 30
 
 
 class DurabilityMode(Named):
-    """When a write to an S3 store is in S3: before its call returns, or at the next `sync()`."""
+    """When a write to an S3 store reaches S3: before its call returns, or at the next `sync()`."""
 
     Durable = "durable"
     Local = "local"
 
 
-# Whole numbers, by their least value.
+# Settings that are whole numbers, with their least value.
 _COUNTS = {
     "max_connections": 1, "default_max_batch_size": 1, "max_read_ct": 1, "max_payload_size_bytes": 1, "max_string_length": 0,
     "max_object_depth": 0, "max_enqueue_per_second": 1, "max_enqueue_burst": 1, "poll_interval_ms": 1,
@@ -52,10 +55,10 @@ _MAY_BE_NONE = {
     "listen_dsn",
 }  # fmt: skip
 
-# Settings that an object has only where they were given: their class has the defaults.
+# Settings that a Config object holds only if they were given. The class holds their defaults.
 _UNLESS_GIVEN = {"prepared_statements", "listen_dsn"}
 
-# Settings by their variable, each with the prefix PGQRS_.
+# Settings by environment variable. Each variable has the prefix PGQRS_.
 _VARIABLES = {
     "DSN": "dsn",
     "SCHEMA": "schema",
@@ -76,15 +79,17 @@ _VARIABLES = {
 
 
 class Config:
-    """Settings: given by keyword, read and written as attributes.
+    """The settings of a store or a supervisor: keyword arguments, readable and writable as
+    attributes.
 
-    One rule says where a setting is from: what is given explicitly beats the environment, the environment beats the file, the
-    file beats the default. `Config.load` follows that rule, and `pgqrs.connect` and the command line call `Config.load`. A
-    Config that is made here is explicit as a whole: it reads neither the environment nor a file, and `connect_with` and the
-    supervisor of `store.workers` take it as it is.
+    Settings are looked up in this order: explicit values, environment variables, the configuration
+    file, defaults. `Config.load` follows this order, and `pgqrs.connect` and the command line call
+    it. A Config created with this constructor is explicit as a whole: it reads neither the
+    environment nor a file. `connect_with` uses it unchanged.
 
-    `repr` shows no password. Raises ConfigError, also on assignment, for what a setting cannot be; a DSN of an unknown scheme
-    is refused when `backend` is asked for. Nothing is connected to before `connect_with`.
+    `repr` does not show the password. Creating a Config and assigning to it raise ConfigError for
+    an invalid value. A DSN with an unknown scheme is detected when `backend` is read. Creating a
+    Config does not connect to the database.
     """
 
     dsn: str
@@ -105,10 +110,10 @@ class Config:
     sqlite_use_wal: bool
     s3_mode: DurabilityMode
 
-    # On PostgreSQL. None: prepared statements are used unless a pooler is in between.
+    # PostgreSQL: None means that prepared statements are used unless there is a pooler in between.
     prepared_statements: bool | None = None
-    # On PostgreSQL: where a supervisor listens if its own DSN leads through a pooler. None: the DSN
-    # itself, or polling.
+    # PostgreSQL: where a supervisor listens if its DSN leads through a pooler. None means that it
+    # listens on the DSN itself, or polls.
     listen_dsn: str | None = None
 
     def __init__(
@@ -149,19 +154,20 @@ class Config:
         self.max_payload_size_bytes = max_payload_size_bytes
         self.max_string_length = max_string_length
         self.max_object_depth = max_object_depth
-        self.forbidden_keys = forbidden_keys  # type: ignore[assignment]  # a list once assigned
+        self.forbidden_keys = forbidden_keys  # type: ignore[assignment]  # assignment converts it to a list
         self.required_keys = required_keys  # type: ignore[assignment]
-        # None on either switches the limit off.
+        # None in either setting switches the rate limit off.
         self.max_enqueue_per_second = max_enqueue_per_second
         self.max_enqueue_burst = max_enqueue_burst
-        # How long after its vt a supervisor takes over what a client of pgqrs 0.15 holds; None: never by itself.
+        # A supervisor takes over messages held by a client of pgqrs 0.15 this long after their vt.
+        # None: never.
         self.reclaim_after_seconds = reclaim_after_seconds
         self.sqlite_use_wal = sqlite_use_wal
         if prepared_statements is not None:
             self.prepared_statements = prepared_statements
         if listen_dsn is not None:
             self.listen_dsn = listen_dsn
-        self.s3_mode = s3_mode  # type: ignore[assignment]  # a DurabilityMode once assigned
+        self.s3_mode = s3_mode  # type: ignore[assignment]  # assignment converts it to a DurabilityMode
         self.s3_cache_dir = s3_cache_dir
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -174,28 +180,34 @@ class Config:
 
     @classmethod
     def from_dsn(cls, dsn: str) -> "Config":
-        """The defaults for a database. Reads neither the environment nor a file."""
+        """Returns the default settings for a database. Reads neither the environment nor a file."""
         return cls(dsn)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Config":
-        """The settings of the environment's PGQRS_ variables over the defaults. Raises ConfigError, naming the variable."""
+        """Returns the settings of the PGQRS_ environment variables; others have their defaults.
+        Raises ConfigError, which names the variable.
+        """
         return cls._of(_of_environment(os.environ if environ is None else environ))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Config":
-        """The settings of a file over the defaults: TOML, JSON or (where PyYAML is installed) YAML, by its ending, with the
-        names of these attributes. Raises ConfigError, naming the file."""
+        """Returns the settings of a file; others have their defaults. The file's ending selects
+        TOML, JSON or YAML (which needs PyYAML). Raises ConfigError, which names the file.
+        """
         return cls._of(_of_file(Path(path)))
 
     @classmethod
     def load(cls, dsn: str | None = None, schema: str | None = None, **explicit: Any) -> "Config":
-        """The settings that this program, `pgqrs.connect` and the command line agree on.
+        """Returns the settings that `pgqrs.connect` and the command line use.
 
-        What is given here beats the environment, the environment beats the file, and the file beats the defaults. The file is
-        the one that PGQRS_CONFIG_FILE names, else pgqrs.toml, pgqrs.yaml, pgqrs.yml or pgqrs.json in the current folder, if
-        there is one. None counts as not given, except for the settings that None switches off, such as the rate. Raises
-        ConfigError, naming the file or the variable.
+        Arguments override environment variables, which override the configuration file, which
+        overrides the defaults. The file is the one that PGQRS_CONFIG_FILE names. Otherwise it is
+        the first of pgqrs.toml, pgqrs.yaml, pgqrs.yml and pgqrs.json that exists in the current
+        folder.
+
+        None counts as not given, except for settings that None switches off, such as the rate
+        limit. Raises ConfigError, which names the file or the variable.
         """
         named = os.environ.get(FILE_VARIABLE)
         file = Path(named) if named else next((p for p in map(Path, FILES) if p.is_file()), None)
@@ -212,7 +224,7 @@ class Config:
 
     @property
     def default_lock_time_seconds(self) -> float:
-        """5 unless set, as in 0.15; see `lock_s`."""
+        """The lock time in seconds. Defaults to 5, as in 0.15. See `lock_s`."""
         return (
             LOCK_TIME_SECONDS if self._default_lock_time_seconds is None else self._default_lock_time_seconds
         )
@@ -223,24 +235,27 @@ class Config:
 
     @property
     def lock_s(self) -> float:
-        """For how long a plain dequeue() holds what it takes: `default_lock_time_seconds` if that was set, else 30 s."""
+        """How long dequeue() holds messages by default: `default_lock_time_seconds` if given, else
+        30 s.
+        """
         given = self._default_lock_time_seconds
         return DEQUEUE_LOCK_SECONDS if given is None else given
 
     @property
     def backend(self) -> Backend:
-        """Which database the DSN names. Raises ConfigError for an unknown scheme."""
+        """The kind of database that the DSN names. Raises ConfigError for an unknown scheme."""
         return backend_of(self.dsn)
 
     @property
     def embedded(self) -> bool:
-        """Whether the database is SQLite's in some form, in this process, and not a server: its schema then comes with the first
-        write. Raises ConfigError for an unknown scheme."""
+        """Whether the database is a form of SQLite inside this process. Its schema is then created
+        with the first write. Raises ConfigError for an unknown scheme.
+        """
         return self.backend != "postgres"
 
     @property
     def schema(self) -> str:
-        """Where the tables are on PostgreSQL. Raises ConfigError on assignment of what cannot name a schema."""
+        """The schema of the tables on PostgreSQL. Assigning an invalid name raises ConfigError."""
         return self._schema
 
     @schema.setter
@@ -253,7 +268,7 @@ class Config:
 
     @property
     def s3_cache_dir(self) -> str | None:
-        """Where the local copy of an S3 store is. Raises ConfigError on assignment of a blank one."""
+        """The folder for the local copy of an S3 store. Assigning a blank path raises ConfigError."""
         return self._s3_cache_dir
 
     @s3_cache_dir.setter
@@ -263,14 +278,16 @@ class Config:
         self._s3_cache_dir = None if path is None else os.fspath(path)
 
     def to_dict(self) -> dict[str, object]:
-        """Every setting, for another process of ours; those of `_UNLESS_GIVEN` where they were
-        given. Holds the password."""
+        """Returns every setting as a dict, for another pgqrs process. The settings in
+        `_UNLESS_GIVEN` are included only if given. The dict contains the password.
+        """
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, object]) -> "Config":
-        """What `to_dict` gave, or any settings by the names of these attributes, `dsn` among them. Raises ConfigError for a
-        value that does not fit."""
+        """Creates a Config from the result of `to_dict`, or from any settings by attribute name,
+        including `dsn`. Raises ConfigError for an invalid value.
+        """
         config = cls(str(settings["dsn"]))
         for name, value in settings.items():
             setattr(config, name, value)
@@ -317,7 +334,9 @@ def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 def _checked(source: str, name: str, value: object) -> object:
-    """A setting as it was written down somewhere. Raises ConfigError, naming the source."""
+    """Checks and converts a setting that was written as text. Raises ConfigError, which names the
+    source.
+    """
     try:
         read = _read(name, value) if isinstance(value, str) else value
         setattr(Config(DSN_DEFAULT), name, read)
@@ -370,7 +389,7 @@ def _parsed(path: Path) -> Any:
 
 
 def _read(name: str, text: str) -> object:
-    """A setting as text. Raises ValueError."""
+    """Converts the text of a setting. Raises ValueError."""
     if name in _COUNTS or name in _SECONDS:
         whole = name in _COUNTS
         try:
@@ -400,7 +419,7 @@ def _read(name: str, text: str) -> object:
 
 
 def backend_of(dsn: str) -> Backend:
-    """Raises ConfigError for an unknown scheme."""
+    """Returns the kind of database that a DSN names. Raises ConfigError for an unknown scheme."""
     scheme = dsn.partition("://")[0].lower() if "://" in dsn else ""
     if scheme.startswith(("postgres", "pg")):
         return "postgres"
@@ -416,10 +435,10 @@ def backend_of(dsn: str) -> Backend:
 
 
 def sqlite_path(dsn: str) -> str:
-    """The file that a sqlite DSN names, or ":memory:". Raises ConfigError.
+    """Returns the file that a sqlite DSN names, or ":memory:". Raises ConfigError.
 
-    Percent signs stay as they are. Of the query that sqlx (behind 0.15) takes, `mode` is understood: rwc and rw are what
-    happens anyway.
+    Percent signs are not decoded. Of the query parameters that 0.15 accepts, `mode` is supported:
+    rwc and rw describe the normal behaviour.
     """
     if dsn == "sqlite::memory:":
         return ":memory:"
@@ -440,8 +459,9 @@ def sqlite_path(dsn: str) -> str:
 
 
 def turso_file(dsn: str) -> tuple[str, bool]:
-    """The file that a turso DSN names, and whether several processes may open it (the driver's experiment). Raises
-    ConfigError."""
+    """Returns the file that a turso DSN names, and whether several processes may open it (an
+    experimental feature of the driver). Raises ConfigError.
+    """
     path, _, query = dsn.partition("://")[2].partition("?")
     if backend_of(dsn) != "turso" or not path or "\0" in path or path == ":memory:":
         raise ConfigError(
@@ -453,7 +473,7 @@ def turso_file(dsn: str) -> tuple[str, bool]:
 
 
 def s3_object(dsn: str) -> tuple[str, str]:
-    """The bucket and the key that an s3 DSN names. Raises ConfigError."""
+    """Returns the bucket and the key that an s3 DSN names. Raises ConfigError."""
     bucket, _, key = dsn.partition("://")[2].partition("/")
     if backend_of(dsn) != "s3" or not bucket or not key or set("?#@") & set(dsn) or not dsn.isprintable():
         raise ConfigError(f"{redact(dsn)!r} names no object of S3; use s3://bucket/key")
@@ -465,7 +485,7 @@ def s3_object(dsn: str) -> tuple[str, str]:
 
 
 def database_file(dsn: str) -> str | None:
-    """The file on this machine that a DSN names; None for memory, a server and S3."""
+    """Returns the local file that a DSN names, or None for a database in memory, on a server or on S3."""
     if backend_of(dsn) == "turso":
         return turso_file(dsn)[0]
     path = sqlite_path(dsn) if backend_of(dsn) == "sqlite" else ":memory:"
@@ -473,15 +493,15 @@ def database_file(dsn: str) -> str | None:
 
 
 def conninfo(dsn: str) -> str:
-    """A Postgres DSN as libpq takes it, which knows two of the scheme's many names."""
+    """Converts a PostgreSQL DSN for libpq, which accepts only two of the scheme's names."""
     return "postgresql://" + dsn.partition("://")[2] if backend_of(dsn) == "postgres" else dsn
 
 
-# What may be shown
+# Redacting passwords
 
 
 def redact(dsn: str) -> str:
-    """A DSN without its password. Where it is unclear what belongs to the password, more goes rather than less."""
+    """Returns a DSN without its password. If the password's extent is unclear, more text is hidden."""
     shown, at = "", 0
     for start, end in _secrets(dsn):
         if start >= at:
@@ -491,10 +511,10 @@ def redact(dsn: str) -> str:
 
 
 def scrub(text: str, dsn: str) -> str:
-    """A text, such as a driver's error message, without the password of this DSN in any spelling.
+    """Removes the password of a DSN, in any spelling, from a text such as a driver's error message.
 
-    A password that is not percent-encoded as it must be reaches messages in pieces (libpq takes what follows an "@" for
-    the host), so its pieces go as well.
+    A password that is not percent-encoded correctly may appear in parts, because libpq takes the
+    text after an "@" for the host. Its parts are therefore removed as well.
     """
     forms: set[str] = set()
     for start, end in _secrets(dsn):
@@ -503,14 +523,17 @@ def scrub(text: str, dsn: str) -> str:
                 forms |= {plain, quote(plain), quote(plain, safe=""), quote_plus(plain), repr(plain)[1:-1]}
                 forms |= set(re.split(r"[@/:?#&=\s]+", plain))
     for form in sorted(filter(None, forms), key=len, reverse=True):
-        # A very short one is only sought as a word of its own: it stands in the middle of others by chance.
+        # A very short part is removed only as a separate word, because it may appear inside others
+        # by chance.
         pattern = re.escape(form) if len(form) >= 4 else rf"(?<!\w){re.escape(form)}(?!\w)"
         text = re.sub(pattern, MASK, text)
     return text
 
 
 def scrub_errors(error: BaseException, dsn: str) -> None:
-    """Scrubs the texts of a driver's exception and of those that led to it, which a traceback shows as well."""
+    """Removes the password from an exception of the driver and from its causes, which a traceback
+    shows.
+    """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -532,23 +555,27 @@ _HOST_AND_PATH = re.compile(r"[^/:@]*(:\d*)?(,[^/:@]*(:\d*)?)*(/.*)?|\[.*", re.D
 
 
 def _secrets(dsn: str) -> Iterator[tuple[int, int]]:
-    """Where in a DSN its passwords are, as (start, end), by start."""
+    """Yields the positions (start, end) of the passwords in a DSN, in order."""
     url = re.match(r"\s*[A-Za-z][\w+.-]*://", dsn)
     start = url.end() if url else 0
     found = [m.span(2) for m in _QUERY_PART.finditer(dsn, start) if _SECRET_KEY.search(unquote(m[1]))]
-    found += _userinfo(dsn, start)  # also where the scheme was forgotten
+    # This also covers a DSN whose scheme was forgotten.
+    found += _userinfo(dsn, start)
     if url is None:
         found += [m.span(2) for m in _CONNINFO_PART.finditer(dsn) if _SECRET_KEY.search(m[1])]
     yield from sorted(span for span in found if span[0] < span[1])
 
 
 def _userinfo(dsn: str, start: int) -> list[tuple[int, int]]:
-    """The password in scheme://user:password@host. It may hold an unencoded "@", "/" or "?"."""
+    """Returns the position of the password in scheme://user:password@host. The password may contain
+    an unencoded "@", "/" or "?".
+    """
     query = re.search(r"\?\w+=", dsn[start:])
     end = start + query.start() if query else len(dsn)
     at = dsn.rfind("@", start, end)
     if at < 0:
-        # None before the query: either there is no password, or what looks like the query is part of it.
+        # There is no "@" before the query. Either there is no password, or the apparent query is
+        # part of it.
         if _HOST_AND_PATH.fullmatch(dsn, start, end):
             return []
         at = dsn.rfind("@", start)

@@ -1,8 +1,11 @@
-"""The decorators of pgqrs 0.15: a function that takes its `Run` as the first argument.
+"""The decorators of pgqrs 0.15, for functions that take their `Run` as the first argument.
 
-`from pgqrs.decorators import workflow, step`. What runs under a supervisor is decorated with `@pgqrs.workflow` and
-`@pgqrs.step` instead, which need no such argument. Here a step is known by its `__name__`, without numbering: called twice on a
-run it is executed once. Plain functions work with the blocking `Run`, `async def` ones with either.
+Import them with `from pgqrs.decorators import workflow, step`. Functions for a supervisor use
+`@pgqrs.workflow` and `@pgqrs.step` instead, which need no such argument.
+
+A step of this module is identified by its `__name__` alone: a second call on the same run returns
+the recorded result. Plain functions work with the blocking `Run`, and `async def` functions with
+either kind.
 """
 
 import functools
@@ -18,7 +21,7 @@ from pgqrs.store.waiting import drive
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# With a meaning of their own: the run goes on later, or has ended already.
+# These exceptions do not fail the run: it continues later, or has ended already.
 PASSED_THROUGH = (
     errors.TransientStepError,
     errors.StepNotReadyError,
@@ -30,8 +33,9 @@ PASSED_THROUGH = (
 
 
 class WorkflowDef(Generic[P, R]):
-    """A decorated workflow: called with a run (and its input, else that comes from the run), it starts it, calls the
-    function and records how it ended."""
+    """A decorated workflow. Calling it with a run starts the run, calls the function, and records
+    how the run ended. Without further arguments, the function receives the run's recorded input.
+    """
 
     __slots__ = ("_func", "name", "run")
 
@@ -48,7 +52,9 @@ class WorkflowDef(Generic[P, R]):
 
 
 def workflow(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], WorkflowDef[P, R]]:
-    """Makes a function a workflow of this name, which is not compared with its run's."""
+    """Makes a function a workflow with this name. The name is not compared with that of the run's
+    workflow.
+    """
     if not isinstance(name, str):
         raise TypeError("Workflow name must be a string")
     if not name:
@@ -66,7 +72,7 @@ def workflow(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], Workf
 
 
 def step(func: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Makes a function a step: on one run its body is executed once, and its result is remembered."""
+    """Makes a function a step: its body is executed once per run, and its result is recorded."""
 
     @functools.wraps(func)
     def wrapper(ctx: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +127,7 @@ async def _run_step(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...], k
 
 
 async def _value(found: Any) -> Any:
-    """What an async object's call is awaited for, and a blocking one's returns."""
+    """Awaits what an async object returned. Returns the value of a blocking one as it is."""
     return await found if inspect.isawaitable(found) else found
 
 
@@ -136,7 +142,7 @@ def _started(func: Callable[..., Any], coroutine: Coroutine[Any, Any, Any]) -> A
 
 
 def _as_async(wrapper: Callable[..., Any], func: Callable[..., Any]) -> Callable[..., Any]:
-    """A wrapper that is a coroutine function where the function is one, as it was in 0.15."""
+    """Makes the wrapper a coroutine function if the wrapped function is one, as in 0.15."""
     if not inspect.iscoroutinefunction(func):
         return wrapper
 

@@ -1,9 +1,10 @@
-"""Every error of pgqrs, and how any exception is described for the database and built again from what was recorded.
+"""The errors of pgqrs, and how exceptions are recorded in the database and rebuilt from the record.
 
-A step that failed is replayed by raising its exception again, so that a workflow's `except FileNotFoundError` works the
-same in every execution. Exceptions are not pickled. The record holds the type's name, the message, the traceback as text,
-and as JSON (`pgqrs.model.exact`) the arguments, the attributes and the exceptions that led to this one. What cannot be built
-again from that becomes a StepError, which says the same.
+A replay of a failed step raises its exception again, so that `except FileNotFoundError` in a
+workflow works the same in every execution. Exceptions are not pickled. The record holds the type's
+name, the message and the traceback as text. It holds the arguments, the attributes and the
+exceptions that led to this one as JSON (`pgqrs.model.exact`). An exception that cannot be rebuilt
+from its record becomes a StepError with the same information.
 """
 
 import builtins
@@ -19,25 +20,30 @@ from typing import Any, cast
 from pgqrs.model.exact import Recorder, clean, restored
 
 TEXT_BYTES_MAX = 64 * 1024
-MESSAGE_BYTES_MAX = 4 * 1024  # enough to read; a step's error is shown in lists
-TRACEBACK_BYTES_MAX = 16 * 1024  # some 150 frames
-RECORD_BYTES_MAX = 24 * 1024  # of the values in one record, the exceptions that led to it included
-CHAIN_MAX = 8  # exceptions that hold, or led to, one another
-GROUP_MAX = 100  # exceptions of a group
+# Enough to read; lists show a step's error.
+MESSAGE_BYTES_MAX = 4 * 1024
+# About 150 frames.
+TRACEBACK_BYTES_MAX = 16 * 1024
+# Limits the values in one record, including the exceptions that led to the recorded one.
+RECORD_BYTES_MAX = 24 * 1024
+# The most exceptions along a chain of causes, contexts and group members.
+CHAIN_MAX = 8
+# The most recorded members of an exception group.
+GROUP_MAX = 100
 BASES_MAX = 16
 NOTES_MAX = 20
 
 NOTES = "Recorded when it was raised:\n"
 NOT_BUILT = "A pgqrs.StepError stands for it here: "
 
-# What a record has once, and not in each exception that it holds.
+# Keys of the whole record, absent from the records of exceptions inside it.
 _OF_THE_WHOLE = ("code", "is_transient", "traceback", "retry_after")
-# What an exception's __dict__ holds that is recorded apart, or is of this process only.
+# Entries of an exception's __dict__ that are recorded elsewhere, or only make sense in this process.
 _NO_STATE = ("__notes__", "_record")
 
 
 class PgqrsError(Exception):
-    """The root: `except pgqrs.PgqrsError` catches whatever pgqrs itself raises."""
+    """The base class: `except pgqrs.PgqrsError` catches every error that pgqrs raises."""
 
 
 class PgqrsConnectionError(PgqrsError):
@@ -45,19 +51,24 @@ class PgqrsConnectionError(PgqrsError):
 
 
 class SchemaError(PgqrsConnectionError):
-    """The database's tables are missing, incomplete, or newer than this code. In 0.15 it was a PgqrsConnectionError, and is one."""
+    """The database's tables are missing, incomplete, or of another version than this code supports.
+
+    This is a PgqrsConnectionError because 0.15 raised that.
+    """
 
 
 class ConflictError(PgqrsConnectionError):
-    """Somebody else has written the S3 object meanwhile. Nothing was written, so what was called can be called again, and works on
-    what they wrote."""
+    """Another writer has replaced the S3 object. Nothing was written: repeat the call, and it works
+    on the new object.
+    """
 
 
 class DatabaseError(PgqrsError):
     """The database refused a statement or a value.
 
-    `refuses_value`: text or JSON that the database cannot hold, a constraint, a limit of its own.
-    The same value is refused again. Anything else, such as a missing privilege, may succeed later.
+    `refuses_value` is true for text or JSON that the database cannot hold, for a constraint, and
+    for a limit of the database. The same value will be refused again. Any other cause, such as a
+    missing privilege, may be temporary.
     """
 
     refuses_value = False
@@ -68,7 +79,7 @@ class QueueNotFoundError(PgqrsError):
 
 
 class QueueAlreadyExistsError(PgqrsError):
-    """A queue of this name is there already."""
+    """A queue with this name exists already."""
 
 
 class WorkerNotFoundError(PgqrsError):
@@ -84,7 +95,7 @@ class WorkflowNotFoundError(PgqrsError):
 
 
 class WorkflowAlreadyExistsError(PgqrsError):
-    """A workflow of this name is there already."""
+    """A workflow with this name exists already."""
 
 
 class RunNotFoundError(PgqrsError):
@@ -92,49 +103,54 @@ class RunNotFoundError(PgqrsError):
 
 
 class SerializationError(PgqrsError, TypeError, ValueError):
-    """A value cannot become JSON, or JSON does not fit the annotation that it is read by.
+    """A value cannot be converted to JSON, or JSON does not match the annotation it is read with.
 
-    0.15 raised a plain TypeError for the one and ValueError for the other: what catches those goes on working."""
+    This is also a TypeError and a ValueError, which 0.15 raised in these cases.
+    """
 
 
 class ConfigError(PgqrsError):
-    """A setting or a DSN that cannot be."""
+    """A setting or a DSN is invalid."""
 
 
 class RateLimitedError(PgqrsError):
-    """More messages in a second than the configuration allows."""
+    """The producer has sent more messages per second than its configuration allows."""
 
 
 class ValidationError(PgqrsError, ValueError):
-    """What was asked for is refused: wrong arguments, over a limit, or not in this state."""
+    """The request is refused: invalid arguments, a limit exceeded, or not possible in the current
+    state.
+    """
 
 
 class ArgumentError(ValidationError, TypeError):
-    """An argument is of a kind that the call does not take. 0.15 raised a plain TypeError: what catches that goes on working."""
+    """An argument has the wrong type. This is also a TypeError, which 0.15 raised in this case."""
 
 
 class TimeoutError(PgqrsError, builtins.TimeoutError):
-    """A wait ended before what was waited for had happened."""
+    """The time limit of a wait or a run expired."""
 
 
 class InternalError(PgqrsError):
-    """A mistake in pgqrs, or a use that it cannot survive."""
+    """A bug in pgqrs, or a use that it cannot support."""
 
 
 class StateTransitionError(PgqrsError):
-    """This state cannot follow that one."""
+    """The requested state cannot follow the current one."""
 
 
 class WorkerSuspendedError(PgqrsError):
-    """Whoever polls has been interrupted, or may not poll: its worker is suspended or stopped."""
+    """The polling worker was interrupted, or it is suspended or stopped and cannot poll."""
 
 
 class ClaimLostError(PgqrsError):
-    """Somebody else has claimed the message since: what was to be written of its run was not."""
+    """Another worker has claimed the message. Nothing was written for its run."""
 
 
 class TransientStepError(PgqrsError):
-    """Raised by a step to be tried again: after `retry_after` (seconds, timedelta or text), None: after the back-off."""
+    """Raised by a step to request a retry. `retry_after` is the delay (seconds, a timedelta or
+    text); None means the step's back-off.
+    """
 
     code: str | None
     retry_after: float | timedelta | str | None
@@ -148,11 +164,11 @@ class TransientStepError(PgqrsError):
 
 
 class RetriesExhaustedError(PgqrsError):
-    """The step has failed for good."""
+    """The step has failed and has no retries left."""
 
 
 class StepNotReadyError(PgqrsError):
-    """The step waits for its next try, which is due at `retry_at` (ISO 8601 text)."""
+    """The step waits for its retry, which is due at `retry_at` (ISO 8601 text)."""
 
     retry_at: str | None
 
@@ -166,7 +182,9 @@ class PausedError(PgqrsError):
 
 
 class RunFailedError(PgqrsError):
-    """The run ended in ERROR. `error` is what `describe` made of the reason."""
+    """The run ended in ERROR. `error` is the recorded error, a dict with the keys that `describe`
+    lists.
+    """
 
     run_id: int | None
     error: dict[str, Any]
@@ -184,14 +202,15 @@ class RunCancelledError(PgqrsError):
 
 
 class ReplayMismatchError(PgqrsError):
-    """A replay took other steps than those recorded."""
+    """A replay called other steps than the recorded ones."""
 
 
 class StepError(PgqrsError):
-    """A recorded failure whose exception cannot be built again: `type` is its name, "" if none was recorded.
+    """A recorded failure whose exception cannot be rebuilt. `type` is the exception's name, or ""
+    if none was recorded.
 
-    Where one of the type's base classes is known here, the StepError that is raised is an instance of that too, so
-    that `except OSError` catches what it caught when the step first failed.
+    If a base class of the original exception is known, the raised StepError is an instance of it
+    too. `except OSError` therefore catches what it caught when the step first failed.
     """
 
     type: str
@@ -209,32 +228,37 @@ class StepError(PgqrsError):
 
 
 class WorkerCrashed(PgqrsError):
-    """A run's worker processes died so often that the run was given up."""
+    """The run ended because its worker processes died too often."""
 
 
 class WrongThreadError(PgqrsError):
-    """A step was called from another thread than its run's."""
+    """A step was called from another thread than the one its run started on."""
 
 
 class TargetError(PgqrsError):
-    """What the command line was told to run is unknown, fails to import, or holds no workflow."""
+    """The target of the command line does not exist, fails to import, or holds no workflow."""
 
 
 class SupervisorError(PgqrsError):
-    """A supervisor could not start, or gave up."""
+    """A supervisor could not start, or has died."""
 
 
-# For the database
+# Recording and rebuilding
 
 
 def describe(exc: BaseException, code: str | None = None) -> dict[str, Any]:
-    """What is recorded of an exception. Never raises, whatever the exception does.
+    """Returns the record of an exception. Never raises, whatever code the exception contains.
 
-    Keys: code ("NON_RETRYABLE" unless given), is_transient, type ("module.qualname"), message (up to 4 KiB), traceback
-    (text, up to 16 KiB, without the engine's frames); what `rebuild` needs to make the same exception again: args,
-    state (its attributes), bases, notes, cause, context, suppress and a group's exceptions, all together about
-    24 KiB; of a TransientStepError also retry_after in seconds (or as text), if it has one. All of it is safe for JSON
-    and for jsonb.
+    The record has these keys, all of them safe for JSON and jsonb:
+
+    - code: "NON_RETRYABLE" unless given
+    - is_transient
+    - type: "module.qualname"
+    - message: up to 4 KiB
+    - traceback: text, up to 16 KiB, without frames of pgqrs itself
+    - args, state (the attributes), bases, notes, cause, context, suppress, exceptions (of a group):
+      what `rebuild` needs, together about 24 KiB
+    - retry_after: seconds or text, only for a TransientStepError that has it
     """
     transient = isinstance(exc, TransientStepError)
     if code is None:
@@ -252,19 +276,24 @@ def describe(exc: BaseException, code: str | None = None) -> dict[str, Any]:
 
 
 def rebuild(error: object, function: object = None) -> Exception:
-    """The exception that `describe` described, with the recorded traceback as a note, ready to be raised.
+    """Rebuilds the exception that `describe` recorded, with the recorded traceback as a note.
 
-    The class is looked for in the modules that this process has loaded and, for a class of a script, in the globals
-    of `function` (the step that failed). No module is imported, and no `__init__` or `__new__` of the class is
-    called. What cannot be built as it was becomes a StepError, with a note that says why. Takes the 0.15 shape
-    ({is_transient, code, message, retry_after?}) and a bare string too. Never raises.
+    The class is looked up in the loaded modules and, for a class of a script, in the globals of
+    `function` (the step that failed). No module is imported, and neither `__init__` nor `__new__`
+    of the class is called. An exception that cannot be rebuilt becomes a StepError with a note that
+    says why.
+
+    Accepts the record of 0.15 ({is_transient, code, message, retry_after?}) and a bare string too.
+    Never raises.
     """
     fields: dict[Any, Any] = error if isinstance(error, dict) else {"message": "" if error is None else error}
     return _Rebuilder(function).rebuilt(fields, CHAIN_MAX)
 
 
 def without_traceback(text: str) -> str:
-    """A recorded text for an error's first lines: of one that holds a traceback, what its last line says."""
+    """Returns a recorded text for the first line of an error. Of a text with a traceback, that is
+    the last line.
+    """
     if "Traceback (most recent call last)" not in text:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip(" |+-^")]
@@ -272,15 +301,15 @@ def without_traceback(text: str) -> str:
 
 
 def storable(text: str) -> str:
-    """The text of a failure as every database takes it, and at most TEXT_BYTES_MAX of it."""
+    """Returns the text of a failure in a form that every database accepts, cut to TEXT_BYTES_MAX."""
     return clean(text, TEXT_BYTES_MAX)
 
 
-# Describing
+# Recording
 
 
 class _Describer:
-    """Makes one record: an exception, and those that it holds or that led to it."""
+    """Builds one record: an exception, with the exceptions inside it and those that led to it."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -294,7 +323,7 @@ class _Describer:
             "message": clean(_message(exc), MESSAGE_BYTES_MAX),
         }
         if isinstance(exc, StepError) and exc.type:
-            # A workflow passes on what it did not catch. What the step's exception was is what counts.
+            # A workflow did not catch this step's failure. Record the exception of the step itself.
             recorded = _own_dict(exc).get("_record")
             if isinstance(recorded, dict):
                 return {k: v for k, v in recorded.items() if k not in _OF_THE_WHOLE}
@@ -302,14 +331,14 @@ class _Describer:
             return {"type": clean(kind, 1024), "message": clean(message, MESSAGE_BYTES_MAX)}
         try:
             return error | self._parts(exc)
-        except Exception:  # a __reduce__, a property or a __dict__ of the exception's own
+        except Exception:  # raised by a __reduce__, a property or a __dict__ of the exception's class
             return error
 
     def _parts(self, exc: BaseException) -> dict[str, Any]:
         parts: dict[str, Any] = {}
         native = _native(type(exc))
         grouped = exc.exceptions if isinstance(exc, BaseExceptionGroup) else None
-        # The native class's own way of asking: unlike `args` it knows of an OSError's file name.
+        # Use the built-in class's own method: unlike `args`, it includes the file name of an OSError.
         args = exc.args[:1] if grouped is not None else native.__reduce__(exc)[1]
         parts["args"] = [self._recorder.plain(arg) for arg in args]
         state = {clean(k, 255): self._recorder.plain(v) for k, v in _state(exc, native, args).items()}
@@ -341,7 +370,9 @@ class _Describer:
         return {} if context is None else {"context": context}
 
     def _held(self, exc: BaseException) -> dict[str, Any] | None:
-        """None where it is not recorded: it was seen already, stands too deep, or the record is large enough."""
+        """Returns the record of a related exception. Returns None if it was recorded already, is
+        nested too deeply, or if the record is large enough.
+        """
         if id(exc) in self._seen or self._depth >= CHAIN_MAX or self._recorder.left_bytes <= 0:
             return None
         self._depth += 1
@@ -354,13 +385,15 @@ class _Describer:
 
 
 def _native(kind: type) -> type[BaseException]:
-    """The nearest class that is Python's own: it alone says how an exception is made without its class's __init__."""
+    """Returns the nearest built-in base class. It defines how an exception is created without the
+    `__init__` of its own class.
+    """
     heap_type = 1 << 9
     return next(base for base in kind.__mro__ if not base.__flags__ & heap_type)
 
 
 def _blank(kind: type[BaseException], args: Sequence[Any]) -> BaseException:
-    """An exception as Python itself makes it, without a line of its class's own code."""
+    """Creates an exception through its built-in base class, without executing code of its own class."""
     native = _native(kind)
     made = native.__new__(kind, *args)
     native.__init__(made, *args)
@@ -368,7 +401,9 @@ def _blank(kind: type[BaseException], args: Sequence[Any]) -> BaseException:
 
 
 def _state(exc: BaseException, native: type, args: Sequence[Any]) -> dict[str, Any]:
-    """Its attributes: its __dict__, its __slots__, and what Python keeps of it (the name of an ImportError) beyond args."""
+    """Returns the attributes: `__dict__`, `__slots__`, and what the built-in class stores beyond
+    `args`, such as the name of an ImportError.
+    """
     state = {k: v for k, v in _own_dict(exc).items() if isinstance(k, str) and k not in _NO_STATE}
     slots = _slots(type(exc))
     if slots and not isinstance(exc, BaseExceptionGroup):
@@ -381,7 +416,7 @@ def _state(exc: BaseException, native: type, args: Sequence[Any]) -> dict[str, A
 
 
 def _slots(kind: type) -> dict[str, Any]:
-    """What holds a value in the instance and not in its __dict__, by name."""
+    """Returns the slots that hold values outside `__dict__`, by name."""
     return {
         name: slot
         for base in reversed(kind.__mro__)
@@ -396,12 +431,12 @@ _ABSENT = object()
 def _slot_value(slot: Any, exc: BaseException) -> Any:
     try:
         return slot.__get__(exc)
-    except (AttributeError, TypeError):  # never set, or of another class
+    except (AttributeError, TypeError):  # the slot is unset, or belongs to another class
         return _ABSENT
 
 
 def _own_dict(exc: BaseException) -> dict[str, Any]:
-    """Its __dict__, whatever its class says of that name."""
+    """Returns the exception's `__dict__`, even if its class redefines that name."""
     found: dict[str, Any] = BaseException.__dict__["__dict__"].__get__(exc)
     return found
 
@@ -423,7 +458,7 @@ def _traceback(exc: BaseException) -> str:
         while waiting:
             one = waiting.pop()
             users = [frame for frame in one.stack if not frame.filename.startswith(_ENGINE)]
-            if users:  # else the engine itself failed, and its frames are what there is to see
+            if users:  # otherwise pgqrs itself failed, and its frames are all there is
                 one.stack = traceback.StackSummary.from_list(users)
             waiting += [
                 other
@@ -431,7 +466,7 @@ def _traceback(exc: BaseException) -> str:
                 if other is not None
             ]
         return "".join(described.format())
-    except Exception:  # an exception with a __str__, a cause or notes of a kind that nobody expects
+    except Exception:  # a __str__, a cause or a note of an unexpected kind
         return ""
 
 
@@ -446,14 +481,14 @@ def _plain_delay(value: object) -> float | str | None:
 
 
 def _as_text(value: object) -> str:
-    """A member of a dict that may hold anything."""
+    """Converts a value of any type to text. Never raises."""
     try:
         return value if isinstance(value, str) else "" if value is None else str(value)
     except Exception:
         return ""
 
 
-# Building again
+# Rebuilding
 
 
 class _Rebuilder:
@@ -461,7 +496,7 @@ class _Rebuilder:
         self._finder = _Finder(function)
 
     def rebuilt(self, fields: Any, depth: int) -> Exception:
-        """Never raises."""
+        """Rebuilds one exception with its causes. Never raises."""
         if depth < 0:
             return StepError("nested too deeply to be built again")
         fields = fields if isinstance(fields, dict) else {}
@@ -487,13 +522,13 @@ class _Rebuilder:
         if found is StepError and fields.get("args") is None:
             return StepError(message)
         if not isinstance(fields.get("args"), list):
-            # Ours all take a message; of others nobody knows.
+            # Every error of pgqrs accepts a single message. Other classes may not.
             if not issubclass(found, PgqrsError):
                 return None
             fields = fields | {"args": [message]}
         try:
             built = self._instance(found, fields, depth)
-        except Exception:  # arguments that no such exception has, or a class that only its own code can make
+        except Exception:  # arguments that do not fit, or a class that only its own code can create
             return None
         if isinstance(built, TransientStepError) and "state" not in fields:
             built.code = _as_text(fields.get("code")) or None
@@ -513,7 +548,7 @@ class _Rebuilder:
             value = self._value(plain, depth)
             try:
                 slots[name].__set__(built, value) if name in slots else _own_dict(built).update({name: value})
-            except (AttributeError, TypeError):  # a slot that is read-only, or takes no such value
+            except (AttributeError, TypeError):  # the slot is read-only, or does not accept this value
                 continue
         return built
 
@@ -539,7 +574,7 @@ class _Rebuilder:
                     both = type("StepError", (StepError, base), {"__module__": __name__})
                     made = cast(StepError, self._instance(both, fields, depth))
                     break
-                except Exception:  # two classes that have no instance in common
+                except Exception:  # the two classes cannot be combined
                     continue
         if made is None:
             made = StepError(message, kind, trace)
@@ -559,8 +594,11 @@ class _Rebuilder:
 
 
 class _Finder:
-    """Classes by their names, in what is loaded already: a name in the database must never import a module, and a lookup
-    must run no code (a module's __getattr__ may import)."""
+    """Finds classes by name among the loaded modules.
+
+    A name from the database must never import a module, and a lookup must execute no code, because
+    a module's `__getattr__` may import.
+    """
 
     def __init__(self, function: object) -> None:
         function = inspect.unwrap(function) if callable(function) else function
@@ -572,7 +610,9 @@ class _Finder:
         return found if isinstance(found, type) and issubclass(found, Exception) else None
 
     def any(self, kind: str) -> object:
-        """A class of this name. Where the module ends and the class begins is not written in it."""
+        """Returns the class with this name. The name does not show where the module ends and the
+        class begins, so every split is tried.
+        """
         if not isinstance(kind, str):
             return None
         parts = kind.split(".")
@@ -585,7 +625,7 @@ class _Finder:
 
     def _namespaces(self, module: str) -> Iterator[Mapping[str, Any]]:
         if module in _SCRIPTS:
-            # A script is known by several names: it is run, imported by a supervisor, or sent to a worker.
+            # A script has several names: it is executed, imported by a supervisor, or sent to a worker.
             yield self._own_classes()
             for name in ("__mp_main__", "__main__"):
                 yield _namespace(name)
@@ -596,7 +636,7 @@ class _Finder:
             yield _namespace("__main__")
 
     def _own_classes(self) -> dict[str, Any]:
-        """What the function's module defines itself."""
+        """Returns the classes that the function's module defines itself."""
         names = {self._globals.get("__name__"), *_SCRIPTS}
         return {
             k: v

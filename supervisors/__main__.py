@@ -1,4 +1,6 @@
-"""The supervisor behind `store.workers()`: its order comes on standard input, its readiness goes to a descriptor."""
+"""The supervisor of `store.workers()`. It reads its order from standard input, and reports to a
+descriptor when it is ready.
+"""
 
 import logging
 import os
@@ -23,9 +25,8 @@ class Order(msgspec.Struct):
 
 
 def main() -> int:
-    logging.getLogger("psycopg").addHandler(
-        logging.NullHandler()
-    )  # it warns of what we catch and tell in our words
+    # psycopg logs warnings about errors that pgqrs catches and reports itself.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
     try:
         return Loop(order.target, Config.from_dict(order.config), order.options, PlainView(quiet=True)).run()
@@ -37,6 +38,6 @@ def main() -> int:
             print(printable_lines(f"pgqrs: {e}", indent="  "), file=sys.stderr)
         return 1
     finally:
-        if order.target.by_value is not None:  # its program may be dead
+        if order.target.by_value is not None:  # the program may have died without deleting it
             with suppress(OSError):
                 os.unlink(order.target.by_value)

@@ -1,8 +1,9 @@
-"""What crosses the pipe between a supervisor and a worker: msgspec Structs in length-prefixed msgpack frames.
+"""The messages on the pipe between a supervisor and a worker: msgspec Structs in msgpack frames.
 
-A frame is 4 bytes of length (big endian, of what follows), 1 byte of protocol version, then the message. JSON payloads
-travel inside as raw bytes: whoever only forwards one never decodes it. A pipe belongs to one worker and is never used
-again, so a torn frame can only be the last thing a dead worker wrote, and is dropped with it.
+A frame is 4 bytes of length (big endian, of the rest), 1 byte of protocol version, then the
+message. JSON payloads are raw bytes inside, so that a process that only forwards a payload never
+decodes it. A pipe belongs to one worker and is never reused. An incomplete frame can therefore only
+be the last thing that a dead worker wrote, and is dropped.
 """
 
 from collections.abc import Iterator
@@ -16,10 +17,9 @@ from pgqrs.model.bounds import Count, Id, Number, Position, Seconds, StepName
 from pgqrs.model.writes import Place, RecordedStep, Step
 
 VERSION = 1
-FRAME_BYTES_MAX = (
-    64 * 1024 * 1024
-)  # far above any payload limit that makes sense; keeps a garbled length harmless
-# Of a payload, or of one step of a history: the rest of its frame takes far less than what is left.
+# Far above any useful payload limit. It makes a corrupt length harmless.
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+# Limits a payload, or one step of a history. The rest of its frame always fits into the remainder.
 VALUE_BYTES_MAX = FRAME_BYTES_MAX - 1024 * 1024
 _HEAD = Packed("!IB")
 
@@ -40,8 +40,10 @@ class Frame(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Execute(Frame, frozen=True):
-    """Run this. `payload` is the message's, raw. A long history goes ahead in History frames. `seconds_left` is what is left of
-    the time of the whole run: `async def` code ends itself then."""
+    """Run this. `payload` is the message's raw payload. A long history is sent first, in History
+    frames. `seconds_left` is the rest of the time limit of the whole run; `async def` code ends
+    itself then.
+    """
 
     message_id: int
     claim_no: int
@@ -54,33 +56,39 @@ class Execute(Frame, frozen=True):
 
 
 class History(Frame, frozen=True):
-    """A part of a run's recorded steps, ahead of its Execute."""
+    """A part of a run's recorded steps. Sent before its Execute."""
 
     message_id: int
     steps: tuple[RecordedStep, ...]
 
 
 class Committed(Frame, frozen=True):
-    """A checkpoint of each of these runs (message id and claim number) is durable, the first that was not: it may go on."""
+    """The next checkpoint of each of these runs (message id and claim number) is durable: the run
+    may continue.
+    """
 
     runs: tuple[tuple[int, int], ...]
 
 
 class Revoke(Frame, frozen=True):
-    """Give back up to `count` runs that were not started, the last received first."""
+    """Return up to `count` runs that have not started, the last received first."""
 
     count: int
 
 
 class Recall(Frame, frozen=True):
-    """These runs (message id and claim number) are with the supervisor again and may be in another worker already: this one drops
-    them and says Returned for each. Sent once for each time that the supervisor closed the board's gate."""
+    """The supervisor has taken these runs (message id and claim number) back, and another worker
+    may execute them. Drop them and send Returned for each. Sent once for each time that the
+    supervisor closed the board's gate.
+    """
 
     runs: tuple[tuple[int, int], ...]
 
 
 class Cancel(Frame, frozen=True):
-    """Stop this run at its step boundary and return it. `now`: an event loop cancels it where it waits."""
+    """Stop this run at its next step and return it. With `now`, an event loop cancels it where it
+    waits.
+    """
 
     message_id: int
     claim_no: int
@@ -88,7 +96,7 @@ class Cancel(Frame, frozen=True):
 
 
 class WaitRefused(Frame, frozen=True):
-    """What this run waits for could never end."""
+    """The wait of this run could never end."""
 
     message_id: int
     claim_no: int
@@ -96,20 +104,26 @@ class WaitRefused(Frame, frozen=True):
 
 
 class Drain(Frame, frozen=True):
-    """Return what was not started; with `at_boundary`, also every run at its next step boundary."""
+    """Return the runs that have not started. With `at_boundary`, also return every run at its next
+    step.
+    """
 
     at_boundary: bool
 
 
 class Lease(Frame, frozen=True):
-    """Until when, by the machine's monotonic clock, what the worker has is its supervisor's: no body starts after that before
-    it hears of more. A worker that was stopped with its supervisor may wake up first."""
+    """The time, on the machine's monotonic clock, until which the worker's runs belong to its
+    supervisor. No step body starts after that until a new Lease arrives. A worker that was stopped
+    together with its supervisor may continue first.
+    """
 
     until: float
 
 
 class Welcome(Frame, frozen=True):
-    """What is the same for all runs. `database`: the identity of the supervisor's database, a part of every idempotency key."""
+    """Values that all runs share. `database` is the identity of the supervisor's database, which is
+    part of every idempotency key.
+    """
 
     database: str
 
@@ -122,10 +136,11 @@ class Ready(Frame, frozen=True):
 
 
 class Started(Frame, frozen=True):
-    """This run has the CPU from now on; `step` None means the function's own code between steps. A worker with a board
-    (board.py) only says so where there is a limit of time or memory.
+    """This run is executing from now on. `step` None means the function's own code between steps. A
+    worker with a board (board.py) sends this only for a step with a limit of time or memory.
 
-    `retry_in_s` is when its policy would try the step again if this attempt failed, None if it would not.
+    `retry_in_s` is the delay before the step's retry if this attempt fails, or None if it has no
+    retry.
     """
 
     message_id: Id
@@ -135,7 +150,8 @@ class Started(Frame, frozen=True):
     timeout_s: Seconds | None = None
     retry_count: Count = 0
     retry_in_s: Seconds | None = None
-    memory_bytes: Number | None = None  # of the worker's whole process, at most
+    # Limits the memory of the worker's whole process.
+    memory_bytes: Number | None = None
     place: Place | None = None
 
 
@@ -165,7 +181,7 @@ class Paused(Frame, frozen=True):
 
 
 class Finished(Frame, frozen=True):
-    """`seconds` on the CPU, of a plain handler."""
+    """A run or message has ended successfully. `seconds` is the execution time of a plain handler."""
 
     message_id: Id
     claim_no: Number
@@ -180,20 +196,21 @@ class Failed(Frame, frozen=True):
 
 
 class Returned(Frame, frozen=True):
-    """Not done here: never started, or left at a step boundary because it was told to."""
+    """These runs were not finished here: they never started, or stopped at a step as ordered."""
 
     message_ids: Ids
 
 
 class Left(Frame, frozen=True):
-    """The code of a run that said it leaves (StepFailed, Paused) has ended."""
+    """The code of a run that had reported its leaving (StepFailed, Paused) has ended."""
 
     message_id: Id
 
 
 class Waiting(Frame, frozen=True):
-    """Code of this run waits for the end of run `of`, of that workflow; 0: it waits no longer. `blocks`: nothing else goes on in
-    the worker meanwhile."""
+    """Code of this run waits for the end of run `of`, which belongs to `workflow`. 0 means that the
+    wait has ended. With `blocks`, nothing else can execute in the worker meanwhile.
+    """
 
     message_id: Id
     claim_no: Number
@@ -203,7 +220,7 @@ class Waiting(Frame, frozen=True):
 
 
 class Idle(Frame, frozen=True):
-    """Nothing left to run until an answer comes: whoever commits, let it be now."""
+    """The worker has nothing to execute until an answer arrives, so the supervisor should commit now."""
 
 
 Down = Execute | History | Committed | Revoke | Recall | Cancel | WaitRefused | Drain | Lease | Welcome
@@ -215,7 +232,7 @@ _up = msgspec.msgpack.Decoder(Up)
 
 
 class WireError(Exception):
-    """The other side sent what is no frame of this protocol."""
+    """The other side sent data that is not a frame of this protocol."""
 
 
 def encode(frame: Down | Up) -> bytes:
@@ -231,7 +248,7 @@ _steps = msgspec.msgpack.Decoder(tuple[RecordedStep, ...])
 
 
 def unfit_steps(steps: tuple[RecordedStep, ...]) -> str | None:
-    """Why no worker would take this history: it would not be frames of this protocol."""
+    """Returns why a worker would refuse this history: it does not fit into frames of this protocol."""
     try:
         _steps.decode(_encoder.encode(steps))
     except (msgspec.MsgspecError, UnicodeError, OverflowError) as e:
@@ -240,7 +257,7 @@ def unfit_steps(steps: tuple[RecordedStep, ...]) -> str | None:
 
 
 class Parser:
-    """Bytes in, frames out, whatever the cuts between them."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self, side: Literal["supervisor", "worker"]) -> None:
         self._decoder: msgspec.msgpack.Decoder[Down] | msgspec.msgpack.Decoder[Up] = (
@@ -249,7 +266,7 @@ class Parser:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Down | Up]:
-        """Every frame that is complete by now. Raises WireError on anything else than frames."""
+        """Yields every complete frame. Raises WireError for data that is not a frame."""
         self._buffer += data
         at = 0
         try:
@@ -271,5 +288,5 @@ class Parser:
 
     @property
     def torn(self) -> bool:
-        """Whether a part of a frame is left over."""
+        """Whether a part of a frame is left."""
         return bool(self._buffer)

@@ -1,1 +1,1 @@
-"""What callers pass, checked before a database sees it: ids, names, durations, times."""
+"""Checks and conversions of arguments: ids, names, durations, times."""

@@ -1,4 +1,6 @@
-"""What callers pass, checked before a database sees it: each database has its own idea of what `5`, `True` or None equals."""
+"""Checks of arguments before they reach a database, since databases compare `5`, `True` and None
+differently.
+"""
 
 import operator
 from collections.abc import Iterable, Mapping
@@ -7,12 +9,15 @@ from typing import Any
 from pgqrs.errors import ArgumentError, ValidationError
 from pgqrs.model.states import WorkflowStatus
 
-ID_NONE = -1  # stands for an id beyond 64 bits, which no row has
+# Replaces an id beyond 64 bits, which no row has.
+ID_NONE = -1
 ID_END = 2**63
 
 
 def identity(value: object, of: str = "a run") -> int:
-    """An id. What counts as a whole number everywhere (NumPy's integers, say) does here. Raises ArgumentError."""
+    """Returns an id. Accepts everything that Python accepts as an index, such as NumPy integers.
+    Raises ArgumentError.
+    """
     try:
         found = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -23,7 +28,7 @@ def identity(value: object, of: str = "a run") -> int:
     return found if -ID_END <= found < ID_END else ID_NONE
 
 
-# Where what callers confuse with an id has its own.
+# The attribute with the id, for objects that callers pass instead of one.
 _ID_OF = {
     "RunHandle": "id", "RunRecord": "message_id", "QueueMessage": "id", "Run": "message_id", "WorkerInfo": "id",
     "QueueInfo": "id", "Consumer": "worker_id", "Producer": "worker_id",
@@ -31,29 +36,30 @@ _ID_OF = {
 
 
 def name(value: object, of: str) -> str:
-    """A name to be looked up. Raises ArgumentError for what is no text."""
+    """Returns a name to look up. Raises ArgumentError unless it is text."""
     if not isinstance(value, str):
         raise ArgumentError(f"the name of {of} is text, not {_shown(value)}")
     return value
 
 
 def count(of: str, value: object, least: int = 0) -> int:
-    """A whole number that fits in 64 bits. Raises ValidationError."""
+    """Returns a whole number that fits in 64 bits. Raises ValidationError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < ID_END:
         raise ValidationError(f"{of} is a whole number of at least {least}, not {_shown(value)}")
     return value
 
 
 def several(values: object, of: str) -> list[Any]:
-    """What a call for many was given, as a list: any iterable but text, bytes and a mapping, which are one thing. Raises
-    ArgumentError."""
+    """Returns the items of an iterable as a list. Raises ArgumentError for text, bytes and
+    mappings, which count as one value.
+    """
     if isinstance(values, str | bytes | bytearray | memoryview | Mapping) or not isinstance(values, Iterable):
         raise ArgumentError(f"{of} are a list, not {_shown(values)}; put a single one in a list")
     return list(values)
 
 
 def status(value: object) -> WorkflowStatus | None:
-    """A run's status as such or as text, in either case. Raises ArgumentError."""
+    """Converts a run's status, given as WorkflowStatus or as text in either case. Raises ArgumentError."""
     if value is None or isinstance(value, WorkflowStatus):
         return value
     try:
@@ -64,7 +70,7 @@ def status(value: object) -> WorkflowStatus | None:
 
 
 def _shown(value: object) -> str:
-    """Short, and of any value."""
+    """Returns a short text for any value."""
     if value is None or isinstance(value, bool | float | str | bytes):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:80]}…"

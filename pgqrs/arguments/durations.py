@@ -1,4 +1,4 @@
-"""Durations as people write them: seconds, a timedelta, or text such as "10m"."""
+"""Durations as users write them: seconds, a timedelta, or text such as "10m"."""
 
 import math
 import re
@@ -23,8 +23,10 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
 def seconds(value: float | timedelta | str) -> float:
-    """How long this is, in seconds: 0 or more. Text is a number with a unit ("500ms", "1h30m", "2 days") or seconds
-    alone ("90"). Raises ValidationError for what is negative, not finite, over a hundred years, or no duration."""
+    """Returns a duration in seconds, 0 or more. Text is a number with a unit ("500ms", "1h30m", "2
+    days") or seconds alone ("90"). Raises ValidationError if it is negative, not finite, over a
+    hundred years, or no duration.
+    """
     found = _read(value)
     if found is None or not 0 <= found <= DURATION_S_MAX:
         raise ValidationError(
@@ -38,8 +40,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.ASCII)
 
 
 def size(value: int | str) -> int:
-    """How many bytes this is, 1 or more: a whole number, or text such as "512 MB" (10**6) or "2 GiB" (2**30). Raises
-    ValidationError."""
+    """Returns a size in bytes, 1 or more. Accepts a whole number, or text such as "512 MB" (10**6)
+    or "2 GiB" (2**30). Raises ValidationError.
+    """
     found: float | None = None
     if isinstance(value, int) and not isinstance(value, bool):
         found = value if abs(value) < 2**63 else None
@@ -51,7 +54,7 @@ def size(value: int | str) -> int:
 
 
 def text(seconds: float) -> str:
-    """A duration for people, in its two largest units: "250ms", "1.5s", "1h 30m"."""
+    """Returns a duration for people, in its two largest units: "250ms", "1.5s", "1h 30m"."""
     if not math.isfinite(seconds) or seconds < 0:
         return f"{seconds:g}s"
     if seconds < 1e-6:
@@ -72,7 +75,7 @@ def _read(value: object) -> float | None:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, int | float) and not isinstance(value, bool):
-        # An integer may be too big for a float.
+        # An integer may be too large for a float.
         return float(value) if abs(value) <= DURATION_S_MAX else math.inf
     if isinstance(value, str):
         return _parse(value.strip().lower())
@@ -93,7 +96,8 @@ def _parse(written: str) -> float | None:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, int):  # Python refuses to write out a very long one
+    # Python refuses to print a very long integer.
+    if isinstance(value, int):
         return str(value) if abs(value) < 10**80 else "a very large integer"
     shown = repr(value) if isinstance(value, str | float | timedelta | None) else type(value).__name__
     return shown if len(shown) <= 80 else shown[:80] + "…"

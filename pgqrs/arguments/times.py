@@ -1,15 +1,17 @@
-"""Moments as callers pass them: ISO 8601 text with its offset, or a datetime that knows its zone."""
+"""Times as users pass them: ISO 8601 text with an offset, or a datetime with a time zone."""
 
 from datetime import UTC, datetime
 
 from pgqrs.errors import ValidationError
 
-# What every database holds, with a hundred years (the longest duration) added or taken away.
+# Every database can store these times plus or minus a hundred years, the longest duration.
 DAWN, DUSK = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def moment(value: str | datetime) -> datetime:
-    """In UTC. Raises ValidationError (a ValueError) for what is no moment, or does not say in which zone."""
+    """Returns a time in UTC. Raises ValidationError, a ValueError, if it is no time or has no time
+    zone.
+    """
     found: object = value
     if isinstance(value, str):
         try:

@@ -1,4 +1,4 @@
-"""The command line: `pgqrs --help`."""
+"""The command line. See `pgqrs --help`."""
 
 
 def main() -> None:

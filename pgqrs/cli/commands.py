@@ -1,4 +1,6 @@
-"""The group of commands. Each is imported when it is called: `pgqrs --help` needs neither a driver nor rich."""
+"""The command group. Each command is imported when it is called, so that `pgqrs --help` loads
+neither a database driver nor rich.
+"""
 
 import importlib
 import logging
@@ -11,7 +13,7 @@ from pgqrs import errors
 from pgqrs.cli.options import EXIT_DATABASE, EXIT_FAILED, EXIT_INTERRUPTED, exit_code, fail
 from pgqrs.program import interpreter
 
-# name → module, in the order in which help lists them
+# Command name → module, in the order in which help lists the commands.
 COMMANDS = {
     "supervise": "supervise",
     "trigger": "work",
@@ -48,23 +50,23 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Durable queues and workflows on worker processes.
 
-    Exit codes: 0 done (also of a supervisor whose runs failed, unless it has --fail), 1 the work failed, 2 wrong usage, 3
-    trouble with the database.
+    Exit codes: 0 done (also of a supervisor whose runs failed, unless it has --fail), 1 the work
+    failed, 2 wrong usage, 3 trouble with the database.
     """
 
 
 def run() -> None:
     interpreter.open_standard_descriptors()
     interpreter.own_packages()
-    # Data holds whatever characters its users like; a terminal that cannot show one must not end the command.
+    # Data may contain any character. A terminal that cannot show one must not end the command.
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    # psycopg warns of what we catch and tell in our own words.
+    # psycopg logs warnings about errors that pgqrs catches and reports itself.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     try:
         cli.main(standalone_mode=False)
-        if sys.stdout is not None:  # closed by who called us
+        if sys.stdout is not None:  # None if the calling program closed it
             sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
@@ -74,17 +76,18 @@ def run() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
     except errors.PgqrsError as e:
-        # A driver's message may be several lines with a caret under the SQL; one that quotes user code stays as it is.
+        # A driver's message may have several lines, with a caret under the SQL: join them. Keep the
+        # lines of a message that quotes user code.
         told, code = str(e), exit_code(e)
         fail(" ".join(told.split()) if code == EXIT_DATABASE else told, code)
     except OSError as e:
-        # Of a reader that has gone away click has taken care. What is still buffered must not be tried again at exit.
+        # click has handled a closed pipe already. Buffered output must not be written again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         fail(str(e), EXIT_FAILED)
 
 
 def _told(error: click.ClickException) -> str:
-    """One line where click would print the usage as well."""
+    """Returns the error in one line. click would print the usage as well."""
     told = error.format_message()
     context = getattr(error, "ctx", None)
     return f"{told.rstrip('.')}; see: {context.command_path} --help" if context else told

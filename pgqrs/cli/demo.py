@@ -1,4 +1,4 @@
-"""`pgqrs demo`: real work on every core, and with --chaos its survival."""
+"""`pgqrs demo`: real work on every core, and with --chaos a proof that it survives killed workers."""
 
 import functools
 import os
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from supervisors.loop.view import Report, State, WorkerState
 
 KILL_EVERY_S = 0.5
-KILLS_OF_A_STEP = 3  # at five a run is given up, and where a step takes seconds all would come to that
+# A run is given up after five deaths in one step. If steps take seconds, more kills would reach that.
+KILLS_OF_A_STEP = 3
 TOP = 12
 
 
@@ -46,8 +47,8 @@ TOP = 12
 def demo(chaos: bool, workers: int | None, limit: int | None, database: "Database") -> None:
     """Measure and compress Python's standard library, one durable run for each module.
 
-    Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The workflow is pgqrs/demo/standard_library.py: read it,
-    change it, run it again.
+    Without --dsn the state lives in a temporary SQLite file, which is removed at the end. The
+    workflow is pgqrs/demo/standard_library.py: read it, change it, run it again.
     """
     from pgqrs.clients.blocking import Store
     from pgqrs.config import DSN_VARIABLE, Config, redact
@@ -104,8 +105,11 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
 
 
 class DemoView:
-    """A progress bar on a terminal, a line every two seconds elsewhere. With chaos it is also the killer: called from the
-    supervisor's own loop, which alone reaps, so a pid it names is that worker's."""
+    """Shows a progress bar on a terminal, or a line every two seconds elsewhere.
+
+    With --chaos this class also kills workers. It is called from the supervisor's own loop, which
+    alone reaps workers, so a pid that it sees always belongs to that worker.
+    """
 
     wants_backlog = False
 

@@ -1,4 +1,4 @@
-"""The commands that only look: runs, run, queues, workers, dead."""
+"""The commands that only read: runs, run, queues, workers, dead."""
 
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 LIMIT_MAX = 100_000
 STEP_RESULT_LENGTH_MAX = 60
-INPUT_LENGTH_MAX = 40  # in a list of runs
-VALUE_LENGTH_MAX = 2_000  # of an input or output that stands by itself
-FOR_EVER = timedelta(days=365 * 50)  # a pause without an end is written as one of a hundred years
+# The length in a list of runs.
+INPUT_LENGTH_MAX = 40
+# The length of an input or output that is shown on its own.
+VALUE_LENGTH_MAX = 2_000
+# A pause without an end is stored as one of a hundred years.
+FOR_EVER = timedelta(days=365 * 50)
 
 
 def limit_option(command: Any) -> Any:
@@ -121,8 +124,8 @@ def run(run_id: int, database: Database, as_json: bool) -> None:
 def queues(database: Database, as_json: bool) -> None:
     """List queues with the number of their messages in each state.
 
-    ready: may be claimed now. delayed: become due later. held: claimed. archived: finished or cancelled. dead: given up after
-    too many deliveries, or because the run failed.
+    ready: may be claimed now. delayed: become due later. held: claimed. archived: finished or
+    cancelled. dead: given up after too many deliveries, or because the run failed.
 
     \b
     Example:
@@ -155,8 +158,8 @@ def queues(database: Database, as_json: bool) -> None:
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
     """List consumers and producers, with their leases.
 
-    A supervisor has one consumer for each of its queues. After its lease expires, another supervisor takes over its messages.
-    Consumers and producers of the Python library have no lease.
+    A supervisor has one consumer for each of its queues. After its lease expires, another
+    supervisor takes over its messages. Consumers and producers of the Python library have no lease.
 
     \b
     Example:
@@ -249,7 +252,7 @@ def _facts(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> lis
 
 
 def _waits(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> str:
-    """For what, and until when. Empty for a run that is at work or over."""
+    """Returns what a run waits for, and until when. Empty for a run that is executing or has ended."""
     if record.status.terminal:
         return ""
     if record.due_at is None:
@@ -279,8 +282,9 @@ def _step_row(step: "StepRecord", run_status: WorkflowStatus) -> tuple[str, ...]
     )
     if step.status is WorkflowStatus.Running and step.crash:
         result = _crash(step.crash)
-    waits = failed and step.retry_at is not None  # its retry_count counts the try to come
-    # Its row stays open, for a replay of the run to go on with.
+    # retry_count already includes the attempt to come
+    waits = failed and step.retry_at is not None
+    # The row of an interrupted step stays open, so that a replay of the run continues with it.
     cut_off = step.status is WorkflowStatus.Running and run_status.terminal
     return (
         "" if step.position is None else str(step.position + 1),
@@ -334,7 +338,9 @@ def _traceback(record: "RunRecord") -> str:
 
 
 def _crashes(count: int, crash: Any) -> str:
-    """The last crash is told even when a later checkpoint has cleared the count."""
+    """Describes the crashes of a run. The last crash is shown even if a later checkpoint has reset
+    the count.
+    """
     if not crash:
         return str(count or "")
     return f"{count} without a checkpoint since, the last: {_crash(crash)}"

@@ -1,4 +1,4 @@
-"""What every command shares: which database, the kinds of arguments, and how an error ends."""
+"""The parts that all commands share: options for the database, argument types, exit status of errors."""
 
 import functools
 import sys
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from pgqrs.store import MessageStore
 
 EXIT_FAILED, EXIT_USAGE, EXIT_DATABASE = 1, 2, 3
-EXIT_INTERRUPTED = 130  # as shells say it
+EXIT_INTERRUPTED = 130  # as in shells
 
 ID_MAX = 2**63 - 1
 
-# Asked for what is not there or does not fit: a mistake in the call, not a failure of the work.
+# These errors are mistakes in the call, not failures of the work: something does not exist or does
+# not fit.
 _USAGE = (
     errors.ConfigError,
     errors.TargetError,
@@ -39,7 +40,7 @@ _DATABASE = (errors.PgqrsConnectionError, errors.SchemaError, errors.DatabaseErr
 
 
 class Database:
-    """The database that the options name, opened when asked for."""
+    """The database that the options name. It is opened on first use."""
 
     def __init__(self, dsn: str | None, schema: str | None) -> None:
         self._dsn = dsn
@@ -51,7 +52,8 @@ class Database:
         return self._dsn is not None
 
     def config(self) -> Config:
-        # An empty --dsn is a script's unset variable: the default would be another database than the one that was meant.
+        # An empty --dsn comes from an unset variable in a script. The default would be a database
+        # that the user did not mean.
         config = Config.load(dsn=self._dsn, schema=self._schema)
         if not _is_text(config.dsn):
             raise errors.ConfigError("the DSN is not UTF-8")
@@ -63,7 +65,7 @@ class Database:
 
     @contextmanager
     def store(self) -> "Iterator[Store]":
-        """A client's store on a database that is there and complete: no command but `install` makes one."""
+        """Yields a client's store on a complete database. Only `install` creates a database."""
         from pgqrs.clients.blocking import Store
 
         with Store(self._existing(), insist=True) as store:
@@ -71,7 +73,7 @@ class Database:
             yield store
 
     def lasting(self) -> Config:
-        """The configuration of a database that is still there when this process has gone."""
+        """Returns the configuration of a database that outlives this process."""
         config = self.config()
         if config.backend == "sqlite" and sqlite_path(config.dsn) == ":memory:":
             raise errors.ConfigError(
@@ -81,7 +83,7 @@ class Database:
 
     @contextmanager
     def messages(self) -> "Iterator[MessageStore]":
-        """The same a floor below, where nothing is ever made on the way."""
+        """Yields the database operations below the store, which never create a queue or a workflow."""
         from pgqrs.store import open_store
 
         with closing(open_store(self._existing(), insist=True)) as messages:
@@ -102,7 +104,7 @@ class Database:
 def database_options(
     command: Callable[..., Any], default: str = "$PGQRS_DSN, else as in pgqrs.toml, else ./pgqrs.db"
 ) -> Callable[..., Any]:
-    """`default`: what help says that the database is without --dsn."""
+    """Adds the database options. `default` is the database without --dsn, as shown in the help."""
 
     @click.option("--dsn", metavar="DSN", help=f"The database [default: {default}].")
     @click.option(
@@ -119,7 +121,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
     name = "DURATION"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -157,7 +159,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
 
 class Name(click.ParamType):  # type: ignore[type-arg]
-    """Of a queue or a workflow, as the database can hold it."""
+    """The name of a queue or a workflow that a database can store."""
 
     name = "NAME"
 
@@ -176,7 +178,7 @@ class Count(click.IntRange):
 
 
 class Id(click.IntRange):
-    """Of a run, which is its message's."""
+    """The id of a run, which is the id of its message."""
 
     name = "ID"
 
@@ -191,13 +193,13 @@ def exit_code(error: errors.PgqrsError) -> int:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Of a message of several lines, such as one with a traceback of user code, all but the first are indented."""
+    """Prints an error and exits. Lines after the first, such as a traceback of user code, are indented."""
     click.echo(printable_lines(f"pgqrs: {message}", indent="  "), err=True)
     sys.exit(code)
 
 
 def _is_text(value: str) -> bool:
-    """False for what the shell passed on that is not UTF-8: no database takes it."""
+    """Returns False for an argument that is not UTF-8, which no database accepts."""
     try:
         value.encode()
     except UnicodeEncodeError:

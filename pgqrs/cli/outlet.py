@@ -1,5 +1,6 @@
-"""Where a supervisor says things. Whoever reads may leave or stand still, a terminal be closed, a disk be full: no reason to
-drop what runs, nor to wait."""
+"""The output of a supervisor. A closed pipe, a slow reader, a closed terminal or a full disk
+neither ends nor delays the supervisor.
+"""
 
 import atexit
 import errno
@@ -12,30 +13,40 @@ from contextlib import suppress
 
 from pgqrs.model.wording import count
 
-WAITING_BYTES_MAX = 8 * 1024 * 1024  # for a reader that is slow, or stands still; what comes then is dropped
+# Output that waits for a slow reader. More output is dropped.
+WAITING_BYTES_MAX = 8 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
-LAST_WORDS_S = 2.0  # without a byte being read, for what is still waiting when the program ends
+# How long the program waits at exit while no byte of the remaining output is read.
+LAST_WORDS_S = 2.0
 
 
 class Outlet:
-    """A text stream into a descriptor that never raises and never waits: a thread of its own writes. It writes past Python's
-    buffers, which would keep what a full disk refused, try it again when the program ends, and turn its exit code into 120."""
+    """A text stream to a descriptor that never raises and never blocks. A thread writes to the
+    descriptor.
+
+    It bypasses Python's buffers. They would keep output that a full disk refused, write it again at
+    exit, and change the exit status to 120.
+    """
 
     def __init__(self, fd: int = 1) -> None:
         self.encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        self.deserted = False  # nobody reads it any more
+        # Whether the reader has closed the other end.
+        self.deserted = False
         self._fd = fd
         self._terminal = os.isatty(fd)
-        self._refused = 0  # lines, since the last that could be written
-        self._dropped = 0  # lines, since the last that found room
+        # Lines refused since the last successful write.
+        self._refused = 0
+        # Lines dropped since the buffer last had room.
+        self._dropped = 0
         self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0  # what the thread has in hand included
+        # Includes the data that the thread is writing.
+        self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     @property
     def waiting_bytes(self) -> int:
-        """What was not read yet."""
+        """The number of bytes that have not been written yet."""
         return self._waiting_bytes
 
     def write(self, text: str) -> int:
@@ -59,12 +70,14 @@ class Outlet:
         pass
 
     def settle(self, patience_s: float = LAST_WORDS_S) -> bool:
-        """Waits until all is written, unless nothing is for so long. Whether it is."""
+        """Waits until all output is written, or until nothing was written for `patience_s`. Returns
+        whether all was written.
+        """
         with self._changed:
             while before := self._waiting_bytes:
                 self._changed.wait_for(lambda before=before: self._waiting_bytes < before, patience_s)  # type: ignore[misc]
                 if self._waiting_bytes >= before:
-                    atexit.unregister(self.settle)  # it was waited for
+                    atexit.unregister(self.settle)  # the wait happened here and must not be repeated at exit
                     return False
         return True
 
@@ -111,7 +124,7 @@ class Outlet:
     def _write(self, data: bytes) -> int:
         try:
             return os.write(self._fd, data)
-        except BlockingIOError:  # another process that shares it has set it so
+        except BlockingIOError:  # another process has set the shared descriptor non-blocking
             select.select([], [self._fd], [])
             return 0
 

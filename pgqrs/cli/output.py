@@ -1,4 +1,4 @@
-"""What the commands print: a table for people, one JSON document for programs."""
+"""The output of commands: a table for people, or one JSON document for programs."""
 
 import re
 import sys
@@ -13,23 +13,27 @@ from pgqrs.arguments import durations
 from pgqrs.model.printable import printable, printable_json
 
 PREVIEW_LENGTH_MAX = 60
-LINE_LENGTH_MAX = 100_000  # of a table that no terminal shows
+# The longest line of a table outside a terminal.
+LINE_LENGTH_MAX = 100_000
 
 
 def json_document(value: Any) -> None:
-    """One document, in UTF-8 whatever the terminal's encoding is."""
+    """Prints one JSON document, in UTF-8 whatever the terminal's encoding is."""
     click.echo(json_text(msgspec.json.format(msgspec.json.encode(value), indent=2)))
 
 
 def json_text(document: bytes) -> bytes:
-    """The same document, safe on a terminal."""
+    """Returns the JSON document without characters that control a terminal."""
     return printable_json(document.decode()).encode()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """`columns` that begin with ">" hold numbers: right-aligned. Ids, names and times are never cut: on a terminal the
-    text in columns that end in "…" is wrapped, elsewhere a line is as long as it needs to be. `empty` is said to people,
-    apart from the output."""
+    """Prints a table, or `empty` on stderr if there are no rows.
+
+    Columns whose name begins with ">" hold numbers and are right-aligned. Ids, names and times are
+    never cut. On a terminal, text in columns whose name ends in "…" is wrapped. Elsewhere a line is
+    as long as needed.
+    """
     listed = list(rows)
     if not listed:
         click.echo(empty, err=True)
@@ -58,7 +62,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
 
 
 def preview(value: Any, length_max: int = PREVIEW_LENGTH_MAX) -> str:
-    """A JSON value on one line, its end cut off where it is long."""
+    """Returns a JSON value on one line, cut if it is long."""
     text = "" if value is None else msgspec.json.encode(value).decode()
     return cut(text, length_max)
 
@@ -69,7 +73,7 @@ def cut(text: str, length_max: int = PREVIEW_LENGTH_MAX) -> str:
 
 
 def clean(text: str) -> str:
-    """For a cell of a table: on one line and without what a terminal would obey. Data may come from anywhere."""
+    """Returns text for a table cell: on one line, without characters that control a terminal."""
     return text if text.isprintable() else printable(_SPACE.sub(" ", text))
 
 
@@ -77,7 +81,7 @@ _SPACE = re.compile(r"\s")
 
 
 def ago(then: str | None, now: datetime) -> str:
-    """A recorded time, seen from the database's clock: "3m ago", "in 1d 23h"."""
+    """Returns a time relative to the database's clock: "3m ago", "in 1d 23h"."""
     if then is None:
         return ""
     passed = (now - datetime.fromisoformat(then)).total_seconds()
@@ -98,5 +102,5 @@ def seconds(value: float) -> str:
 
 
 def local(then: str | None) -> str:
-    """A recorded time on the clock of whoever reads it."""
+    """Returns a recorded time in the reader's time zone."""
     return "" if then is None else datetime.fromisoformat(then).astimezone().strftime("%Y-%m-%d %H:%M:%S")

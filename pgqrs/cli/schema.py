@@ -12,8 +12,8 @@ from pgqrs.cli.options import Database, database_options, json_option
 def install(database: Database, as_json: bool) -> None:
     """Create the tables, or upgrade them to this version.
 
-    The command may be repeated, and may run while others use the database. It adopts a database of pgqrs 0.15. On PostgreSQL
-    the schema of --schema must exist.
+    The command may be repeated, and may run while others use the database. It adopts a database of
+    pgqrs 0.15. On PostgreSQL the schema of --schema must exist.
 
     \b
     Example:

@@ -15,9 +15,9 @@ from pgqrs.cli.options import EXIT_FAILED, EXIT_USAGE, Id, fail
 def stacks(pid: int) -> None:
     """Print the stack of every thread of a worker, or of all workers of a supervisor.
 
-    PID is a worker's or a supervisor's process id. The stacks appear in the output of the supervisor. This also works while a
-    worker executes C code, and does not interrupt it. The supervisor's panel shows the ids of its workers; `pgqrs workers`
-    shows those of supervisors.
+    PID is a worker's or a supervisor's process id. The stacks appear in the output of the
+    supervisor. This also works while a worker executes C code, and does not interrupt it. The
+    supervisor's panel shows the ids of its workers; `pgqrs workers` shows those of supervisors.
 
     \b
     Example:
@@ -43,7 +43,7 @@ def _ask(worker: int) -> bool:
 
 
 def _children(pid: int) -> list[int]:
-    """Of all threads of a process; none of one that has gone."""
+    """Returns the child processes of all threads of a process, or none if it has ended."""
     try:
         listed = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
@@ -52,7 +52,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _no_worker(pid: int) -> str | None:
-    """Why this is not a worker of a supervisor: the signal would end any other process."""
+    """Returns why a process is not a worker of a supervisor. The signal would end any other process."""
     if not Path("/proc/self/status").exists():
         return "this works on Linux only"
     try:
@@ -65,7 +65,7 @@ def _no_worker(pid: int) -> str | None:
         return f"there is no process {pid} on this machine"
     try:
         parent = Path(f"/proc/{status['PPid']}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # the first process has none
+    except OSError:  # the first process has no parent
         parent = []
     listens = int(status["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1
     if not listens or not ({"supervise", "supervisors"} & set(parent)):

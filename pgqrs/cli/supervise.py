@@ -95,10 +95,12 @@ def supervise(
 ) -> None:
     """Run the workflows and handlers of TARGET on worker processes.
 
-    TARGET is a file (pipeline.py) or a module (my.module). Append :name to run only one function of it.
+    TARGET is a file (pipeline.py) or a module (my.module). Append :name to run only one function of
+    it.
 
-    SIGTERM or Ctrl-C stops the supervisor: running runs get --drain-timeout to finish, and queued runs stay in the database. A
-    second signal stops each run at its next step. A third one kills the workers at once. Closing the terminal stops it too.
+    SIGTERM or Ctrl-C stops the supervisor: running runs get --drain-timeout to finish, and queued
+    runs stay in the database. A second signal stops each run at its next step. A third one kills
+    the workers at once. Closing the terminal stops it too.
     """
     if lease < 2:
         raise click.BadParameter("a lease is 2 s at the least", param_hint="--lease")

@@ -1,6 +1,7 @@
-"""What a supervisor shows: a live panel on a terminal, plain lines everywhere else.
+"""The display of a supervisor: a live panel on a terminal, plain lines everywhere else.
 
-What users' code prints, and what it names and raises, is a part of nearly every line: each passes `printable` on its way out.
+Nearly every line contains text from user code: output, names, errors. Such text passes through
+`printable` before it is shown.
 """
 
 import os
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 SUMMARY_EVERY_S = 5.0
 RATE_WINDOW_S = 10.0
-PANEL_LINES_MAX = 2000  # between two looks at the panel, four times a second; more are dropped, and counted
-PANEL_WAITING_BYTES_MAX = 64 * 1024  # a terminal that is so far behind gets no new panel
+# Lines between two updates of the panel, which are a quarter of a second apart. More lines are
+# dropped and counted.
+PANEL_LINES_MAX = 2000
+# No new panel is drawn while the terminal has more unwritten output than this.
+PANEL_WAITING_BYTES_MAX = 64 * 1024
 STOPPING = (
     "Ctrl-C to drain",
     "finishing what runs; Ctrl-C again to stop at the next step",
@@ -31,7 +35,7 @@ STOPPING = (
 
 
 def make_view(quiet: bool = False) -> "View":
-    """The panel where somebody looks, lines where a file or a pipe does."""
+    """Returns the panel for a terminal, or plain lines for a file or a pipe."""
     out = Outlet()
     return (
         PanelView(out)
@@ -41,7 +45,7 @@ def make_view(quiet: bool = False) -> "View":
 
 
 class Rate:
-    """Runs a second over the last seconds."""
+    """Runs per second over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -56,13 +60,13 @@ class Rate:
 
 
 def _is_journal(fd: int) -> bool:
-    """Whether what is written there goes to systemd's journal, which adds the time by itself."""
+    """Whether the descriptor leads to systemd's journal, which adds the time itself."""
     found = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 class Stamp:
-    """The local time with its zone, to a millisecond: "2026-11-30T06:41:20.123+00:00"."""
+    """The local time with its zone, in milliseconds: "2026-11-30T06:41:20.123+00:00"."""
 
     def __init__(self) -> None:
         self._second = 0
@@ -81,8 +85,9 @@ class Stamp:
 
 
 class PlainView:
-    """One line for each thing that happens, and a summary every few seconds while something does. `quiet`: only what
-    user code prints, and what goes wrong. `timed`: each line begins with the time."""
+    """Prints one line per event, and a summary every few seconds while runs execute. `quiet` prints
+    only output of user code and problems. `timed` starts each line with the time.
+    """
 
     wants_backlog = False
 
@@ -141,7 +146,9 @@ class PlainView:
 
 
 class PanelView:
-    """Workers and what each runs, rate, backlog, crashes; what user code prints scrolls above."""
+    """Shows the workers with their runs, the rate, the backlog and crashes. Output of user code
+    scrolls above.
+    """
 
     wants_backlog = True
 
@@ -167,7 +174,9 @@ class PanelView:
         self._live.start()
 
     def line(self, run: int | None, text: str, is_message: bool = False) -> None:
-        """Shown with the next panel: to draw that anew for each line costs more than what prints it."""
+        """Adds a line to the next update of the panel. Redrawing the panel for each line would cost
+        more than the code that prints it.
+        """
         if len(self._lines) < PANEL_LINES_MAX:
             self._lines.append((_clock(), f"{_of(run, is_message)}│ ", printable(text)))
         else:
@@ -242,7 +251,7 @@ def _clock() -> str:
 
 
 def report_lines(report: "Report") -> list[str]:
-    """What the supervisor will do, before it does it."""
+    """Describes what the supervisor is about to do."""
     lines = [
         f"{report.target} on {redact(report.dsn)}",
         f"{count(report.workers, 'worker')}{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
@@ -266,14 +275,14 @@ def report_lines(report: "Report") -> list[str]:
 
 
 def note_line(note: "Note") -> str:
-    """As it is: whoever prints it makes it printable."""
+    """Formats a note. The caller makes it printable."""
     of = _of(note.run, note.is_message)
     where = f"{of.rstrip()}: " if of else ""
     return f"{'' if note.level == 'info' else note.level + ': '}{where}{note.text}"
 
 
 def _of(run: int | None, is_message: bool) -> str:
-    """How a line names the run or the plain message that it is about."""
+    """Returns how a line names the run or plain message that it is about."""
     return "" if run is None else f"{'message' if is_message else 'run'} {run} "
 
 

@@ -1,4 +1,4 @@
-"""The commands that ask for something: enqueue, trigger, cancel, resume, replay."""
+"""The commands that change something: enqueue, trigger, cancel, resume, replay."""
 
 import re
 import sys
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from pgqrs.clients.blocking import Store
     from pgqrs.clients.handle import RunHandle
 
-# What nobody writes who means a number, a list or an object.
+# Text that was hardly meant as a JSON number, list or object.
 TEXT = re.compile(r"[^\s\[\]{}\"][^\[\]{}\"\0]{0,199}")
-WHITE_SPACE_FACTOR = (
-    16  # how much longer than its limit a payload may be written: what is over that is not read
-)
+# The text of a payload may exceed the payload's limit by this factor. Longer input is not read.
+WHITE_SPACE_FACTOR = 16
 
 
 class _TakesNumbers(click.Command):
-    """`pgqrs trigger add -3`: a negative number is no option. JSON may begin with a space, an option may not."""
+    """Accepts `pgqrs trigger add -3`: a negative number is not an option. It gets a leading space,
+    which JSON allows.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [f" {a}" if re.match(r"-\d", a) else a for a in args])
@@ -55,12 +56,13 @@ def trigger(
 ) -> None:
     """Start a run of WORKFLOW and print its id.
 
-    JSON is the argument of a workflow with one parameter. For several parameters it is an object with the arguments by name.
-    "-" reads it from standard input. The command does not import your code: a run whose arguments do not fit ends in ERROR.
-    The workflow must exist in the database. A supervisor or a Python program that triggers it creates it.
+    JSON is the argument of a workflow with one parameter. For several parameters it is an object
+    with the arguments by name. "-" reads it from standard input. The command does not import your
+    code: a run whose arguments do not fit ends in ERROR. The workflow must exist in the database. A
+    supervisor or a Python program that triggers it creates it.
 
-    With --wait the command prints the result as JSON. Its exit status is 1 if the run fails, is cancelled, or takes longer
-    than --timeout. Ctrl-C ends the wait, and the run continues.
+    With --wait the command prints the result as JSON. Its exit status is 1 if the run fails, is
+    cancelled, or takes longer than --timeout. Ctrl-C ends the wait, and the run continues.
 
     \b
     Examples:
@@ -83,7 +85,7 @@ def trigger(
 
 
 def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
-    with suppress(errors.PgqrsError):  # to wait shows it too
+    with suppress(errors.PgqrsError):  # the wait reports the error too
         queue, now = store.messages.queue_of_workflow(workflow), store.messages.database.now()
         leases = [c.lease_until for c in store.consumers() if c.queue_name == queue]
         if not any(until is not None and datetime.fromisoformat(until) > now for until in leases):
@@ -107,8 +109,8 @@ def _say_if_nobody_runs_it(store: "Store", workflow: str) -> None:
 def enqueue(queue: str, payload: str, delay: float, database: Database, as_json: bool) -> None:
     """Put a message on QUEUE and print its id.
 
-    "-" reads the JSON from standard input. The queue must exist in the database. A supervisor or a Python program that uses it
-    creates it.
+    "-" reads the JSON from standard input. The queue must exist in the database. A supervisor or a
+    Python program that uses it creates it.
 
     \b
     Examples:
@@ -136,9 +138,10 @@ def enqueue(queue: str, payload: str, delay: float, database: Database, as_json:
 def cancel(run: int, now: bool, database: Database, as_json: bool) -> None:
     """Cancel the run or message ID.
 
-    A queued run becomes CANCELLED at once. A running run becomes CANCELLING, and ends before its next step. With --now it
-    becomes CANCELLED at once, and its worker is killed within about a second. Effects of its finished steps remain. If the
-    run has already ended, the exit status is 1.
+    A queued run becomes CANCELLED at once. A running run becomes CANCELLING, and ends before its
+    next step. With --now it becomes CANCELLED at once, and its worker is killed within about a
+    second. Effects of its finished steps remain. If the run has already ended, the exit status is
+    1.
 
     \b
     Examples:
@@ -188,8 +191,8 @@ def resume(run: int, database: Database, as_json: bool) -> None:
 def replay(run: int, database: Database, as_json: bool) -> None:
     """Queue the dead message or the failed run ID again.
 
-    A replayed run keeps the results of its successful steps. Its attempts and crashes are counted from zero. If the message is
-    not dead, the exit status is 1.
+    A replayed run keeps the results of its successful steps. Its attempts and crashes are counted
+    from zero. If the message is not dead, the exit status is 1.
 
     \b
     Examples:
@@ -206,7 +209,7 @@ def replay(run: int, database: Database, as_json: bool) -> None:
 
 
 def _payload(text: str, what: str, limit: int) -> bytes:
-    """JSON as an argument gave it, or standard input."""
+    """Returns the JSON of an argument, or of standard input for "-"."""
     from pgqrs.values.codec import parse_json
 
     if text != "-":
@@ -221,7 +224,9 @@ def _payload(text: str, what: str, limit: int) -> bytes:
 
 
 def _as_text(text: str, limit: int) -> str:
-    """What to write where text was meant, for the shell: most often its quotes were forgotten, or the shell took them."""
+    """Returns a hint with the JSON to write if text was meant. Usually its quotes were forgotten,
+    or the shell removed them.
+    """
     if not TEXT.fullmatch(text):
         return ""
     import shlex

@@ -1,1 +1,3 @@
-"""What a program holds of a database: the blocking and the async store, handles of runs, `store.workers()`."""
+"""What a program uses to reach a database: the blocking and the async store, run handles, and
+`store.workers()`.
+"""

@@ -1,4 +1,6 @@
-"""What an administrator does: set up, look, clean up, and give second chances. The blocking twin of `pgqrs.Admin`."""
+"""Administration: set up the schema, inspect and clean up queues, replay messages. `pgqrs.Admin` is
+the async twin of this class.
+"""
 
 from typing import Any
 
@@ -36,65 +38,82 @@ class Admin:
     # Setting up
 
     def install(self) -> None:
-        """Makes the tables, or brings them to this version: those of pgqrs 0.15 too, in place. Twice is fine."""
+        """Creates the tables, or migrates existing ones, including those of pgqrs 0.15, to this
+        version. Calling it again does nothing.
+        """
         self._store.install()
 
     def verify(self) -> None:
-        """Raises SchemaError where the tables are missing, incomplete, or older or newer than this version."""
+        """Checks the schema. Raises SchemaError if tables are missing or incomplete, or if the
+        schema is older or newer than this version supports.
+        """
         self._store.verify()
 
     # Queues
 
     def get_queue(self, name: str) -> QueueInfo:
-        """Raises QueueNotFoundError."""
+        """Returns a queue. Raises QueueNotFoundError."""
         return administering.queue(self._database, name)
 
     def delete_queue(self, name: str) -> bool:
-        """True. Raises QueueNotFoundError, and ValidationError while messages, workers or a workflow refer to it."""
+        """Deletes a queue and returns True. Raises QueueNotFoundError, and ValidationError while
+        messages, workers or a workflow refer to the queue.
+        """
         administering.delete_queue(self._database, name)
         return True
 
     def purge_queue(self, name: str) -> int:
-        """Deletes its messages, archived and held ones too, with their runs; returns how many."""
+        """Deletes all messages of a queue, including archived and claimed ones, with their runs and
+        steps. Returns the number of messages.
+        """
         return administering.purge_queue(self._database, name)
 
     def queue_metrics(self, name: str) -> QueueMetrics:
-        """Raises QueueNotFoundError."""
+        """Returns the message counts of one queue. Raises QueueNotFoundError."""
         return administering.metrics(self._database, arguments.name(name, "a queue"))[0]
 
     def all_queues_metrics(self) -> list[QueueMetrics]:
-        """By name."""
+        """Returns the message counts of every queue, ordered by name."""
         return administering.metrics(self._database)
 
     def system_stats(self) -> SystemStats:
-        """Queues, workers and messages, counted in one look."""
+        """Counts queues, workers and messages, all in one query."""
         return administering.system_stats(self._database)
 
     # Messages
 
     def dlq(self) -> list[int]:
-        """Gives up the messages whose deliveries are used up (`Config.max_read_ct`) and that nobody holds: archives them as
-        dead, and returns their ids, at most 1,000 a call."""
+        """Moves messages to the dead letters if they have reached `Config.max_read_ct` deliveries
+        and no worker holds them. Returns their ids, at most 1,000 per call.
+        """
         return administering.bury_spent(self._database, self._store.config.max_read_ct)
 
     def replay_dlq(self, message_id: int) -> QueueMessage:
-        """Gives a dead message (or a run in ERROR) another life: recorded steps are kept, counters start at zero. Returns the
-        message. Raises RunNotFoundError, ValidationError where it is not dead."""
+        """Makes a dead message, or a run in ERROR, available again, and returns the message.
+        Recorded steps are kept and counters start at zero. Raises RunNotFoundError, and
+        ValidationError if it is not dead.
+        """
         found = arguments.identity(message_id)
         self._store.replay(found)
         return administering.message(self._database, found)
 
     def get_worker_messages(self, worker_id: int) -> list[QueueMessage]:
-        """What a worker holds."""
+        """Returns the messages that a worker holds."""
         return administering.held_by(self._database, worker_id)
 
     def release_worker_messages(self, worker_id: int) -> int:
-        """Makes what a worker holds visible at once; returns how many messages."""
+        """Releases the messages that a worker holds, so that they are visible at once. Returns
+        their number.
+        """
         return administering.release_worker(self._database, worker_id)
 
     def reclaim_messages(self, queue: int | str, older_than: Duration | None = None) -> int:
-        """Makes visible what is held on a queue (name or id) by workers not heard of for so long (by default five minutes);
-        returns how many. Consumers of pgqrs 0.15 that died hold theirs until then. Supervisors' have a lease instead."""
+        """Releases the messages of a queue (name or id) whose workers have sent no heartbeat for
+        `older_than`, by default five minutes. Returns their number.
+
+        This recovers the messages of dead consumers of pgqrs 0.15. The messages of a supervisor are
+        recovered by its lease instead.
+        """
         older_s = RECLAIM_OLDER_THAN_S if older_than is None else durations.seconds(older_than)
         queue_id = (
             self.get_queue(queue).id if isinstance(queue, str) else arguments.identity(queue, "a queue")
@@ -104,40 +123,52 @@ class Admin:
     # Workers
 
     def list_workers(self) -> list[WorkerInfo]:
-        """The newest first."""
+        """Returns all workers, newest first."""
         return administering.workers(self._database)
 
     def delete_worker(self, worker_id: int) -> bool:
-        """True. Raises WorkerNotFoundError, and ValidationError while it holds messages."""
+        """Deletes a worker and returns True. Raises WorkerNotFoundError, and ValidationError while
+        the worker holds messages.
+        """
         administering.delete_worker(self._database, worker_id)
         return True
 
     def purge_old_workers(self, older_than: Duration) -> int:
-        """Deletes the rows of stopped workers not heard of for so long; returns how many."""
+        """Deletes the rows of stopped workers that have sent no heartbeat for `older_than`. Returns
+        their number.
+        """
         return administering.purge_workers(self._database, durations.seconds(older_than), stale=False)
 
     def worker_stats(self, queue: str) -> WorkerStats:
-        """Raises QueueNotFoundError."""
+        """Returns the worker counts of a queue. Raises QueueNotFoundError."""
         return administering.worker_stats(self._database, queue)
 
     def worker_health_stats(
         self, timeout: Duration = HEALTH_TIMEOUT_S, group_by_queue: bool = False
     ) -> list[WorkerHealthStats]:
-        """One for each queue that has workers, or one ("Global") of them all. Stale are those not heard of for `timeout`."""
+        """Returns worker health for each queue that has workers, or, by default, one record
+        "Global" for all workers. A worker is stale if it has sent no heartbeat for `timeout`.
+        """
         return administering.health(self._database, durations.seconds(timeout), group_by_queue)
 
     def new_producer(self, queue: str, name: str) -> Producer:
-        """Registers one under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        """Registers a producer under a given name. Raises ValidationError if a worker has this name
+        already.
+        """
         return Producer.registered(self._store.messages, self._store.config, self.get_queue(queue), name=name)
 
     def new_consumer(self, queue: str, name: str) -> Consumer:
-        """Registers one under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        """Registers a consumer under a given name. Raises ValidationError if a worker has this name
+        already.
+        """
         return Consumer.registered(self._store.messages, self._store.config, self.get_queue(queue), name=name)
 
     # Workflows
 
     def create_workflow(self, name: str, arg: Any = None) -> Run:
-        """Makes the workflow, triggers it, and returns the run. Raises WorkflowAlreadyExistsError."""
+        """Creates a workflow, triggers it with `arg`, and returns the run. Raises
+        WorkflowAlreadyExistsError.
+        """
         create_workflow(self._store, name)
         message = trigger(self._store, name, arg)
         return Run.of_message(self._store.messages, self._store.config, message)
@@ -148,13 +179,16 @@ class Admin:
 
 
 def create_workflow(store: Store, name: str) -> WorkflowRecord:
-    """Raises WorkflowAlreadyExistsError."""
+    """Creates a workflow. Raises WorkflowAlreadyExistsError."""
     return administering.make_workflow(store.messages.database, names.checked(name, "workflow"))
 
 
 def trigger(store: Store, name: str, argument: Any) -> QueueMessage:
-    """A message that starts a run of the workflow, validated as 0.15 does; its payload shows the argument. Raises
-    WorkflowNotFoundError."""
+    """Enqueues a message that starts a run of the workflow, and returns the message.
+
+    The argument is validated as pgqrs 0.15 does it. The message's payload is {"input": argument}.
+    Raises WorkflowNotFoundError.
+    """
     workflow = store.messages.find_workflow(name)
     validation.encoded(argument, ValidationConfig.of(store.config))
     payload = codec.encode({"input": argument}, what="the input")

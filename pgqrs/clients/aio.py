@@ -1,7 +1,9 @@
-"""The async twins of the blocking classes, derived from them: the same call, carried out on a thread and awaited.
+"""The async twins of the blocking classes. Each call runs the blocking method on a thread and
+awaits it.
 
-What waits for something else than the database (a result, the next message, a handler) is no call on a thread but a
-coroutine over `Ways`, and shared as such. A test holds both sides against each other.
+Calls that wait for more than the database (a result, the next message, a handler) do not occupy a
+thread: they are coroutines over `Ways`, shared with the blocking classes. A test compares the
+blocking with the async classes.
 """
 
 import asyncio
@@ -35,7 +37,7 @@ B = TypeVar("B")
 
 
 class Twin(Generic[B]):
-    """Holds the blocking object, and the threads on which its calls are made."""
+    """Holds the blocking object and the threads that execute its calls."""
 
     def __init__(self, core: B, ways: Threads) -> None:
         self.core = core
@@ -45,8 +47,9 @@ class Twin(Generic[B]):
         return repr(self.core)
 
 
-class awaited(Generic[P, R]):  # named as it reads where it is used
-    """A blocking method, awaited."""
+# The name is lowercase because it reads like a keyword where it is used.
+class awaited(Generic[P, R]):
+    """Derives an async method from a blocking one."""
 
     def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
         @functools.wraps(method)
@@ -65,21 +68,23 @@ class awaited(Generic[P, R]):  # named as it reads where it is used
 
 
 class undone(awaited[P, R]):
-    """One that takes or sends messages: they are given or taken back where its caller was cancelled."""
+    """Derives an async method that claims or sends messages. If the caller is cancelled, claimed
+    messages are released and sent ones are withdrawn.
+    """
 
     async def _called(self, twin: Twin[Any], call: Callable[[], Any]) -> Any:
         return await twin.ways.claim(call, twin.core.undo)
 
 
 class carried_out(awaited[P, R]):
-    """One of `Using`, on the caller's own connection."""
+    """Derives an async method of `Using`, which runs on the caller's own connection."""
 
     async def _called(self, twin: Any, call: Callable[[], Any]) -> Any:
         return await twin._carried_out(call)
 
 
 class awaited_as(awaited[P, W]):
-    """One that returns a blocking object, whose twin is handed out."""
+    """Derives an async method whose blocking original returns an object. It returns that object's twin."""
 
     def __init__(
         self, method: Callable[Concatenate[Any, P], Any], twin_of: Callable[[Any, Threads], W]
@@ -92,7 +97,9 @@ class awaited_as(awaited[P, W]):
 
 
 class handed_out(awaited[P, "list[RunHandle[Any]]"]):
-    """One that sends for runs and returns their handles, whose twins are handed out. Its caller's cancellation undoes it."""
+    """Derives an async method that triggers runs and returns the twins of their handles. If the
+    caller is cancelled, the runs are withdrawn.
+    """
 
     def __init__(self, method: Callable[Concatenate[Any, P], Any]) -> None:
         super().__init__(method)
@@ -128,7 +135,7 @@ class Registered(Twin[B]):
 
 
 class Producer(Registered[producer.Producer]):
-    """Puts messages on one queue. Made by `await store.producer(queue)`."""
+    """Enqueues messages on one queue. Created by `await store.producer(queue)`."""
 
     enqueue = undone(producer.Producer.enqueue)
     enqueue_delayed = undone(producer.Producer.enqueue_delayed)
@@ -139,13 +146,15 @@ class Producer(Registered[producer.Producer]):
 
     @staticmethod
     async def new_producer(admin: "Admin", queue: str, name: str) -> "Producer":
-        """Under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        """Registers a producer under a given name. Raises ValidationError if a worker has this name
+        already.
+        """
         made = await admin.ways.call(admin.core.new_producer, queue, name)
         return Producer(made, admin.ways)
 
 
 class Consumer(Registered[consumer.Consumer]):
-    """Takes the messages of one queue. Made by `await store.consumer(queue)`."""
+    """Dequeues the messages of one queue. Created by `await store.consumer(queue)`."""
 
     dequeue = undone(consumer.Consumer.dequeue)
     dequeue_many_with_delay = undone(consumer.Consumer.dequeue_many_with_delay)
@@ -160,13 +169,17 @@ class Consumer(Registered[consumer.Consumer]):
 
     @staticmethod
     async def new_consumer(admin: "Admin", queue: str, name: str) -> "Consumer":
-        """Under a name of the caller's choice. Raises ValidationError where a worker has it already."""
+        """Registers a consumer under a given name. Raises ValidationError if a worker has this name
+        already.
+        """
         made = await admin.ways.call(admin.core.new_consumer, queue, name)
         return Consumer(made, admin.ways)
 
 
 class ConsumerIterator:
-    """`async with store.consume_iter(queue) as messages: async for message in messages: …`."""
+    """Iterates over the messages of a queue: `async with store.consume_iter(queue) as messages:
+    async for message in messages: …`.
+    """
 
     def __init__(self, iteration: consumer_iterator.Iteration, ways: Threads) -> None:
         self._iteration = iteration
@@ -181,15 +194,19 @@ class ConsumerIterator:
         return await self._iteration.next(self._ways)
 
     async def archive(self, message_id: int) -> bool:
-        """Done with: it is kept, and comes back no more. False where it is not held here."""
+        """Archives a message as finished. Returns False if this iterator does not hold it."""
         return await self._iteration.archive(self._ways, message_id)
 
     async def delete(self, message_id: int) -> bool:
-        """Done with, and gone. False where it is not held here; ValidationError for a message with a run."""
+        """Deletes a finished message. Returns False if this iterator does not hold it. Raises
+        ValidationError if the message has a run.
+        """
         return await self._iteration.delete(self._ways, message_id)
 
     async def close(self) -> None:
-        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
+        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
+        is fine.
+        """
         await self._iteration.close(self._ways)
 
     async def __aenter__(self) -> Self:
@@ -204,7 +221,7 @@ class ConsumerIterator:
 
 
 class StepGuard(Twin[runs.StepGuard]):
-    """The right to say how a step ended: once, and the first word counts."""
+    """The right to record how a step ended. Only the first report counts."""
 
     success = awaited(runs.StepGuard.success)
     fail = awaited(runs.StepGuard.fail)
@@ -212,7 +229,7 @@ class StepGuard(Twin[runs.StepGuard]):
 
 
 class StepResult:
-    """What `acquire_step` found. `guard` to execute it by, None where `value` is its recorded result."""
+    """The outcome of `acquire_step`: a `guard` to execute the step, or None and its recorded `value`."""
 
     def __init__(self, core: runs.StepResult, ways: Threads) -> None:
         self.status: StepResultStatus = core.status
@@ -224,43 +241,45 @@ class StepResult:
 
 
 class Run(Twin[runs.Run]):
-    """One run of a workflow, driven by its caller: see `pgqrs.manual.runs.Run` for what each call promises."""
+    """One run of a workflow, driven by its caller. `pgqrs.manual.runs.Run` documents each call."""
 
     def id(self) -> int:
-        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take
+        `message_id` instead.
+        """
         return self.core.id()
 
     @property
     def message_id(self) -> int:
-        """The id by which `Store.run` and the command line know it."""
+        """The id that `Store.run` and the command line take."""
         return self.core.message_id
 
     @property
     def status(self) -> WorkflowStatus:
-        """As of the last call that looked: see `refresh`."""
+        """The status at the last call that read the run. `refresh` reads it again."""
         return self.core.status
 
     @property
     def input(self) -> Any:
-        """What the message holds: {"input": X} after a trigger of X."""
+        """The payload of the run's message: {"input": X} after a trigger with X."""
         return self.core.input
 
     @property
     def output(self) -> Any:
-        """As of the last call that looked."""
+        """The output at the last call that read the run."""
         return self.core.output
 
     @property
     def current_time(self) -> str | None:
-        """What `with_time` was told, as ISO 8601 text in UTC; None: the database's clock."""
+        """The time given to `with_time`, as ISO 8601 text in UTC. None means the database's clock."""
         return self.core.current_time
 
     def with_time(self, time: str | datetime) -> "Run":
-        """The same run for which it is that time."""
+        """Returns the same run with its clock set to `time`."""
         return Run(self.core.with_time(time), self.ways)
 
     async def refresh(self) -> "Run":
-        """The same run as it is now."""
+        """Reads the run again, and returns it."""
         return Run(await self.ways.call(self.core.refresh), self.ways)
 
     start = awaited(runs.Run.start)
@@ -278,7 +297,9 @@ class Run(Twin[runs.Run]):
 
 
 class Workers(Twin[tables.Workers]):
-    """Producers and consumers, those of supervisors included: see `pgqrs.manual.table_handles.Workers`."""
+    """The producers and consumers, including those of supervisors.
+    `pgqrs.manual.table_handles.Workers` documents each call.
+    """
 
     count = awaited(tables.Workers.count)
     list = awaited(tables.Workers.list)
@@ -288,7 +309,7 @@ class Workers(Twin[tables.Workers]):
 
 
 class Queues(Twin[tables.Queues]):
-    """The queues: see `pgqrs.manual.table_handles.Queues`."""
+    """The queues. `pgqrs.manual.table_handles.Queues` documents each call."""
 
     count = awaited(tables.Queues.count)
     list = awaited(tables.Queues.list)
@@ -299,14 +320,14 @@ class Queues(Twin[tables.Queues]):
 
 
 class Messages(Twin[tables.Messages]):
-    """The messages: see `pgqrs.manual.table_handles.Messages`."""
+    """The messages. `pgqrs.manual.table_handles.Messages` documents each call."""
 
     count = awaited(tables.Messages.count)
     list_archived_by_queue = awaited(tables.Messages.list_archived_by_queue)
 
 
 class Workflows(Twin[tables.Workflows]):
-    """The workflows: see `pgqrs.manual.table_handles.Workflows`."""
+    """The workflows. `pgqrs.manual.table_handles.Workflows` documents each call."""
 
     count = awaited(tables.Workflows.count)
     list = awaited(tables.Workflows.list)
@@ -314,21 +335,21 @@ class Workflows(Twin[tables.Workflows]):
 
 
 class WorkflowRuns(Twin[tables.WorkflowRuns]):
-    """The runs: see `pgqrs.manual.table_handles.WorkflowRuns`."""
+    """The runs. `pgqrs.manual.table_handles.WorkflowRuns` documents each call."""
 
     count = awaited(tables.WorkflowRuns.count)
     list = awaited(tables.WorkflowRuns.list)
 
 
 class WorkflowSteps(Twin[tables.WorkflowSteps]):
-    """The steps: see `pgqrs.manual.table_handles.WorkflowSteps`."""
+    """The steps. `pgqrs.manual.table_handles.WorkflowSteps` documents each call."""
 
     count = awaited(tables.WorkflowSteps.count)
     list = awaited(tables.WorkflowSteps.list)
 
 
 class Admin(Twin[administration.Admin]):
-    """What an administrator does: see `pgqrs.clients.administration.Admin` for what each call promises."""
+    """Administration of a database. `pgqrs.clients.administration.Admin` documents each call."""
 
     def __init__(self, store: "Store") -> None:
         super().__init__(administration.Admin(store.core), store.ways)
@@ -358,7 +379,9 @@ class Admin(Twin[administration.Admin]):
 
 
 class RunHandle(Generic[R]):
-    """A run, by its message's id. `await handle.result()` waits for it; `await handle.status` looks."""
+    """The handle of one run. `await handle.result()` waits for the run; `await handle.status` reads
+    its status.
+    """
 
     def __init__(self, core: handle.RunHandle[R], ways: Threads) -> None:
         self._core = core
@@ -370,36 +393,44 @@ class RunHandle(Generic[R]):
 
     @property
     def status(self) -> Coroutine[Any, Any, WorkflowStatus]:
-        """To be awaited."""
+        """Returns a coroutine for the run's current status: `await handle.status`."""
         return self._ways.call(lambda: self._core.status)
 
-    async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - one of ours
-        """Waits for the end of the run and returns its result, converted by the function's annotation. Raises
-        RunFailedError, RunCancelledError or TimeoutError."""
+    async def result(self, timeout: Duration | None = None) -> R:  # noqa: ASYNC109 - part of the API
+        """Waits until the run ends, and returns its result, converted to the function's return
+        annotation.
+
+        Raises RunFailedError, RunCancelledError, TimeoutError, SupervisorError or InternalError, as
+        `pgqrs.clients.handle.RunHandle.result` documents.
+        """
         return await self._core.wait(self._ways, timeout)
 
     async def cancel(self, now: bool = False) -> WorkflowStatus:
-        """What the run is afterwards: CANCELLED, or CANCELLING until its next step begins; with `now`, CANCELLED."""
+        """Cancels the run and returns its status after the call: CANCELLED, or CANCELLING until its
+        next step begins. With `now`, the run is CANCELLED immediately.
+        """
         return await self._ways.call(self._core.cancel, now)
 
     async def resume(self) -> bool:
-        """Ends a pause. False when the run is not paused."""
+        """Ends the pause of a run. Returns False if the run is not paused."""
         return await self._ways.call(self._core.resume)
 
     async def record(self) -> RunRecord:
-        """The run as it is now. Raises RunNotFoundError."""
+        """Returns the run's current record. Raises RunNotFoundError."""
         return await self._ways.call(self._core.record)
 
     async def steps(self) -> list[StepRecord]:
-        """What is recorded of its steps, in their order."""
+        """Returns the run's recorded steps, in the order of their calls."""
         return await self._ways.call(self._core.steps)
 
 
 class Using(Twin[using.Using]):
-    """A store's enqueue and trigger inside the caller's transaction, on its psycopg.AsyncConnection.
+    """Offers a store's enqueue and trigger inside the caller's transaction, on a
+    psycopg.AsyncConnection.
 
-    A call waits until no other task uses the connection, and no other task uses it until the call has ended. A task that is
-    cancelled meanwhile interrupts the statement under way, as psycopg does: the transaction has failed then.
+    A call waits while another task uses the connection, and other tasks wait until the call has
+    ended. Cancelling the task interrupts the current statement, as psycopg does, and the
+    transaction has failed after that.
     """
 
     def __init__(self, store: "Store", connection: "psycopg.AsyncConnection[Any]") -> None:
@@ -424,7 +455,9 @@ class Using(Twin[using.Using]):
     @overload
     def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]: ...
     def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]:
-        """Starts a run of a decorated function with these arguments when the caller's transaction is committed."""
+        """Triggers a run of a decorated function with these arguments. The run exists when the
+        caller's transaction commits.
+        """
         return self._trigger(workflow, args, kwargs)
 
     async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
@@ -452,25 +485,29 @@ def _borrowed(store: blocking.Store, connection: "psycopg.AsyncConnection[Any]")
 
 
 class Store(Twin[blocking.Store]):
-    """A database of queues and workflows, awaited. For any event loop and any number of tasks; not for use across a fork.
-    See `pgqrs.clients.blocking.Store` for what each call promises."""
+    """An async store: a database of queues and workflows.
+
+    It works with any event loop and any number of tasks. Do not use it across a fork.
+    `pgqrs.clients.blocking.Store` documents each call.
+    """
 
     def __init__(self, core: blocking.Store) -> None:
         config = core.config
-        # On SQLite there is one connection, and so one call at a time.
+        # An embedded database has one connection, and therefore one call at a time.
         count = 1 if config.embedded else config.max_connections
         super().__init__(core, Threads(count, config.connection_timeout_seconds))
 
     @property
     def config(self) -> Config:
-        """The settings it was opened with."""
+        """The settings of this store."""
         return self.core.config
 
     async def close(self) -> None:
-        """Gives its connections back. Closing twice is fine."""
+        """Closes the store and its connections. Closing twice is fine."""
         ways = self.ways
         if self.config.backend == "s3":
-            # A call may wait for an answer of S3, and would have to be waited for: closing the store ends it.
+            # A call on the store's threads may wait for a response of S3. Closing the store ends
+            # that call, so `close` uses a thread of its own.
             ways = Threads(1, self.config.connection_timeout_seconds)
         await ways.surely(self.core.close)
 
@@ -495,7 +532,9 @@ class Store(Twin[blocking.Store]):
     get_workflow_steps = awaited_as(blocking.Store.get_workflow_steps, WorkflowSteps)
 
     def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
-        """The queue's messages, one by one as they come: an async iterator, and an async context manager that closes it."""
+        """Returns the queue's messages as they arrive: an async iterator, and an async context
+        manager that closes it.
+        """
         return ConsumerIterator(self.core.iteration(queue, poll_interval_ms), self.ways)
 
     enqueue = undone(blocking.Store.enqueue)
@@ -512,7 +551,9 @@ class Store(Twin[blocking.Store]):
     @overload
     def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]: ...
     def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunHandle[Any]]:
-        """Starts a run of a decorated function with these arguments, and returns its handle once that is committed."""
+        """Triggers a run of a decorated function with these arguments. Returns its handle after the
+        commit.
+        """
         return self._trigger(workflow, args, kwargs)
 
     async def _trigger(self, workflow: Any, args: tuple[Any, ...], kwargs: Any) -> RunHandle[Any]:
@@ -522,8 +563,10 @@ class Store(Twin[blocking.Store]):
     trigger_many = handed_out(blocking.Store.trigger_many)
 
     def using(self, connection: "psycopg.AsyncConnection[Any]") -> Using:
-        """Enqueue and trigger inside the caller's own transaction, on its psycopg.AsyncConnection: committed or rolled back
-        with it. Only on PostgreSQL. Raises ValidationError for any other connection."""
+        """Returns enqueue and trigger inside the caller's own transaction, on a
+        psycopg.AsyncConnection. The caller commits them or rolls them back. PostgreSQL only. Raises
+        ValidationError for any other connection.
+        """
         return Using(self, connection)
 
     run = awaited_as(blocking.Store.run, RunHandle)
@@ -537,14 +580,16 @@ class Store(Twin[blocking.Store]):
     async def workers(
         self, *functions: Callable[..., Any], processes: int | None = None, lanes: int | None = None
     ) -> AsyncIterator[None]:
-        """Runs a supervisor with these workflows and handlers while the `async with` block lasts: ready on entry, drained on
-        leaving."""
+        """Runs a supervisor with these workflows and handlers while the `async with` block lasts.
+        It is ready on entry and drained on exit.
+        """
         running = self.core.workers(*functions, processes=processes, lanes=lanes)
         await asyncio.to_thread(running.__enter__)
         try:
             yield
         except BaseException as e:
-            # A blocking block hears of its exception too: it stops at the next step, and does not drain.
+            # The blocking context manager receives the exception too: it stops at the next step and
+            # does not drain.
             await asyncio.shield(asyncio.to_thread(running.__exit__, type(e), e, e.__traceback__))
             raise
         await asyncio.shield(asyncio.to_thread(running.__exit__, None, None, None))

@@ -1,4 +1,4 @@
-"""The blocking store: what a caller holds of a database of queues and workflows. `pgqrs.clients.aio` has its async twin."""
+"""The blocking store: a database of queues and workflows. `pgqrs.clients.aio` has its async twin."""
 
 import inspect
 import sys
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ENQUEUE_MAX = 10_000  # payloads in one statement; more are sent in several, in one transaction each
+# Payloads per statement. A larger batch takes several statements, each in a transaction of its own.
+ENQUEUE_MAX = 10_000
 
 
 class Store:
-    """A database of queues and workflows. Thread-safe; not for use across a fork."""
+    """A database of queues and workflows. Thread-safe. Do not use it across a fork."""
 
     def __init__(self, config: Config, insist: bool = False) -> None:
         self.config = config
@@ -49,7 +50,8 @@ class Store:
         self._verified = False
         self._queues: dict[str, int] = {}
         self._workflows: dict[str, int] = {}
-        self._supervisors: list[Local] = []  # of the blocks of `workers` that are open
+        # The supervisors of the `workers` blocks that are open.
+        self._supervisors: list[Local] = []
 
     ways = Blocking()
 
@@ -57,7 +59,9 @@ class Store:
         return f"{type(self).__name__}({self.config!r})"
 
     def open(self) -> Self:
-        """Connects, where that has not been done. `pgqrs.connect` has done it; after `close` it opens the store again."""
+        """Connects, unless the store is connected already. `pgqrs.connect` calls this; call it
+        again to reopen a store after `close`.
+        """
         self._closed = False
         if self._messages is None:
             self._messages = open_store(self.config, insist=self._insist)
@@ -65,7 +69,7 @@ class Store:
         return self
 
     def close(self) -> None:
-        """Gives its connections back. Closing twice is fine."""
+        """Closes the connections. Closing twice is fine."""
         self._closed = True
         messages, self._messages = self._messages, None
         if messages is not None:
@@ -80,21 +84,25 @@ class Store:
     # Setting up
 
     def install(self) -> int:
-        """Brings the schema to this version of pgqrs; returns how many migrations that took (0: nothing to do)."""
+        """Creates or migrates the schema to this version of pgqrs. Returns the number of migrations
+        applied, 0 if the schema was up to date.
+        """
         return self._opened().install()
 
     def verify(self) -> int:
-        """The schema's version. Raises SchemaError where it is missing, or older or newer than this version of pgqrs."""
+        """Returns the version of the schema. Raises SchemaError if the schema is missing, or older
+        or newer than this version of pgqrs supports.
+        """
         return self._opened().verify()
 
     def bootstrap(self) -> None:
         """Another name for `install`."""
         self.install()
 
-    # As in 0.15: queues, producers, consumers, tables
+    # The API of 0.15: queues, producers, consumers, tables
 
     def queue(self, name: str) -> QueueInfo:
-        """Makes a queue. Raises QueueAlreadyExistsError."""
+        """Creates a queue. Raises QueueAlreadyExistsError."""
         return administering.make_queue(self._ready().database, names.checked(name, "queue"))
 
     def producer(self, queue: str) -> Producer:
@@ -102,7 +110,7 @@ class Store:
         return Producer.registered(self._ready(), self.config, self._queue_info(queue))
 
     def anonymous_producer(self, queue: str) -> Producer:
-        """One that is registered nowhere: its messages name no producer."""
+        """Returns a producer without a row in the table of workers. Its messages name no producer."""
         return Producer(self._ready(), self.config, self._queue_info(queue), None)
 
     def consumer(self, queue: str) -> Consumer:
@@ -110,51 +118,56 @@ class Store:
         return Consumer.registered(self._ready(), self.config, self._queue_info(queue))
 
     def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
-        """The queue's messages, one by one as they come, taken by a consumer that lives as long as the iterator: close it,
-        or use it in a `with` block."""
+        """Returns an iterator over the queue's messages as they arrive. Its consumer lives as long
+        as the iterator: close it, or use it in a `with` block.
+        """
         return ConsumerIterator(self.iteration(queue, poll_interval_ms))
 
     def iteration(self, queue: str, poll_interval_ms: int | None = None) -> Iteration:
-        """What the blocking and the async iterator share."""
+        """Returns the part that the blocking and the async iterator share."""
         return Iteration(self._ready, self.config, queue, poll_interval_ms)
 
     def get_workers(self) -> table_handles.Workers:
-        """The table of producers and consumers."""
+        """Returns the handle of the table of producers and consumers."""
         return table_handles.Workers(self._ready().database)
 
     def get_queues(self) -> table_handles.Queues:
-        """The table of queues."""
+        """Returns the handle of the table of queues."""
         return table_handles.Queues(self._ready().database)
 
     def get_messages(self) -> table_handles.Messages:
-        """The table of messages."""
+        """Returns the handle of the table of messages."""
         return table_handles.Messages(self._ready().database)
 
     def get_workflows(self) -> table_handles.Workflows:
-        """The table of workflows."""
+        """Returns the handle of the table of workflows."""
         return table_handles.Workflows(self._ready().database)
 
     def get_workflow_runs(self) -> table_handles.WorkflowRuns:
-        """The table of runs."""
+        """Returns the handle of the table of runs."""
         return table_handles.WorkflowRuns(self._ready().database)
 
     def get_workflow_steps(self) -> table_handles.WorkflowSteps:
-        """The table of steps."""
+        """Returns the handle of the table of steps."""
         return table_handles.WorkflowSteps(self._ready().database)
 
-    # Asking for work
+    # Enqueue and trigger
 
     def enqueue(self, queue: str, payload: Any, delay: Duration = 0) -> int:
-        """Puts a message on a queue, which is made if it is new, and returns its id once that is committed."""
+        """Enqueues a message, commits, and returns the message's id. Creates the queue if it does
+        not exist.
+        """
         return self.enqueue_many(queue, [payload], delay)[0]
 
     def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
-        """The messages' ids, in the order of the payloads; all or nothing per 10,000."""
+        """Enqueues several messages and returns their ids in the order of the payloads. Each 10,000
+        messages are one transaction.
+        """
         encoded = [self._encoded(p) for p in arguments.several(payloads, "payloads")]
         return self.enqueue_raw(queue, encoded, durations.seconds(delay))
 
     def enqueue_raw(self, queue: str, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
-        """The same for payloads that are JSON already."""
+        """Like `enqueue_many`, for payloads that are JSON already."""
         return self._sent(queue, None, payloads, delay_s)
 
     def _sent(
@@ -181,21 +194,24 @@ class Store:
     @overload
     def trigger(self, workflow: str, /, *args: Any, **kwargs: Any) -> "RunHandle[Any]": ...
     def trigger(self, workflow: Any, /, *args: Any, **kwargs: Any) -> "RunHandle[Any]":
-        """Starts a run of a decorated function with these arguments, and returns its handle once that is committed.
+        """Starts a run of a decorated function with these arguments, commits, and returns the run's
+        handle.
 
-        By name, a workflow takes one positional argument or several by keyword, unchecked. Raises ValidationError for
-        arguments that do not fit, SerializationError for what JSON cannot carry.
+        A workflow may also be given by its name. It then takes one positional argument, or several
+        by keyword, and they are not checked. Raises ValidationError if the arguments do not fit the
+        function, and SerializationError for a value that JSON cannot represent.
         """
         return self._triggered(workflow, [(args, kwargs)])[0]
 
     def trigger_many(
         self, workflow: Callable[..., Any] | str, calls: Iterable[Any]
     ) -> "list[RunHandle[Any]]":
-        """Starts a run for each argument of `calls`, and returns their handles in that order: all or nothing per 10,000.
+        """Starts one run for each item of `calls`, and returns the handles in the same order. Each
+        10,000 runs are one transaction.
 
-        `store.trigger_many(compress, files)` gives each run one file. Where a workflow takes several arguments, each
-        call is a pair (args, kwargs): `[((source, target), {"level": 9}), …]`. Raises as `trigger` does, and
-        ValidationError for `calls` that hold no calls.
+        `store.trigger_many(compress, files)` passes one file to each run. For a workflow with
+        several arguments, each item is a pair (args, kwargs): `[((source, target), {"level": 9}),
+        …]`. Raises the errors of `trigger`, and ValidationError if `calls` is not a list of calls.
         """
         return self._triggered(workflow, _each_call(calls))
 
@@ -207,8 +223,9 @@ class Store:
         return [RunHandle(self, i, returns) for i in ids]
 
     def trigger_raw(self, workflow: str, argument: bytes) -> "RunHandle[Any]":
-        """A run of a workflow that the database knows, by name, with an input that is JSON already. Raises
-        WorkflowNotFoundError."""
+        """Starts a run of a workflow by name, with an input that is JSON already. The database must
+        know the workflow. Raises WorkflowNotFoundError.
+        """
         record = self._ready().find_workflow(workflow)
         payload = self._fitting(codec.wrap_input(argument))
         message_id = self._ready().enqueue(record.queue_id, [payload])[0]
@@ -217,8 +234,11 @@ class Store:
         return RunHandle(self, message_id, Any)
 
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":
-        """Enqueue and trigger inside the caller's own transaction, on its psycopg connection: committed or rolled back
-        with it. Only on PostgreSQL. Raises ValidationError for a psycopg.AsyncConnection, which an async store takes."""
+        """Returns enqueue and trigger inside the caller's own transaction, on a psycopg connection.
+
+        The caller commits them or rolls them back. PostgreSQL only. Raises ValidationError for a
+        psycopg.AsyncConnection, which needs an async store.
+        """
         if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
             raise errors.ValidationError(
                 f"a blocking store's using(connection) takes a psycopg.Connection, not {type(connection).__name__}; for an async "
@@ -226,10 +246,10 @@ class Store:
             )
         return Using(self, connection)
 
-    # Looking
+    # Inspection
 
     def run(self, run_id: int) -> "RunHandle[Any]":
-        """The handle of a run by its id. Raises RunNotFoundError."""
+        """Returns the handle of the run with this id. Raises RunNotFoundError."""
         known = arguments.identity(run_id)
         self._ready().settled(known)
         return RunHandle(self, known, Any)
@@ -241,38 +261,44 @@ class Store:
         limit: int = 50,
         before: int | None = None,
     ) -> list[RunRecord]:
-        """Runs, newest first, at most `limit` of them. `before` continues after the id that a listing ended with. `status`
-        is a WorkflowStatus or its name."""
+        """Returns runs, newest first, at most `limit` of them. `status` is a WorkflowStatus or its
+        name. To continue a listing, pass the last id of it as `before`.
+        """
         return self._ready().runs(workflow, arguments.status(status), limit, before)
 
     def queues(self) -> list[QueueCounts]:
-        """Every queue, by name, with the count of its messages by where they stand."""
+        """Returns every queue, ordered by name, with its number of messages per state."""
         return self._ready().queues()
 
     def consumers(self, stopped: bool = False) -> list[WorkerInfo]:
-        """A consumer for each queue of each supervisor, and the library's producers and consumers. Those that stopped only if
-        asked for."""
+        """Returns the consumers of supervisors (one for each queue) and the producers and consumers
+        of the library. Stopped ones are included only if `stopped` is true.
+        """
         return self._ready().workers(stopped)
 
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
-        """(queue, message) of what was given up, newest first."""
+        """Returns dead letters as pairs (queue name, message), newest first."""
         if queue is not None:
             self._ready().find_queue(queue)
         return self._ready().dead(queue, limit)
 
     def replay(self, message_id: int) -> None:
-        """Gives a dead message or a run in ERROR another life: recorded steps are kept, counters start at zero. Raises
-        RunNotFoundError, ValidationError where it is not dead."""
+        """Makes a dead message, or a run in ERROR, available again. Recorded steps are kept, and
+        counters start at zero. Raises RunNotFoundError, and ValidationError if it is not dead.
+        """
         queue = self._ready().replay(message_id)
         self._ready().database.hint([queue])
 
-    # Running
+    # Workers
 
     def workers(
         self, *functions: Callable[..., Any], processes: int | None = None, lanes: int | None = None
     ) -> AbstractContextManager[None]:
-        """Runs a supervisor with these workflows and handlers while the `with` block lasts: a process of its own, ready
-        on entry, drained on leaving. `processes` is by default the number of cores. Not on sqlite::memory:."""
+        """Runs a supervisor with these workflows and handlers while the `with` block lasts.
+
+        The supervisor is a process of its own: ready on entry, drained on exit. `processes` is its
+        number of workers, by default the number of cores. Not available on sqlite::memory:.
+        """
         from pgqrs.clients.local_supervisor import local_supervisor
         from pgqrs.program import targets
 
@@ -280,29 +306,32 @@ class Store:
         return local_supervisor(self.config, self._ready, functions, processes, lanes, self._supervisors)
 
     def _refuse_without_workers(self) -> None:
-        """Raises SupervisorError where supervisors of `workers` have ended, and no other one of this store runs."""
+        """Raises SupervisorError if supervisors of `workers` blocks have died and no other one of
+        this store runs.
+        """
         deaths = [local.death() for local in self._supervisors]
         if deaths and all(deaths):
             from pgqrs.clients.local_supervisor import told_death
 
             raise errors.SupervisorError(told_death(deaths[-1] or ""))
 
-    # Inside, and for the modules around it
+    # For the modules of pgqrs that use a store
 
     @property
     def messages(self) -> MessageStore:
-        """The operations below, the schema checked."""
+        """The store's database operations, after a check of the schema."""
         return self._ready()
 
     def kept(self) -> Kept:
-        """The database of a store on S3, seen as the copy that it is."""
+        """The database of a store on S3, which can synchronize its local copy."""
         return cast(Kept, self._opened().database)
 
     def on_queue(self, known: Known, send: Callable[[int], list[int]]) -> list[int]:
-        """What `send` returns, which is given the queue's id. The queue and the workflow are made if they are new.
+        """Returns `send(queue_id)`. The queue and the workflow are created if they do not exist.
 
-        A store remembers ids. Where these are no longer in the database (the queue was deleted, the schema dropped and
-        installed again), both are looked up or made once more, and `send` is called again.
+        A store caches ids. If a cached id is no longer in the database (the queue was deleted, or
+        the schema was dropped and installed again), this looks up or creates both again, and calls
+        `send` once more.
         """
         try:
             return send(self._id_of(known))
@@ -316,13 +345,13 @@ class Store:
         return self._queue(known.queue)
 
     def forget(self) -> None:
-        """What it knows of queues and workflows: the database is another than before."""
+        """Drops the cached ids of queues and workflows, because the database may have changed."""
         self._verified = False
         self._queues.clear()
         self._workflows.clear()
 
     def undo(self, sent: int | Sequence[int]) -> None:
-        """As if it had never been sent, where nobody has had it yet."""
+        """Withdraws messages that no worker has received yet."""
         consuming.withdraw(self._ready().database, [sent] if isinstance(sent, int) else sent)
 
     def _queue_info(self, name: str) -> QueueInfo:
@@ -340,7 +369,9 @@ class Store:
         return self._messages
 
     def _ready(self) -> MessageStore:
-        """The store, its schema checked once. On SQLite a missing schema is installed."""
+        """Returns the database operations after checking the schema once. Installs a missing schema
+        on an embedded database.
+        """
         messages = self._opened()
         if not self._verified:
             if self.config.embedded:
@@ -394,7 +425,7 @@ class Store:
         return d.name, d.queue, inputs, d.signature.returns
 
     def _queue_of(self, workflow: str) -> str:
-        """A workflow that is known keeps its queue; a new one is on a queue of its own name."""
+        """Returns the queue of a known workflow. A new workflow uses a queue with its own name."""
         return self._ready().queue_of_workflow(workflow) or workflow
 
 
@@ -402,7 +433,9 @@ _Call = tuple[Sequence[Any], dict[str, Any]]
 
 
 def _each_call(calls: Iterable[Any]) -> list[_Call]:
-    """The calls as (args, kwargs): what is no such pair is the one argument of its call. Raises ValidationError."""
+    """Returns the calls as pairs (args, kwargs). An item that is no such pair is the one argument
+    of its call. Raises ValidationError.
+    """
     if isinstance(calls, str | bytes | bytearray | Mapping) or not isinstance(calls, Iterable):
         raise errors.ValidationError(
             f"trigger_many() takes a list of arguments, one for each run, and not a {type(calls).__name__}; for one run "
@@ -429,4 +462,5 @@ def _input_by_name(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else (kwargs or None)
 
 
-BlockingStore = Store  # in the package, where `Store` is the async one
+# In the package `pgqrs`, `Store` is the async class.
+BlockingStore = Store

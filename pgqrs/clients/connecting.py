@@ -1,4 +1,4 @@
-"""`connect`: one call for both stores, and the keyword chooses."""
+"""`connect`: one call that gives a blocking or an async store, depending on how it is used."""
 
 import warnings
 from collections.abc import Callable, Coroutine, Generator
@@ -11,29 +11,36 @@ from pgqrs.store.waiting import Threads
 
 
 def connect(dsn: str | None = None) -> "Connecting":
-    """A store on the database that `dsn` names.
+    """Returns a connection to the database that `dsn` names. It connects when it is entered or
+    awaited.
 
-    `await connect(dsn)` and `async with connect(dsn) as store:` give an async store, `with connect(dsn) as store:` and
-    `connect(dsn).open()` a blocking one; nothing happens before.
+    `await connect(dsn)` and `async with connect(dsn) as store:` give an async store. `with
+    connect(dsn) as store:` and `connect(dsn).open()` give a blocking one.
 
-    Settings are found as the command line finds them (`Config.load`): this DSN beats the environment's PGQRS_ variables,
-    these beat the file pgqrs.toml, and the file beats the defaults. Without any DSN, the database is ./pgqrs.db (SQLite).
-    `connect_with` takes all settings from the program instead. Raises ConfigError for a DSN that names no database and for
-    a setting that cannot be, PgqrsConnectionError when the database cannot be reached (not at the first query).
+    Settings are looked up as the command line does it (`Config.load`): `dsn` overrides the PGQRS_
+    environment variables, which override the file pgqrs.toml, which overrides the defaults. Without
+    a DSN, the database is the SQLite file ./pgqrs.db. Use `connect_with` to take all settings from
+    the program instead.
+
+    Connecting raises ConfigError for an invalid DSN or setting, and PgqrsConnectionError if the
+    database cannot be reached.
     """
     return Connecting(lambda: Config.load(dsn))
 
 
 def connect_with(config: Config) -> "Connecting":
-    """The same with these settings, all of which are explicit: neither the environment nor a file is read. For the settings
-    that the command line would use, give it `Config.load()`. Raises TypeError for anything but a Config."""
+    """Like `connect`, with explicit settings. It reads neither the environment nor a file.
+
+    Pass `Config.load()` to use the settings of the command line. Raises TypeError if `config` is
+    not a Config.
+    """
     if not isinstance(config, Config):
         raise TypeError(f"connect_with takes a Config, not {type(config).__name__}; for a DSN: connect(dsn)")
     return Connecting(lambda: config)
 
 
 class Connecting(Coroutine[Any, Any, aio.Store]):
-    """A connection to be made, once: a coroutine, and both kinds of context manager."""
+    """A connection that has not been made yet: a coroutine, and both kinds of context manager."""
 
     def __init__(self, config: Callable[[], Config]) -> None:
         self._config = config
@@ -42,7 +49,7 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
         self._opened: blocking.Store | aio.Store | None = None
 
     def open(self) -> blocking.Store:
-        """A blocking store, to be closed by the caller."""
+        """Connects, and returns a blocking store. The caller closes it."""
         self._used = True
         return blocking.Store(self._config()).open()
 
@@ -69,13 +76,14 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
     async def _connect(self) -> aio.Store:
         core = blocking.Store(self._config())
         store = aio.Store(core)
-        # Not on the store's own threads: as many stores as one likes may be connecting at once.
+        # Each connection uses a thread of its own, so that any number of stores can connect at the
+        # same time.
         await Threads(1, core.config.connection_timeout_seconds).claim(
             core.open, lambda opened: opened.close()
         )
         return store
 
-    # Whoever forgets
+    # If the caller forgets to await, enter or open it
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(

@@ -1,4 +1,4 @@
-"""A run as whoever triggered it holds it."""
+"""The handle of a run: what `store.trigger` and `store.run` return."""
 
 import math
 import time
@@ -26,7 +26,7 @@ POLL_MIN_S, POLL_MAX_S = 0.002, 0.25
 
 
 class RunHandle(Generic[R]):
-    """A run, by its message's id. `result` waits for it."""
+    """The handle of one run. `id` is the id of the run's message; `result` waits for the run."""
 
     def __init__(self, store: "Store", run_id: int, returns: Any) -> None:
         self._store = store
@@ -38,25 +38,33 @@ class RunHandle(Generic[R]):
 
     @property
     def status(self) -> WorkflowStatus:
-        """As of now: each use asks the database. Raises RunNotFoundError."""
+        """The run's current status. Each access queries the database. Raises RunNotFoundError."""
         return self._settled().status
 
     def result(self, timeout: Duration | None = None) -> R:
-        """Waits for the end of the run and returns its result, converted by the function's annotation.
+        """Waits until the run ends, and returns its result, converted to the function's return
+        annotation.
 
-        Raises RunFailedError (`error` is the recorded error, `__cause__` the exception that it describes),
-        RunCancelledError, or TimeoutError when `timeout` (seconds, timedelta or text) is over first; the run goes on then.
-        Raises SupervisorError where the supervisor of a `store.workers()` block has ended inside the block. Inside a run, its
-        supervisor starts another worker for what is waited for, and InternalError is raised where it cannot.
+        Raises TimeoutError if `timeout` (seconds, a timedelta or text such as "5m") expires first.
+        The run continues in that case.
+
+        Raises RunFailedError if the run failed: `error` is the recorded error and `__cause__` the
+        rebuilt exception. Raises RunCancelledError if the run was cancelled. Raises SupervisorError
+        if this is called inside a `store.workers()` block whose supervisor has died.
+
+        If this is called inside another run, the supervisor starts an additional worker for the
+        awaited run. Raises InternalError if an additional worker cannot help.
         """
         return drive(self.wait(Blocking(), timeout))
 
     async def wait(self, ways: Ways, timeout: Duration | None) -> R:  # noqa: ASYNC109
-        """`result`, in either way of waiting."""
+        """Implements `result` for both the blocking and the async handle."""
         deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
 
         async def look() -> Settled:
-            """A database that is away for a while does not end a wait: the run goes on without us, too."""
+            """Reads the run's state. An outage of the database does not end the wait, because the
+            run continues without this program.
+            """
             left_s = max(0.0, deadline - time.monotonic()) if deadline is not None else math.inf
             patience_s = min(self._store.config.connection_timeout_seconds, left_s)
             return await patiently(ways, patience_s, lambda: ways.call(self._settled))
@@ -110,13 +118,17 @@ class RunHandle(Generic[R]):
         raise _failure(self.id, settled)
 
     def cancel(self, now: bool = False) -> WorkflowStatus:
-        """CANCELLED at once when nobody holds the run, else CANCELLING until its next step begins. With `now` it is CANCELLED
-        in any case, and the worker in whose step it is is killed within a second or so. A run that ended stays as it ended.
-        Returns what it is now."""
+        """Cancels the run and returns its status after the call.
+
+        A run that no worker holds becomes CANCELLED at once. Any other run stays CANCELLING until
+        its next step begins. With `now`, the run becomes CANCELLED in any case, and the supervisor
+        kills the worker that executes it within about a second. A run that has ended keeps its
+        status.
+        """
         return self._store._ready().cancel(self.id, now)
 
     def resume(self) -> bool:
-        """Ends a pause. False when the run is not paused."""
+        """Ends the pause of a run. Returns False if the run is not paused."""
         messages = self._store._ready()
         resumed = messages.resume(self.id)
         if resumed and (queue := messages.queue_of_workflow(self.record().workflow)):
@@ -124,11 +136,11 @@ class RunHandle(Generic[R]):
         return resumed
 
     def record(self) -> RunRecord:
-        """The run as it is now. Raises as `status` does."""
+        """Returns the run's current record. Raises RunNotFoundError."""
         return self._store._ready().run(self.id)
 
     def steps(self) -> list[StepRecord]:
-        """What is recorded of its steps, in their order."""
+        """Returns the run's recorded steps, in the order of their calls."""
         return self._store._ready().steps(self.id)
 
     def _settled(self) -> Settled:

@@ -1,4 +1,4 @@
-"""A supervisor for the length of a block: for a script, a notebook or a test."""
+"""The supervisor of a `store.workers()` block, for a script, a notebook or a test."""
 
 import contextlib
 import itertools
@@ -17,14 +17,15 @@ from pgqrs import errors
 from pgqrs.config import TURSO_SHARED, Config, DurabilityMode, turso_file
 from pgqrs.program import interpreter, targets
 
-# How a supervisor is to stop, as its parent tells it.
+# The bytes by which the parent tells a supervisor how to stop.
 DRAIN, STOP_AT_NEXT_STEP, STOP_NOW = b"1", b"2", b"3"
-BOUNDARY_S = 5.0  # for its steps to end, where the block was left by an exception
+# How long running steps may take to end if an exception left the block.
+BOUNDARY_S = 5.0
 MAIN = "supervisors.__main__:main"
 
 
 class Local:
-    """The supervisor of a block, as the program around it holds it."""
+    """The parent's view of the supervisor of one block."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", parent_write: int) -> None:
         self._process = process
@@ -34,11 +35,13 @@ class Local:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that started the supervisor, which is none of its business."""
+        """Whether this process is a fork of the one that started the supervisor. A fork does not
+        control it.
+        """
         return os.getpid() != self._pid
 
     def death(self) -> str | None:
-        """How it ended, None while it runs."""
+        """Returns how the supervisor ended, or None while it runs."""
         code = None if self.forked else self._process.poll()
         if code is None:
             return None
@@ -49,13 +52,16 @@ class Local:
         return (self._process.returncode or 0) < 0
 
     def stop(self, level: bytes) -> None:
-        """Returns when it has ended. Another KeyboardInterrupt meanwhile stops it at once, and is raised."""
+        """Stops the supervisor and waits until it has ended. A KeyboardInterrupt during the wait
+        stops it immediately and is raised again.
+        """
         try:
             with contextlib.suppress(BrokenPipeError):
                 self._tell_and_wait(level)
             self._process.wait()
         finally:
-            self.close()  # where we die before, the supervisor finds that it has no parent any more
+            # If this process dies first, the closed pipe tells the supervisor that its parent has gone.
+            self.close()
 
     def _tell_and_wait(self, level: bytes) -> None:
         os.write(self._parent_write, level)
@@ -81,7 +87,7 @@ _open: set[Local] = set()
 
 
 def _in_forked_child() -> None:
-    """A fork that held the pipe would keep the supervisor from hearing that this program has ended."""
+    """Closes the pipe in a fork. An open copy would hide this program's end from the supervisor."""
     for local in list(_open):
         local.close()
 
@@ -98,12 +104,15 @@ def local_supervisor(
     lanes: int | None,
     running: list[Local],
 ) -> Iterator[None]:
-    """Ready on entry, drained on leaving, a process of its own. `prepare` is called before it starts. It is in `running`
-    for as long as the block.
+    """Runs a supervisor in a process of its own while the block lasts: ready on entry, drained on
+    exit.
 
-    Left by an exception (Ctrl-C is one), it stops at the next step of every run, or after BOUNDARY_S; a second Ctrl-C stops it
-    now. Nothing is lost either way: what was begun is given back. Raises SupervisorError at the block's end where the
-    supervisor ended before.
+    `prepare` is called before the supervisor starts. `running` contains the supervisor while the
+    block lasts.
+
+    If an exception leaves the block (Ctrl-C is one), the supervisor stops at the next step of every
+    run, or after BOUNDARY_S. A second Ctrl-C stops it immediately. Nothing is lost: unfinished runs
+    are released. Raises SupervisorError at the end of the block if the supervisor has died before.
     """
     targets.refuse_while_loading()
     interpreter.refuse_another_start()
@@ -113,7 +122,8 @@ def local_supervisor(
         _know_main_as_workers_do()
         local = _started(target, stack.enter_context(_config_of_its_own(config)), processes, lanes)
         running.append(local)
-        level = STOP_AT_NEXT_STEP  # unless the block is left as it should be
+        # This level applies unless the block ends normally.
+        level = STOP_AT_NEXT_STEP
         try:
             yield
             level = DRAIN
@@ -122,7 +132,8 @@ def local_supervisor(
             if not local.forked:
                 died = local.death()
                 local.stop(level)
-                # One that was killed just now, and could not be waited for a moment before, did not drain either.
+                # A supervisor that was killed a moment ago may not have been reaped at the first
+                # check. It has not drained either.
                 died = died or (local.death() if local.was_killed else None)
                 if died and level == DRAIN:
                     raise errors.SupervisorError(told_death(died))
@@ -136,7 +147,7 @@ def told_death(how: str) -> str:
 
 
 def _refuse_unshared(config: Config) -> None:
-    """Raises ValidationError for a database that another process cannot open."""
+    """Raises ValidationError if another process cannot open the database."""
     if config.dsn.endswith(":memory:"):
         raise errors.ValidationError(
             "store.workers() needs a database that another process can open, not sqlite::memory:"
@@ -154,12 +165,14 @@ def _refuse_unshared(config: Config) -> None:
 
 
 def _know_main_as_workers_do() -> None:
-    """What a worker pickles of this program's own is in a module that it knows by another name."""
+    """Registers `__main__` under the alias that workers use for it. Their pickles name classes by it."""
     sys.modules.setdefault(targets.MAIN_ALIAS, sys.modules[targets.MAIN])
 
 
 def _started(target: targets.Target, config: Config, processes: int | None, lanes: int | None) -> Local:
-    """A supervisor that is ready. Raises SupervisorError with the reason where it does not get so far."""
+    """Starts a supervisor and waits until it is ready. Raises SupervisorError with the reason if it
+    does not start.
+    """
     parent_read, parent_write = interpreter.pipe()
     ready_read, ready_write = interpreter.pipe()
     order = {
@@ -196,7 +209,8 @@ def _started(target: targets.Target, config: Config, processes: int | None, lane
             reason = told.decode(errors="replace") or f"it ended with exit code {process.wait()}"
             raise errors.SupervisorError(f"the supervisor could not start: {reason}")
     except BaseException:
-        local.terminate()  # it may still be importing, and look at nothing
+        # The supervisor may still be importing, and does not read the pipe then.
+        local.terminate()
         local.stop(STOP_AT_NEXT_STEP)
         raise
     finally:
@@ -204,14 +218,16 @@ def _started(target: targets.Target, config: Config, processes: int | None, lane
     return local
 
 
-# The cache folders, within the user's, of the supervisors that this process has started. A number is used again, and with it what is
-# in the folder.
+# The subfolders of `s3_cache_dir` that supervisors of this process use. A number is reused when its
+# folder is free, together with the files in that folder.
 _cache_folders: set[str] = set()
 
 
 @contextlib.contextmanager
 def _config_of_its_own(config: Config) -> Iterator[Config]:
-    """A cache folder belongs to one process: the supervisor gets one within the user's."""
+    """Yields a config with a separate S3 cache folder, inside the user's. A cache folder belongs to
+    one process.
+    """
     if config.backend != "s3" or config.s3_cache_dir is None:
         yield config
         return

@@ -1,4 +1,4 @@
-"""Stores whose SQLite file is kept in S3: what there is to do about the copy on this machine and the object."""
+"""Stores whose SQLite file is kept in S3: synchronizing the local copy with the S3 object."""
 
 from typing import overload
 
@@ -8,38 +8,42 @@ from pgqrs.store.database import Kept
 
 
 class BlockingS3StoreHandle:
-    """A store's hold on its S3 object."""
+    """Gives access to the S3 object of a store."""
 
     def __init__(self, store: blocking.Store, database: Kept) -> None:
         self._store = store
         self._database = database
 
     def snapshot(self) -> None:
-        """Makes the local copy what the object is now. Commits nothing to S3.
+        """Replaces the local copy with the object's current content. It writes nothing to S3.
 
-        Raises PgqrsError ("unsynced writes") where that would undo writes of Local mode, or where there is no object;
-        PgqrsConnectionError where S3 cannot be reached.
+        Raises PgqrsError ("unsynced writes") if that would discard writes of Local mode, or if
+        there is no object. Raises PgqrsConnectionError if S3 cannot be reached.
         """
         self._database.snapshot()
         self._store.forget()
 
     def sync(self) -> None:
-        """Makes the object what the local copy is, in one PUT; none where they are the same. Makes an object that is not there,
-        or has gone meanwhile. In Durable mode there is hardly ever anything to do.
+        """Writes the local copy to the object with one PUT, or with none if they are the same.
 
-        Raises ConflictError, a PgqrsError ("conflict"), where the object is not the one that was last seen here: it stays as it
-        is, and so does the local copy. PgqrsConnectionError where it is unknown whether the object was replaced.
+        It creates the object if there is none, also if the object was removed in the meantime. In
+        Durable mode there is hardly ever anything to write.
+
+        Raises ConflictError, a PgqrsError ("conflict"), if the object is not the version last seen
+        here. The object and the local copy stay unchanged in that case. Raises PgqrsConnectionError
+        if it is unknown whether the object was replaced.
         """
         self._database.sync()
 
     def state(self) -> SyncState:
-        """How the local copy and the object stand to each other, by one look at S3 (HEAD). LocalMissing: there is an object, and
-        nothing here yet. Raises PgqrsConnectionError."""
+        """Compares the local copy with the object, using one HEAD request. LocalMissing means that
+        there is an object but no local copy. Raises PgqrsConnectionError.
+        """
         return self._database.state()
 
 
 class S3StoreHandle(aio.Twin[BlockingS3StoreHandle]):
-    """The same, awaited."""
+    """The async twin of BlockingS3StoreHandle."""
 
     snapshot = aio.awaited(BlockingS3StoreHandle.snapshot)
     sync = aio.awaited(BlockingS3StoreHandle.sync)
@@ -51,7 +55,9 @@ def as_s3(store: aio.Store) -> S3StoreHandle: ...
 @overload
 def as_s3(store: blocking.Store) -> BlockingS3StoreHandle: ...
 def as_s3(store: aio.Store | blocking.Store) -> S3StoreHandle | BlockingS3StoreHandle:
-    """The store's hold on its S3 object. Raises TypeError for a store that was not connected to s3://bucket/key."""
+    """Returns the handle for the store's S3 object. Raises TypeError if the store is not connected
+    to s3://bucket/key.
+    """
     if not isinstance(store, aio.Store | blocking.Store):
         raise TypeError(f"expected 's3' store, not {type(store).__name__}")
     if store.config.backend != "s3":

@@ -1,4 +1,4 @@
-"""A store's enqueue and trigger inside a transaction of the caller's own."""
+"""Enqueue and trigger inside a transaction of the caller."""
 
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -19,8 +19,10 @@ R = TypeVar("R")
 
 
 class Using:
-    """A store's enqueue and trigger inside the caller's transaction. A queue that is new is made on the store's own
-    connection, and stays whatever becomes of the transaction."""
+    """Offers a store's enqueue and trigger inside the caller's transaction. A queue that does not
+    exist yet is created on the store's own connection, and remains even if the transaction is
+    rolled back.
+    """
 
     def __init__(self, store: "Store", connection: "psycopg.Connection[Any]") -> None:
         if store.config.backend != "postgres":
@@ -63,5 +65,6 @@ class Using:
 
         ids = self._store.on_queue(known, send)
         if not delay_s:
-            notify(self._connection, queue)  # heard when the caller commits
+            # Listeners receive the notification when the caller commits.
+            notify(self._connection, queue)
         return ids

@@ -1,1 +1,1 @@
-"""The spellings of pgqrs 0.15, and the import paths of modules that have moved."""
+"""Compatibility with pgqrs 0.15: its builders and functions, and import paths of moved modules."""

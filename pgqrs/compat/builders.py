@@ -1,5 +1,7 @@
-"""The builders of 0.15: `pgqrs.workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`, thin over the same
-operations as everything else. With an async store their last call is awaited. `pgqrs.flows.definitions` has the first two names.
+"""The builders of 0.15: `workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`.
+
+They are thin layers over the other APIs. With an async store, the last call of a chain is awaited.
+`pgqrs.flows.definitions` contains `workflow` and `step`.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -30,49 +32,53 @@ AnyRun = aio.Run | runs.Run
 
 
 class WorkflowBuilder:
-    """`.name(n).store(s)`, then `.create()` or `.trigger(input).execute()`."""
+    """Builds a workflow or a run: `.name(n).store(s)`, then `.create()` or `.trigger(input).execute()`."""
 
     def __init__(self) -> None:
         self._name: str | None = None
         self._store: AnyStore | None = None
 
     def __call__(self, function: F) -> F:
-        """`@pgqrs.workflow()` decorates too."""
+        """Decorates a function: `@pgqrs.workflow()`."""
         return definitions.workflow(function)
 
     def name(self, name: str) -> Self:
-        """The workflow's name, which is its queue's too."""
+        """Sets the workflow's name, which is also the name of its queue."""
         self._name = name
         return self
 
     def store(self, store: AnyStore) -> Self:
-        """Blocking or async."""
+        """Sets the store, blocking or async."""
         self._store = store
         return self
 
     def id(self, id: int) -> Self:
-        """Taken and not looked at, as in 0.15: a workflow goes by its name."""
+        """Does nothing, as in 0.15: a workflow is identified by its name."""
         return self
 
     def create(self) -> Any:
-        """The new WorkflowRecord, and a queue of its name. Raises WorkflowAlreadyExistsError."""
+        """Creates the workflow and its queue, and returns the WorkflowRecord. Raises
+        WorkflowAlreadyExistsError.
+        """
         name, store = _given(self._name, "name"), _given(self._store, "store")
         core, ways = apart(store)
         return finish(store, ways.call(administration.create_workflow, core, name))
 
     def trigger(self, input: Any = None) -> "WorkflowTriggerBuilder":
-        """A run to be started with this JSON value. Nothing is written before `.execute()`."""
+        """Prepares a run with this JSON value as input. Nothing is written before `.execute()`."""
         return WorkflowTriggerBuilder(self._name, self._store, input)
 
 
 class WorkflowTriggerBuilder:
-    """What `.trigger(input)` gives: `.execute()` starts the run."""
+    """The result of `.trigger(input)`. `.execute()` starts the run."""
 
     def __init__(self, name: str | None, store: AnyStore | None, input: Any) -> None:
         self._name, self._store, self._input = name, store, input
 
     def execute(self) -> Any:
-        """The QueueMessage that starts the run; its payload shows the input. Raises WorkflowNotFoundError."""
+        """Enqueues the message that starts the run, and returns it. Its payload shows the input.
+        Raises WorkflowNotFoundError.
+        """
         name, store = _given(self._name, "name"), _given(self._store, "store")
         core, ways = apart(store)
         sent = ways.claim(lambda: administration.trigger(core, name, self._input), lambda m: core.undo(m.id))
@@ -80,24 +86,24 @@ class WorkflowTriggerBuilder:
 
 
 class RunBuilder:
-    """`.message(m).store(s)`, then `.execute()`, `.result()` or `.get()`."""
+    """Accesses a run: `.message(m).store(s)`, then `.execute()`, `.result()` or `.get()`."""
 
     def __init__(self) -> None:
         self._message: QueueMessage | None = None
         self._store: AnyStore | None = None
 
     def message(self, message: QueueMessage) -> Self:
-        """The message that started the run, as a trigger or a dequeue gave it."""
+        """Sets the message that started the run, as returned by a trigger or a dequeue."""
         self._message = message
         return self
 
     def store(self, store: AnyStore) -> Self:
-        """Blocking or async."""
+        """Sets the store, blocking or async."""
         self._store = store
         return self
 
     def execute(self) -> Any:
-        """The message's Run, made by the first call."""
+        """Returns the message's Run. The first call creates it."""
         message, store = self._both("execute")
         core, ways = apart(store)
 
@@ -108,8 +114,9 @@ class RunBuilder:
         return finish(store, made())
 
     def result(self) -> Any:
-        """Waits for the end of the run and returns its result. Raises PgqrsError holding the stored error,
-        RunCancelledError."""
+        """Waits until the run ends, and returns its result. Raises PgqrsError with the stored
+        error, or RunCancelledError.
+        """
         message, store = self._both("result")
         core, ways = apart(store)
 
@@ -126,7 +133,7 @@ class RunBuilder:
         return finish(store, waited())
 
     def get(self) -> Any:
-        """Its result, None if it has not ended. Raises as `result` does."""
+        """Returns the run's result, or None if the run has not ended. Raises the errors of `result`."""
         message, store = self._both("get")
         core, ways = apart(store)
 
@@ -149,7 +156,7 @@ class RunBuilder:
 
 
 class StepBuilder:
-    """`.run(run).name(n)`, then `.execute()`."""
+    """Acquires a step: `.run(run).name(n)`, then `.execute()`."""
 
     def __init__(self) -> None:
         self._run: AnyRun | None = None
@@ -157,16 +164,16 @@ class StepBuilder:
         self._time: str | datetime | None = None
 
     def __call__(self, function: F) -> F:
-        """`@pgqrs.step()` decorates too."""
+        """Decorates a function: `@pgqrs.step()`."""
         return definitions.step(function)
 
     def run(self, run: AnyRun) -> Self:
-        """The run whose step it is: from `pgqrs.run()….execute()`, or what `handle_workflow` was called with."""
+        """Sets the step's run, as returned by `pgqrs.run()….execute()` or passed by `handle_workflow`."""
         self._run = run
         return self
 
     def name(self, name: str) -> Self:
-        """The step's name, once in its run."""
+        """Sets the step's name, which is unique in its run."""
         self._name = name
         return self
 
@@ -175,13 +182,13 @@ class StepBuilder:
         return self.name(id)
 
     def with_time(self, time: str | datetime) -> Self:
-        """As if it were that time."""
+        """Acquires the step as if it were that time."""
         times.moment(time)
         self._time = time
         return self
 
     def execute(self) -> Any:
-        """The StepResult: see `Run.acquire_step`."""
+        """Returns the StepResult. See `Run.acquire_step`."""
         if self._run is None:
             raise errors.PgqrsError("Run is required; call .run(run)")
         if self._name is None:
@@ -193,8 +200,9 @@ class StepBuilder:
 
 
 class EnqueueBuilder:
-    """`.message(payload)` or `.messages(payloads)`, `.to(queue)` or `.worker(producer)`, `.delay(seconds)`, `.at(time)`, then
-    `.execute(store)`."""
+    """Enqueues messages: `.message(payload)` or `.messages(payloads)`, `.to(queue)` or
+    `.worker(producer)`, optionally `.delay(seconds)` and `.at(time)`, then `.execute(store)`.
+    """
 
     def __init__(self) -> None:
         self._payloads: list[Any] = []
@@ -205,38 +213,40 @@ class EnqueueBuilder:
         self._at: str | datetime | None = None
 
     def message(self, payload: Any) -> Self:
-        """One JSON value; `execute` returns one id. Replaces what was given before."""
+        """Sets one JSON value as payload. `execute` returns one id. Replaces earlier payloads."""
         self._payloads, self._single = [payload], True
         return self
 
     def messages(self, payloads: Sequence[Any]) -> Self:
-        """Several, all or none of which are sent; `execute` returns a list. Replaces what was given before."""
+        """Sets several payloads for one transaction. `execute` returns a list. Replaces earlier
+        payloads.
+        """
         self._payloads, self._single = list(payloads), False
         return self
 
     def to(self, queue: str) -> Self:
-        """A queue's name. Raises QueueNotFoundError in `execute` where there is none."""
+        """Sets the queue by name. `execute` raises QueueNotFoundError if it does not exist."""
         self._queue = queue
         return self
 
     def worker(self, producer: AnyProducer) -> Self:
-        """By this producer, onto its queue: its limits and its rate apply."""
+        """Sets the producer and its queue. The producer's limits and rate apply."""
         self._producer = producer
         return self
 
     def delay(self, delay_seconds: Duration) -> Self:
-        """Due only after so long: seconds, a timedelta or text such as '5m'."""
+        """Makes the messages due after this delay: seconds, a timedelta or text such as '5m'."""
         self._delay_s = seconds(delay_seconds)
         return self
 
     def at(self, time: str | datetime) -> Self:
-        """As if it were that time."""
+        """Enqueues the messages as if it were that time."""
         times.moment(time)
         self._at = time
         return self
 
     def execute(self, store: AnyStore) -> Any:
-        """The message's id, or the ids of `messages` in their order."""
+        """Enqueues, and returns the message's id, or the ids of `messages` in their order."""
         if not self._payloads and self._single is False:
             raise errors.ValidationError(
                 "there is nothing to enqueue; call .message(payload) or .messages(payloads)"
@@ -267,8 +277,10 @@ class EnqueueBuilder:
 
 
 class DequeueBuilder:
-    """`.worker(consumer)` or `.from_queue(name)`, `.batch(n)`, `.poll_interval(ms)`, `.at(time)`, one of `.handle(fn)`,
-    `.handle_batch(fn)` and `.handle_workflow(wf)`, then `.poll(store)`."""
+    """Polls a queue: `.worker(consumer)` or `.from_queue(name)`, optionally `.batch(n)`,
+    `.poll_interval(ms)` and `.at(time)`, one of `.handle(fn)`, `.handle_batch(fn)` and
+    `.handle_workflow(wf)`, then `.poll(store)`.
+    """
 
     def __init__(self) -> None:
         self._consumer: AnyConsumer | None = None
@@ -279,64 +291,70 @@ class DequeueBuilder:
         self._handlers: list[tuple[polling.Kind, Callable[[Any], Any]]] = []
 
     def worker(self, consumer: AnyConsumer) -> Self:
-        """By this consumer, from its queue."""
+        """Sets the consumer and its queue."""
         self._consumer = consumer
         return self
 
     def from_queue(self, queue: str) -> Self:
-        """By a consumer of its own, which is Stopped when the polling ends."""
+        """Sets the queue. A new consumer polls it, and is stopped when the polling ends."""
         self._queue = queue
         return self
 
     def batch(self, size: int) -> Self:
-        """The most messages taken at once, at least 1. More than 1 goes with `handle_batch` and `handle_workflow`."""
+        """Sets the most messages to claim at once, at least 1. More than 1 requires `handle_batch`
+        or `handle_workflow`.
+        """
         self._batch = count("a batch", size, 1)
         return self
 
     def poll_interval(self, interval_ms: int) -> Self:
-        """Milliseconds between looks at an empty queue."""
+        """Sets the milliseconds between queries of an empty queue."""
         self._interval_ms = count("poll_interval", interval_ms)
         return self
 
     def at(self, time: str | datetime) -> Self:
-        """As if it were that time."""
+        """Polls as if it were that time."""
         self._at = times.moment(time)
         return self
 
     def handle(self, handler: Callable[[QueueMessage], Any]) -> Self:
-        """Called with each message, which is archived when it returns."""
+        """Sets a handler that is called with each message. The message is archived when it returns."""
         return self._with("message", handler)
 
     def handle_batch(self, handler: Callable[[list[QueueMessage]], Any]) -> Self:
-        """Called with up to `batch` messages, which are archived when it returns."""
+        """Sets a handler that is called with up to `batch` messages. They are archived when it returns."""
         return self._with("batch", handler)
 
     def handle_workflow(self, handler: Callable[[Any], Any]) -> Self:
-        """Called with each message's Run. Its success and the archiving of its message are one transaction."""
+        """Sets a handler that is called with each message's Run. The run's success archives its
+        message in the same transaction.
+        """
         return self._with("workflow", handler)
 
     @property
     def queue(self) -> str | None:
-        """What `from_queue` was told."""
+        """The queue set by `from_queue`."""
         return self._queue
 
     @property
     def batch_size(self) -> int:
-        """What `batch` was told, else 1."""
+        """The size set by `batch`, or 1."""
         return self._batch
 
     @property
     def poll_interval_ms(self) -> int | None:
-        """What `poll_interval` was told; None: as the store's Config says."""
+        """The interval set by `poll_interval`. None means the setting of the store's Config."""
         return self._interval_ms
 
     def has_worker(self) -> bool:
-        """Whether `worker` was told."""
+        """Returns whether `worker` was called."""
         return self._consumer is not None
 
     def poll(self, store: AnyStore) -> Any:
-        """Until its worker is interrupted: that is Suspended then, and WorkerSuspendedError raised. An exception of the
-        handler ends it too; the messages in hand are given back."""
+        """Polls until the worker is interrupted. The worker is then Suspended, and this raises
+        WorkerSuspendedError. An exception of the handler ends the polling too, and releases the
+        claimed messages.
+        """
         return finish(store, self._poll(store))
 
     async def _poll(self, store: AnyStore) -> None:
@@ -375,41 +393,41 @@ def _core(consumer: AnyConsumer) -> blocking_consumer.Consumer:
 
 
 class TablesBuilder:
-    """`pgqrs.tables(store).messages()` and so on: the table handles."""
+    """Returns table handles: `pgqrs.tables(store).messages()` and so on."""
 
     def __init__(self, store: AnyStore) -> None:
         self._store = store
 
     def workers(self) -> Any:
-        """See `Workers`."""
+        """Returns the table of producers and consumers. See `Workers`."""
         return self._store.get_workers()
 
     def queues(self) -> Any:
-        """See `Queues`."""
+        """Returns the table of queues. See `Queues`."""
         return self._store.get_queues()
 
     def messages(self) -> Any:
-        """See `Messages`."""
+        """Returns the table of messages. See `Messages`."""
         return self._store.get_messages()
 
     def workflows(self) -> Any:
-        """See `Workflows`."""
+        """Returns the table of workflows. See `Workflows`."""
         return self._store.get_workflows()
 
     def workflow_runs(self) -> Any:
-        """See `WorkflowRuns`."""
+        """Returns the table of runs. See `WorkflowRuns`."""
         return self._store.get_workflow_runs()
 
     def workflow_steps(self) -> Any:
-        """See `WorkflowSteps`."""
+        """Returns the table of steps. See `WorkflowSteps`."""
         return self._store.get_workflow_steps()
 
 
-# Their names
+# The builders under their public names
 
 
 def run() -> RunBuilder:
-    """A message's run, to be driven or waited for: see `RunBuilder`."""
+    """Returns a builder for a message's run, to drive it or wait for it. See `RunBuilder`."""
     return RunBuilder()
 
 
@@ -420,7 +438,7 @@ def enqueue(producer: aio.Producer, payload: Any) -> Coroutine[Any, Any, int]: .
 @overload
 def enqueue(producer: blocking_producer.Producer, payload: Any) -> int: ...
 def enqueue(*args: Any, **kwargs: Any) -> Any:
-    """Puts a message on a producer's queue; with no argument at all, a builder."""
+    """Enqueues a message through a producer. Without arguments, returns a builder."""
 
     def sent(producer: AnyProducer, payload: Any) -> Any:
         return producer.enqueue(payload)
@@ -435,7 +453,7 @@ def dequeue(consumer: aio.Consumer, batch_size: int) -> Coroutine[Any, Any, list
 @overload
 def dequeue(consumer: blocking_consumer.Consumer, batch_size: int) -> list[QueueMessage]: ...
 def dequeue(*args: Any, **kwargs: Any) -> Any:
-    """Takes up to `batch_size` messages; with no argument at all, a builder."""
+    """Claims up to `batch_size` messages. Without arguments, returns a builder."""
 
     def taken(consumer: AnyConsumer, batch_size: int) -> Any:
         return consumer.dequeue(batch_size)
@@ -444,12 +462,12 @@ def dequeue(*args: Any, **kwargs: Any) -> Any:
 
 
 def dequeue_builder() -> DequeueBuilder:
-    """What `dequeue()` without arguments gives."""
+    """Returns the builder that `dequeue()` without arguments returns."""
     return DequeueBuilder()
 
 
 def tables(store: AnyStore) -> TablesBuilder:
-    """The table handles of a store, blocking or async as it is."""
+    """Returns the table handles of a store, blocking or async like the store."""
     return TablesBuilder(store)
 
 

@@ -1,4 +1,4 @@
-"""Import paths of modules that have moved: `import pgqrs.records` gives `pgqrs.model.records`, the same module."""
+"""Import paths of moved modules: `import pgqrs.records` imports the module `pgqrs.model.records`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ class _Former:
     def exec_module(self, module: ModuleType) -> None:
         former = module.__spec__
         assert former is not None, "the import system has set it"
-        module.__spec__ = self._specs[former.name]  # its own: it says where the module is
+        module.__spec__ = self._specs[former.name]  # the module's own spec, which names its present path
 
 
 def keep(moved: Mapping[str, str]) -> None:
-    """`moved`: paths of today by former ones."""
+    """Registers former paths. `moved` maps them to the present ones."""
     sys.meta_path.append(_Former(moved))

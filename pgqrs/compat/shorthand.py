@@ -1,4 +1,4 @@
-"""The module functions of 0.15: with an async store, producer or consumer they are awaited, with a blocking one they are not."""
+"""The module functions of 0.15. With an async store, producer or consumer, their results are awaited."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, overload
@@ -25,7 +25,7 @@ def admin(store: aio.Store) -> aio.Admin: ...
 @overload
 def admin(store: blocking.Store) -> administration.Admin: ...
 def admin(store: AnyStore) -> Any:
-    """The administrator of a store."""
+    """Returns the administration of a store."""
     return aio.Admin(store) if isinstance(store, aio.Store) else administration.Admin(_store(store))
 
 
@@ -37,7 +37,7 @@ def produce(store: aio.Store, queue: str, payload: Any) -> Coroutine[Any, Any, i
 @overload
 def produce(store: blocking.Store, queue: str, payload: Any) -> int: ...
 def produce(store: AnyStore, queue: str, payload: Any) -> Any:
-    """Puts a message on a queue, validated; its id. Raises QueueNotFoundError."""
+    """Validates and enqueues a message, and returns its id. Raises QueueNotFoundError."""
     core, ways = apart(store)
     return finish(store, ways.claim(lambda: _sent(core, queue, payload), core.undo))
 
@@ -49,7 +49,7 @@ def produce_batch(
 @overload
 def produce_batch(store: blocking.Store, queue: str, payloads: Sequence[Any]) -> list[int]: ...
 def produce_batch(store: AnyStore, queue: str, payloads: Sequence[Any]) -> Any:
-    """All or none of them; the ids are in the order of the payloads."""
+    """Enqueues several messages in one transaction, and returns their ids in the order of the payloads."""
     core, ways = apart(store)
     return finish(store, ways.claim(lambda: _all_sent(core, queue, payloads), core.undo))
 
@@ -61,8 +61,9 @@ def consume(
 @overload
 def consume(store: blocking.Store, queue: str, handler: Callable[[QueueMessage], Any]) -> None: ...
 def consume(store: AnyStore, queue: str, handler: Callable[[QueueMessage], Any]) -> Any:
-    """One pass: takes a message, if there is one, and archives it when the handler returns. Where that raises, the exception
-    goes on and the message goes back."""
+    """Makes one pass: claims a message, if there is one, and archives it when the handler returns.
+    If the handler raises, the message is released and the exception is passed on.
+    """
     return finish(store, _consume(*apart(store), queue, 1, "message", handler))
 
 
@@ -77,7 +78,7 @@ def consume_batch(
 def consume_batch(
     store: AnyStore, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
 ) -> Any:
-    """The same with up to `batch_size` messages at once."""
+    """Like `consume`, with up to `batch_size` messages at once."""
     return finish(store, _consume(*apart(store), queue, batch_size, "batch", handler))
 
 
@@ -89,7 +90,7 @@ def enqueue_batch(producer: aio.Producer, payloads: Sequence[Any]) -> Coroutine[
 @overload
 def enqueue_batch(producer: blocking_producer.Producer, payloads: Sequence[Any]) -> list[int]: ...
 def enqueue_batch(producer: AnyProducer, payloads: Sequence[Any]) -> Any:
-    """All or none of them; the ids are in the order of the payloads."""
+    """Enqueues several messages in one transaction, and returns their ids in the order of the payloads."""
     return producer.enqueue_batch(payloads)
 
 
@@ -100,7 +101,9 @@ def enqueue_delayed(
 @overload
 def enqueue_delayed(producer: blocking_producer.Producer, payload: Any, delay_seconds: Duration) -> int: ...
 def enqueue_delayed(producer: AnyProducer, payload: Any, delay_seconds: Duration) -> Any:
-    """A message that is due after so long; its id. See `Producer.enqueue_delayed`."""
+    """Enqueues a message that becomes due after a delay, and returns its id. See
+    `Producer.enqueue_delayed`.
+    """
     return producer.enqueue_delayed(payload, delay_seconds)
 
 
@@ -112,7 +115,7 @@ def archive(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any
 @overload
 def archive(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def archive(consumer: AnyConsumer, message: QueueMessage) -> Any:
-    """Whether it was the consumer's to archive. See `Consumer.archive`."""
+    """Archives a message. Returns whether the consumer owned it. See `Consumer.archive`."""
     return consumer.archive(_id(message))
 
 
@@ -121,7 +124,9 @@ def archive_batch(consumer: aio.Consumer, messages: Sequence[QueueMessage]) -> C
 @overload
 def archive_batch(consumer: blocking_consumer.Consumer, messages: Sequence[QueueMessage]) -> bool: ...
 def archive_batch(consumer: AnyConsumer, messages: Sequence[QueueMessage]) -> Any:
-    """Whether all of them were the consumer's to archive; `consumer.archive_many` tells which."""
+    """Archives messages. Returns whether the consumer owned all of them; `consumer.archive_many`
+    returns which.
+    """
     ids = [_id(m) for m in messages]
     if isinstance(consumer, aio.Consumer):
         return _all(consumer.archive_many(ids))
@@ -137,7 +142,7 @@ def delete(consumer: aio.Consumer, message: QueueMessage) -> Coroutine[Any, Any,
 @overload
 def delete(consumer: blocking_consumer.Consumer, message: QueueMessage) -> bool: ...
 def delete(consumer: AnyConsumer, message: QueueMessage) -> Any:
-    """Whether it was the consumer's to delete. See `Consumer.delete`."""
+    """Deletes a message. Returns whether the consumer owned it. See `Consumer.delete`."""
     return consumer.delete(_id(message))
 
 
@@ -148,22 +153,22 @@ def extend_vt(
 @overload
 def extend_vt(consumer: blocking_consumer.Consumer, message: QueueMessage, seconds: Duration) -> bool: ...
 def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -> Any:
-    """Holds it so much longer; whether it was the consumer's. See `Consumer.extend_vt`."""
+    """Extends the lock of a message. Returns whether the consumer owned it. See `Consumer.extend_vt`."""
     return consumer.extend_vt(_id(message), seconds)
 
 
-# For the builders too
+# Shared with the builders
 
 
 def apart(store: AnyStore) -> tuple[blocking.Store, Ways]:
-    """The blocking store, and how to wait."""
+    """Returns the blocking store, and how to wait."""
     if isinstance(store, aio.Store):
         return store.core, store.ways
     return _store(store), Blocking()
 
 
 def finish(store: AnyStore, coroutine: Awaited) -> Any:
-    """To be awaited where the store is async, else done."""
+    """Returns an awaitable for an async store. Otherwise executes the coroutine and returns its result."""
     return coroutine if isinstance(store, aio.Store) else drive(coroutine)
 
 

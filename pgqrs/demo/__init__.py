@@ -1,1 +1,1 @@
-"""`pgqrs demo`: the standard library's source, measured and compressed on every core, durably."""
+"""`pgqrs demo`: measures and compresses the standard library's source on every core, durably."""

@@ -1,4 +1,4 @@
-"""What a chaos run has to show, from the database and from what the step bodies wrote down themselves."""
+"""The checks after `pgqrs demo --chaos`: compares the database with the log that the steps wrote."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,10 +15,14 @@ from pgqrs.model.states import WorkflowStatus
 class Proof(Struct, frozen=True):
     runs: int
     steps: int
-    not_success: tuple[str, ...]  # runs that are not SUCCESS, or whose recorded steps are not
-    restarted: tuple[str, ...]  # an earlier step that started again after a later one had
-    unwitnessed: tuple[str, ...]  # recorded steps whose body never ran
-    repeated: int  # bodies that had to run again because a kill took them
+    # Runs that are not SUCCESS, or have recorded steps that are not.
+    not_success: tuple[str, ...]
+    # Earlier steps that started again after a later one had started.
+    restarted: tuple[str, ...]
+    # Recorded steps whose body never executed.
+    unwitnessed: tuple[str, ...]
+    # Bodies that were executed again because a kill interrupted them.
+    repeated: int
 
     @property
     def holds(self) -> bool:
@@ -38,7 +42,9 @@ class Proof(Struct, frozen=True):
 
 
 def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
-    """`evidence` is the bodies' own log: a line a start, in the order of the starts."""
+    """Compares recorded steps with `evidence`, the log of the step bodies: one line per start, in
+    order.
+    """
     starts = starts_in(evidence.read_text() if evidence.exists() else "")
     not_success: list[str] = []
     restarted: list[str] = []
@@ -60,7 +66,9 @@ def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
 
 
 def starts_in(evidence: str) -> dict[int, list[str]]:
-    """The steps that started, in that order, by their run. A line that a kill cut short is of a body that did nothing yet."""
+    """Returns the started steps of each run, in order. A line that a kill cut short belongs to a
+    body that had done nothing yet.
+    """
     starts: dict[int, list[str]] = {}
     for line in evidence.splitlines():
         if len(words := line.split(" ")) == 4:

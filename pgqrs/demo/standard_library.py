@@ -1,11 +1,11 @@
 """The demo's workflow: measure and compress one module or package of the Python standard library.
 
-Change it and run `pgqrs demo` again, or run it as a service of its own:
+Change it and run `pgqrs demo` again, or run it as a service:
 
     pgqrs supervise pgqrs/demo/standard_library.py
 
-Every step is an ordinary function. What it returns is recorded once; kill its process at any moment, and the run goes on
-behind the last step that was recorded.
+Every step is an ordinary function whose result is recorded once. If you kill its process at any
+moment, the run continues after the last recorded step.
 """
 
 import ast
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pgqrs
 
-CHUNK_BYTES = 32 * 1024  # of source in one step: a few hundredths of a second to parse or to compress
+# Source per step. Parsing or compressing it takes a few hundredths of a second.
+CHUNK_BYTES = 32 * 1024
 
 
 @dataclass
 class Source:
-    """A file of the module, or a part of one."""
+    """A source file of the module, or a part of one."""
 
     path: Path
     bytes: int
@@ -52,7 +53,9 @@ class Summary:
 
 @pgqrs.workflow
 def analyse_module(module: str, root: Path, evidence: Path | None = None) -> Summary:
-    """`root` is the file or folder of the module; with `evidence`, each step's body notes its start in that file."""
+    """Measures a module. `root` is its file or folder. With `evidence`, each step's body logs its
+    start in that file.
+    """
     sources = list_files(root, evidence)
     total = Metrics()
     for group in chunks(sources):
@@ -66,7 +69,7 @@ def analyse_module(module: str, root: Path, evidence: Path | None = None) -> Sum
 
 
 def chunks(sources: list[Source]) -> list[list[Source]]:
-    """Grouped so that each group is a step's worth of work."""
+    """Groups the sources. Each group is the work of one step."""
     groups: list[list[Source]] = []
     size = 0
     for source in sources:
@@ -79,7 +82,7 @@ def chunks(sources: list[Source]) -> list[list[Source]]:
 
 
 def parts(sources: list[Source]) -> list[Source]:
-    """Large files in parts. To parse a file it takes the whole of it; to compress it does not."""
+    """Splits large files for compression. Parsing needs whole files."""
     return [
         Source(source.path, min(CHUNK_BYTES, source.bytes - start), start)
         for source in sources
@@ -104,7 +107,7 @@ def measure(group: list[Source], evidence: Path | None) -> Metrics:
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError):
-            continue  # the library holds a few files that are wrong on purpose
+            continue  # the library contains a few invalid files on purpose
         names: set[str] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -135,7 +138,7 @@ BRANCHES = (
 
 @pgqrs.step
 def compress(group: list[Source], evidence: Path | None) -> int:
-    """How many bytes the group takes with lzma, which tries hard."""
+    """Returns the size of the group after compression with lzma at its highest setting."""
     witness(evidence)
     size = 0
     for part in group:
@@ -166,7 +169,9 @@ def summarise(
 
 
 def modules() -> list[tuple[str, Path]]:
-    """The top-level modules and packages of the standard library, largest first so that none is left for the end."""
+    """Returns the top-level modules and packages of the standard library, largest first, so that no
+    large one remains at the end.
+    """
     library = Path(sysconfig.get_path("stdlib"))
     found = [
         (entry.stem, entry)
@@ -186,9 +191,12 @@ def _bytes(path: Path) -> int:
 
 
 def witness(evidence: Path | None) -> None:
-    """A line of the body's own, outside the engine: this step of this run started here and now. One write to a file
-    opened for appending is not mixed with another process's, but a kill may cut it short between two pages of the file: hence a line
-    of its own also behind such a one."""
+    """Logs, independently of pgqrs, that this step of this run started.
+
+    One write to a file opened for appending is not mixed with another process's write. A kill may
+    cut it short, however. Each line therefore begins with a line feed, in case the previous line is
+    incomplete.
+    """
     if evidence is not None:
         run = pgqrs.current_run()
         line = f"\n{run.id} {run.step} {os.getpid()} {time.time():.6f}\n"

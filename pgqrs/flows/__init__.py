@@ -1,1 +1,1 @@
-"""Inside a run, without a database: the decorators, a run's tasks, the calls of its steps, their history on a replay."""
+"""Code that executes inside a run, without a database: decorators, tasks, step calls, replay."""

@@ -1,7 +1,8 @@
-"""`@pgqrs.workflow`, `@pgqrs.step` and `@pgqrs.handler`: plain functions stay plain functions, and are known by name.
+"""The decorators `@pgqrs.workflow`, `@pgqrs.step` and `@pgqrs.handler`.
 
-What a decorator learned hangs on the function as `__pgqrs__`. Besides, each module's definitions are
-noted while that module lives, so that a supervisor can tell that something else took a name of one.
+Decorated functions stay plain functions. A decorator stores its definition on the function as
+`__pgqrs__`. The definitions of each module are also kept while the module lives, so that a
+supervisor detects a name that was rebound to something else.
 """
 
 import functools
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NAME_CHARS_MAX = 200  # the database holds 255, and a repeated step adds its number
+# The database holds 255 characters. A repeated step appends its number.
+NAME_CHARS_MAX = 200
 
 
 @overload
@@ -48,19 +50,25 @@ def workflow(
     timeout: Duration | None = None,
     lanes: int | None = None,
 ) -> Any:
-    """Makes a function a workflow: `store.trigger(function, …)` starts a run of it, a supervisor executes it.
+    """Makes a function a workflow: `store.trigger(function, …)` starts a run, and a supervisor
+    executes it.
 
-    The function stays what it was; called directly it just runs. `name` is by default its `__name__`, and its `queue`
-    is by default its name. `timeout` (seconds, timedelta or text such as "2h") is the time of the whole run from its first start,
-    pauses, retries and restarts included: over it the run is ERROR with a TimeoutError that it cannot catch, and a plain one
-    that is running is killed with its worker. Raises ValidationError for what cannot be a workflow (a generator, a lambda without a name, an
-    annotation that JSON cannot carry).
+    A direct call of the function behaves as before. `name` defaults to the function's `__name__`,
+    and `queue` defaults to `name`.
 
-    While a plain run waits for the commit of a step, its worker goes on with another run on the same thread. `lanes=1`
-    keeps it from that: a worker executes one run of this workflow to its end before it turns to another one. That is for
-    functions that hold a lock, change the working directory or set a signal handler across a step.
+    `timeout` (seconds, a timedelta or text such as "2h") limits the whole run from its first start,
+    including pauses, retries and restarts. A run that exceeds it ends in ERROR with a TimeoutError
+    that the run cannot catch. If a plain run is executing at that moment, its worker is killed.
 
-    With no argument at all it is 0.15's builder, which also accepts a function.
+    While a plain run waits for the commit of a step, its worker executes another run on the same
+    thread. With `lanes=1`, a worker finishes one run of this workflow before it starts another. Use
+    that for functions that hold a lock, change the working directory or set a signal handler across
+    steps.
+
+    Raises ValidationError for a function that cannot be a workflow: a generator, a lambda without a
+    name, or an annotation that JSON cannot represent.
+
+    Without any argument, this returns the workflow builder of 0.15, which also accepts a function.
     """
     if lanes not in (None, 1):
         raise errors.ValidationError(
@@ -79,10 +87,16 @@ def workflow(
 
 
 def handler(*, queue: str, name: str | None = None, timeout: Duration | None = None) -> Callable[[F], F]:
-    """Makes a function the handler of a queue's plain messages: it is called with each payload, converted by its
-    annotation. When it returns the message is archived; when it raises, the message is delivered again after a back-off,
-    up to the supervisor's `max_read_ct`, and is then dead. So it is when one delivery takes longer than `timeout` (seconds, timedelta
-    or text): a plain handler is then killed with its worker, an `async` one cancelled."""
+    """Makes a function the handler of a queue's plain messages. It receives each payload, converted
+    to its annotation.
+
+    When the function returns, the message is archived. When it raises, the message is delivered
+    again after a back-off. After `max_read_ct` deliveries (a setting of the supervisor) the message
+    is dead.
+
+    `timeout` (seconds, a timedelta or text) limits one delivery. Exceeding it counts as a failure:
+    a plain handler is killed with its worker, and an `async` one is cancelled.
+    """
 
     def decorate(f: F) -> F:
         definition = _definition("handler", f, name, queue, timeout)
@@ -120,19 +134,28 @@ def step(
     pure: bool = False,
     compare: bool = True,
 ) -> Any:
-    """Makes a function a step: inside a run its result is recorded once and remembered by every replay.
+    """Makes a function a step: inside a run its result is recorded once, and every replay returns
+    it.
 
-    Outside a run, and inside another step, it is a plain call. `retry` is how many more tries an exception gets, with a
-    back-off between them during which the run holds no worker. `timeout` (seconds, timedelta or text such as "10m")
-    ends a plain step by killing its worker process, an `async` one by cancelling it; both count as a failed try. So does a
-    plain step whose process holds more than `memory` (bytes, or text such as "2 GiB"), looked at four times a second. `pure`
-    declares that the step has no side effects: it may start before the step before it is durable.
+    Outside a run, and inside another step, this is a plain call.
 
-    A replay finds the record of a call by the task that makes the call, the step's name and a fingerprint of the call's
-    arguments; a call whose arguments differ from the recorded ones raises ReplayMismatchError before the body runs. With
-    `compare=False` the arguments are not compared: for a step that is given a time stamp, a temporary path or the like.
+    `retry` is the number of retries after an exception, or a policy. The run holds no worker during
+    the back-off between attempts.
 
-    With no argument at all it is 0.15's builder, which also accepts a function.
+    `timeout` (seconds, a timedelta or text such as "10m") limits one attempt. A plain step that
+    exceeds it is killed with its worker process, and an `async` one is cancelled. `memory` (bytes,
+    or text such as "2 GiB") limits the memory of a plain step's process, which is checked four
+    times a second. Exceeding either limit counts as a failed attempt.
+
+    `pure` declares that the step has no side effects: it may start before the previous step is
+    durable.
+
+    A replay finds the record of a call by the task that makes the call, the step's name and a
+    fingerprint of the arguments. If the arguments differ from the recorded ones, the call raises
+    ReplayMismatchError before the body runs. `compare=False` skips this comparison, for a step that
+    receives a timestamp, a temporary path or the like.
+
+    Without any argument, this returns the step builder of 0.15, which also accepts a function.
     """
     if all(told is None for told in (function, name, retry, timeout, memory)) and not pure and compare:
         from pgqrs.compat.builders import StepBuilder
@@ -160,7 +183,8 @@ def step(
                 "a limit of memory takes a plain function"
             )
         if definition.is_async:
-            # No `async def`: a call has its place among the calls of its task when it is made, not when it is awaited.
+            # This is not an `async def`, because a call takes its place among the calls of its task
+            # when it is made, not when it is awaited.
             @functools.wraps(f)
             def call_async(*args: Any, **kwargs: Any) -> Any:
                 return call_async_step(definition, args, kwargs)
@@ -180,8 +204,10 @@ def step(
 
 
 def definition_of(function: object) -> Definition:
-    """What was decorated. Raises ValidationError for anything else, also for what only wraps a decorated function: the
-    workers would run that function without it."""
+    """Returns the definition of a decorated function. Raises ValidationError for anything else,
+    including an object that wraps a decorated function: workers would run the function without the
+    wrapper.
+    """
     found = getattr(function, "__pgqrs__", None)
     if isinstance(found, Definition) and found.function is function:
         return found
@@ -197,8 +223,9 @@ def definition_of(function: object) -> Definition:
 
 
 def refuse_replaced(module: ModuleType) -> None:
-    """Raises ValidationError where a name of a workflow, a handler or a step of the module holds something that wraps it:
-    a decorator above ours, say, which the workers would leave out."""
+    """Raises ValidationError if a name of a workflow, handler or step in the module is bound to a
+    wrapper of it. Workers would ignore a decorator above pgqrs's own, for example.
+    """
     for definition in _made.get(module, ()):
         held: Any = module
         for part in definition.function.__qualname__.split("."):
@@ -207,7 +234,7 @@ def refuse_replaced(module: ModuleType) -> None:
             continue
         raise errors.ValidationError(_misplaced(held, definition))
     for name, value in vars(module).items():
-        # By its type: a proxy for what is not there yet answers isinstance with an exception.
+        # Compare the type itself: a lazy proxy may raise an exception in `isinstance`.
         if type(value) is functools._lru_cache_wrapper and (step := getattr(value, "__pgqrs_step__", None)):
             raise errors.ValidationError(
                 f"{name}: a cache above @pgqrs.step answers in the place of step {step.name!r}, which a run then does "
@@ -216,8 +243,9 @@ def refuse_replaced(module: ModuleType) -> None:
 
 
 def definitions_in(module: ModuleType) -> list[Definition]:
-    """The workflows and handlers that a module holds, its own and those it imported. Raises ValidationError as
-    `definition_of` does."""
+    """Returns the workflows and handlers in a module's namespace, including imported ones. Raises
+    ValidationError as `definition_of` does.
+    """
     return distinct(
         definition_of(value)
         for value in list(vars(module).values())
@@ -226,7 +254,7 @@ def definitions_in(module: ModuleType) -> list[Definition]:
 
 
 def distinct(found: Iterable[Definition]) -> list[Definition]:
-    """Each once. Raises ValidationError where two would answer to one name or one queue."""
+    """Removes duplicates. Raises ValidationError if two definitions share a name or a queue."""
     by_name: dict[str, Definition] = {}
     by_queue: dict[str, Definition] = {}
     for d in found:
@@ -239,7 +267,7 @@ def distinct(found: Iterable[Definition]) -> list[Definition]:
     return list(by_name.values())
 
 
-# Where something else than the decorated function has its place
+# Wrappers in the place of a decorated function
 
 _made: WeakKeyDictionary[ModuleType, list[Definition]] = WeakKeyDictionary()
 _ORDER = {"workflow": "@pgqrs.workflow", "handler": "@pgqrs.handler(queue=…)"}
@@ -273,7 +301,7 @@ def _misplaced(outer: object, inner: Definition) -> str:
 
 
 def _wrapped(outer: object) -> Definition | None:
-    """The definition within a partial or a wrapper, if there is one."""
+    """Returns the definition inside a partial or a wrapper, or None."""
     for name in ("func", "__wrapped__", "__func__"):
         inner = _attribute(outer, name)
         if isinstance(found := _attribute(inner, "__pgqrs__"), Definition):
@@ -291,14 +319,14 @@ def _wrapped(outer: object) -> Definition | None:
 def _wraps(outer: object, inner: Definition) -> bool:
     found = _attribute(outer, "__pgqrs__")
     if isinstance(found, Definition) and found.function is outer:
-        return False  # the name was given to another workflow
+        return False  # the name was rebound to another workflow
     if not isinstance(outer, type) and not inspect.isroutine(outer) and callable(outer):
-        return True  # an object in the function's place, whatever it keeps of the function
+        return True  # a callable object has replaced the function
     return found is inner or _wrapped(outer) is inner
 
 
 def _attribute(value: object, name: str) -> Any:
-    """None also where a value answers with an exception: a proxy for what is not there yet, say."""
+    """Returns None if the attribute is missing or if reading it raises, as it may in a lazy proxy."""
     try:
         return getattr(value, name, None)
     except Exception:
@@ -313,7 +341,7 @@ def _content(cell: Any) -> Any:
 
 
 def _refuse_order(f: Any, kind: str) -> None:
-    """Raises ValidationError for what our decorator cannot stand above."""
+    """Raises ValidationError for an object that a decorator of pgqrs cannot be placed above."""
     if isinstance(f, staticmethod | classmethod):
         told = "staticmethod" if isinstance(f, staticmethod) else "classmethod"
         raise errors.ValidationError(
@@ -349,7 +377,7 @@ def _refuse_order(f: Any, kind: str) -> None:
 
 
 def _bound_to(f: Any) -> str | None:
-    """`self` or `cls`, where the function is written in a class."""
+    """Returns `self` or `cls` if the function is a method that takes it, else None."""
     around = getattr(f, "__qualname__", "").rpartition(".")[0]
     if not around or around.endswith("<locals>") or not inspect.isfunction(f):
         return None
@@ -381,7 +409,9 @@ def _definition(
 
 
 def _positions(f: Callable[..., Any]) -> tuple[str | None, ...]:
-    """The parameters that an argument without a keyword can go to, None for one that only such an argument can."""
+    """Returns the parameters that accept a positional argument: the name, or None if it is
+    positional-only.
+    """
     found: list[str | None] = []
     for parameter in inspect.signature(f).parameters.values():
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
@@ -392,11 +422,14 @@ def _positions(f: Callable[..., Any]) -> tuple[str | None, ...]:
 
 
 def _mark_as_coroutine_function(f: Any) -> None:
-    """For those who ask whether it is one, such as a test runner or a web framework."""
+    """Marks a function as a coroutine function for callers that check, such as test runners and web
+    frameworks.
+    """
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(f)
     else:
-        import asyncio.coroutines  # not at the top: a program without async steps has no use for it
+        # Imported here because a program without async steps does not need asyncio.
+        import asyncio.coroutines
 
         f._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
 
@@ -413,7 +446,7 @@ def _signature(f: Callable[..., Any], kind: str) -> Signature:
         return signature_of(f, inputs=kind != "step")
     except errors.PgqrsError:
         raise
-    except ValueError as e:  # of one that is written in C
+    except ValueError as e:  # a function written in C
         raise errors.ValidationError(
             f"the parameters of {f!r} are unknown, so it cannot be a {kind}: {e}; write a def that calls it"
         ) from e

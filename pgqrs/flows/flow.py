@@ -1,12 +1,13 @@
-"""What a run is made of, as the code inside it sees it: steps that are recorded once and remembered ever after.
+"""A run as its own code sees it: steps whose results are recorded once and replayed afterwards.
 
-Where the records go is none of this module's business: a `History` holds what was recorded before, and a `Journal` is
-told when a step begins and what becomes of it; behind it is a pipe to a supervisor, a store, or a list in a test. The
-order that makes a run durable is held here:
+This module does not know where records are stored. A `History` holds the results recorded earlier.
+A `Journal` receives the begin and the result of each step; behind it is a pipe to a supervisor, a
+store, or a list in a test. This module keeps the two rules that make a run durable:
 
-    a step's body starts only when its history knew no result and `begin` has returned, and `begin` returns only when
-    every earlier step of the run is durable (unless the step is pure); a step's result reaches the workflow only as the
-    decoded form of what was recorded, so the first time is like every replay.
+- A step's body starts only if the history has no result for it and `begin` has returned. `begin`
+  returns when every earlier step of the run is durable, or at once if the step is pure.
+- The workflow receives a step's result only as decoded from the record. The first execution
+  therefore behaves like every replay.
 """
 
 import sys
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from pgqrs.flows.handover import Handover
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
-CANCELLED = "CANCELLED"  # the error code of a step that its workflow cancelled
+# The error code of a step that its own workflow cancelled.
+CANCELLED = "CANCELLED"
 
 
 class StepDefinition(Struct, frozen=True):
-    """What `@pgqrs.step` knows. `timeout_s` and `memory_bytes` None: no limit. A pure step may start before the one before it
-    is durable."""
+    """The settings of a step. None in `timeout_s` or `memory_bytes` means no limit. A pure step may
+    start before the previous step is durable.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -50,14 +53,14 @@ class StepDefinition(Struct, frozen=True):
     timeout_s: float | None = None
     pure: bool = False
     memory_bytes: int | None = None
-    # Whether a replay compares the arguments of a call with those that were recorded.
+    # Whether a replay compares the arguments of a call with the recorded ones.
     compare: bool = True
-    # The parameters by position, None for one that has no keyword: see fingerprint.folded.
+    # The parameters by position, None for one that has no keyword. See fingerprint.folded.
     positions: tuple[str | None, ...] = ()
 
 
 class Definition(Struct, frozen=True):
-    """What `@pgqrs.workflow` and `@pgqrs.handler` know."""
+    """The settings of a workflow or a handler."""
 
     kind: Literal["workflow", "handler"]
     name: str
@@ -65,50 +68,53 @@ class Definition(Struct, frozen=True):
     function: Callable[..., Any]
     signature: Signature
     is_async: bool
-    timeout_s: float | None = None  # of a whole run, or of one delivery
-    # 1: a worker executes one such run to its end before it turns to another. None: it may execute others while this one
-    # waits for a commit.
+    # Limits a whole run, or one delivery of a message.
+    timeout_s: float | None = None
+    # 1: a worker finishes one such run before it starts another. None: a worker may execute other
+    # runs while this one waits for a commit.
     lanes: int | None = None
 
 
 class Suspended(BaseException):
-    """Takes a run off its worker without ending it: it waits for a retry, pauses, was cancelled or handed back.
+    """Removes a run from its worker without ending it: the run waits for a retry, is paused, was
+    cancelled or is handed back to the supervisor.
 
-    Not an Exception, so that a workflow's `except Exception` lets it through.
+    It is not an Exception, so that `except Exception` in a workflow does not catch it.
     """
 
 
 class Journal(Protocol):
-    """Where the checkpoints of one run go."""
+    """The receiver of a run's checkpoints."""
 
     def begin(self, call: StepCall) -> None:
-        """The call's body starts when this returns, which it does when all that was recorded before is durable (at once
-        if the call is pure)."""
+        """Returns when the call's body may start: when everything recorded earlier is durable, or
+        at once if the call is pure.
+        """
 
     def record(self, step: Step) -> None:
-        """Takes a result. Returns at once. Raises Suspended where the run leaves its worker here."""
+        """Accepts a result and returns at once. Raises Suspended if the run leaves its worker here."""
 
 
 class AsyncJournal(Protocol):
-    """The same for a run on an event loop."""
+    """The receiver of the checkpoints of a run on an event loop."""
 
     async def begin(self, call: StepCall) -> None: ...
 
     def record(self, step: Step) -> None: ...
 
     def tried(self, step: Step) -> None:
-        """Takes an attempt that failed, of a step that is tried again here: the run stays. Returns at once."""
+        """Accepts a failed attempt of a step that is retried in this worker. Returns at once."""
 
     @property
     def leaving(self) -> bool:
-        """Whether the run is on its way off its worker: what ends now ends because of that."""
+        """Whether the run is leaving its worker. A step that ends now ends for that reason."""
 
     def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Awaits from synchronous code inside the run: a plain step that an async workflow calls."""
+        """Awaits from synchronous code inside the run: an async workflow has called a plain step."""
 
 
 class Clocks(Struct, frozen=True):
-    """The time and the chance that a run may use."""
+    """The clocks and the source of random numbers of a run."""
 
     now_s: Callable[[], float]
     cpu_s: Callable[[], float]
@@ -116,7 +122,7 @@ class Clocks(Struct, frozen=True):
 
 
 class Context:
-    """One execution of one run or message. `pgqrs.current_run()` hands it out."""
+    """One execution of one run or message. `pgqrs.current_run()` returns it."""
 
     def __init__(
         self,
@@ -139,26 +145,33 @@ class Context:
         self.clocks = clocks
         self.payload_bytes_max = payload_bytes_max
         self.database = database
-        self.suspended = False  # once Suspended was raised in it, nothing that its function does is recorded
-        self.branched = False  # an async run that has made a task of its own
+        # Set once Suspended was raised in this execution. Nothing that the function does afterwards
+        # is recorded.
+        self.suspended = False
+        # Whether an async run has created a task of its own.
+        self.branched = False
         self.names = Names(history.names)
-        self._fingerprints: Fingerprints | None = None  # made for the first call
+        # Created for the first call that needs it.
+        self._fingerprints: Fingerprints | None = None
         self._thread = threading.get_ident()
         self._position = 0
         self._handover: Handover | None = None
 
     @property
     def step(self) -> str | None:
-        """The name of the step whose body is running, None between steps."""
+        """The name of the step whose body is executing, or None between steps."""
         call = step_under_way()
         return call.name if call else None
 
     @property
     def key(self) -> str:
-        """The same for every attempt of this step of this run, and for no other: an idempotency key for the outside.
+        """An idempotency key for external systems: the same for every attempt of this step of this
+        run, and different for any other.
 
-        Within a run it follows from where the step is called and from its arguments, not from the order of the calls. It
-        begins with the identity of the database: the runs of another database have other keys, though their ids are the same."""
+        Within a run, the key depends on the task that calls the step and on the arguments, not on
+        the order of calls. It begins with the identity of the database, so that runs of other
+        databases have different keys even if their ids are equal.
+        """
         call = step_under_way()
         parts = [self.workflow, str(self.id), *([self._key_of(call)] if call else [])]
         if self.database and not self.history.is_of_older_version:
@@ -176,14 +189,15 @@ class Context:
 
     @property
     def position(self) -> int:
-        """Of the step to come, counted from 0."""
+        """The position of the next step call, counted from 0."""
         return self._position
 
     @property
     def handover(self) -> "Handover":
-        """Of an async run."""
+        """The order in which an async run receives its results."""
         if self._handover is None:
-            from pgqrs.flows.handover import Handover  # not at the top: it imports asyncio
+            # Imported here because it imports asyncio.
+            from pgqrs.flows.handover import Handover
 
             self._handover = Handover(self, self.history.steps)
         return self._handover
@@ -195,11 +209,12 @@ class Context:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> tuple[StepCall, RecordedStep | None] | RecordedStep:
-        """The next call of a step, with the record of its failed attempts, None if there are none.
-        Where a result is recorded, only that record.
+        """Registers the next call of a step. Returns the recorded result if there is one. Otherwise
+        returns the call, with the record of its failed attempts or None.
 
-        Raises WrongThreadError, ReplayMismatchError, and ValidationError past the most steps that a
-        run may call."""
+        Raises WrongThreadError and ReplayMismatchError, and ValidationError if the run exceeds
+        STEPS_MAX calls.
+        """
         if threading.get_ident() != self._thread:
             raise errors.WrongThreadError(
                 f"step {definition.name!r} was called from thread {threading.current_thread().name!r}; "
@@ -246,7 +261,7 @@ class Context:
         return policy.delay(tried + 1, self.clocks.random) if tried < policy.max_attempts else None
 
     def next_try(self, definition: StepDefinition, call: StepCall) -> StepCall:
-        """The same call after an attempt that failed."""
+        """Returns the same call for the next attempt, after one has failed."""
         tried = call.retry_count + 1
         policy = definition.retry
         retry_in_s = None if policy is None else self._retry_in_s(policy, tried)
@@ -257,13 +272,13 @@ _inside_worker = False
 
 
 def mark_worker() -> None:
-    """From now on this process runs steps for a supervisor: one that is called outside a run is a mistake."""
+    """Marks this process as a worker of a supervisor. Calling a step outside a run is a mistake here."""
     global _inside_worker
     _inside_worker = True
 
 
 def current_run() -> Context:
-    """The run that this code is part of. Raises ValidationError outside one."""
+    """Returns the run that the calling code belongs to. Raises ValidationError outside a run."""
     context = running()
     if context is None:
         raise errors.ValidationError("pgqrs.current_run() was called outside a run")
@@ -276,30 +291,37 @@ def running() -> Context | None:
 
 
 def step_under_way() -> StepCall | None:
-    """Whose body the current code is in."""
+    """Returns the call of the step whose body is executing, or None."""
     scope = current.get()
     return None if scope is None else scope.step
 
 
 class Waits(Protocol):
-    """A journal of a run in a supervisor's worker: the supervisor is told what the run waits for, since it may be the only one
-    that could do it."""
+    """A journal in a supervisor's worker that also reports waits. The supervisor learns which run
+    this run waits for, because no other supervisor may be able to execute it.
+    """
 
     def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
-        """The run waits for that one from now on. `blocks`: nothing else can go on in its worker meanwhile."""
+        """Reports that the run waits for another run. With `blocks`, nothing else can execute in
+        this worker meanwhile.
+        """
         ...
 
     def look(self) -> None:
-        """Raises Suspended where the run is to leave its worker instead, InternalError where the wait could never end."""
+        """Raises Suspended if the run must leave its worker instead, and InternalError if the wait
+        could never end.
+        """
         ...
 
     def waited(self) -> None:
-        """The wait is over."""
+        """Reports that the wait has ended."""
         ...
 
 
 def waits() -> Waits | None:
-    """Whom a wait for another run is to be told, None outside a supervisor's worker and in a thread that the run did not start on."""
+    """Returns the journal to report a wait to. Returns None outside a supervisor's worker, and in a
+    thread other than the run's own.
+    """
     context = running()
     if context is None or not hasattr(context.journal, "waits") or threading.get_ident() != context._thread:
         return None
@@ -313,7 +335,9 @@ _PAUSE = StepDefinition("pause", lambda: None, Signature(lambda: None), False, c
 
 
 def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A plain step's call: recorded inside a run, a plain call outside one and inside another step."""
+    """Calls a plain step. The call is recorded inside a run; outside a run and inside another step
+    it is a plain call.
+    """
     scope = _enclosing(definition)
     if scope is None:
         return definition.function(*args, **kwargs)
@@ -349,7 +373,9 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
 def call_async_step(
     definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Coroutine[Any, Any, Any]:
-    """The same for an `async def` step: its coroutine. The call's place is here, wherever and whenever that is awaited."""
+    """Calls an `async def` step and returns its coroutine. The call takes its place in the run
+    here, not when the coroutine is awaited.
+    """
     scope = _enclosing(definition)
     if scope is None:
         return definition.function(*args, **kwargs)  # type: ignore[no-any-return]
@@ -365,7 +391,7 @@ def call_async_step(
 def _settled_side_by_side(
     scope: Scope, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Coroutine[Any, Any, Any]:
-    """A step's call in an async run, which other steps may be beside."""
+    """Calls a step in an async run, where other steps may be in progress at the same time."""
     entered = scope.context.enter(scope, definition, args, kwargs)
     if isinstance(entered, RecordedStep):
         return _recalled(scope.context, definition, entered)
@@ -387,7 +413,9 @@ async def _carried_out(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """`tried`: the attempts that failed in earlier executions of the run."""
+    """Executes a step, including its retries. `tried` holds the attempts that failed in earlier
+    executions of the run.
+    """
     try:
         if tried is not None and tried.retry_in_s > 0 and context.branched:
             await _back_off(context, _waiting(call, tried))
@@ -410,8 +438,11 @@ async def _attempted(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Step:
-    """One attempt, recorded unless it is to be followed by another. What its workflow cancels is recorded as such."""
-    import asyncio  # not at the top: most worker processes have no use for it, and each fork of one would carry it
+    """Executes one attempt and records it, unless a retry follows. If the workflow cancels the
+    step, that is recorded as the result.
+    """
+    # Imported here because most worker processes do not need asyncio, and every fork would carry it.
+    import asyncio
 
     journal, handover = cast(AsyncJournal, context.journal), context.handover
     attempt = _Attempt(context, definition, call)
@@ -459,7 +490,9 @@ async def _attempted(
 
 
 async def _back_off(context: Context, step: Step) -> None:
-    """Waits for a step's next try. The run leaves its worker for that time unless something else of it is under way."""
+    """Waits for a step's retry. The run leaves its worker for that time unless another of its steps
+    is in progress.
+    """
     wait_s = step.retry_in_s or 0.0
     if not context.branched or context.handover.is_alone():
         context.journal.record(step)
@@ -471,7 +504,7 @@ async def _back_off(context: Context, step: Step) -> None:
 
 
 def _waiting(call: StepCall, tried: RecordedStep) -> Step:
-    """What is recorded of a step that waits for another try, as it is recorded again."""
+    """Returns the record of a step that waits for a retry, to be recorded again."""
     return Step(
         tried.position,
         call.name,
@@ -484,7 +517,9 @@ def _waiting(call: StepCall, tried: RecordedStep) -> Step:
 
 
 def _is_being_cancelled() -> bool:
-    """Whether somebody has asked for it. Else a step's body has raised CancelledError by itself."""
+    """Whether the task was cancelled from outside. Otherwise the step's body raised CancelledError
+    itself.
+    """
     import asyncio
 
     task = asyncio.current_task()
@@ -492,8 +527,12 @@ def _is_being_cancelled() -> bool:
 
 
 def pause(text: str = "paused", resume_after: float | timedelta | str | None = None) -> None:
-    """Takes the run off its worker until `resume_after` (seconds, timedelta or text such as "10m") has passed or
-    `handle.resume()` is called. Recorded like a step: a replay passes it. Raises ValidationError outside a run."""
+    """Removes the run from its worker until `resume_after` (seconds, a timedelta or text such as
+    "10m") has passed or `handle.resume()` is called.
+
+    The pause is recorded like a step, so a replay skips it. Raises ValidationError outside a run,
+    in a step and in a plain handler.
+    """
     context, scope = current_run(), current.get()
     if scope is None or context.kind != "workflow" or scope.step is not None:
         raise errors.ValidationError(
@@ -522,7 +561,7 @@ def pause(text: str = "paused", resume_after: float | timedelta | str | None = N
 
 
 def _enclosing(definition: StepDefinition) -> Scope | None:
-    """Where in a run this call of a step is, if it is to be recorded."""
+    """Returns the scope of a step call that is to be recorded, or None for a plain call."""
     scope = current.get()
     if scope is None:
         if _inside_worker and threading.current_thread() is not threading.main_thread():
@@ -538,7 +577,7 @@ def _enclosing(definition: StepDefinition) -> Scope | None:
 
 @contextmanager
 def _suspending(context: Context) -> Iterator[None]:
-    """Whatever the function makes of a Suspended that is raised in here, its run is not over."""
+    """Marks the run as suspended, even if the function swallows the Suspended raised inside."""
     try:
         yield
     except Suspended:
@@ -547,7 +586,9 @@ def _suspending(context: Context) -> Iterator[None]:
 
 
 def _leaves(error: BaseException) -> bool:
-    """What takes a run off its worker: no failure of the code that it passes through."""
+    """Whether an exception only removes the run from its worker. Such an exception is no failure of
+    the code that it passes through.
+    """
     if isinstance(error, Suspended):
         return True
     greenlets = sys.modules.get("greenlet")
@@ -560,7 +601,7 @@ def _was_cancelled(error: bytes) -> bool:
 
 
 class _Attempt:
-    """One execution of a step's body, from its first instant to what is to be recorded of it."""
+    """One execution of a step's body, and the record made of it."""
 
     def __init__(self, context: Context, definition: StepDefinition, call: StepCall) -> None:
         self._context = context
@@ -588,8 +629,10 @@ class _Attempt:
             )
         except errors.PgqrsError as e:
             return self._step(
-                WorkflowStatus.Error, error=_encoded_error(e)
-            )  # trying again would give the same
+                WorkflowStatus.Error,
+                error=_encoded_error(e),
+                # A retry would give the same result.
+            )
         return self._step(WorkflowStatus.Success, output=output)
 
     def failed(self, error: BaseException) -> Step:
@@ -602,7 +645,7 @@ class _Attempt:
                 try:
                     retry_in_s = backoff if wanted is None else durations.seconds(wanted)
                 except errors.ValidationError:
-                    retry_in_s = backoff  # what it says is no duration; that the step failed is what counts
+                    retry_in_s = backoff  # an invalid duration must not hide that the step failed
         if retry_in_s is None:
             return self._step(WorkflowStatus.Error, error=_encoded_error(error))
         return self._step(
@@ -639,7 +682,7 @@ def _encoded_error(error: BaseException, code: str | None = None) -> bytes:
 
 
 def _settled(definition: StepDefinition, status: str, output: bytes | None, error: bytes | None) -> Any:
-    """A step's result as the workflow gets it, the first time and on every replay: from what was recorded."""
+    """Returns or raises a step's outcome from its record, the same way the first time and in a replay."""
     if status == WorkflowStatus.Success:
         return codec.decode(
             output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}"
@@ -651,7 +694,7 @@ def _settled(definition: StepDefinition, status: str, output: bytes | None, erro
 
 
 class Refused(Exception):
-    """A run that ends in ERROR; `error` is what is to be recorded, raw JSON."""
+    """Ends a run in ERROR. `error` is the JSON to record."""
 
     def __init__(self, error: BaseException, code: str | None = None) -> None:
         told = errors.describe(error, code)
@@ -660,8 +703,11 @@ class Refused(Exception):
 
 
 def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
-    """Runs a workflow or handler on a message's payload and returns its result as JSON. Raises Refused where it fails,
-    Suspended where it leaves off: also where the function swallowed that, and whatever it did afterwards."""
+    """Runs a workflow or handler on a message's payload, and returns its result as JSON.
+
+    Raises Refused if the function fails. Raises Suspended if the run leaves its worker, even if the
+    function swallowed that exception and whatever it did afterwards.
+    """
     with _run(context):
         try:
             args, kwargs = _arguments(definition, payload)
@@ -677,7 +723,7 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
 
 
 async def execute_async(definition: Definition, context: Context, payload: bytes) -> bytes:
-    """The same for an `async def`."""
+    """Like `execute`, for an `async def` function."""
     import asyncio
 
     with _run(context):
@@ -690,8 +736,8 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
         except asyncio.CancelledError as e:
             _refuse_suspended(context)
             if _is_being_cancelled():
-                raise  # the loop is being closed
-            raise Refused(e) from e  # of a task that the workflow cancelled itself
+                raise  # the event loop is being closed
+            raise Refused(e) from e  # the workflow cancelled its own task
         except BaseException as e:
             _refuse_suspended(context)
             if _leaves(e) or isinstance(e, GeneratorExit):
@@ -712,7 +758,7 @@ def _arguments(definition: Definition, payload: bytes) -> tuple[list[Any], dict[
 
 def _result(definition: Definition, context: Context, value: Any) -> bytes:
     if definition.kind == "handler":
-        return b"null"  # nobody could read it
+        return b"null"  # no client can read a handler's result
     what = f"the result of workflow {definition.name!r}"
     return codec.encode(
         value, what=what, limit=context.payload_bytes_max, annotation=definition.signature.checked_result

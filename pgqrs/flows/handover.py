@@ -1,13 +1,16 @@
-"""The order in which the results of an async run's steps are handed to its workflow, the same on every replay.
+"""The order in which an async run receives the results of its steps. It is the same in every
+replay.
 
-Which of several branches goes on first is a decision that a workflow's own code can depend on (`as_completed`,
-`wait(FIRST_COMPLETED)`, workers on a queue). So the order in which results are handed over is recorded with them, each as
-the n-th that `ended`, and between two of them the run is brought to rest:
+The code of a workflow can depend on which of several branches continues first (`as_completed`,
+`wait(FIRST_COMPLETED)`, tasks that read from a queue). The order is therefore recorded with the
+results: each result has the number at which it `ended`. Between two results, the run comes to rest:
 
-    a result is handed over only when nothing else of the run can go on, and after all results that ended before it
+    a result is handed over only if no other code of the run can continue, and only after all results
+    that ended before it
 
-What the workflow does between two results then depends on nothing but the results before. What a replay cannot repeat is
-what the workflow asks of the outside by itself (timers, sockets, threads): that belongs into steps.
+What the workflow does between two results then depends only on the earlier results. A replay cannot
+repeat what the workflow itself reads from outside (timers, sockets, threads). That belongs in
+steps.
 """
 
 import asyncio
@@ -23,39 +26,44 @@ from pgqrs.model.writes import RecordedStep
 if TYPE_CHECKING:
     from pgqrs.flows.flow import Context
 
-# Code that looks again and again without waiting (`while not done: await sleep(0)`) never comes to rest by itself.
+# Code that polls without waiting (`while not done: await sleep(0)`) never comes to rest by itself.
 ROUNDS_MAX = 100
-# A result whose turn it is that nobody has asked for, while the run waits for nothing that we can see: then it is a mistake.
+# How long the next result may stay unclaimed while the run waits for nothing visible. After that it
+# is a mismatch.
 STUCK_S = 10.0
 
 
 class Handover:
-    """Of one execution of one run, on the event loop that the run is on."""
+    """The order of results in one execution of one run, on the run's event loop."""
 
     def __init__(self, context: "Context", recorded: Sequence[RecordedStep]) -> None:
         self._context = context
-        # The numbers of what is still to be handed over, the next one first.
+        # The numbers of the results that are still to be handed over, the next one first.
         self._due = deque(sorted(s.ended for s in recorded if s.ended is not None))
         self.ended = self._due[-1] if self._due else 0
         self._names = {s.ended: s.name for s in recorded if s.ended is not None}
         self._asked: dict[int, asyncio.Future[None]] = {}
         self._to_be_cancelled: dict[int, asyncio.Future[None]] = {}
-        self._early = 0  # numbers for results without one, before all others
+        # Counts down the numbers for results that have none. They come before all others.
+        self._early = 0
         self._looking = False
         self._watched: asyncio.TimerHandle | None = None
-        self.bodies = 0  # of steps, under way
-        self._open = 0  # steps whose body is under way or waits for its beginning
+        # Step bodies in progress.
+        self.bodies = 0
+        # Steps whose body is in progress or waits to begin.
+        self._open = 0
         self._backing_off: list[tuple[float, asyncio.Future[bool]]] = []
 
     def ends(self) -> int:
-        """A result is there: its number in the order."""
+        """Assigns the next number to a result that has arrived, and returns it."""
         self.ended += 1
         self._due.append(self.ended)
         return self.ended
 
     async def turn(self, ended: int | None) -> None:
-        """Returns when it is the turn of the result that ended as this one. None: of one that the run never saw, which is
-        handed over as soon as the run is at rest."""
+        """Waits until it is the turn of the result with this number. None stands for a result that
+        the run has never seen; its turn is when the run is at rest.
+        """
         if not self._context.branched:
             self._take(ended)
             return
@@ -77,7 +85,9 @@ class Handover:
             raise
 
     async def cancelled_again(self, ended: int | None) -> None:
-        """What the workflow cancelled waits until it is cancelled again. Never returns."""
+        """Waits until the workflow cancels the call again, as it did when this was recorded. Never
+        returns.
+        """
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if ended is not None:
             self._to_be_cancelled[ended] = never
@@ -91,7 +101,7 @@ class Handover:
         raise errors.InternalError("a step that waits to be cancelled was told to go on")
 
     def passed(self, ended: int | None) -> None:
-        """Of this result there is nothing to hand over any more."""
+        """Marks a result that nobody needs any more as handed over."""
         self._take(ended)
         self._look()
 
@@ -101,11 +111,13 @@ class Handover:
         elif ended is not None and ended in self._due:
             self._due.remove(ended)
 
-    # Waiting for another try
+    # Waiting for a retry
 
     async def alone(self, seconds: float) -> bool:
-        """Waits for so long, and less where the run comes to wait for nothing else: then it may leave its worker. Whether it
-        may. Of several that wait, the one whose time comes first is told."""
+        """Waits for `seconds`, or less if the run waits for nothing else. Returns True in the
+        latter case: the run may then leave its worker. If several calls wait, only the one that is
+        due first returns True.
+        """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(seconds, _resolve, waiting, False)
@@ -118,7 +130,7 @@ class Handover:
             self._backing_off = [w for w in self._backing_off if w[1] is not waiting]
 
     def is_alone(self) -> bool:
-        """Whether nothing of the run is under way but what asks."""
+        """Whether nothing of the run is in progress except the caller."""
         return not (self._open or self._asked or self._backing_off) and self._at_rest()
 
     def began(self) -> None:
@@ -129,7 +141,7 @@ class Handover:
         if self._backing_off:
             self._look()
 
-    # Rest
+    # Coming to rest
 
     def _look(self) -> None:
         if not self._looking and (self._asked or self._to_be_cancelled or self._backing_off):
@@ -151,8 +163,10 @@ class Handover:
             _resolve(min(self._backing_off, key=lambda w: w[0])[1], True)
 
     def _at_rest(self) -> bool:
-        """Whether nothing of this run could go on at once. The loop's list of what is ready has no public name; on a loop
-        without one, every result is handed over in a round of its own."""
+        """Whether no code of this run could continue immediately. The event loop's list of ready
+        callbacks is private. On a loop without it, each result is handed over in a round of its
+        own.
+        """
         ready: Any = getattr(asyncio.get_running_loop(), "_ready", ())
         return not any(self._is_ours(handle) for handle in ready)
 
@@ -163,7 +177,7 @@ class Handover:
         scope = context.get(current) if context is not None else None
         return scope is not None and scope.context is self._context
 
-    # What is never asked for
+    # Results that nobody claims
 
     def _watch(self) -> None:
         if self._watched is None:

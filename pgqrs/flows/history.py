@@ -1,18 +1,22 @@
-"""What was recorded of a run, and which record belongs to which call of a replay.
+"""The records of a run, and the rule that finds the record of a call in a replay.
 
-A call is known by where it is made and by what it is given, never by the moment at which it happens to run:
+A call is identified by the place it is made at and by its arguments, not by the moment at which it
+happens:
 
-    path         the task that makes the call, by its way through the run's tree of tasks ("" is the run's own task)
-    name         the step's
-    fingerprint  of the call's arguments
-    k            the k-th call of that task that is equal in all of these
+    path         the task that makes the call, by its way through the run's tree of tasks ("" is the
+                 run's own task)
+    name         the step's name
+    fingerprint  a hash of the call's arguments
+    k            this is the k-th call of that task with the same name and fingerprint
 
-So branches that run side by side find their own results in whatever order they come back, and so does a loop that walks
-over a set in another order. Where the arguments are not compared, because the step says so or because an older version
-recorded none, the first record of that name in the task that is still open is the call's.
+Concurrent branches therefore find their own results in whatever order they finish, and so does a
+loop over a set in another order. If the arguments are not compared, because the step says so or
+because an older version recorded no fingerprint, the call takes the first unused record of that
+name in the task.
 
-A call without a record starts its step's body. It may do so only if every record at or before its place in its task has
-been called: otherwise the workflow took another way than the one that was recorded, and running on could do a thing twice.
+A call without a record starts its step's body. This is allowed only if every record at or before
+the call's place in its task has been used. Otherwise the workflow has taken another path than the
+recorded one, and continuing could repeat an action.
 """
 
 import hashlib
@@ -29,12 +33,12 @@ _Key = tuple[str, str, int | None]
 
 
 def step_of(record: str) -> str:
-    """The step's name in a record's name: `charge` of `charge#2` and of `charge#branch.1/2`."""
+    """Returns the step's name in a record's name: `charge` for `charge#2` and for `charge#branch.1/2`."""
     return record.partition("#")[0]
 
 
 class History:
-    """The records of one run. `ordered` is False for an async run, whose steps can run side by side."""
+    """The records of one run. `ordered` is False for an async run, whose steps can run concurrently."""
 
     def __init__(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
         self.steps = steps
@@ -42,15 +46,20 @@ class History:
         self._unreached = {s.name: s for s in steps}
         self._ambiguous: set[str] = set()
         self.is_of_older_version = False
-        if steps:  # most runs have none yet, and need none of this
+        # Most runs have no records yet and skip this.
+        if steps:
             self._sort(steps, ordered)
 
     def _sort(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
-        self._equal: dict[_Key, list[RecordedStep]] = {}  # the k-th last: they are popped
-        self._named: dict[tuple[str, str], list[RecordedStep]] = {}  # of one name in one task, the first last
-        self._open: dict[str, list[tuple[int, str]]] = {}  # by task: places and names, the first last
-        self._placeless: dict[str, list[RecordedStep]] = {}  # by the step's name, the first last
-        # Begun by a version that recorded no places: what such a run has said of itself to others stays as it was.
+        # Records with the same path, name and fingerprint, in reverse order: they are popped from the end.
+        self._equal: dict[_Key, list[RecordedStep]] = {}
+        # Records of one step name in one task, the first one last.
+        self._named: dict[tuple[str, str], list[RecordedStep]] = {}
+        # Places and names of the records of each task, the first one last.
+        self._open: dict[str, list[tuple[int, str]]] = {}
+        # Records without a place, by step name, the first one last.
+        self._placeless: dict[str, list[RecordedStep]] = {}
+        # An older version, which recorded no places, began this run. Its idempotency keys must not change.
         self.is_of_older_version = any(s.place is None for s in steps)
         placed = [(s.place or Place("", s.position), s) for s in steps if s.place is not None or ordered]
         for place, s in sorted(placed, key=lambda p: p[0].count, reverse=True):
@@ -66,16 +75,18 @@ class History:
     def find(
         self, name: str, place: Place, pure: bool = False, arguments: Sequence[Any] = ()
     ) -> RecordedStep | None:
-        """The record of the call of step `name` at `place`, None if it has none: its body is to run.
+        """Returns the record of the call of step `name` at `place`, or None if the step's body is
+        to run.
 
-        A record with the status RETRY says which attempts failed. Each record is found once. Raises ReplayMismatchError
-        where the body must not run. `arguments` are those of the call, for the message.
+        A record with the status RETRY holds the failed attempts. Each record is returned once.
+        Raises ReplayMismatchError if the body must not run. `arguments` are shown in that error's
+        message.
         """
         if not self._unreached and not self._ambiguous:
             return None
         found = self._match(name, place)
         if found is not None and found.place is None and not place.path and found.position != place.count:
-            # An older version recorded no more than the order: that must be the same.
+            # An older version recorded only the order of calls, so the order must match.
             raise errors.ReplayMismatchError(self._other_step(name, place, self._at(place.count) or found))
         if found is not None:
             self._unreached.pop(found.name, None)
@@ -84,7 +95,7 @@ class History:
         return found
 
     def finish(self) -> None:
-        """Raises ReplayMismatchError when the run is at its end and recorded steps were never called."""
+        """Raises ReplayMismatchError if the run has ended without calling every recorded step."""
         if self._unreached:
             first = min(self._unreached.values(), key=lambda s: s.position)
             raise errors.ReplayMismatchError(
@@ -103,7 +114,9 @@ class History:
         return found or self._match_placeless(name, place)
 
     def _match_placeless(self, name: str, place: Place) -> RecordedStep | None:
-        """A record of an async run of an older version, which numbered the calls of all tasks together."""
+        """Returns a record of an async run of an older version, which numbered the calls of all
+        tasks together.
+        """
         if name in self._ambiguous:
             raise errors.ReplayMismatchError(
                 f"this run was begun by an older version of pgqrs, which recorded step {name!r} without the task that "
@@ -115,7 +128,7 @@ class History:
         return found
 
     def _next(self, records: list[RecordedStep] | None) -> RecordedStep | None:
-        """The first of these that no call has found yet."""
+        """Returns the first record that no call has used yet."""
         while records:
             record = records.pop()
             if record.name in self._unreached:
@@ -158,10 +171,11 @@ class History:
 
 
 class Names:
-    """The names under which the calls of a run are recorded: each is given once.
+    """The names under which a run's calls are recorded. Each name is used once.
 
-    `charge`, `charge#2`, … in the run's own task, `charge#branch.1/1`, … in another. A replay that meets its calls in
-    another order takes the numbers that are free.
+    Calls in the run's own task are named `charge`, `charge#2` and so on. Calls in another task are
+    named `charge#branch.1/1` and so on. A replay that meets its calls in another order uses free
+    numbers.
     """
 
     def __init__(self, taken: Iterable[str]) -> None:
@@ -184,7 +198,7 @@ def _numbered(name: str, path: str, number: int) -> str:
 
 
 def short(path: str) -> str:
-    """The path of a task whose own is too long to be kept."""
+    """Returns a hash that replaces a task path that is too long to store."""
     return "~" + hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""How often a step is tried again, and how long it waits before each try."""
+"""How often a step is retried, and how long each retry waits."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,14 @@ from pgqrs.arguments import durations
 from pgqrs.arguments.durations import Duration
 from pgqrs.errors import ValidationError
 
-RETRIES_MAX = 1_000_000  # more is a loop that nobody will watch to its end
+# A larger number is as good as endless.
+RETRIES_MAX = 1_000_000
 JITTER = 0.25
 JITTERED_DELAY_S_MIN = 1.0
 
 
 class BackoffStrategy(Struct, frozen=True):
-    """How long to wait before a retry. Made by `fixed`, `exponential` and `exponential_with_jitter`."""
+    """The delay before a retry. Created by `fixed`, `exponential` or `exponential_with_jitter`."""
 
     base_s: float
     max_s: float
@@ -24,34 +25,38 @@ class BackoffStrategy(Struct, frozen=True):
 
     @classmethod
     def fixed(cls, delay_seconds: Duration) -> "BackoffStrategy":
-        """The same before every retry; 0 retries at once."""
+        """The same delay before every retry. 0 retries at once."""
         delay_s = durations.seconds(delay_seconds)
         return cls(delay_s, delay_s)
 
     @classmethod
     def exponential(cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0) -> "BackoffStrategy":
-        """The first, then twice as long each time, up to the second."""
+        """Starts with `base_seconds` and doubles for each retry, up to `max_seconds`."""
         return cls(*_bounds(base_seconds, max_seconds), factor=2.0)
 
     @classmethod
     def exponential_with_jitter(
         cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0
     ) -> "BackoffStrategy":
-        """The same, each ±25 % at random so that what failed together is not retried together. Never under 1 s (unless
-        the maximum is) and never over the maximum."""
+        """Like `exponential`, with random jitter of ±25 % so that steps that failed together are
+        not retried together. The delay is never under 1 s, unless `max_seconds` is, and never over
+        `max_seconds`.
+        """
         base_s, max_s = _bounds(base_seconds, max_seconds)
         return cls(base_s, max_s, factor=2.0, jitter=JITTER, min_s=min(JITTERED_DELAY_S_MIN, max_s))
 
     def __repr__(self) -> str:
-        """As 0.15 shows it."""
+        """Returns the text that 0.15 shows."""
         if self.factor == 1.0:
             return f"Fixed {{ delay_seconds: {self.base_s:g} }}"
         name = "ExponentialWithJitter" if self.jitter else "Exponential"
         return f"{name} {{ base_seconds: {self.base_s:g}, max_seconds: {self.max_s:g} }}"
 
     def delay(self, attempt: int, random: Callable[[], float]) -> float:
-        """Seconds to wait before retry number `attempt`, which counts from 1. `random` gives 0.0 to 1.0."""
-        # Beyond 2 ** 64 everything is over its maximum, and soon over what a float can hold.
+        """Returns the seconds to wait before retry number `attempt`, counted from 1. `random`
+        returns 0.0 to 1.0.
+        """
+        # From 2 ** 64 on, every delay exceeds its maximum, and a float would soon overflow.
         delay_s = min(self.base_s * self.factor ** min(attempt - 1, 64), self.max_s)
         if self.jitter:
             delay_s *= 1 + self.jitter * (2 * random() - 1)
@@ -59,7 +64,9 @@ class BackoffStrategy(Struct, frozen=True):
 
 
 class StepRetryPolicy(Struct, frozen=True):
-    """`max_attempts` tries after the first one, `backoff` apart; None: exponential from 1 s to 60 s, with jitter."""
+    """At most `max_attempts` retries after the first attempt, separated by `backoff`. With None,
+    the back-off is exponential from 1 s to 60 s, with jitter.
+    """
 
     max_attempts: int = 3
     backoff: BackoffStrategy | None = None
@@ -81,12 +88,14 @@ class StepRetryPolicy(Struct, frozen=True):
         )
 
     def delay(self, attempt: int, random: Callable[[], float]) -> float:
-        """Seconds to wait before retry number `attempt`, which counts from 1."""
+        """Returns the seconds to wait before retry number `attempt`, counted from 1."""
         return (self.backoff or DEFAULT_BACKOFF).delay(attempt, random)
 
 
 def policy(retry: int | StepRetryPolicy | None) -> StepRetryPolicy:
-    """What `@step(retry=…)` was given, as a policy. None and 0: no retry. Raises ValidationError."""
+    """Converts the argument of `@step(retry=…)` to a policy. None and 0 mean no retry. Raises
+    ValidationError.
+    """
     if isinstance(retry, StepRetryPolicy):
         return retry
     return NO_RETRY if retry is None else StepRetryPolicy(max_attempts=retry)

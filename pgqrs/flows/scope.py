@@ -1,8 +1,9 @@
-"""Where in a run the code stands that is running: in which of the run's tasks, and in which step's body, if in any.
+"""The place in a run where the current code executes: the task, and the step if it is in one.
 
-A plain run has one scope. An async run has one for each of its tasks, which form a tree: a task's path is that of the
-task that made it, the name of its coroutine, and its number among the tasks of that name there. Names keep the tasks that
-a library makes for itself from shifting the numbers of the user's own.
+A plain run has one scope. An async run has one for each of its tasks. The tasks form a tree: a
+task's path consists of its parent's path, the name of its coroutine, and its number among the
+parent's tasks of that name. Because of the names, tasks that a library creates for itself do not
+shift the numbers of the user's tasks.
 """
 
 import contextvars
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class StepCall(Struct, frozen=True):
-    """One call of a step in one run: `name` is what it is recorded under, `step` the step's own name.
+    """One call of a step in one run. `name` is the name of its record, and `step` the step's own
+    name.
 
-    `position` counts the calls of the whole run, from 0, as they were made. `equal` says that this is the n-th call of
-    its task with this name and these arguments, from 1. `retry_count` is how often the call was tried before;
-    `retry_in_s` when it will be tried again should this attempt fail, None if it will not.
+    `position` counts the calls of the whole run from 0. `equal` is n for the n-th call of the task
+    with this name and these arguments, from 1. `retry_count` is the number of earlier attempts.
+    `retry_in_s` is the delay before a retry if this attempt fails, or None if no retry follows.
     """
 
     name: str
@@ -39,7 +41,9 @@ class StepCall(Struct, frozen=True):
 
 
 class Scope:
-    """One task of a run. `step` is the call whose body the task is in, None in the workflow's own code."""
+    """One task of a run. `step` is the call whose body the task executes, or None in the workflow's
+    own code.
+    """
 
     __slots__ = ("_calls", "_equal", "_tasks", "context", "path", "step")
 
@@ -52,7 +56,9 @@ class Scope:
         self._tasks: dict[str, int] = {}
 
     def child(self, name: str) -> "Scope":
-        """The scope of a task that this one makes now. In a step's body it is a part of that body."""
+        """Returns the scope of a task that this task creates now. A task created in a step's body
+        belongs to that body.
+        """
         if self.step is not None:
             return Scope(self.context, self.path, self.step)
         number = self._tasks[name] = self._tasks.get(name, 0) + 1
@@ -61,7 +67,7 @@ class Scope:
         return Scope(self.context, path if len(path) <= PATH_CHARS_MAX else short(path))
 
     def next_place(self, name: str, fingerprint: int | None) -> tuple[Place, int]:
-        """Of the call that this task makes now, and which of its equal calls it is, from 1."""
+        """Returns the place of the next call of this task, and its number among equal calls, from 1."""
         count, self._calls = self._calls, self._calls + 1
         alike = name, fingerprint
         equal = self._equal[alike] = self._equal.get(alike, 0) + 1
@@ -72,6 +78,6 @@ current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("pgqrs_sc
 
 
 def task_name(coroutine: Any) -> str:
-    """What a task's path calls it: the same in every process, on every Python."""
+    """Returns the name of a task in paths. It is the same in every process and on every Python version."""
     name = getattr(coroutine, "__name__", None) or type(coroutine).__name__
     return str(name).replace("/", "_")

@@ -1,1 +1,3 @@
-"""Queues and runs that a program drives by hand, without a supervisor: producers, consumers, runs, tables."""
+"""Queues and runs driven by the program itself, without a supervisor: producers, consumers, runs,
+tables.
+"""

@@ -1,4 +1,6 @@
-"""A consumer: takes the messages of one queue, holds each for a while, and ends it or gives it back."""
+"""A consumer: dequeues messages of one queue, holds each for a limited time, and archives, deletes
+or releases it.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -15,10 +17,11 @@ Seconds = float | timedelta | str
 
 
 class Consumer(Registered):
-    """Registered on one queue.
+    """A consumer registered on one queue.
 
-    It owns a message from its claim until it ends it, gives it back, or, once the time of its lock (`vt`) has passed,
-    somebody else has claimed it. What ends or moves a message answers False, or does not count it, where it is not the owner.
+    It owns a message from the claim until it archives, deletes or releases the message. If the lock
+    time (`vt`) has passed, another consumer may claim the message and become its owner. Calls on a
+    message that this consumer does not own return False, or do not count it.
     """
 
     def __init__(self, messages: MessageStore, config: Config, queue: QueueInfo, worker_id: int) -> None:
@@ -43,52 +46,57 @@ class Consumer(Registered):
         return self._queue.queue_name
 
     def dequeue(self, batch_size: int | None = None) -> list[QueueMessage]:
-        """The next messages, oldest first; `batch_size` None: one. Held for `Config.default_lock_time_seconds` (30 s unless
-        set). Nothing while the worker is suspended, interrupted or stopped."""
+        """Claims the next messages, oldest first. `batch_size` None means one.
+
+        They are held for `Config.default_lock_time_seconds`, or 30 s if that is not set. Returns
+        nothing while the worker is suspended, interrupted or stopped.
+        """
         return self._take(1 if batch_size is None else batch_size, self._config.lock_s, None)
 
     def dequeue_many_with_delay(self, limit: int, vt: Seconds) -> list[QueueMessage]:
-        """The same, held for `vt`."""
+        """Like `dequeue`, with the lock time `vt`."""
         return self._take(limit, vt, None)
 
     def dequeue_at(self, limit: int, vt: Seconds, current_time: str | datetime) -> list[QueueMessage]:
-        """The same as if it were that time."""
+        """Like `dequeue_many_with_delay`, as if the time were `current_time`."""
         return self._take(limit, vt, times.moment(current_time))
 
     def extend_vt(self, message_id: int, seconds: Seconds) -> bool:
-        """Holds it so much longer than it would have been."""
+        """Extends the lock of a message by this time."""
         return consuming.extend(self._database, self._worker_id, _id(message_id), durations.seconds(seconds))
 
     def archive(self, message_id: int) -> bool:
-        """Done with: it is kept, and comes back no more."""
+        """Archives a message as finished. It is not delivered again."""
         return bool(consuming.archive(self._database, self._worker_id, [_id(message_id)]))
 
     def archive_many(self, message_ids: Sequence[int]) -> list[bool]:
-        """In the order asked."""
+        """Archives messages. The results are in the order of the ids."""
         ids = _ids(message_ids)
         archived = consuming.archive(self._database, self._worker_id, ids)
         return [i in archived for i in ids]
 
     def delete(self, message_id: int) -> bool:
-        """Done with, and gone. Raises ValidationError for a message with a run, whose history would be lost."""
+        """Deletes a finished message. Raises ValidationError if the message has a run, whose
+        history would be lost.
+        """
         return bool(consuming.delete(self._database, self._worker_id, [_id(message_id)]))
 
     def delete_many(self, message_ids: Sequence[int]) -> list[bool]:
-        """In the order asked."""
+        """Deletes messages. The results are in the order of the ids."""
         ids = _ids(message_ids)
         deleted = consuming.delete(self._database, self._worker_id, ids)
         return [i in deleted for i in ids]
 
     def release_with_visibility(self, message_id: int, visible_at: str | datetime) -> bool:
-        """Gives it back, to be due at that time."""
+        """Releases a message. It becomes visible at the given time."""
         at = times.moment(visible_at)
         return consuming.give_back(self._database, self._worker_id, [_id(message_id)], at) == 1
 
     def release_messages(self, message_ids: Sequence[int]) -> int:
-        """Gives them back, due at once; returns how many."""
+        """Releases messages, which become visible at once. Returns their number."""
         return consuming.give_back(self._database, self._worker_id, _ids(message_ids))
 
-    # For those who take messages for somebody else: the loops in polling.py
+    # For the loops in polling.py
 
     @property
     def config(self) -> Config:
@@ -99,24 +107,26 @@ class Consumer(Registered):
         return self._messages
 
     def undo(self, messages: Sequence[QueueMessage]) -> None:
-        """As if they had never been delivered."""
+        """Releases messages as if they had never been delivered."""
         consuming.give_back(self._database, self._worker_id, [m.id for m in messages], refund=True)
 
     def put_off(self, message_id: int, until: datetime | None) -> None:
-        """Gives back what waits for a retry or a resumption, without charging the delivery."""
+        """Releases a message that waits for a retry or a resumption, without charging the delivery."""
         consuming.give_back(self._database, self._worker_id, [message_id], until, refund=True)
 
     def bury(self, message_id: int, reason: str) -> None:
-        """Archives it as dead."""
+        """Moves a message to the dead letters."""
         consuming.archive(self._database, self._worker_id, [message_id], reason)
 
     def keep(self, message_ids: Sequence[int]) -> None:
-        """Still at work on these: holds them for another lock time from now, and says that it lives."""
+        """Extends the lock of messages that are still being handled by the lock time from now, and
+        sends a heartbeat.
+        """
         self.heartbeat()
         consuming.keep(self._database, self._worker_id, message_ids, self._config.lock_s)
 
     def end(self) -> None:
-        """The last act of a consumer that one call made for itself: gives back what it still holds, and stops."""
+        """Ends a consumer that one call created for itself: releases what it holds, and stops."""
         consuming.leave(self._database, self._worker_id)
 
     def claim(self, limit: int, at: datetime | None) -> Callable[[], list[QueueMessage]]:

@@ -1,4 +1,4 @@
-"""The messages of a queue, one by one as they come, taken by a consumer that lives as long as the iterator."""
+"""Iterates over the messages of a queue as they arrive. Its consumer lives as long as the iterator."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -16,7 +16,9 @@ from pgqrs.store.waiting import Blocking, Ways, drive
 
 
 class Iteration:
-    """What the blocking and the async iterator share. The consumer is registered when the first message is asked for."""
+    """The part shared by the blocking and the async iterator. The consumer is registered when the
+    first message is requested.
+    """
 
     def __init__(
         self,
@@ -53,7 +55,9 @@ class Iteration:
         return await ways.call(consumer.delete, message_id)
 
     async def close(self, ways: Ways) -> None:
-        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
+        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
+        is fine.
+        """
         self.closed = True
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
@@ -66,7 +70,9 @@ class Iteration:
 
 
 class ConsumerIterator:
-    """`with store.consume_iter(queue) as messages: for message in messages: …; messages.archive(message.id)`."""
+    """Iterates over the messages of a queue: `with store.consume_iter(queue) as messages: for
+    message in messages: …; messages.archive(message.id)`.
+    """
 
     def __init__(self, iteration: Iteration) -> None:
         self._iteration = iteration
@@ -80,15 +86,19 @@ class ConsumerIterator:
         return drive(self._iteration.next(Blocking()))
 
     def archive(self, message_id: int) -> bool:
-        """Done with: it is kept, and comes back no more. False where it is not held here."""
+        """Archives a message as finished. Returns False if this iterator does not hold it."""
         return drive(self._iteration.archive(Blocking(), message_id))
 
     def delete(self, message_id: int) -> bool:
-        """Done with, and gone. False where it is not held here; ValidationError for a message with a run."""
+        """Deletes a finished message. Returns False if this iterator does not hold it. Raises
+        ValidationError if the message has a run.
+        """
         return drive(self._iteration.delete(Blocking(), message_id))
 
     def close(self) -> None:
-        """Its worker is Stopped, and what it still holds is given back. Twice is fine."""
+        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
+        is fine.
+        """
         drive(self._iteration.close(Blocking()))
 
     def __enter__(self) -> Self:

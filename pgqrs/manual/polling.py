@@ -1,7 +1,7 @@
-"""Taking messages and calling back: written once, as coroutines over the two `Ways` of waiting.
+"""Polling loops that call a handler, written once as coroutines over both kinds of `Ways`.
 
-Whatever ends a handler, its messages are archived or given back; while it runs its worker is Polling, its heartbeat advances
-and its messages stay held, however long it takes.
+When a handler ends, its messages are archived or released. While it executes, its worker is
+Polling, its heartbeat is sent, and its messages stay locked, however long it takes.
 """
 
 import contextlib
@@ -25,12 +25,14 @@ from pgqrs.store.waiting import Ways, patiently
 Kind = Literal["message", "batch", "workflow"]
 Handler = Callable[[Any], Any]
 
-# These take a run off its worker for a while; it goes on where it was.
+# These errors take a run off its worker for a while. It continues later.
 PUT_OFF = (errors.TransientStepError, errors.StepNotReadyError, errors.PausedError)
 
 
 class Poll(Struct, frozen=True):
-    """What `pgqrs.dequeue()…` was told. `of_run` makes of a blocking run the one that the handler gets."""
+    """The settings of `pgqrs.dequeue()…`. `of_run` converts a blocking run to the run that the
+    handler receives.
+    """
 
     kind: Kind
     handler: Handler
@@ -41,8 +43,12 @@ class Poll(Struct, frozen=True):
 
 
 async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
-    """Until the worker is interrupted: it is Suspended then, and WorkerSuspendedError raised. A handler's exception ends it
-    too, with the worker Ready. A database that is away is waited for, for `connection_timeout_seconds` each time."""
+    """Polls until the worker is interrupted. The worker is then Suspended, and this raises
+    WorkerSuspendedError.
+
+    An exception of the handler ends the polling too, and leaves the worker Ready. An outage of the
+    database is tolerated for `connection_timeout_seconds` each time.
+    """
     patience_s = consumer.config.connection_timeout_seconds
 
     async def look() -> WorkerStatus:
@@ -73,7 +79,7 @@ async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
 
 
 async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handler: Handler) -> None:
-    """One pass: takes what is there, up to the limit, and has it handled."""
+    """Makes one pass: claims the available messages, up to the limit, and calls the handler."""
     refuse_no_handler(handler)
     messages = await ways.claim(consumer.claim(limit, None), consumer.undo)
     if messages:
@@ -83,7 +89,9 @@ async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handle
 
 
 async def next_message(ways: Ways, consumer: Consumer, interval_s: float) -> QueueMessage:
-    """Waits for it, and for a database that is away: `connection_timeout_seconds` each time."""
+    """Waits for the next message. An outage of the database is tolerated for
+    `connection_timeout_seconds` each time.
+    """
     patience_s = consumer.config.connection_timeout_seconds
     while True:
         messages = await patiently(
@@ -96,7 +104,7 @@ async def next_message(ways: Ways, consumer: Consumer, interval_s: float) -> Que
 
 @contextlib.asynccontextmanager
 async def ephemeral(ways: Ways, messages: MessageStore, config: Any, queue: str) -> AsyncIterator[Consumer]:
-    """A consumer for the length of a block. Raises QueueNotFoundError."""
+    """Yields a consumer that exists only inside the block. Raises QueueNotFoundError."""
     found = await ways.call(administering.queue, messages.database, queue)
     consumer = await ways.claim(
         lambda: Consumer.registered(messages, config, found, ephemeral=True), lambda c: c.end()
@@ -106,19 +114,20 @@ async def ephemeral(ways: Ways, messages: MessageStore, config: Any, queue: str)
     finally:
         with contextlib.suppress(
             errors.PgqrsConnectionError
-        ):  # its messages come back when their time is over
+            # The messages return when their lock expires.
+        ):
             await ways.surely(consumer.end)
 
 
 def refuse_no_handler(handler: object) -> None:
-    """Raises TypeError."""
+    """Raises TypeError unless the handler is callable and not a generator."""
     if not callable(handler):
         raise TypeError(f"a handler is a function, not {type(handler).__name__}")
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise TypeError(f"{handler!r} is a generator, whose body would never run; a handler returns")
 
 
-# Inside
+# Internal functions
 
 
 async def _handle(
@@ -132,11 +141,11 @@ async def _handle(
                 await _run_workflow(ways, consumer, told, message)
         else:
             await _called(told.handler, messages[0] if told.kind == "message" else messages)
-            # What was handled is not to be handled again because of a moment without a database.
+            # A short outage of the database must not cause the messages to be handled again.
             patience_s = consumer.config.connection_timeout_seconds
             await patiently(ways, patience_s, lambda: ways.surely(consumer.archive_many, ids))
     except BaseException:
-        # Those that were handled and archived are no longer ours, and stay as they are.
+        # Messages that were archived before the failure are not owned any more and do not change.
         with contextlib.suppress(errors.PgqrsConnectionError):
             await ways.surely(consumer.release_messages, ids)
         raise
@@ -151,7 +160,7 @@ async def _run_workflow(ways: Ways, consumer: Consumer, told: Poll, message: Que
         if not run.status.terminal:
             await _called(told.handler, told.of_run(run))
     except errors.RunCancelledError:
-        pass  # it has ended as it should
+        pass  # the run has ended as requested
     except PUT_OFF:
         until = await ways.call(run.next_retry)
         await ways.surely(consumer.put_off, message.id, until)
@@ -169,7 +178,7 @@ async def _called(handler: Handler, argument: Any) -> None:
 
 
 def _rest(consumer: Consumer) -> None:
-    """Ready again, where the loop has not left it Suspended."""
+    """Sets the worker to Ready, unless the loop has left it Suspended."""
     if consumer.status() is WorkerStatus.Polling:
         consumer.complete_poll()
 
@@ -181,7 +190,7 @@ def _suspended(why: str) -> errors.WorkerSuspendedError:
 
 
 class Holding:
-    """For the length of a block: a thread that keeps the worker's heartbeat going and its messages held."""
+    """A thread that sends heartbeats and extends the locks of messages while the block lasts."""
 
     def __init__(self, consumer: Consumer) -> None:
         self.ids: list[int] = []
@@ -200,5 +209,5 @@ class Holding:
 
     def _beat(self) -> None:
         while not self._over.wait(self._interval_s):
-            with contextlib.suppress(errors.PgqrsError):  # the next beat comes soon
+            with contextlib.suppress(errors.PgqrsError):  # the next heartbeat follows soon
                 self._consumer.keep(self.ids)

@@ -1,4 +1,4 @@
-"""A producer: puts messages on one queue, within the limits of its configuration."""
+"""A producer: enqueues messages on one queue, within the limits of its configuration."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ from pgqrs.store.store import Known, MessageStore
 
 
 class Producer(Registered):
-    """Registered on one queue. Validates what it sends, and sends so many a second: see `ValidationConfig`."""
+    """A producer registered on one queue. It validates messages and limits their rate. See
+    `ValidationConfig`.
+    """
 
     def __init__(
         self, messages: MessageStore, config: Config, queue: QueueInfo, worker_id: int | None
@@ -41,35 +43,39 @@ class Producer(Registered):
         return self._queue.queue_name
 
     def enqueue(self, payload: Any) -> int:
-        """Its id, once that is committed. Raises ValidationError, SerializationError or RateLimitedError."""
+        """Enqueues a message, commits, and returns its id. Raises ValidationError,
+        SerializationError or RateLimitedError.
+        """
         return self._send([payload], 0.0, None)[0]
 
     def enqueue_delayed(self, payload: Any, delay_seconds: float | timedelta | str) -> int:
-        """The same for a message that is due after a while."""
+        """Like `enqueue`, for a message that becomes due after a delay."""
         return self._send([payload], durations.seconds(delay_seconds), None)[0]
 
     def enqueue_batch(self, payloads: Sequence[Any]) -> list[int]:
-        """All or none of them; the ids are in the order of the payloads. Counts as so many messages for the rate limit."""
+        """Enqueues several messages in one transaction, and returns their ids in the order of the
+        payloads. The rate limit counts each message.
+        """
         return self._send(payloads, 0.0, None)
 
     def enqueue_batch_delayed(
         self, payloads: Sequence[Any], delay_seconds: float | timedelta | str
     ) -> list[int]:
-        """The same for messages that are due after a while."""
+        """Like `enqueue_batch`, for messages that become due after a delay."""
         return self._send(payloads, durations.seconds(delay_seconds), None)
 
     def enqueue_at(
         self, payloads: Sequence[Any], current_time: str | datetime, delay_seconds: float = 0
     ) -> list[int]:
-        """As if it were that time: what is due then is due."""
+        """Like `enqueue_batch_delayed`, as if the time were `current_time`."""
         return self._send(payloads, durations.seconds(delay_seconds), times.moment(current_time))
 
     def rate_limit_status(self) -> RateLimitStatus | None:
-        """None where the rate is not limited."""
+        """Returns the state of the rate limiter, or None if the rate is not limited."""
         return self._rate.status() if self._rate else None
 
     def undo(self, sent: int | Sequence[int]) -> None:
-        """As if it had never been sent, where nobody has had it yet."""
+        """Withdraws messages that no worker has received yet."""
         consuming.withdraw(self._database, [sent] if isinstance(sent, int) else sent)
 
     def _send(self, payloads: Sequence[Any], delay_s: float, at: datetime | None) -> list[int]:
@@ -92,7 +98,7 @@ def send(
     producer_id: int | None = None,
     at: datetime | None = None,
 ) -> list[int]:
-    """Commits them and wakes whoever listens."""
+    """Enqueues the messages, commits, and wakes listeners."""
     ids = messages.enqueue(queue.id, payloads, delay_s, producer_id, at, Known(queue.queue_name))
     if not delay_s:
         database: Database = messages.database

@@ -1,4 +1,4 @@
-"""What a producer and a consumer have in common: a row of pgqrs_workers, with a status and a heartbeat."""
+"""The common part of producers and consumers: a row of pgqrs_workers with a status and a heartbeat."""
 
 import socket
 import uuid
@@ -9,11 +9,14 @@ from pgqrs.model.states import WorkerStatus
 from pgqrs.store import consuming
 from pgqrs.store.database import Database
 
-EPHEMERAL = "__ephemeral__"  # begins the name of a worker that one call made for itself
+# The prefix of the name of a worker that one call creates for itself.
+EPHEMERAL = "__ephemeral__"
 
 
 class Registered:
-    """A worker row. Which status may follow which: `states.WORKER_TRANSITIONS`; StateTransitionError otherwise."""
+    """A worker row. `states.WORKER_TRANSITIONS` defines which status may follow which. Other
+    changes raise StateTransitionError.
+    """
 
     def __init__(self, database: Database, worker_id: int) -> None:
         self._database = database
@@ -30,7 +33,7 @@ class Registered:
         return consuming.status(self._database, self._worker_id)
 
     def poll(self) -> None:
-        """Ready → Polling; polling on is fine."""
+        """Ready → Polling. A worker that is Polling stays so."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Polling)
 
     def complete_poll(self) -> None:
@@ -38,11 +41,11 @@ class Registered:
         self._from(WorkerStatus.Polling, WorkerStatus.Ready, "Worker must be Polling to complete a poll")
 
     def interrupt(self) -> None:
-        """Polling → Interrupted: whoever polls leaves off before its next message."""
+        """Polling → Interrupted. The polling loop stops before its next message."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Interrupted)
 
     def suspend(self) -> None:
-        """Ready, Polling or Interrupted → Suspended: takes no messages until `resume()`."""
+        """Ready, Polling or Interrupted → Suspended. The worker receives no messages until `resume()`."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Suspended)
 
     def resume(self) -> None:
@@ -50,15 +53,15 @@ class Registered:
         self._from(WorkerStatus.Suspended, WorkerStatus.Ready, "Worker must be Suspended to resume")
 
     def shutdown(self) -> None:
-        """Suspended → Stopped, for good; refused while it holds messages."""
+        """Suspended → Stopped. This is final, and refused while the worker holds messages."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Stopped)
 
     def heartbeat(self) -> None:
-        """Says that it lives. Raises WorkerNotFoundError when its row is gone."""
+        """Sends a heartbeat. Raises WorkerNotFoundError if the worker's row is gone."""
         consuming.beat(self._database, self._worker_id)
 
     def is_healthy(self, max_age: float | timedelta | str) -> bool:
-        """Whether its last heartbeat is at most this old (seconds, timedelta or text)."""
+        """Returns whether the last heartbeat is at most `max_age` old (seconds, a timedelta or text)."""
         return consuming.heard_of(self._database, self._worker_id, durations.seconds(max_age))
 
     def _from(self, needed: WorkerStatus, becomes: WorkerStatus, why: str) -> None:
@@ -69,7 +72,9 @@ class Registered:
 
 
 def register(database: Database, queue_id: int, ephemeral: bool = False, name: str | None = None) -> int:
-    """A new worker row's id. Raises ValidationError where a worker has that name already."""
+    """Inserts a worker row and returns its id. Raises ValidationError if a worker has this name
+    already.
+    """
     if name is not None:
         names.checked(name, "worker")
     prefix = EPHEMERAL if ephemeral else f"{socket.gethostname()}-"

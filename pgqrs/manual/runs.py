@@ -1,4 +1,6 @@
-"""A run that its caller drives: `Run` by message, `StepGuard` by step. The blocking twins of `pgqrs.Run` and its kind."""
+"""Runs driven by the program itself: `Run` and `StepGuard`. These are the blocking twins of
+`pgqrs.Run` and `pgqrs.StepGuard`.
+"""
 
 import random
 from datetime import datetime
@@ -18,14 +20,16 @@ from pgqrs.store.running import Failure, Held, RunState
 from pgqrs.store.store import MessageStore
 from pgqrs.values import codec
 
-NON_RETRYABLE = "NON_RETRYABLE"  # the code of a step's failure that is for good
+# The error code of a step failure that is not retried.
+NON_RETRYABLE = "NON_RETRYABLE"
 
 
 class Run:
-    """One run of a workflow, made once for each message.
+    """One run of a workflow. Each message has at most one run.
 
-    Its writes hold while its message is still held by the same claim; ClaimLostError says that it is not. The states and
-    what may follow which: `states.RUN_TRANSITIONS`, where ending or pausing a QUEUED run starts it on the way.
+    A write succeeds only while the message is still held by the same claim. Otherwise it raises
+    ClaimLostError. `states.RUN_TRANSITIONS` defines which state may follow which; ending or pausing
+    a QUEUED run also starts it.
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class Run:
 
     @classmethod
     def of_message(cls, messages: MessageStore, config: Config, message: QueueMessage) -> "Run":
-        """The message's run, made if it has none. Raises WorkflowNotFoundError for a queue without a workflow."""
+        """Returns the run of a message, creating it if needed. Raises WorkflowNotFoundError if the
+        queue has no workflow.
+        """
         state = running.make(messages.database, message)
         claim = (
             None
@@ -53,51 +59,58 @@ class Run:
         return f"{type(self).__name__}(message_id={self.message_id}, id={self._state.id}, {self._state.status.value})"
 
     def id(self) -> int:
-        """The number of the run's row, as in 0.15. `Store.run` and the command line take `message_id` instead."""
+        """The number of the run's row, as in 0.15. `Store.run` and the command line take
+        `message_id` instead.
+        """
         return self._state.id
 
     @property
     def message_id(self) -> int:
-        """The id by which `Store.run` and the command line know it."""
+        """The id that `Store.run` and the command line take."""
         return self._held.message_id
 
     @property
     def status(self) -> WorkflowStatus:
-        """As of the last call that looked: see `refresh`."""
+        """The status at the last call that read the run. `refresh` reads it again."""
         return self._state.status
 
     @property
     def input(self) -> Any:
-        """What the message holds: {"input": X} after a trigger of X."""
+        """The payload of the run's message: {"input": X} after a trigger with X."""
         return codec.without_bound(_decoded(self._state.input))
 
     @property
     def output(self) -> Any:
-        """As of the last call that looked."""
+        """The output at the last call that read the run."""
         return _decoded(self._state.output)
 
     @property
     def current_time(self) -> str | None:
-        """What `with_time` was told, as ISO 8601 text in UTC; None: the database's clock."""
+        """The time given to `with_time`, as ISO 8601 text in UTC. None means the database's clock."""
         return iso(self._at)
 
     def with_time(self, time: str | datetime) -> "Run":
-        """The same run for which it is that time: its steps' retries go by it."""
+        """Returns the same run with its clock set to `time`, which decides when retries of its
+        steps are due.
+        """
         return self._copy(self._state, times.moment(time))
 
     def refresh(self) -> "Run":
-        """The same run as it is now."""
+        """Reads the run again, and returns it."""
         return self._copy(running.look(self._messages.database, self._state.id), self._at)
 
-    # Its life
+    # State changes
 
     def start(self) -> None:
-        """RUNNING; from PAUSED at once, whatever the resume time. Raises ValidationError for a run that ended or is being
-        cancelled, naming its state."""
+        """Sets the run to RUNNING, even from PAUSED before its resume time. Raises ValidationError,
+        which names the state, if the run has ended or is being cancelled.
+        """
         self._state = running.start(self._messages.database, self._held)
 
     def success(self, result: Any) -> None:
-        """SUCCESS (CANCELLED where that was asked for meanwhile). A run that is SUCCESS keeps its first result."""
+        """Sets the run to SUCCESS with this result, or to CANCELLED if its cancellation was
+        requested. A run in SUCCESS keeps its first result.
+        """
         output = self._encoded(result, "the result of the run")
         self._state = running.succeed(self._messages.database, self._held, output, self._archives)
 
@@ -106,7 +119,7 @@ class Run:
         self.success(result)
 
     def fail(self, error: str) -> None:
-        """ERROR. A run that is ERROR keeps its first error."""
+        """Sets the run to ERROR with this error. A run in ERROR keeps its first error."""
         if not isinstance(error, str):
             raise TypeError(f"an error is text, not {type(error).__name__}")
         self._state = running.fail(
@@ -114,26 +127,28 @@ class Run:
         )
 
     def pause(self, message: str, resume_after_seconds: Duration) -> None:
-        """PAUSED, with this text as its error. The message stays with whoever holds it."""
+        """Sets the run to PAUSED, with this text as its error. The message stays with its holder."""
         seconds = durations.seconds(resume_after_seconds)
         self._state = running.pause(self._messages.database, self._held, errors.storable(message), seconds)
 
     def cancel(self) -> WorkflowStatus:
         """Cancels the run, and returns its status.
 
-        A run that was started, and any run whose message a consumer holds, is CANCELLING: it becomes CANCELLED when its
-        driver acquires the next step (which raises RunCancelledError) or reports success. Any other run is CANCELLED at once.
-        A run that ended stays as it ended. Where the driver of a CANCELLING run has died, `RunHandle.cancel` ends the run.
+        A started run, and any run whose message a consumer holds, becomes CANCELLING. It becomes
+        CANCELLED when its driver acquires the next step (which raises RunCancelledError) or reports
+        success. Any other run becomes CANCELLED at once. A run that has ended keeps its status. If
+        the driver of a CANCELLING run has died, `RunHandle.cancel` ends the run.
         """
         return self._messages.cancel(self._held.message_id, by_driver=True)
 
-    # Its steps
+    # Steps
 
     def acquire_step(self, step_name: str, current_time: str | datetime | None = None) -> "StepResult":
-        """What is recorded of a step, or the right (and a guard) to execute it.
+        """Returns the recorded result of a step, or a guard that allows the caller to execute it.
 
-        Raises StepNotReadyError before its retry is due, RetriesExhaustedError once it has failed for good,
-        RunCancelledError where the run was to be cancelled: it is, then.
+        Raises StepNotReadyError before the step's retry is due, and RetriesExhaustedError if the
+        step has no retries left. If the run was to be cancelled, this sets it to CANCELLED and
+        raises RunCancelledError.
         """
         at = self._time(current_time)
         names.checked(step_name, "step")
@@ -143,28 +158,29 @@ class Run:
         return StepResult(StepResultStatus.Execute, None, StepGuard(self, step_name, at))
 
     def complete_step(self, name: str, output: Any) -> None:
-        """Records its result, whether it was acquired or not. A step that has one keeps it."""
+        """Records the result of a step, whether it was acquired or not. A step keeps its first result."""
         raw = self._encoded(output, f"the result of step {names.checked(name, 'step')!r}")
         running.complete_step(self._messages.database, self._held, name, raw)
 
     def fail_step(self, name: str, error: Any, current_time: str | datetime | None = None) -> None:
-        """Fails it: for good, or as a dict {"is_transient": True, "code": …, "message": …, "retry_after": seconds} for a
-        while."""
+        """Records the failure of a step. A dict {"is_transient": True, "code": …, "message": …,
+        "retry_after": seconds} schedules a retry; any other error is final.
+        """
         self._fail_step(name, _failure(error), self._time(current_time))
 
-    # Inside
+    # For other modules of pgqrs
 
     @property
     def messages(self) -> MessageStore:
         return self._messages
 
     def archive_on_success(self) -> "Run":
-        """A run whose success archives its message, in the same transaction."""
+        """Makes the run's success archive its message in the same transaction."""
         self._archives = True
         return self
 
     def next_retry(self) -> datetime | None:
-        """When the first of its steps that wait for a retry is due, or the run itself, if it is paused."""
+        """Returns when the next retry of a step is due, or when the run itself resumes if it is paused."""
         return running.due_again(self._messages.database, self._state.id)
 
     def _fail_step(self, name: str, failure: Failure, at: datetime | None) -> None:
@@ -184,7 +200,7 @@ class Run:
 
 
 class StepResult(msgspec.Struct, frozen=True):
-    """What `acquire_step` found. `guard` to execute it by, None where `value` is its recorded result."""
+    """The outcome of `acquire_step`: a `guard` to execute the step, or None and its recorded `value`."""
 
     status: StepResultStatus
     value: Any
@@ -192,7 +208,7 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class StepGuard:
-    """The right to say how a step ended: once, and the first word counts."""
+    """The right to record how a step ended. Only the first report counts."""
 
     def __init__(self, run: Run, name: str, at: datetime | None) -> None:
         self._run = run
@@ -203,15 +219,17 @@ class StepGuard:
         return f"StepGuard({self._name!r} of run {self._run.message_id})"
 
     def success(self, result: Any) -> None:
-        """Records its result."""
+        """Records the result of the step."""
         self._run.complete_step(self._name, result)
 
     def fail(self, error: str) -> None:
-        """For good."""
+        """Records a final failure of the step."""
         self._run._fail_step(self._name, _failure(error), self._at)
 
     def fail_transient(self, code: str, message: str, retry_after: Duration | None = None) -> None:
-        """Until it is tried again: after `retry_after`, else after a back-off; after three retries for good."""
+        """Records a failure and schedules a retry after `retry_after`, or after the back-off. After
+        three retries the failure is final.
+        """
         after_s = None if retry_after is None else durations.seconds(retry_after)
         self._run._fail_step(self._name, Failure(code, message, True, after_s), self._at)
 
@@ -220,7 +238,9 @@ _TOLD_OF_A_FAILURE = ("is_transient", "code", "type", "message", "retry_after")
 
 
 def result_of(state: RunState | None) -> tuple[bool, Any]:
-    """(whether the run has ended, its result). Raises PgqrsError holding the stored error, RunCancelledError."""
+    """Returns (whether the run has ended, its result). Raises PgqrsError with the stored error, or
+    RunCancelledError.
+    """
     if state is None or not state.status.terminal:
         return False, None
     if state.status is WorkflowStatus.Success:
@@ -230,7 +250,8 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
     told = (state.error or b"null").decode()
     described = _decoded(state.error)
     trace = described.get("traceback") if isinstance(described, dict) else None
-    if trace:  # a supervisor's record: what is left is what 0.15 records, and the type
+    # The record was made by a supervisor. Keep the fields that 0.15 records, and the type.
+    if trace:
         kept = {k: v for k, v in described.items() if k in _TOLD_OF_A_FAILURE}
         told = msgspec.json.encode(kept).decode()
     error = errors.PgqrsError(
@@ -242,7 +263,9 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
 
 
 def _failure(error: Any) -> Failure:
-    """What a caller says of a failure. Text, and a dict that says nothing of transience, is for good."""
+    """Converts a failure reported by a caller. Text, and a dict without "is_transient", is a final
+    failure.
+    """
     if isinstance(error, dict) and "message" in error:
         transient = bool(error.get("is_transient", False))
         after = error.get("retry_after")

@@ -1,4 +1,4 @@
-"""The tables, as 0.15 hands them out: counts, listings, and what an administrator does to a table."""
+"""Handles of the database tables, as in 0.15: counts, listings and administration of one table."""
 
 from builtins import list as List
 
@@ -19,7 +19,8 @@ from pgqrs.model.records import (
 from pgqrs.store import administering
 from pgqrs.store.database import Database
 
-HEALTH_TIMEOUT_S = 60.0  # after so long without a heartbeat a worker counts as stale
+# A worker without a heartbeat for this long counts as stale.
+HEALTH_TIMEOUT_S = 60.0
 
 
 class Table:
@@ -28,54 +29,58 @@ class Table:
 
 
 class Workers(Table):
-    """Producers and consumers, those of supervisors included."""
+    """The producers and consumers, including those of supervisors."""
 
     def count(self) -> int:
-        """Those that stopped included, until they are purged."""
+        """Returns the number of workers, including stopped ones that have not been purged."""
         return len(self.list())
 
     def list(self) -> List[WorkerInfo]:
-        """The newest first."""
+        """Returns all workers, newest first."""
         return administering.workers(self._database)
 
     def get(self, worker_id: int) -> WorkerInfo:
-        """Raises WorkerNotFoundError."""
+        """Returns a worker. Raises WorkerNotFoundError."""
         return administering.worker(self._database, worker_id)
 
     def health_stats(self, timeout: Duration = HEALTH_TIMEOUT_S) -> List[WorkerHealthStats]:
-        """By queue; stale are those not heard of for `timeout`."""
+        """Returns worker health per queue. A worker is stale if it has sent no heartbeat for `timeout`."""
         return administering.health(self._database, durations.seconds(timeout), by_queue=True)
 
     def purge_stale(self, timeout_seconds: Duration) -> int:
-        """Deletes the rows of those not heard of for so long that hold nothing; returns how many."""
+        """Deletes the rows of workers that hold no messages and have sent no heartbeat for this
+        long. Returns their number.
+        """
         return administering.purge_workers(self._database, durations.seconds(timeout_seconds), stale=True)
 
 
 class Queues(Table):
-    """The queues, those of workflows included."""
+    """The queues, including those of workflows."""
 
     def count(self) -> int:
-        """How many queues there are."""
+        """Returns the number of queues."""
         return len(self.list())
 
     def list(self) -> List[QueueInfo]:
-        """In the order of their making."""
+        """Returns all queues, oldest first."""
         return administering.queues(self._database)
 
     def get(self, name: str) -> QueueInfo:
-        """Raises QueueNotFoundError."""
+        """Returns a queue. Raises QueueNotFoundError."""
         return administering.queue(self._database, name)
 
     def purge(self, queue_name: str) -> int:
-        """Deletes the queue's messages, with their runs; returns how many. Raises QueueNotFoundError."""
+        """Deletes the messages of a queue, with their runs. Returns the number of messages. Raises
+        QueueNotFoundError.
+        """
         return administering.purge_queue(self._database, queue_name)
 
     def metrics(self, queue_name: str) -> QueueMetrics:
-        """Raises QueueNotFoundError."""
+        """Returns the message counts of a queue. Raises QueueNotFoundError."""
         return administering.metrics(self._database, arguments.name(queue_name, "a queue"))[0]
 
     def list_metrics(self) -> List[QueueMetrics]:
-        """By name."""
+        """Returns the message counts of every queue, ordered by name."""
         return administering.metrics(self._database)
 
 
@@ -83,27 +88,27 @@ class Messages(Table):
     """The messages of all queues."""
 
     def count(self) -> int:
-        """Those that are not archived."""
+        """Returns the number of messages that are not archived."""
         return administering.live_count(self._database)
 
     def list_archived_by_queue(self, queue_id: int) -> List[QueueMessage]:
-        """The last archived first, dead ones included."""
+        """Returns the archived messages of a queue, including dead ones. The last archived comes first."""
         return administering.archived(self._database, queue_id)
 
 
 class Workflows(Table):
-    """The workflows that were supervised, triggered or made by hand."""
+    """The workflows that were supervised, triggered or created by hand."""
 
     def count(self) -> int:
-        """How many workflows there are."""
+        """Returns the number of workflows."""
         return len(self.list())
 
     def list(self) -> List[WorkflowRecord]:
-        """In the order of their making."""
+        """Returns all workflows, oldest first."""
         return administering.workflows(self._database)
 
     def get_by_name(self, name: str) -> WorkflowRecord:
-        """Raises WorkflowNotFoundError."""
+        """Returns a workflow. Raises WorkflowNotFoundError."""
         arguments.name(name, "a workflow")
         for workflow in self.list():
             if workflow.name == name:
@@ -114,14 +119,14 @@ class Workflows(Table):
 
 
 class WorkflowRuns(Table):
-    """The runs that have a row: a triggered one gets it when it first starts."""
+    """The runs that have a row. A triggered run gets its row when it first starts."""
 
     def count(self) -> int:
-        """Those that have begun, or were made by hand."""
+        """Returns the number of runs that have begun or were created by hand."""
         return len(self.list())
 
     def list(self) -> List[RunRecord]:
-        """The newest first: those that have begun, or were made by hand."""
+        """Returns the runs that have begun or were created by hand, newest first."""
         return administering.runs(self._database)
 
 
@@ -129,9 +134,9 @@ class WorkflowSteps(Table):
     """The recorded steps of all runs."""
 
     def count(self) -> int:
-        """How many steps are recorded."""
+        """Returns the number of recorded steps."""
         return len(self.list())
 
     def list(self) -> List[StepRecord]:
-        """The newest first."""
+        """Returns all recorded steps, newest first."""
         return administering.steps(self._database)

@@ -1,6 +1,6 @@
-"""What a producer of the 0.15 surface refuses: payloads of the wrong shape or size, and more of them than were agreed on.
+"""Limits of a producer of the 0.15 API: shape and size of payloads, and messages per second.
 
-Lengths are in bytes of UTF-8 and depth counts the containers around a value, as in 0.15.
+As in 0.15, lengths are in bytes of UTF-8, and depth counts the containers around a value.
 """
 
 import threading
@@ -15,7 +15,7 @@ from pgqrs.values import codec
 
 
 class ValidationConfig(Struct, frozen=True):
-    """The limits, as `Config` has them under the same names. None on either rate switches the rate limit off."""
+    """The limits of a producer, named as in `Config`. None in either rate switches the rate limit off."""
 
     max_payload_size_bytes: int = 1024 * 1024
     max_string_length: int = 1024
@@ -27,7 +27,7 @@ class ValidationConfig(Struct, frozen=True):
 
     @classmethod
     def of(cls, config: Config) -> "ValidationConfig":
-        """Those that a Config holds."""
+        """Returns the limits of a Config."""
         return cls(
             config.max_payload_size_bytes,
             config.max_string_length,
@@ -40,7 +40,7 @@ class ValidationConfig(Struct, frozen=True):
 
 
 class RateLimitStatus(Struct, frozen=True):
-    """How many messages may go out at once now, and the limits behind that."""
+    """How many messages may be sent at once now, and the limits of the rate."""
 
     available_tokens: int
     max_per_second: int
@@ -48,8 +48,11 @@ class RateLimitStatus(Struct, frozen=True):
 
 
 def encoded(payload: object, limits: ValidationConfig) -> bytes:
-    """The payload as JSON. Raises ValidationError for what the limits refuse, SerializationError for what is not JSON: dicts
-    with text as keys, lists, tuples, text, numbers, booleans and None, and nothing that would have to be converted."""
+    """Returns the payload as JSON. Raises ValidationError if it exceeds the limits.
+
+    Raises SerializationError for values other than dicts with text keys, lists, tuples, text,
+    numbers, booleans and None. Nothing is converted.
+    """
     _look(payload, limits, 0)
     if isinstance(payload, dict):
         for key in limits.required_keys:
@@ -65,7 +68,7 @@ def encoded(payload: object, limits: ValidationConfig) -> bytes:
 
 
 def all_encoded(payloads: Sequence[object], limits: ValidationConfig) -> list[bytes]:
-    """Each as JSON. The error names the first payload that is refused, by its index."""
+    """Returns each payload as JSON. An error names the index of the first payload that is refused."""
     raw = []
     for index, payload in enumerate(payloads):
         try:
@@ -123,7 +126,7 @@ def _look_at_key(key: object, limits: ValidationConfig) -> None:
 
 
 class RateLimiter:
-    """A token bucket: so many a second, and at most `burst` at once. Thread-safe."""
+    """A token bucket: a number of tokens per second, and at most `burst` at once. Thread-safe."""
 
     def __init__(self, per_second: int, burst: int, clock: Callable[[], float]) -> None:
         self._per_second = per_second
@@ -134,7 +137,7 @@ class RateLimiter:
         self._filled_at = clock()
 
     def take(self, count: int) -> None:
-        """All of them or none. Raises RateLimitedError."""
+        """Takes `count` tokens or none. Raises RateLimitedError."""
         with self._lock:
             self._fill()
             if count > self._burst:

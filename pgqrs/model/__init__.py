@@ -1,1 +1,1 @@
-"""Data without behaviour: what the database holds, as records, states and writes. Imports nothing of ours."""
+"""Plain data: records, states and writes of the database. This package imports no other part of pgqrs."""

@@ -8,7 +8,9 @@ from typing import Annotated
 from msgspec import Meta
 
 NAME_CHARS_MAX = 255  # the width of 0.15's columns
-DURATION_S_MAX = 100 * 365 * 86_400.0  # a hundred years: a timestamp in every database can still be moved by it
+DURATION_S_MAX = (
+    100 * 365 * 86_400.0
+)  # a hundred years: a timestamp in every database can still be moved by it
 STEPS_MAX = 100_000  # of one run: more than that is a loop that never ends
 PATH_CHARS_MAX = 400  # of a task's path: longer ones are kept short
 NUMBER_MAX = 2**63 - 1

@@ -1,8 +1,9 @@
-"""Values as JSON that says what they were, for the parts of a recorded exception.
+"""Encodes values as JSON that keeps their type, for the parts of a recorded exception.
 
-JSON's own kinds stand for themselves. Any other value is an object with one key, `{"$": [kind, content]}`, so that a
-tuple comes back as a tuple and bytes come back as bytes. A value that cannot be recorded comes back as a `NotRecorded`,
-which shows what the value was and refuses every other use.
+Values that JSON knows are kept as they are. Any other value becomes an object with one key, `{"$":
+[kind, content]}`, so that a tuple is read back as a tuple, and bytes as bytes. A value that cannot
+be recorded is read back as a `NotRecorded`, which shows the original value and refuses any other
+use.
 """
 
 import base64
@@ -17,16 +18,19 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 from zoneinfo import ZoneInfo
 
-TEXT_BYTES_MAX = 4 * 1024  # of one text, or of one bytes value
-SHOWN_BYTES_MAX = 256  # of the text that stands for a value that is not recorded
+# Limits one text or one bytes value.
+TEXT_BYTES_MAX = 4 * 1024
+# Limits the text that replaces a value that is not recorded.
+SHOWN_BYTES_MAX = 256
 DEPTH_MAX = 8
-_NODE_BYTES = 8  # what a value costs the budget besides its text
+# What each value costs of the budget, besides its text.
+_NODE_BYTES = 8
 
 _TAG = "$"
 
 
 class NotRecorded:
-    """Stands where an exception held something that its record could not carry."""
+    """Replaces a value of an exception that its record could not hold."""
 
     def __init__(self, kind: str, shown: str, text: str) -> None:
         self.__kind = kind
@@ -40,7 +44,7 @@ class NotRecorded:
         return self.__text
 
     def __getattr__(self, name: str) -> NoReturn:
-        # An AttributeError, so that hasattr() and getattr(…, default) work as usual.
+        # This is an AttributeError so that hasattr() and getattr(…, default) work as usual.
         raise AttributeError(f"{name!r} is not known: {self._why()}")
 
     def __bool__(self) -> NoReturn:
@@ -57,20 +61,20 @@ class NotRecorded:
 
 
 class Recorder:
-    """Makes values plain. One recorder makes one record: together its values take about `budget_bytes`."""
+    """Converts values for one record. All values together take about `budget_bytes`."""
 
     def __init__(self, budget_bytes: int, of_exception: Callable[[BaseException], Any]) -> None:
         self.left_bytes = budget_bytes
         self._of_exception = of_exception
 
     def plain(self, value: Any, depth: int = DEPTH_MAX) -> Any:
-        """The value as JSON. Never raises for a value that cannot be recorded: it is recorded as lost."""
+        """Returns the value as JSON. A value that cannot be recorded is recorded as lost. Never raises."""
         try:
             if self.left_bytes <= 0 or depth <= 0:
                 return self._lost(value)
             self.left_bytes -= _NODE_BYTES
             return self._plain(value, depth)
-        except Exception:  # a property, a __len__ or a tzinfo of the value's own
+        except Exception:  # raised by a property, a __len__ or a tzinfo of the value's class
             return self._lost(value)
 
     def _plain(self, value: Any, depth: int) -> Any:
@@ -78,7 +82,7 @@ class Recorder:
         if value is None or kind is bool:
             return value
         if kind is int:
-            # Raises over Python's limit of 4,300 digits: such a number is lost.
+            # This raises beyond Python's limit of 4,300 digits. Such a number is recorded as lost.
             self.left_bytes -= len(str(value))
             return value
         if kind is float:
@@ -127,7 +131,7 @@ class Recorder:
     def _text(self, value: str) -> Any:
         cut = cut_text(value, TEXT_BYTES_MAX)
         self.left_bytes -= len(cut)
-        if "\0" in cut or _SURROGATE.search(cut):  # jsonb refuses either
+        if "\0" in cut or _SURROGATE.search(cut):  # jsonb refuses both
             return _tagged("str", base64.b64encode(cut.encode("utf-8", "surrogatepass")).decode())
         return cut
 
@@ -164,7 +168,9 @@ def restored(
     rebuilt: Callable[[Any], BaseException],
     depth: int = 4 * DEPTH_MAX,
 ) -> Any:
-    """The value that a recorder made plain. `find` finds a loaded class by its name. Raises for what is no such JSON."""
+    """Returns the value that a recorder encoded. `find` returns a loaded class by its name. Raises
+    an exception for JSON of another form.
+    """
     if depth <= 0:
         raise ValueError("nested too deeply")
 
@@ -235,12 +241,14 @@ _PATHS: dict[str, Callable[[Any], PurePath]] = {
 
 
 def clean(text: str, bytes_max: int) -> str:
-    """A text without what JSON or jsonb refuses, and not longer."""
+    """Replaces the characters that JSON or jsonb refuses, and cuts the text to `bytes_max`."""
     return cut_text(_SURROGATE.sub("\ufffd", text.replace("\0", "\u2400")), bytes_max)
 
 
 def cut_text(text: str, bytes_max: int) -> str:
-    """A text of at most so many bytes: the middle goes, for both ends tell most."""
+    """Cuts a text to `bytes_max` bytes by removing its middle, because both ends are the most
+    informative.
+    """
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) <= bytes_max:
         return text
@@ -266,7 +274,7 @@ def _tagged(kind: str, content: Any) -> Any:
 
 
 def _is_plain_float(value: float) -> bool:
-    # jsonb writes 1e+23 out as an integer, and -0.0 without its sign.
+    # jsonb stores 1e+23 as an integer, and -0.0 without its sign.
     return math.isfinite(value) and "e" not in repr(value) and (value != 0 or math.copysign(1, value) > 0)
 
 

@@ -1,6 +1,6 @@
-"""What the database hands out, as frozen records. Times are ISO 8601 text in UTC; JSON values are decoded.
+"""Rows of the database as frozen records. Times are ISO 8601 text in UTC; JSON values are decoded.
 
-The records that 0.15 has keep its fields, in its order; what we add stands behind them, with a default.
+Records that exist in 0.15 keep its fields in its order. New fields follow with a default.
 """
 
 from datetime import UTC, datetime
@@ -19,7 +19,9 @@ class QueueInfo(msgspec.Struct, frozen=True):
 
 
 class QueueCounts(msgspec.Struct, frozen=True):
-    """How many messages of a queue stand where. `ready` and `delayed` wait, `held` are claimed, `dead` were given up."""
+    """The number of a queue's messages by state. `ready` and `delayed` wait, `held` are claimed,
+    `archived` are finished, and `dead` are dead letters.
+    """
 
     id: int
     queue_name: str
@@ -32,10 +34,12 @@ class QueueCounts(msgspec.Struct, frozen=True):
 
 
 class QueueMessage(msgspec.Struct, frozen=True):
-    """A message. It can be taken from `vt` on, while `archived_at` is None and no consumer holds it.
+    """A message. It can be claimed from `vt` on, while `archived_at` is None and no consumer holds
+    it.
 
-    `read_ct` counts the deliveries and `claim_no` the claims, by which a late writer is told from the holder; a claim that was
-    given back unused is taken off `read_ct` alone. `dead_reason` says why it was given up, None where it was not.
+    `read_ct` counts deliveries. `claim_no` counts claims and distinguishes the current holder from
+    a late writer. A claim that is released unused is subtracted from `read_ct` only. `dead_reason`
+    says why the message became a dead letter, and is None otherwise.
     """
 
     id: int
@@ -53,8 +57,10 @@ class QueueMessage(msgspec.Struct, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """A producer or consumer. `host`, `pid` and `lease_until` are those of the supervisor whose consumer it is, None for a
-    library's. `held`: how many messages it holds."""
+    """A producer or consumer. `host`, `pid` and `lease_until` belong to the supervisor that owns
+    the consumer, and are None for a consumer of the library. `held` is the number of messages it
+    holds.
+    """
 
     id: int
     name: str
@@ -79,11 +85,12 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
 class RunRecord(msgspec.Struct, frozen=True):
     """A run.
 
-    `Store.runs`, `RunHandle.record` and the command line know a run by its message's id: there, `id` is that id, which
-    `Store.run` takes, and equals `message_id`. The table of runs (`get_workflow_runs`) is that of pgqrs 0.15: there, `id` is
-    the number of the run's own row, as in `Run.id()`, and `message_id` is what `Store.run` takes.
+    `id` depends on the call. In `Store.runs`, `RunHandle.record` and the command line, it is the id
+    of the run's message, equals `message_id`, and is what `Store.run` takes. In the table of runs
+    (`get_workflow_runs`) it is the number of the run's row, as in pgqrs 0.15 and `Run.id()`.
 
-    `created_at` is when the run's row was written, which is when the run first starts: None while QUEUED.
+    `created_at` is when the run's row was written, which is when the run first started. It is None
+    while the run is QUEUED.
     """
 
     id: int
@@ -106,12 +113,14 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """A step of a run. `run_id` is the `RunRecord.id` of the same surface: the message's id in `RunHandle.steps`, the number of
-    the run's row in the table of steps (`get_workflow_steps`). `position` counts the steps from 0 as the run called them.
+    """A step of a run. `run_id` is the `RunRecord.id` of the same kind of call: the message's id in
+    `RunHandle.steps`, the number of the run's row in the table of steps (`get_workflow_steps`).
 
-    `pid` and `cpu_seconds` are of the worker and of the attempt that ended the step; `peak_rss_bytes` is the most memory that the
-    worker had held by then, in this step or before. `crash_count`: how many workers died in it; `crash` says how the last one did.
-    None where nothing is known, as in a run that was driven by hand.
+    `position` counts the steps of the run from 0, in the order of their calls. `pid` and
+    `cpu_seconds` belong to the attempt that ended the step. `peak_rss_bytes` is the peak memory of
+    its worker until then, including earlier steps. `crash_count` is the number of workers that died
+    in this step, and `crash` describes the last of these deaths. Fields are None if unknown, as in
+    a run that was driven by hand.
     """
 
     id: int
@@ -136,7 +145,9 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class QueueMetrics(msgspec.Struct, frozen=True):
-    """A queue's messages. Pending ones wait (those whose time is to come included), locked ones are held."""
+    """The message counts of a queue. Pending messages wait, including delayed ones. Locked messages
+    are held.
+    """
 
     name: str
     total_messages: int
@@ -148,7 +159,7 @@ class QueueMetrics(msgspec.Struct, frozen=True):
 
 
 class SystemStats(msgspec.Struct, frozen=True):
-    """Everything, counted. Active workers are ready or polling."""
+    """Counts of the whole database. Active workers are ready or polling."""
 
     total_queues: int
     total_workers: int
@@ -161,7 +172,9 @@ class SystemStats(msgspec.Struct, frozen=True):
 
 
 class WorkerHealthStats(msgspec.Struct, frozen=True):
-    """Workers by status, of one queue or ("Global") of all. Stale ones have not stopped and were not heard of in time."""
+    """Workers by status, of one queue or of all queues ("Global"). A stale worker is not stopped
+    and has sent no recent heartbeat.
+    """
 
     queue_name: str
     total_workers: int
@@ -174,7 +187,9 @@ class WorkerHealthStats(msgspec.Struct, frozen=True):
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
-    """The workers of one queue. `average_uptime` is in seconds; the times are those of their start, None without any."""
+    """The workers of one queue. `average_uptime` is in seconds. `oldest_worker` and `newest_worker`
+    are start times, None without any worker.
+    """
 
     total_workers: int
     ready_workers: int
@@ -188,8 +203,9 @@ class WorkerStats(msgspec.Struct, frozen=True):
 
 
 def iso(value: datetime | str | None) -> str | None:
-    """A time as either driver hands it out, as ISO 8601 text in UTC. Whatever else somebody wrote into a column of SQLite's is
-    shown as it is."""
+    """Converts a time from any driver to ISO 8601 text in UTC. An unexpected value in a SQLite
+    column is returned as text.
+    """
     if value is None:
         return None
     if isinstance(value, str):
@@ -198,7 +214,7 @@ def iso(value: datetime | str | None) -> str | None:
 
 
 def as_moment(value: datetime | str) -> datetime:
-    """A time as either driver hands it out, as a datetime in UTC."""
+    """Converts a time from any driver to a datetime in UTC."""
     return (
         datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value.astimezone(UTC)
     )

@@ -1,14 +1,16 @@
-"""The states of a run, a consumer and a step, and which may follow which.
+"""The states of runs, workers and steps, and the allowed transitions.
 
-Stored upper case (runs, steps) and lower case (workers), as pgqrs 0.15 stores them.
+As in pgqrs 0.15, the states of runs and steps are stored in upper case, and those of workers in
+lower case.
 """
 
 import enum
 
 
 class Named(enum.StrEnum):
-    """An enum whose members are their stored text, and also what 0.15's are: shown as `WorkerStatus.Ready`, and equal to
-    their number in the order of definition."""
+    """An enum whose members equal their stored text. For compatibility with 0.15, members print as
+    `WorkerStatus.Ready` and also equal their number in the order of definition.
+    """
 
     def __str__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
@@ -31,23 +33,24 @@ class Named(enum.StrEnum):
 
 
 class WorkflowStatus(Named):
-    """Where a run or a step stands."""
+    """The status of a run or a step."""
 
     Queued = "QUEUED"
     Running = "RUNNING"
     Paused = "PAUSED"
     Success = "SUCCESS"
     Error = "ERROR"
-    Cancelling = "CANCELLING"  # behind those of 0.15, which keep their numbers
+    # CANCELLING and CANCELLED follow the states of 0.15, which keep their numbers.
+    Cancelling = "CANCELLING"
     Cancelled = "CANCELLED"
 
     @property
     def terminal(self) -> bool:
-        """Whether a run that stands there has ended: SUCCESS, ERROR or CANCELLED."""
+        """Whether a run in this status has ended: SUCCESS, ERROR or CANCELLED."""
         return not RUN_TRANSITIONS[self] or self is WorkflowStatus.Error
 
 
-# `replay`, and nothing else, leaves ERROR.
+# Only `replay` leaves ERROR.
 RUN_TRANSITIONS: dict[WorkflowStatus, frozenset[WorkflowStatus]] = {
     WorkflowStatus.Queued: frozenset(
         {WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}
@@ -72,7 +75,7 @@ RUN_TRANSITIONS: dict[WorkflowStatus, frozenset[WorkflowStatus]] = {
 
 
 class WorkerStatus(Named):
-    """Where a consumer or a producer (a row of pgqrs_workers) stands."""
+    """The status of a consumer or a producer (a row of pgqrs_workers)."""
 
     Ready = "ready"
     Polling = "polling"
@@ -91,14 +94,14 @@ WORKER_TRANSITIONS: dict[WorkerStatus, frozenset[WorkerStatus]] = {
 
 
 class StepResultStatus(Named):
-    """What `acquire_step` found: the step's body is to be executed, or has been."""
+    """The outcome of `acquire_step`: the step is to be executed, or has a recorded result."""
 
     Execute = "EXECUTE"
     Skipped = "SKIPPED"
 
 
 class SyncState(Named):
-    """How the local copy of a store in S3 stands to its object there."""
+    """How the local copy of an S3 store compares with its object."""
 
     LocalMissing = "local_missing"
     RemoteMissingClean = "remote_missing_clean"

@@ -1,7 +1,7 @@
-"""Counts in words, as people read them."""
+"""Numbers with nouns, for messages to people."""
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 crash", "2,000 crashes"."""
+    """Returns a number with its noun: "1 crash", "2,000 crashes"."""
     plural = noun + ("es" if noun.endswith("sh") else "s")
     return f"{number:,} {noun if number == 1 else plural}"

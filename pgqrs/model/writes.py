@@ -1,8 +1,9 @@
-"""What a claim's holder may write: data that the core decides and the store carries out.
+"""The writes that the holder of a claim may make. The core decides them, and the store executes
+them.
 
-A write belongs to one claim and has up to three parts: what becomes of the run, of a step, of the message. The store
-applies all writes of a turn in one transaction, and applies a write only while its claim is live: see
-`pgqrs.store.turning`.
+A write belongs to one claim. It has up to three parts: changes of the run, of a step, and of the
+message. The store executes all writes of a turn in one transaction, and executes a write only while
+its claim is live. See `pgqrs.store.turning`.
 """
 
 from typing import Annotated
@@ -14,7 +15,7 @@ from pgqrs.model.states import WorkflowStatus
 
 
 class Claim(Struct, frozen=True):
-    """The right to write to a message: it holds while the message's row still carries these three numbers."""
+    """The right to write to a message. It is live while the message's row holds these three numbers."""
 
     message_id: int
     consumer_id: int
@@ -22,12 +23,12 @@ class Claim(Struct, frozen=True):
 
 
 class Place(Struct, frozen=True, array_like=True):
-    """Which call of a step this is: what a replay finds the call's record by.
+    """Identifies a call of a step, so that a replay finds the call's record.
 
-    `path` is the task in which the step was called, by its way through the run's tree of tasks: "" is the run's own
-    task, "branch.2/fetch.1" the first `fetch` task that the second `branch` task made. `count` is the call's number
-    among the calls of that task, from 0. `fingerprint` is of its arguments, 64 bits, signed; None where the step's
-    arguments are not compared.
+    `path` is the task that called the step, as its way through the run's tree of tasks. "" is the
+    run's own task, and "branch.2/fetch.1" is the first `fetch` task that the second `branch` task
+    created. `count` numbers the calls of that task from 0. `fingerprint` is a signed 64-bit hash of
+    the arguments, or None if the step's arguments are not compared.
     """
 
     path: Annotated[str, Meta(max_length=PATH_CHARS_MAX)]
@@ -38,9 +39,10 @@ class Place(Struct, frozen=True, array_like=True):
 class RecordedStep(Struct, frozen=True, array_like=True):
     """A step's row as a replay needs it. `output` and `error` are raw JSON.
 
-    `status` is SUCCESS, ERROR, or RETRY for attempts that failed, after which there is to be another one, `retry_in_s`
-    from when the run was claimed. `place` is None in rows of versions that did not record it. `ended` is the order, from
-    1, in which the run's results were handed to its workflow, None where there was none to hand over.
+    `status` is SUCCESS, ERROR, or RETRY. RETRY means that attempts have failed and another one is
+    due `retry_in_s` after the run was claimed. `place` is None in rows of versions that did not
+    record it. `ended` numbers from 1 the order in which the workflow received the results, and is
+    None for a step without a result to receive.
     """
 
     name: str
@@ -55,8 +57,10 @@ class RecordedStep(Struct, frozen=True, array_like=True):
 
 
 class Claimed(Struct, frozen=True):
-    """A message that a claim took. `status` is its run's, None where no run was begun or the queue has no workflow. `age_s` is how
-    long ago, by the database's clock, the run was first started."""
+    """A message that a claim took. `status` is the status of its run, or None if no run has begun
+    or the queue has no workflow. `age_s` is the time since the run first started, by the database's
+    clock.
+    """
 
     claim: Claim
     payload: bytes
@@ -66,18 +70,21 @@ class Claimed(Struct, frozen=True):
     crash_count: int = 0
     steps: tuple[RecordedStep, ...] = ()
     age_s: float | None = None
-    unreadable: str | None = None  # why its rows cannot be worked with: somebody else has written there
+    # Why the rows of this message cannot be used: another program has written invalid values.
+    unreadable: str | None = None
 
 
 class Begin(Struct, frozen=True):
-    """The run's row becomes RUNNING, and is made if there is none. CANCELLING stays CANCELLING."""
+    """Sets the run's row to RUNNING, creating it if needed. CANCELLING stays CANCELLING."""
 
     workflow_id: int
     attempt: int
 
 
 class Settle(Struct, frozen=True):
-    """The run's row takes this state. What would leave CANCELLING for anything but an error becomes CANCELLED."""
+    """Sets the run's row to this status. A run in CANCELLING becomes CANCELLED instead, unless it
+    failed.
+    """
 
     status: WorkflowStatus
     output: bytes | None = None
@@ -85,13 +92,13 @@ class Settle(Struct, frozen=True):
 
 
 class Crash(Struct, frozen=True):
-    """A worker died (or was killed) with this run on the CPU."""
+    """The death of a worker while it was executing this run."""
 
     cause: str  # "signal", "exit", "oom", "timeout"
     text: str
     step: str | None
     position: int
-    crash_count: int  # of the run, this one included
+    crash_count: int  # of the run, including this crash
     pid: int
     signal: str | None = None
     exit_code: int | None = None
@@ -123,7 +130,7 @@ class Step(Struct, frozen=True, array_like=True):
 
     @property
     def recorded(self) -> RecordedStep:
-        """The row that this becomes, as a replay finds it."""
+        """The row that this step becomes, as a replay reads it."""
         again = self.status is WorkflowStatus.Error and self.retry_in_s is not None
         return RecordedStep(
             self.name,
@@ -139,14 +146,16 @@ class Step(Struct, frozen=True, array_like=True):
 
 
 class Release(Struct, frozen=True):
-    """The message goes back. `delay_s` None keeps its place in the queue; `refund` gives the delivery back to read_ct."""
+    """Releases the message. With `delay_s` None it keeps its place in the queue. `refund` subtracts
+    the delivery from read_ct.
+    """
 
     delay_s: float | None = None
     refund: bool = True
 
 
 class Archive(Struct, frozen=True):
-    """The message is done with; `dead_reason` says why if it was given up."""
+    """Archives the message. `dead_reason` says why, if it becomes a dead letter."""
 
     dead_reason: str | None = None
 
@@ -158,13 +167,14 @@ class Write(Struct, frozen=True):
     crash: Crash | None = None
     settle: Settle | None = None
     message: Release | Archive | None = None
-    forgives: bool = False  # the crashes before it, its step being a checkpoint
-    # The handler of a plain message has begun: its delivery counts, though its supervisor may die.
+    # Resets the run's crash count, because its step is a checkpoint.
+    forgives: bool = False
+    # The handler of a plain message has begun. Its delivery counts even if its supervisor dies.
     delivers: bool = False
 
     @property
     def size(self) -> int:
-        """The bytes of the values in it, without the small change of its numbers and names."""
+        """The size of the write's values in bytes, ignoring numbers and names."""
         step, settle = self.step, self.settle
         return (
             (len(step.output or b"") + len(step.error or b"") if step else 0)
@@ -173,10 +183,10 @@ class Write(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """What became of a write. `applied` False: the claim was no longer live and nothing was written.
+    """The outcome of a write. `applied` False: the claim was not live, and nothing was written.
 
-    `status` is the run's afterwards, None for a message without a run. `failure` is set when the database refused this
-    write's values (nothing of it was written).
+    `status` is the run's status afterwards, or None for a message without a run. `failure` is set
+    if the database refused the values. Nothing of the write was stored then.
     """
 
     write: Write

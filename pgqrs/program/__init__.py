@@ -1,1 +1,1 @@
-"""The user's program: how a process of ours starts, and how it finds and imports the user's functions."""
+"""The user's program: starting pgqrs processes, and finding and importing the user's functions in them."""

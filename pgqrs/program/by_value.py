@@ -1,8 +1,9 @@
-"""Functions that are in no file another process could import, with what they need, by value.
+"""Sends functions to another process by value if they are in no file that it could import.
 
-What they need of their module's globals is found by the names in their code. Those go along, and
-all functions of one module share them there as they do here: a global that one sets, another sees.
-What is in a module with a file goes by that module's name. Nothing is read back in this process.
+The globals that a function needs are found by the names in its code, and are sent with it. All
+functions of one module share them in the other process as they do here: if one sets a global,
+another sees it. Objects of a module that has a file are sent by that module's name. This process
+reads nothing back.
 """
 
 import builtins
@@ -26,8 +27,12 @@ ByName: TypeAlias = Callable[[str, str, object], bool]
 
 @contextlib.contextmanager
 def written(functions: Sequence[Callable[..., Any]], by_name: ByName) -> Iterator[str]:
-    """The path of a file, readable by this user alone, that is there for as long as the block. `by_name(module, name,
-    value)` says whether another process finds the value so. Raises TargetError for what cannot be sent."""
+    """Writes the functions to a file, and yields its path. The file exists while the block lasts,
+    readable by this user only.
+
+    `by_name(module, name, value)` says whether another process finds the value under this name.
+    Raises TargetError for a value that cannot be sent.
+    """
     fd, path = tempfile.mkstemp(prefix="pgqrs-functions-")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -39,9 +44,10 @@ def written(functions: Sequence[Callable[..., Any]], by_name: ByName) -> Iterato
 
 
 def write(functions: Sequence[Callable[..., Any]], by_name: ByName, file: IO[bytes]) -> None:
-    """The functions, then (place, name, value) for each global and each variable of a closure that they need, then None.
+    """Writes the functions, then (place, name, value) for each global and closure variable that
+    they need, then None.
 
-    Those come later because they may lead to the functions that need them.
+    The values come last because they may refer to the functions.
     """
     pickler = _Pickler(file, by_name)
     pickler.send("one of the functions", list(functions))
@@ -65,7 +71,7 @@ def read(path: str) -> list[Callable[..., Any]]:
 
 
 class _Ways(dict[type, Any]):
-    """How to pickle what is of a type; classes of any metaclass go one way."""
+    """Picklers by type. All classes share one pickler, whatever their metaclass."""
 
     def get(self, kind: Any, default: Any = None) -> Any:
         if kind in self:
@@ -88,11 +94,11 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]
         except errors.TargetError:
             raise
         except Exception as e:
-            # Not from it: its traceback is that of a walk through hundreds of objects.
+            # No `from e`: its traceback would show a walk through hundreds of objects.
             raise _unsendable(what, str(e) or type(e).__name__) from None
 
     def want_globals(self, function: FunctionType) -> None:
-        """What its code names goes along, unless its module is there in another process."""
+        """Adds the globals that a function's code names, unless another process can import its module."""
         space = function.__globals__
         module = space.get("__name__", "")
         if _in_file(module, space, self.by_name):
@@ -106,7 +112,7 @@ class _Pickler(dill.Pickler):  # type: ignore[misc]
 
 
 class _Space:
-    """Stands for the globals of a module."""
+    """Represents the globals of a module in the pickle."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -116,7 +122,7 @@ class _Space:
 
 
 def _in_file(module: str, space: dict[str, Any], by_name: ByName) -> bool:
-    """Whether these are the globals of a module that another process imports."""
+    """Whether these are the globals of a module that another process can import."""
     found = sys.modules.get(module)
     if found is None or vars(found) is not space:
         return False
@@ -129,7 +135,7 @@ def _in_file(module: str, space: dict[str, Any], by_name: ByName) -> bool:
 
 
 def _names(function: FunctionType) -> set[str]:
-    """The globals that a function's code, and its annotations where they are text, may use."""
+    """Returns the globals that a function's code may use, including its text annotations."""
     names: set[str] = set()
     codes = [function.__code__]
     for text in function.__annotations__.values():
@@ -172,7 +178,7 @@ def _save_function(pickler: _Pickler, f: FunctionType) -> None:
 
 def _save_cell(pickler: _Pickler, cell: Any) -> None:
     pickler.save_reduce(_cell, (), obj=cell)
-    with contextlib.suppress(ValueError):  # it is empty
+    with contextlib.suppress(ValueError):  # the cell is empty
         value = cell.cell_contents
         pickler.later.append((cell, "", value, f"a variable ({_kind(value)}) of the function around"))
 
@@ -192,18 +198,21 @@ def _save_type(pickler: _Pickler, kind: type) -> None:
     else:
         if "__msgspec_cache__" in vars(
             kind
-        ):  # what msgspec found out about it, and finds out again when asked
+            # msgspec's cache is derived data, and msgspec creates it again on demand.
+        ):
             del kind.__msgspec_cache__  # type: ignore[attr-defined]
         dill.Pickler.dispatch[type](pickler, kind)
 
 
 def _save_module(pickler: _Pickler, module: ModuleType) -> None:
-    """By its name: dill would send the contents of those outside site-packages."""
+    """Sends a module by name. dill would send the contents of modules outside site-packages."""
     pickler.save_reduce(_module, (module.__name__,), obj=module)
 
 
 def _refuse_file(pickler: _Pickler, file: Any) -> None:
-    """dill would open it once more on the other side, and empty it where it is open for writing."""
+    """Refuses a file. dill would open it again in the other process, and would empty it if it is
+    open for writing.
+    """
     raise errors.TargetError(
         f"the functions use the open file {getattr(file, 'name', file)!r}, which cannot be sent to another process; "
         "open it in the function that needs it"
@@ -238,7 +247,8 @@ def _space(module: str) -> dict[str, Any]:
         except ImportError:
             sys.modules[module] = ModuleType(module)
     space = vars(sys.modules[module])
-    space.setdefault("__builtins__", builtins)  # which an import needs that such a function makes
+    # needed by an import statement in such a function
+    space.setdefault("__builtins__", builtins)
     return space
 
 
@@ -297,7 +307,9 @@ def _enum(
 
 
 def _described(kind: Any) -> tuple[Any, ...]:
-    """A msgspec Struct as `defstruct` makes it again. dill would make a class of it that msgspec does not know."""
+    """Describes a msgspec Struct for `defstruct` in the other process. dill would create a class
+    that msgspec does not recognize.
+    """
     every = {f.name: f for f in msgspec.structs.fields(kind)}
     fields = []
     for name, annotation in vars(kind).get("__annotations__", {}).items():

@@ -1,7 +1,7 @@
-"""Other Python processes of ours: how one is started, and what it does before it does anything else.
+"""Starts other Python processes of pgqrs, and prepares them before they do anything else.
 
-`supervisors` is imported by the folder in which `pgqrs` lies, never by a search along `sys.path`: a
-program may have a folder of that name, and the current folder may hold a `random.py`.
+`supervisors` is imported from the folder that contains `pgqrs`, never by a search along `sys.path`.
+A program may have a folder of that name, and the current folder may contain a `random.py`.
 """
 
 import contextlib
@@ -22,20 +22,21 @@ from msgspec import Struct
 
 from pgqrs import errors
 
-ROOT = str(Path(__file__).parent.parent.parent)  # the folder, or the archive, that holds both
+# The folder, or the archive, that contains both packages.
+ROOT = str(Path(__file__).parent.parent.parent)
 
-# Every process that runs user code walks over a set of strings in the same order: a replay then
-# calls the same steps in the same order, also in another process and on another host.
+# Every process that executes user code iterates over a set of strings in the same order. A replay
+# then calls the same steps in the same order in another process or on another host.
 HASH_SEED_VARIABLE, HASH_SEED = "PYTHONHASHSEED", "0"
 
 DSN_VARIABLE = "PGQRS_DSN"
 
-# Set for a process that we start until it has begun as one of ours. A program that finds it later
-# was started in place of an interpreter.
+# Set in a new process until pgqrs code executes in it. A program that finds it later was started in
+# place of an interpreter.
 STARTED_VARIABLE = "PGQRS_STARTED_BY"
 
-# Everything that the search for modules could find in a folder of the user's comes after what
-# belongs to Python. `sys` and `os` are loaded already.
+# Moves folders of the user to the end of the search path, after Python's own. `sys` and `os` are
+# loaded already.
 BOOT = """\
 import os, sys
 root, main = sys.argv[1:3]
@@ -55,19 +56,22 @@ begin(main)
 
 
 class Beginning(Struct, frozen=True):
-    """What a new process is told on the first line of its standard input."""
+    """The message on the first line of a new process's standard input."""
 
     argv: list[str]
     sys_path: list[str]
-    environ: dict[str, str]  # what `environ_for_start` left out
+    # The variables that `environ_for_start` left out.
+    environ: dict[str, str]
 
 
 def start(
     main: str, order: bytes, *, argv: list[str], pass_fds: tuple[int, ...], **how: Any
 ) -> "subprocess.Popen[bytes]":
-    """A new interpreter that calls `main` ("module:function"), which finds `order` on its standard input.
+    """Starts an interpreter that calls `main` ("module:function"). `main` reads `order` from its
+    standard input.
 
-    Raises SupervisorError where `sys.executable` is no interpreter; it would start this program again.
+    Raises SupervisorError if `sys.executable` is not an interpreter, which would start this program
+    again.
     """
     refuse_another_start()
     environ = dict(os.environ)
@@ -80,7 +84,7 @@ def start(
         **how,
     )
     assert process.stdin is not None
-    # A process that is dead already is noticed by whoever waits for its answer.
+    # If the process is dead already, the caller notices while it waits for an answer.
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         stdin.write(json.dumps([beginning.argv, beginning.sys_path, beginning.environ]).encode() + b"\n")
         stdin.write(order)
@@ -88,7 +92,7 @@ def start(
 
 
 def refuse_another_start() -> None:
-    """Raises SupervisorError where starting `sys.executable` would not start a Python interpreter."""
+    """Raises SupervisorError if starting `sys.executable` would not start a Python interpreter."""
     frozen = getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules.get("__main__", sys))
     if frozen or not sys.executable:
         raise errors.SupervisorError(
@@ -104,11 +108,11 @@ def refuse_another_start() -> None:
 
 
 def environ_for_start(environ: Mapping[str, str], ignores_environment: bool) -> dict[str, str]:
-    """The variables that a new process starts with.
+    """Returns the environment variables that a new process starts with.
 
-    PGQRS_DSN is not among them, so that a password is in no process's initial environment, which
-    others of the same user can read. A process that ignores Python's variables (`python -E`, `-I`)
-    has none of them but the hash seed, which it must not ignore.
+    PGQRS_DSN is left out, so that no process has a password in its initial environment, which other
+    processes of the same user can read. A process that ignores Python's variables (`python -E`,
+    `-I`) gets only the hash seed of them, which it must not ignore.
     """
     kept = {
         name: value
@@ -119,18 +123,20 @@ def environ_for_start(environ: Mapping[str, str], ignores_environment: bool) -> 
 
 
 def hash_seed(environ: Mapping[str, str]) -> str:
-    """The user's seed where there is one. "random", which many container images set, is none."""
+    """Returns the user's hash seed. "random", which many container images set, does not count as one."""
     seed = environ.get(HASH_SEED_VARIABLE, "")
     return seed if seed.isdigit() else HASH_SEED
 
 
 def absolute(path: list[str]) -> list[str]:
-    """`sys.path` for a process in another folder, or of this one after a change of folder."""
+    """Makes `sys.path` absolute, for a process in another folder or after a change of folder."""
     return list(dict.fromkeys(os.path.abspath(p) for p in path))
 
 
 def _flags() -> list[str]:
-    """This interpreter's options, but for those that would make the new one ignore its hash seed."""
+    """Returns this interpreter's options, except those that would make the new one ignore its hash
+    seed.
+    """
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     kept = [flag for flag in flags if flag not in ("-E", "-I", "-P", "-R")]
     return [*kept, "-s"] if sys.flags.no_user_site and "-s" not in kept else kept
@@ -146,20 +152,22 @@ def _restored(environ: Mapping[str, str]) -> dict[str, str]:
 
 # Inside the new process
 
-starters_path: list[str] = []  # `sys.path` of the process that started this one
-_own_path: list[str] = []  # what we import our own modules by
+# `sys.path` of the process that started this one
+starters_path: list[str] = []
+# the path that pgqrs's own modules are imported from
+_own_path: list[str] = []
 
 
 def begin(main: str) -> None:
-    """Called first in a new process, by BOOT."""
+    """The first function that executes in a new process. BOOT calls it."""
     open_standard_descriptors()
     default_signals()
     os.environ.pop(STARTED_VARIABLE, None)
     assert sys.stdin is not None
     argv, sys_path, environ = json.loads(sys.stdin.buffer.readline())
     sys.argv = argv
-    # What we need may lie in a folder that only our parent knew. It comes last: nothing there
-    # takes the place of a module of Python's. The user's code is imported by the parent's order.
+    # Required modules may be in a folder that only the parent knew. It comes last, so that nothing
+    # in it replaces a module of Python. The parent's order tells how to import the user's code.
     starters_path[:] = sys_path
     sys.path += [p for p in sys_path if p not in sys.path]
     _own_path[:] = sys.path
@@ -171,7 +179,9 @@ def begin(main: str) -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Descriptors 0 to 2 exist from now on: another file that got such a number would be overwritten."""
+    """Opens descriptors 0 to 2 if they are closed. Otherwise a file could get one of these numbers
+    and would be overwritten by output.
+    """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -187,16 +197,19 @@ def open_standard_descriptors() -> None:
 
 
 def default_signals() -> None:
-    """A parent's ignored SIGCHLD and its blocked signals are inherited, and would hide that children ended."""
+    """Resets signals that were inherited from the parent. An ignored SIGCHLD or blocked signals
+    would hide the end of child processes.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def above_standard(fd: int) -> int:
-    """The descriptor under a number over 2, closed on exec; the one given is closed if it is another."""
+    """Moves a descriptor to a number above 2, closed on exec. The original is closed if it was moved."""
     if fd > 2:
         return fd
-    import fcntl  # there is none on Windows, where clients run
+    # There is no fcntl on Windows, where clients run.
+    import fcntl
 
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
@@ -214,14 +227,15 @@ _hidden_dsn: str | None = None
 
 
 def hide_dsn() -> None:
-    """Takes PGQRS_DSN out of this process's environment, so that no subprocess of a step and no report of
-    a crash has its password. `pgqrs.connect()` still knows it."""
+    """Removes PGQRS_DSN from this process's environment, so that subprocesses of steps and crash
+    reports do not contain its password. `pgqrs.connect()` still finds it.
+    """
     global _hidden_dsn
     _hidden_dsn = os.environ.pop(DSN_VARIABLE, _hidden_dsn)
 
 
 def dsn_of(environ: Mapping[str, str]) -> str:
-    """What PGQRS_DSN says there, or said before it was hidden; "" if nothing."""
+    """Returns PGQRS_DSN from the environment, or its value before it was hidden, or ""."""
     return environ.get(DSN_VARIABLE) or (_hidden_dsn if environ is os.environ else None) or ""
 
 
@@ -229,7 +243,7 @@ def dsn_of(environ: Mapping[str, str]) -> str:
 
 
 def own_packages() -> None:
-    """Imports our `supervisors`, whatever else of that name a search would find."""
+    """Imports pgqrs's package `supervisors`, even if a search would find another one."""
     if "supervisors" in sys.modules:
         return
     spec = PathFinder.find_spec("supervisors", [ROOT])
@@ -240,8 +254,9 @@ def own_packages() -> None:
 
 
 def step_aside() -> None:
-    """Where the user's path leads to another package `supervisors`, `import supervisors` means that one
-    from now on. Our modules hold each other already; what they import later goes through `ours`."""
+    """Makes `import supervisors` import the user's package of that name, if there is one. Modules
+    of pgqrs already refer to each other, and import further modules inside `ours`.
+    """
     found = PathFinder.find_spec("supervisors")
     if found is None or ROOT in (os.path.dirname(p) for p in found.submodule_search_locations or ()):
         return
@@ -251,7 +266,9 @@ def step_aside() -> None:
 
 @contextlib.contextmanager
 def ours() -> Iterator[None]:
-    """Here `import supervisors` means ours, also after `step_aside`, and no folder of the user's comes before Python's."""
+    """Inside the block, `import supervisors` imports pgqrs's package, also after `step_aside`, and
+    no folder of the user precedes Python's.
+    """
     theirs = {name: sys.modules.pop(name) for name in _loaded()} if _aside else {}
     sys.modules.update(_aside)
     path, sys.path[:] = list(sys.path), _own_path or sys.path

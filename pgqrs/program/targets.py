@@ -1,9 +1,9 @@
-"""What a supervisor is pointed at: files, modules, or functions that were handed over.
+"""The target of a supervisor: files, modules, or functions that were passed.
 
-A function goes by the module that holds it, and each process imports that module once, so that all
-functions of a module share its globals. The program itself (`__main__`) is imported by its file, as
-`multiprocessing` does. Only what is in no file (a notebook, standard input, `python -c`) and what is
-nested in a function goes by value (`by_value`).
+A function is identified by its module. Each process imports that module once, so that all functions
+of a module share its globals. The program itself (`__main__`) is imported from its file, as
+`multiprocessing` does. Functions that are in no file (a notebook, standard input, `python -c`) or
+nested in another function are sent by value (`by_value`).
 """
 
 import contextlib
@@ -27,11 +27,14 @@ from pgqrs.flows.flow import Definition
 from pgqrs.program import interpreter
 
 MAIN = "__main__"
-MAIN_ALIAS = "__mp_main__"  # the name that multiprocessing gives a program in its child processes
+# The name that multiprocessing gives the program in its child processes.
+MAIN_ALIAS = "__mp_main__"
 
 
 class Package(Struct, frozen=True):
-    """A package that a module is in, for where a search would not find it: pytest imports so."""
+    """A package that contains a module and that a search would not find. pytest imports modules
+    this way.
+    """
 
     name: str
     file: str | None
@@ -39,11 +42,12 @@ class Package(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A module, and what of it is wanted: `names` (dotted for what is in a class), or all where there are none.
+    """A module and the functions wanted from it: `names` (dotted inside a class), or all if there
+    are none.
 
-    `module` is its name. With a `path` it is read from that file, under that name; `packages` are
-    around it then, the outermost first. The name `__main__` stands for the program itself, and
-    `run_as` for what `python -m` was given.
+    `module` is its name. With `path`, the module is read from that file under that name, inside
+    `packages`, outermost first. The name `__main__` means the program itself; `run_as` is then the
+    argument of `python -m`.
     """
 
     module: str
@@ -58,8 +62,9 @@ class Source(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """Where the functions come from. `by_value` is a file of functions as `by_value.write` wrote them; `sys_path` goes in
-    front of the importing process's own."""
+    """The source of the functions. `by_value` is a file written by `by_value.write`. `sys_path` is
+    placed in front of the importing process's own path.
+    """
 
     sources: tuple[Source, ...] = ()
     by_value: str | None = None
@@ -71,7 +76,9 @@ class Target(Struct, frozen=True):
 
 
 def parse(text: str) -> Target:
-    """`pipeline.py`, `pipeline.py:workflow`, `my.module`, `my.module:workflow`. Raises TargetError for what is neither."""
+    """Parses `pipeline.py`, `pipeline.py:workflow`, `my.module` or `my.module:workflow`. Raises
+    TargetError for other text.
+    """
     where, colon, name = text.partition(":")
     if colon and not name.isidentifier():
         raise errors.TargetError(f"{text!r}: {name!r} cannot be the name of a workflow")
@@ -92,12 +99,14 @@ def parse(text: str) -> Target:
     return Target((Source(where, names=names),), sys_path=(str(Path.cwd()),))
 
 
-# Functions at hand
+# Passed functions
 
 
 @contextlib.contextmanager
 def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
-    """For functions at hand. Raises TargetError where another process could not have one of them."""
+    """Yields the target for passed functions. Raises TargetError if another process could not load
+    one of them.
+    """
     definitions = distinct(definition_of(f) for f in functions)
     if not definitions:
         raise errors.TargetError("name at least one workflow or handler: store.workers(my_workflow)")
@@ -111,7 +120,8 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
         else:
             named.setdefault(place[0], []).append(place[1])
     if nowhere and _has_file(MAIN):
-        named.setdefault(MAIN, [])  # which their globals may be those of
+        # The globals of the functions may belong to the program.
+        named.setdefault(MAIN, [])
     sources = tuple(_source(module, tuple(names)) for module, names in named.items())
     if not nowhere:
         yield Target(sources, sys_path=sys_path)
@@ -123,11 +133,11 @@ def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
 
 
 def _place(f: Callable[..., Any]) -> tuple[str, str] | None:
-    """The module and the name under which another process finds the function, if it does."""
+    """Returns the module and the name under which another process finds the function, or None."""
     made = inspect.unwrap(f)
     module: str = getattr(f, "__module__", None) or getattr(made, "__module__", None) or ""
     names: list[str] = [getattr(f, "__qualname__", "")]
-    if not names[0]:  # a partial, say: it has the name that its module gives it
+    if not names[0]:  # a partial, for example: it has the name that its module gives it
         names = [name for name, value in vars(sys.modules.get(module, f)).items() if value is f]
     for name in names:
         if _by_name(module, name, f):
@@ -136,12 +146,13 @@ def _place(f: Callable[..., Any]) -> tuple[str, str] | None:
 
 
 def _by_name(module: str, name: str, value: object) -> bool:
-    """Whether another process has it under this name of this module."""
+    """Whether another process finds the value under this name in this module."""
     if not _has_file(module) or "<locals>" in name or not name:
         return False
     code = getattr(inspect.unwrap(value), "__code__", None)  # type: ignore[arg-type]
     if module == MAIN and code is not None and not os.path.isfile(code.co_filename):
-        return False  # typed in where a script had run (`python -i`): in that module, and in no file
+        # Typed interactively after a script (`python -i`): the function is in that module but in no file.
+        return False
     found: Any = sys.modules[module]
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -200,13 +211,16 @@ def _searched(name: str, path: Any) -> ModuleSpec | None:
     return None
 
 
-# The program that must be imported once more
+# Programs that workers import again
 
 
 def refuse_unguarded(functions: Sequence[Callable[..., Any]], frame: FrameType | None) -> None:
-    """A program that starts workers for its own functions while its file is executed, and not under `if __name__ ==
-    "__main__"`, would start them again in the process that imports it for these workers. Raises ValidationError then,
-    before anything is started. `frame` is where store.workers() was called."""
+    """Refuses `store.workers()` outside `if __name__ == "__main__"` for functions of the program
+    itself.
+
+    The workers import the program's file, and would start workers again. Raises ValidationError
+    before anything is started. `frame` is the caller of store.workers().
+    """
     if all(getattr(f, "__module__", None) != MAIN for f in functions):
         return
     while frame is not None:
@@ -238,12 +252,14 @@ def _refuse_unguarded_line(path: str, line: int) -> None:
     )
 
 
-loading = False  # in this process a target is being imported for a supervisor
+# True while this process imports a target for a supervisor.
+loading = False
 
 
 def refuse_while_loading() -> None:
-    """A program that starts workers as soon as it is imported would start them again in each process that imports it for
-    these workers, without end. Raises ValidationError then."""
+    """Raises ValidationError if a program starts workers while it is being imported. Its workers
+    import it too, and would start workers without end.
+    """
     if loading:
         raise errors.ValidationError(
             "store.workers() was called while its own supervisor imported this script: put it, and all that should not "
@@ -255,7 +271,7 @@ def refuse_while_loading() -> None:
 
 
 def load(target: Target) -> list[Definition]:
-    """Imports the target, loudly, and returns its workflows and handlers. Raises TargetError that says what is wrong."""
+    """Imports the target, and returns its workflows and handlers. Raises TargetError with the cause."""
     global loading
     loading = True
     try:
@@ -266,7 +282,8 @@ def load(target: Target) -> list[Definition]:
 
 def _loaded(target: Target) -> list[Definition]:
     if target.by_value is not None:
-        from pgqrs.program import by_value  # before a folder of the user's comes first
+        # Imported before the user's folders come first in the path.
+        from pgqrs.program import by_value
     sys.path[:] = dict.fromkeys([*target.sys_path, *interpreter.starters_path, *sys.path])
     interpreter.step_aside()
     found: list[Definition] = []
@@ -338,8 +355,11 @@ def _imported(source: Source) -> ModuleType:
 
 
 def _main(source: Source) -> ModuleType:
-    """The program as `multiprocessing` has it in its child processes: under `__mp_main__`, so that what is under
-    `if __name__ == "__main__"` does not happen, and under `__main__`, so that what it pickled there is found."""
+    """Imports the program as `multiprocessing` does in a child process.
+
+    Its name is `__mp_main__`, so that code under `if __name__ == "__main__"` is not executed. It is
+    also registered as `__main__`, so that its pickled objects are found.
+    """
     assert source.path is not None
     module = ModuleType(MAIN_ALIAS)
     module.__file__ = source.path
@@ -360,8 +380,9 @@ def _main(source: Source) -> ModuleType:
 
 @contextlib.contextmanager
 def _keeping_files(path: str, its_globals: dict[str, Any]) -> Iterator[None]:
-    """Refuses what would empty a file that has contents, where the program's own top level does it: the program has done
-    it before and has written there since."""
+    """Raises TargetError if the program's top level opens a file with contents for writing. The
+    program has written to that file before, and the import would empty it.
+    """
     on = True
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -410,7 +431,7 @@ def _from_file(name: str, path: str) -> ModuleType:
 
 
 def _make_package(package: Package) -> None:
-    """One whose folder no search leads to."""
+    """Creates a package whose folder a search does not find."""
     if package.name in sys.modules:
         return
     if package.file is not None:
@@ -427,7 +448,7 @@ def _make_package(package: Package) -> None:
 
 
 def _told(what: object, error: BaseException) -> str:
-    """The user's own frames only: ours and importlib's say nothing about the mistake."""
+    """Describes an error with the user's frames only, because those of pgqrs and importlib do not help."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = (__file__, str(Path(__file__).with_name("by_value.py")))
     theirs = [

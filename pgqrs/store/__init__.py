@@ -1,4 +1,4 @@
-"""Where the state lives. `open_store` picks the database that a DSN names."""
+"""The storage of all state. `open_store` opens the database that a DSN names."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -20,7 +20,9 @@ def open_store(
     steady_plans: bool = False,
     insist: bool = False,
 ) -> MessageStore:
-    """As `open_database`. With `insist`, and for a supervisor, calls that meet a conflict on S3 are made again."""
+    """Opens a database like `open_database`. On S3, calls that meet a conflict are retried if
+    `insist` is set, and always for a supervisor.
+    """
     database = open_database(config, clock, steady_plans)
     if config.backend == "s3":
         from pgqrs.store.s3.conflicts import CopiedStore, InsistentStore
@@ -36,9 +38,12 @@ def open_store(
 def open_database(
     config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
 ) -> Database:
-    """Raises PgqrsConnectionError when it cannot be reached, ConfigError for one whose extra is not installed. `clock` replaces
-    the database's own, in tests; `steady_plans` is for a supervisor, whose statements must not depend on the planner's
-    statistics, and which watches S3 for news by itself."""
+    """Opens a database. Raises PgqrsConnectionError if it cannot be reached, and ConfigError if its
+    optional dependency is not installed.
+
+    `clock` replaces the database's clock in tests. `steady_plans` is for a supervisor: its
+    statements must not depend on the planner's statistics, and it watches S3 for changes itself.
+    """
     backend = config.backend
     if backend == "sqlite":
         from pgqrs.store.sqlite import SqliteDatabase

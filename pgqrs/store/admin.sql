@@ -1,4 +1,4 @@
--- What an administrator asks for.
+-- Statements for administration.
 
 -- name: queue_rows
 select id, queue_name from pgqrs_queues where cast(:name as text) is null or queue_name = :name order by id;
@@ -7,7 +7,7 @@ select id, queue_name from pgqrs_queues where cast(:name as text) is null or que
 select q.id, q.queue_name from pgqrs_queues q where q.queue_name = :name {lock q to delete};
 
 -- name: uses_of_queue
--- What would be left without its queue.
+-- What refers to the queue and would be left without it.
 select (select count(*) from pgqrs_messages m where m.queue_id = :id),
        (select count(*) from pgqrs_workers c
         where c.queue_id = :id
@@ -15,7 +15,7 @@ select (select count(*) from pgqrs_messages m where m.queue_id = :id),
        (select min(f.name) from pgqrs_workflows f where f.queue_id = :id);
 
 -- name: forget_consumers_of_queue
--- The rows that supervisors of the past have left on it.
+-- The rows that former supervisors have left on the queue.
 delete from pgqrs_workers
 where queue_id = :id and supervisor_id is not null
   and not exists (select 1 from pgqrs_supervisors s where s.id = pgqrs_workers.supervisor_id);
@@ -37,7 +37,8 @@ delete from pgqrs_messages where queue_id = :id returning id;
 select m.id from pgqrs_messages m where m.queue_id = :id order by m.id {lock m to delete};
 
 -- name: spent
--- Live messages that no claim takes any more: their deliveries are used up, and nobody has them.
+-- Live messages that no claim takes any more: they have reached the maximum number of deliveries,
+-- and nobody holds them.
 select m.id
 from pgqrs_messages m
 where m.archived_at is null
@@ -48,7 +49,7 @@ limit :limit
 {lock m skip};
 
 -- name: metrics
--- Pending messages wait (their time may be to come), locked ones are held.
+-- Pending messages wait, including delayed ones. Locked messages are held.
 select q.queue_name, count(m.id),
        coalesce(sum(case when m.id is not null and m.archived_at is null and m.consumer_worker_id is null then 1 else 0 end), 0),
        coalesce(sum(case when m.archived_at is null and m.consumer_worker_id is not null then 1 else 0 end), 0),
@@ -61,7 +62,7 @@ group by q.id, q.queue_name
 order by q.queue_name;
 
 -- name: worker_counts
--- A worker is stale that has not stopped and was last heard of too long ago.
+-- A worker is stale if it is not stopped and its last heartbeat is too old.
 select coalesce(q.queue_name, ''), c.status, count(*),
        sum(case when c.status <> 'stopped' and c.heartbeat_at < {now - :timeout_s} then 1 else 0 end)
 from pgqrs_workers c
@@ -102,11 +103,12 @@ where m.queue_id = :queue_id and m.archived_at is not null
 order by m.archived_at desc, m.id desc;
 
 -- name: held_by
--- A worker's messages, locked.
+-- The messages that a worker holds, locked.
 select m.id from pgqrs_messages m where m.consumer_worker_id = :worker_id and m.archived_at is null order by m.id {lock m};
 
 -- name: abandoned
--- Messages of a queue whose holder has not been heard of for a while, supervisors apart: those have a lease.
+-- Messages of a queue whose holder has sent no heartbeat for a while. Messages of supervisors are
+-- left out: they have a lease.
 select m.id
 from pgqrs_messages m
 join pgqrs_workers c on c.id = m.consumer_worker_id
@@ -118,7 +120,7 @@ order by m.id
 {lock m};
 
 -- name: overdue
--- What 0.15 clients have held for longer than the grace period after its vt.
+-- Messages that 0.15 clients have held for longer than the grace period after their vt.
 select m.id
 from pgqrs_messages m
 join pgqrs_workers c on c.id = m.consumer_worker_id
@@ -131,7 +133,8 @@ limit 1000
 {lock m skip};
 
 -- name: purge_workers
--- Rows of workers that were last heard of too long ago, hold nothing and are no live supervisor's.
+-- Rows of workers that hold nothing, whose last heartbeat is too old, and that do not belong to a
+-- live supervisor.
 delete from pgqrs_workers
 where heartbeat_at < {now - :older_than_s}
   and (:stale or status = 'stopped')

@@ -1,4 +1,4 @@
-"""What an administrator does in the database: each operation is one transaction, on any database."""
+"""Administrative operations. Each is one transaction, on any database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,15 @@ from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.rows import read_status
 from pgqrs.store.store import json_value, message_record, step_record, worker_record
 
-DEAD_MAX = 1000  # messages that one call of `bury_spent` moves
+# The most messages that one call of `bury_spent` moves.
+DEAD_MAX = 1000
 SPENT = "its deliveries are used up"
 
 # Queues
 
 
 def make_queue(database: Database, name: str) -> QueueInfo:
-    """Raises QueueAlreadyExistsError."""
+    """Creates a queue. Raises QueueAlreadyExistsError."""
     with database.transaction() as tx:
         if tx.run("queue_by_name", name=name) or not (made := tx.run("add_queue", name=name)):
             raise errors.QueueAlreadyExistsError(
@@ -47,7 +48,7 @@ def queues(database: Database, name: str | None = None) -> list[QueueInfo]:
 
 
 def queue(database: Database, name: str) -> QueueInfo:
-    """Raises QueueNotFoundError."""
+    """Returns a queue. Raises QueueNotFoundError."""
     found = queues(database, arguments.name(name, "a queue"))
     if not found:
         raise errors.QueueNotFoundError(f"Queue {name!r} not found; make it with store.queue({name!r})")
@@ -55,7 +56,9 @@ def queue(database: Database, name: str) -> QueueInfo:
 
 
 def delete_queue(database: Database, name: str) -> None:
-    """Raises QueueNotFoundError, and ValidationError while messages, workers or a workflow refer to it."""
+    """Deletes a queue. Raises QueueNotFoundError, and ValidationError while messages, workers or a
+    workflow refer to it.
+    """
     with database.transaction() as tx:
         queue_id = _locked_queue(tx, name)
         messages, workers, workflow = tx.run("uses_of_queue", id=queue_id)[0]
@@ -77,8 +80,9 @@ def delete_queue(database: Database, name: str) -> None:
 
 
 def purge_queue(database: Database, name: str) -> int:
-    """Deletes its messages, archived and held ones too, with their runs and steps; returns how many messages. Whoever holds
-    one finds that it is no longer theirs."""
+    """Deletes all messages of a queue, including archived and claimed ones, with their runs and
+    steps. Returns the number of messages. Their holders lose their claims.
+    """
     with database.transaction() as tx:
         queue_id = _locked_queue(tx, name)
         tx.run("lock_messages_of_queue", id=queue_id)
@@ -88,7 +92,7 @@ def purge_queue(database: Database, name: str) -> int:
 
 
 def metrics(database: Database, name: str | None = None) -> list[QueueMetrics]:
-    """By name. Raises QueueNotFoundError for a name that is not there."""
+    """Returns the message counts of all queues, or of one, ordered by name. Raises QueueNotFoundError."""
     if name is not None:
         queue(database, name)
     with database.reading() as tx:
@@ -109,7 +113,7 @@ def live_count(database: Database) -> int:
 
 
 def message(database: Database, message_id: int) -> QueueMessage:
-    """Raises MessageNotFoundError."""
+    """Returns a message. Raises MessageNotFoundError."""
     with database.reading() as tx:
         found = _messages(tx, tx.run("message", id=message_id))
     if not found:
@@ -118,7 +122,9 @@ def message(database: Database, message_id: int) -> QueueMessage:
 
 
 def bury_spent(database: Database, read_ct_max: int) -> list[int]:
-    """Archives as dead what no claim takes any more, its deliveries being used up; returns the ids, at most 1,000."""
+    """Moves messages to the dead letters that no claim takes any more, because they have reached
+    the maximum number of deliveries. Returns their ids, at most 1,000.
+    """
     with database.transaction() as tx:
         spent = [i for (i,) in tx.run("spent", read_ct_max=read_ct_max, limit=DEAD_MAX)]
         if spent:
@@ -127,7 +133,7 @@ def bury_spent(database: Database, read_ct_max: int) -> list[int]:
 
 
 def archived(database: Database, queue_id: int) -> list[QueueMessage]:
-    """The last archived first."""
+    """Returns the archived messages of a queue. The last archived comes first."""
     with database.reading() as tx:
         return _messages(tx, tx.run("archived_messages", queue_id=arguments.identity(queue_id, "a queue")))
 
@@ -138,20 +144,23 @@ def held_by(database: Database, worker_id: int) -> list[QueueMessage]:
 
 
 def release_worker(database: Database, worker_id: int) -> int:
-    """Makes what a worker holds visible at once; returns how many messages."""
+    """Releases the messages that a worker holds, visible at once. Returns their number."""
     with database.transaction() as tx:
         return _given_back(tx, tx.run("held_by", worker_id=arguments.identity(worker_id, "a worker")))
 
 
 def reclaim(database: Database, queue_id: int, older_than_s: float) -> int:
-    """Makes visible what is held by workers that were last heard of longer ago than this. Supervisors have a lease instead."""
+    """Releases messages whose worker's last heartbeat is older than this. Supervisors have a lease
+    instead.
+    """
     with database.transaction() as tx:
         return _given_back(tx, tx.run("abandoned", queue_id=queue_id, older_than_s=older_than_s))
 
 
 def reclaim_overdue(database: Database, grace_s: float) -> int:
-    """Makes visible what clients of pgqrs 0.15 have held for so long after its vt, at most 1,000 messages; returns how many.
-    They never give up a message by themselves, and would have it back from nobody."""
+    """Releases messages that clients of pgqrs 0.15 still hold this long after their vt, at most
+    1,000 of them. Returns their number. Such clients never release a message themselves.
+    """
     with database.transaction() as tx:
         return _given_back(tx, tx.run("overdue", grace_s=grace_s))
 
@@ -160,7 +169,7 @@ def reclaim_overdue(database: Database, grace_s: float) -> int:
 
 
 def workers(database: Database, worker_id: int | None = None) -> list[WorkerInfo]:
-    """The newest first."""
+    """Returns all workers, or one, newest first."""
     with database.reading() as tx:
         return [worker_record(r) for r in tx.run("worker_rows", id=worker_id)]
 
@@ -173,7 +182,9 @@ def worker(database: Database, worker_id: int) -> WorkerInfo:
 
 
 def delete_worker(database: Database, worker_id: int) -> None:
-    """Raises WorkerNotFoundError, and ValidationError while it holds messages or is a live supervisor's."""
+    """Deletes a worker. Raises WorkerNotFoundError, and ValidationError while the worker holds
+    messages or belongs to a live supervisor.
+    """
     found = worker(database, worker_id)
     with database.transaction() as tx:
         if held := len(tx.run("held_by", worker_id=found.id)):
@@ -190,8 +201,9 @@ def delete_worker(database: Database, worker_id: int) -> None:
 
 
 def purge_workers(database: Database, older_than_s: float, stale: bool) -> int:
-    """Deletes the rows of workers last heard of longer ago than this that hold nothing: those that stopped, with `stale`
-    also those that never said so. Returns how many."""
+    """Deletes the rows of workers that hold no messages and whose last heartbeat is older than
+    this: stopped ones, and with `stale` also those that never stopped. Returns their number.
+    """
     with database.transaction() as tx:
         return len(tx.run("purge_workers", older_than_s=older_than_s, stale=stale))
 
@@ -246,7 +258,7 @@ def system_stats(database: Database) -> SystemStats:
 
 
 def make_workflow(database: Database, name: str) -> WorkflowRecord:
-    """A workflow and the queue of its name. Raises WorkflowAlreadyExistsError."""
+    """Creates a workflow and a queue with its name. Raises WorkflowAlreadyExistsError."""
     with database.transaction() as tx:
         if tx.run("workflow_by_name", name=name):
             raise errors.WorkflowAlreadyExistsError(f"Workflow {name!r} already exists; trigger it")
@@ -262,7 +274,7 @@ def workflows(database: Database) -> list[WorkflowRecord]:
 
 
 def runs(database: Database) -> list[RunRecord]:
-    """The newest first: those that have begun, or were made by hand."""
+    """Returns the runs that have begun or were created by hand, newest first."""
     with database.reading() as tx:
         rows = tx.run("run_rows")
     return [
@@ -274,12 +286,12 @@ def runs(database: Database) -> list[RunRecord]:
 
 
 def steps(database: Database) -> list[StepRecord]:
-    """The newest first."""
+    """Returns all recorded steps, newest first."""
     with database.reading() as tx:
         return [step_record(r) for r in tx.run("step_rows")]
 
 
-# Inside
+# Internal functions
 
 
 def _locked_queue(tx: Transaction, name: str) -> int:

@@ -1,8 +1,8 @@
-"""A call into a database on behalf of somebody who may stop waiting for it, as a cancelled task does.
+"""Database calls whose caller may stop waiting, for example because its task was cancelled.
 
-The call goes on in its thread; what it must not do is commit. Whoever leaves interrupts the statement under way, and what
-has not begun to commit is rolled back. A commit that was under way already is seen through: then the call has a result, and
-whoever left undoes it.
+The call continues in its thread, but must not commit. A caller that leaves interrupts the current
+statement, and a transaction that has not begun to commit is rolled back. A commit in progress is
+completed. The call then has a result, and the caller that left undoes it.
 """
 
 import threading
@@ -13,7 +13,9 @@ _current = threading.local()
 
 
 class Left(BaseException):
-    """Nobody waits for this call any more. Not an Exception: nothing on the way must take it for a failure."""
+    """Raised in a call whose caller has left. It is not an Exception, so that no code takes it for
+    a failure.
+    """
 
 
 class Call:
@@ -23,11 +25,13 @@ class Call:
         self._left = False
 
     def leave(self) -> None:
-        """From any thread: what has not begun to commit will not. Does not wait; `interrupt` ends the statement under way."""
+        """Prevents a commit that has not begun. May be called from any thread. It does not wait;
+        `interrupt` ends the current statement.
+        """
         self._left = True
 
     def interrupt(self) -> None:
-        """Returns when the statement under way, if any, has been told."""
+        """Interrupts the current statement, if any. Returns when the interruption was sent."""
         with self._lock:
             if self._interrupt is not None:
                 with suppress(Exception):  # the statement then ends by itself, and is not committed either
@@ -35,7 +39,7 @@ class Call:
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """Around the call, in its thread."""
+        """Surrounds the call, in its thread."""
         _current.call = self
         try:
             yield
@@ -50,7 +54,7 @@ class Call:
         try:
             yield
         finally:
-            # Waits for an interruption under way: one that came late would hit the connection's next user.
+            # Waits for an interruption in progress: a late one would hit the connection's next user.
             with self._lock:
                 self._interrupt = outer
         if not committed:
@@ -58,8 +62,9 @@ class Call:
 
     @contextmanager
     def hurried(self, leave: Callable[[], object]) -> Iterator[None]:
-        """Around what no interruption ends, such as a commit under way: `leave` is told, from any thread, that nobody waits for
-        it any more, and decides how soon it ends."""
+        """Surrounds an operation that cannot be interrupted, such as a commit in progress. If the
+        caller leaves, `leave` is called from any thread, and decides how soon the operation ends.
+        """
         with self._lock:
             self._interrupt = leave
         try:
@@ -71,19 +76,21 @@ class Call:
                 self._interrupt = None
 
     def go_on(self) -> None:
-        """Raises Left where nobody waits any more."""
+        """Raises Left if the caller has left."""
         if self._left:
             raise Left
 
 
 def current() -> Call | None:
-    """The call that this thread is making, if it makes one for somebody who may leave."""
+    """Returns the call that this thread executes, or None if its caller cannot leave."""
     call: Call | None = getattr(_current, "call", None)
     return call
 
 
 def interruptible(interrupt: Callable[[], object], committed: bool = False) -> AbstractContextManager[None]:
-    """Around a transaction's statements, before its commit. `interrupt` ends the one under way, from another thread.
-    `committed`: the statement commits by itself, so what has ended in here has happened."""
+    """Surrounds the statements of a transaction, before its commit. `interrupt` ends the current
+    statement from another thread. `committed` means that the statement commits by itself, so its
+    effect remains.
+    """
     call = current()
     return nullcontext() if call is None else call.interruptible(interrupt, committed)

@@ -1,5 +1,4 @@
-"""What a role lacks, and what is dangerous about where the tables are: looked at before they are
-used, and told in words."""
+"""Checks of a database before its use: missing privileges of the role, and dangers of the schema."""
 
 from collections.abc import Iterable
 
@@ -7,7 +6,7 @@ from pgqrs import errors
 from pgqrs.store.database import Database, Transaction
 from pgqrs.store.migrations import ENCODINGS, TABLES
 
-# What a supervisor does with each table. `docs/roles.md` has the same as grants.
+# The privileges of a supervisor on each table. `docs/roles.md` lists the same as grants.
 OF_A_SUPERVISOR = {
     "pgqrs_migrations": "select",
     "pgqrs_database": "select",
@@ -23,8 +22,7 @@ SEQUENCES_OF_A_SUPERVISOR = ("pgqrs_queues", "pgqrs_workflows", "pgqrs_workflow_
 
 
 def refuse_supervisor(database: Database) -> None:
-    """Raises DatabaseError where our role lacks what a supervisor needs, with the grants that
-    are missing."""
+    """Raises DatabaseError, with the missing grants, if the role lacks what a supervisor needs."""
     if database.dialect != "postgres":
         return
     with database.reading() as tx:
@@ -34,7 +32,7 @@ def refuse_supervisor(database: Database) -> None:
 
 
 def explain(database: Database, error: errors.DatabaseError) -> None:
-    """Raises what is known of why: the rights that our role lacks."""
+    """Raises an error with the role's missing privileges, if they explain the given one."""
     if database.dialect != "postgres" or error.refuses_value:
         return
     try:
@@ -44,7 +42,7 @@ def explain(database: Database, error: errors.DatabaseError) -> None:
 
 
 def cautions(database: Database) -> list[str]:
-    """What whoever sets up the database should know, a sentence each."""
+    """Returns warnings for the person who sets up the database, one sentence each."""
     if database.dialect != "postgres":
         return []
     with database.reading() as tx:
@@ -70,7 +68,7 @@ def cautions(database: Database) -> list[str]:
 
 
 def lacking_grants(tx: Transaction) -> list[str]:
-    """The grants that a supervisor's role lacks, as SQL has them: "insert on pgqrs_queues"."""
+    """Returns the grants that a supervisor's role lacks, in SQL: "insert on pgqrs_queues"."""
     wanted = [(t, p) for t, privileges in OF_A_SUPERVISOR.items() for p in privileges.split()]
     tables = [f"{p} on {t}" for t, p in tx.run("lacking_rights", wanted)]
     sequences = tx.run("lacking_sequences", [(t,) for t in SEQUENCES_OF_A_SUPERVISOR])

@@ -1,4 +1,5 @@
--- Checks before a database is used: our privileges, and what others may do there. PostgreSQL only.
+-- Checks before a database is used: the privileges of the role, and what other roles may do.
+-- PostgreSQL only.
 
 -- name: lacking_rights
 select r.table_name, r.privilege
@@ -17,7 +18,7 @@ order by 1;
 select cast(current_user as text), current_setting('server_encoding');
 
 -- name: creators
--- Roles that may create objects in our schema, without its owner, the current role and superusers.
+-- Roles that may create objects in the schema, except its owner, the current role and superusers.
 select distinct coalesce(cast(a.rolname as text), 'PUBLIC')
 from (select g.grantee, o.rolname, o.rolsuper, n.nspowner, n.oid
       from pg_namespace n
@@ -30,7 +31,7 @@ where a.grantee <> a.nspowner
 order by 1;
 
 -- name: filtered_tables
--- Tables of which row-level security hides rows from the current role.
+-- Tables in which row-level security hides rows from the current role.
 select r.table_name
 from {rows: table_name text}
 where row_security_active(to_regclass({schema} || '.' || r.table_name))

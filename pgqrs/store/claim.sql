@@ -1,8 +1,9 @@
--- Taking messages.
+-- Claiming messages.
 
 -- name: ready
--- What may be claimed from a queue: live, held by nobody, due, oldest first. `after` is the watermark: behind a backlog, the
--- index entries of rows claimed before are still there, dead, and reading them again each time is what makes claims slow.
+-- The messages of a queue that may be claimed: live, unclaimed and due, oldest first. `after` is
+-- the watermark. During a backlog, dead index entries of rows claimed before are still there, and
+-- reading them again each time would make claims slow.
 select m.id as due_id
 from pgqrs_messages m
 where m.queue_id = :queue_id
@@ -16,8 +17,8 @@ limit :limit
 {lock m skip};
 
 -- name: again
--- The same for messages that were claimed before: retries, resumed runs and messages that were given back. A claim takes these
--- ahead of the backlog, by an index of their own and behind a watermark of their own.
+-- The same for messages that were claimed before: retries, resumed runs and released messages. A
+-- claim takes them ahead of the backlog, with an index and a watermark of their own.
 select m.id as due_id
 from pgqrs_messages m
 where m.queue_id = :queue_id
@@ -32,8 +33,9 @@ limit :limit
 {lock m skip};
 
 -- name: lapsed
--- The same for what a library consumer of ours held until a vt that has passed. What a 0.15 client holds is its own until it
--- is reclaimed, whatever its vt; `client` is asked for since 0.15 may have given away what we once held.
+-- The same for messages that a library consumer held until a vt that has passed. A message held by
+-- a 0.15 client stays with that client until it is reclaimed, whatever its vt. `client` is checked
+-- because 0.15 may have claimed a message that pgqrs once held.
 select m.id as due_id
 from pgqrs_messages m
 join pgqrs_workers h on h.id = m.consumer_worker_id
@@ -48,7 +50,8 @@ limit :limit
 {lock m skip};
 
 -- name: ready_queues
--- Those of these queues of which a claim would get something: what an idle supervisor asks again and again, for all at once.
+-- The queues of which a claim would get something. An idle supervisor asks this regularly, for all
+-- its queues at once.
 select r.queue_id
 from {rows: queue_id bigint}
 where (
@@ -63,8 +66,9 @@ or (
     limit 1) = 1;
 
 -- name: lease
--- Of the claiming consumer's supervisor, if it holds. It is kept from being recovered or retired until we commit: whoever does
--- that afterwards finds what we claim. Renewing goes on beside it.
+-- The claiming consumer's supervisor, if its lease is live. The lock keeps it from being recovered
+-- or retired until this transaction commits. A later recovery therefore finds the claimed messages.
+-- The lease can be renewed meanwhile.
 select s.id
 from pgqrs_workers c
 join pgqrs_supervisors s on s.id = c.supervisor_id
@@ -72,13 +76,14 @@ where c.id = :consumer_id and s.lease_until > {now}
 {keep s};
 
 -- name: next_claim_no
--- Another program may have written any value to claim_no. SQLite would turn 2^63 into a fraction, and workers refuse negative
--- numbers: such a row starts again at 1.
+-- Another program may have written any value to claim_no. SQLite would turn 2^63 into a fraction,
+-- and workers refuse negative numbers. Such a row starts again at 1.
 case when c.claim_no between 0 and 9223372036854775806 then cast(c.claim_no as bigint) + 1 else 1 end
 
 -- name: take
--- The end of each claim: what is due becomes this consumer's, if it has the lease. `begun`: it has a history; an `exists`
--- would do, but may be planned by hashing all runs.
+-- The end of each claim: due messages become this consumer's, if its supervisor has the lease.
+-- `begun` says that there is a history. An `exists` would be enough, but the planner may hash all
+-- runs for it.
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = {use next_claim_no}, read_ct = c.read_ct + 1,
     dequeued_at = {now}, held_by_vt = false, handler_began = false
@@ -88,9 +93,10 @@ returning id, claim_no, read_ct, payload, vt,
     (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
 
 -- name: claim
--- The next messages of a queue for a supervisor; nothing without its lease, since what it took then nobody would ever give back.
--- The CTE is the fence: joined as a subquery with a LIMIT, the planner may update more rows than the limit. Rows come back in no
--- order: the caller sorts by (vt, id).
+-- Claims the next messages of a queue for a supervisor. Claims nothing without a live lease,
+-- because nobody would release the messages. The CTE is the fence: for a joined subquery with a
+-- LIMIT, the planner may update more rows than the limit. The rows are returned in no order; the
+-- caller sorts by (vt, id).
 with lease as (
     {use lease}
 ), due as (
@@ -115,7 +121,7 @@ with lease as (
 {use take}
 
 -- name: history
--- What is already recorded of these messages' runs: nothing for a message that was never begun.
+-- What is recorded of these messages' runs. Returns nothing for a message that was never begun.
 select w.message_id, w.status, w.attempt, w.crash_count, {seconds since w.started_at},
        s.step_name, s.position,
        case when s.status = 'ERROR' and s.retry_at is not null then 'RETRY' else cast(s.status as text) end,
@@ -127,7 +133,7 @@ left join pgqrs_workflow_steps s on s.run_id = w.id and s.status in ('SUCCESS', 
 order by w.message_id, s.position, s.id;
 
 -- name: held
--- Everything that these consumers hold, by the database's word.
+-- All claims that these consumers hold in the database.
 select m.id, m.consumer_worker_id, m.claim_no
 from {rows: consumer_id bigint}
 join pgqrs_messages m on m.consumer_worker_id = r.consumer_id

@@ -1,4 +1,4 @@
--- What callers ask for.
+-- Statements for clients.
 
 -- name: queue_by_name
 select id from pgqrs_queues where queue_name = :name;
@@ -16,15 +16,16 @@ select w.id, w.name from pgqrs_workflows w where w.queue_id = :queue_id order by
 insert into pgqrs_workflows (name, queue_id, created_at) values (:name, :queue_id, {now}) on conflict (name) do nothing returning id;
 
 -- name: enqueue
--- On a queue that the caller has just looked up.
+-- Enqueues on a queue that the caller has just looked up.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
 returning id;
 
 -- name: enqueue_known
--- On a queue whose id the caller remembers. Nothing, where the queue of that id has another name or is gone: it was deleted, or the
--- database was made anew. No foreign key says so.
+-- Enqueues on a queue whose id the caller has cached. Returns no rows if that queue has another
+-- name or does not exist, because it was deleted or the database was created anew. No foreign key
+-- detects that.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
@@ -32,7 +33,7 @@ where (select q.queue_name from pgqrs_queues q where q.id {=} :queue_id) {=} :qu
 returning id;
 
 -- name: enqueue_run
--- The same for runs of a workflow, which the queue must carry.
+-- The same for runs of a workflow, which must use the queue.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}
@@ -41,8 +42,9 @@ where (select q.queue_name from pgqrs_workflows f join pgqrs_queues q on q.id {=
 returning id;
 
 -- name: reserve_messages
--- PostgreSQL's own, for a COPY, which returns no ids: they are taken first, and the times with them. As one row of text: to load
--- ten thousand of them takes longer than to insert them. Times are in ISO 8601, whatever DateStyle and TimeZone say.
+-- PostgreSQL only, for a COPY, which returns no ids: reserves the ids, and returns the times with
+-- them. The ids are one row of text, because loading ten thousand rows takes longer than inserting
+-- the messages. Times are in ISO 8601, whatever DateStyle and TimeZone are.
 select string_agg(cast(taken.id as text), ',' order by taken.id),
        to_char({now + :delay_s} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00',
        to_char({now} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'
@@ -55,12 +57,13 @@ from (select nextval((select cast(pg_get_serial_sequence('pgqrs_messages', 'id')
      ) as taken;
 
 -- name: lock_message
--- What a caller changes goes through here. It locks and no more: having waited for a lock, a statement still sees other
--- tables as they were before.
+-- A client's changes begin with this lock. It reads nothing else: after waiting for a lock, a
+-- statement still sees the old rows of other tables.
 select m.id from pgqrs_messages m where m.id = :id {lock m};
 
 -- name: locked_message
--- A message that we have locked, its workflow and its run. The last column: the message was delivered at least once.
+-- A locked message, its workflow and its run. The last column says whether the message was
+-- delivered at least once.
 select m.id, q.queue_name, m.consumer_worker_id, m.archived_at, m.dead_reason,
        f.id, f.name, w.id, w.status, m.claim_no > 0 or m.read_ct > 0
 from pgqrs_messages m
@@ -70,7 +73,7 @@ left join pgqrs_workflows f on f.id = coalesce(w.workflow_id, (select min(g.id) 
 where m.id = :id;
 
 -- name: put_run
--- A run's row for a message that was not begun yet.
+-- Inserts a run's row for a message that was not begun yet.
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, completed_at)
 select :workflow_id, m.id, cast(:status as {status}), m.payload, {now}, {now}, case when :done then {now} end
 from pgqrs_messages m
@@ -82,7 +85,7 @@ set status = cast(:status as {status}), error = null, updated_at = {now}, comple
 where id = :run_id;
 
 -- name: end_message
--- Whoever holds it holds it no more: his claim's number is of the past.
+-- Takes the message from its holder: the number of the holder's claim is no longer current.
 update pgqrs_messages as c set archived_at = {now}, claim_no = {use next_claim_no} where c.id = :id;
 
 -- name: make_due
@@ -100,7 +103,8 @@ set status = cast('QUEUED' as {status}), output = null, error = null, attempt = 
 where id = :run_id;
 
 -- name: forget_failed_steps
--- What failed or was open at the end is tried anew; what the workflow had passed stays, a handled failure included.
+-- Steps that failed or were open at the end are executed again. Everything that the workflow had
+-- passed stays, including a handled failure.
 delete from pgqrs_workflow_steps
 where run_id = :run_id
   and status <> 'SUCCESS'

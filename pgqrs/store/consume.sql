@@ -1,5 +1,6 @@
--- What library consumers and producers do: they hold a message until its vt, and own it beyond that until somebody else has
--- claimed it. Whatever ends or moves a message asks for its owner, in the same statement.
+-- Statements for library consumers and producers. A consumer holds a message until its vt, and owns
+-- it until another consumer has claimed it. Each statement that ends or moves a message also checks
+-- its owner.
 
 -- name: register_worker
 insert into pgqrs_workers (name, queue_id, started_at, heartbeat_at, status, client)
@@ -14,14 +15,14 @@ select status from pgqrs_workers where id = :id;
 select heartbeat_at >= {now - :max_age_s} from pgqrs_workers where id = :id;
 
 -- name: move_worker
--- No row: its status is no longer what the caller saw.
+-- Returns no row if the status is no longer the one that the caller saw.
 update pgqrs_workers
 set status = cast(:becomes as {worker_status}), shutdown_at = case when :becomes = 'stopped' then {now} end
 where id = :id and status = cast(:was as {worker_status})
 returning id;
 
 -- name: end_worker
--- From whatever state it is in: a consumer that nobody can reach any more.
+-- Stops a consumer that nobody can reach any more, in any state.
 update pgqrs_workers set status = 'stopped', shutdown_at = {now} where id = :id and shutdown_at is null;
 
 -- name: beat_worker
@@ -31,8 +32,9 @@ update pgqrs_workers set heartbeat_at = {now} where id = :id returning id;
 select count(*) from pgqrs_messages where consumer_worker_id = :id and archived_at is null;
 
 -- name: dequeue
--- What lapsed first, then what is due, in one statement: most of its time is the way to the server and back. Only for a worker
--- that may take messages; the caller looks why where nothing came.
+-- Claims expired messages first, then due ones, in one statement, because most of its time is the
+-- round trip to the server. Works only for a worker that may claim; if nothing is returned, the
+-- caller finds out why.
 with late as (
     {use lapsed}
 ),
@@ -52,7 +54,7 @@ returning id, queue_id, payload, vt, enqueued_at, read_ct, dequeued_at, producer
           archived_at, dead_reason, claim_no, (select count(*) from pgqrs_workflows f where f.queue_id = :queue_id);
 
 -- name: own
--- Those of these messages that the consumer owns, locked in the order of their ids.
+-- The messages that the consumer owns, locked in the order of their ids.
 select m.id
 from {rows: message_id bigint}
 join pgqrs_messages m on m.id = r.message_id
@@ -90,7 +92,7 @@ where m.id in (select r.message_id from {rows: message_id bigint}) and m.vt < {n
 delete from pgqrs_messages where id in (select r.message_id from {rows: message_id bigint});
 
 -- name: withdraw
--- What was sent and is not wanted after all: where nobody has had it yet.
+-- Withdraws messages that nobody has received yet.
 delete from pgqrs_messages
 where id in (select r.message_id from {rows: message_id bigint})
   and consumer_worker_id is null and archived_at is null and claim_no = 0 and read_ct = 0;
@@ -99,7 +101,8 @@ where id in (select r.message_id from {rows: message_id bigint})
 select w.id, w.message_id from {rows: message_id bigint} join pgqrs_workflow_runs w on w.message_id = r.message_id;
 
 -- name: give_back
--- To its queue, visible at a time or now. `refund` gives the delivery back: runs have budgets of their own.
+-- Releases messages, visible at a given time or now. `refund` subtracts the delivery, because runs
+-- have budgets of their own.
 update pgqrs_messages as m
 set consumer_worker_id = null, held_by_vt = false, vt = coalesce(cast(:visible_at as {time}), {now}),
     read_ct = case when :refund and m.read_ct > 0 then m.read_ct - 1 else m.read_ct end

@@ -1,7 +1,9 @@
-"""What a library consumer or producer does in the database: each operation is one transaction, on any database.
+"""The database operations of library producers and consumers. Each is one transaction, on any
+database.
 
-A consumer owns a message from its claim until it ends or gives it back, or somebody else has claimed it. Whoever is not the
-owner gets False, or is not counted; nothing is raised for that.
+A consumer owns a message from its claim until it ends or releases the message, or another worker
+has claimed it. Operations on a message that the consumer does not own return False, or do not count
+it. They raise no error.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pgqrs.store.s3.insisting import insist
 from pgqrs.store.sql import DAWN
 from pgqrs.store.store import message_record
 
-# Why a transition is refused, by what was asked for. The words are those of 0.15.
+# Why a status change is refused, by the requested status. The texts are those of 0.15.
 _NEEDED = {
     WorkerStatus.Ready: "Worker must be Polling or Suspended to become Ready",
     WorkerStatus.Polling: "Worker must be Ready to poll; create another consumer, or resume() a suspended one",
@@ -29,7 +31,7 @@ _NEEDED = {
 
 
 def register(database: Database, name: str, queue_id: int | None) -> int:
-    """Raises ValidationError where a worker has that name already."""
+    """Inserts a worker row. Raises ValidationError if a worker has this name already."""
     with database.single() as tx:
         made = tx.run("register_worker", name=name, queue_id=queue_id)
     if not made:
@@ -45,7 +47,7 @@ def status(database: Database, worker_id: int) -> WorkerStatus:
 
 
 def heard_of(database: Database, worker_id: int, max_age_s: float) -> bool:
-    """Whether its heartbeat is at most this old."""
+    """Whether the worker's last heartbeat is at most this old."""
     with database.reading() as tx:
         found = tx.run("worker_heard_of", id=worker_id, max_age_s=max_age_s)
     if not found:
@@ -60,7 +62,9 @@ def beat(database: Database, worker_id: int) -> None:
 
 
 def move(database: Database, worker_id: int, becomes: WorkerStatus) -> None:
-    """Raises StateTransitionError where WORKER_TRANSITIONS has no such way; polling on is fine."""
+    """Changes a worker's status. Raises StateTransitionError unless WORKER_TRANSITIONS allows the
+    change. A worker that is Polling may be set to Polling again.
+    """
     with database.transaction() as tx:
         while True:
             was = _status(tx, worker_id)
@@ -77,7 +81,7 @@ def move(database: Database, worker_id: int, becomes: WorkerStatus) -> None:
 
 
 def leave(database: Database, worker_id: int) -> None:
-    """Stops, whatever state it is in, and gives back what it still holds. Twice is fine."""
+    """Stops a worker in any state, and releases what it still holds. A second call does nothing."""
     with database.transaction() as tx:
         if held := tx.run("held_by", worker_id=worker_id):
             tx.run("give_back", held, visible_at=None, refund=False)
@@ -103,7 +107,7 @@ def _no_worker(worker_id: int) -> errors.WorkerNotFoundError:
 
 
 def withdraw(database: Database, message_ids: Sequence[int]) -> None:
-    """Takes back what was sent, where nobody has had it yet. Made again where it meets a conflict."""
+    """Withdraws messages that no worker has received yet. Retried after a conflict."""
 
     def withdrawn() -> None:
         with database.single() as tx:
@@ -121,8 +125,9 @@ def dequeue(
     read_ct_max: int,
     at: datetime | None = None,
 ) -> list[QueueMessage]:
-    """The next messages, oldest first: what other library consumers let lapse, then what is due. Nothing for a worker that is
-    neither ready nor polling."""
+    """Claims the next messages, oldest first: expired messages of other library consumers, then due
+    ones. Returns nothing for a worker that is neither ready nor polling.
+    """
     if limit < 1:
         return []
     with database.single(at) as tx:
@@ -137,8 +142,8 @@ def dequeue(
             after_id=0,
         )
     if not rows:
-        status(database, worker_id)  # or there is no such worker
-    # All have the same vt now; ids are in the order in which they were sent.
+        status(database, worker_id)  # raises if there is no such worker
+    # All messages have the same vt now. Their ids are in the order of sending.
     return sorted((message_record(r, of_workflow=r[12] > 0) for r in rows), key=lambda m: m.id)
 
 
@@ -150,7 +155,7 @@ def extend(database: Database, worker_id: int, message_id: int, seconds: float) 
 def archive(
     database: Database, worker_id: int, message_ids: Sequence[int], dead_reason: str | None = None
 ) -> set[int]:
-    """Those that were the worker's to archive."""
+    """Archives messages, and returns the ids of those that the worker owned."""
     if not message_ids:
         return set()
     wanted = [(i,) for i in sorted(set(message_ids))]
@@ -159,7 +164,9 @@ def archive(
 
 
 def delete(database: Database, worker_id: int, message_ids: Sequence[int]) -> set[int]:
-    """Those that were the worker's to delete. Raises ValidationError where a run hangs on one: nothing is deleted then."""
+    """Deletes messages, and returns the ids of those that the worker owned. Raises ValidationError,
+    and deletes nothing, if one has a run.
+    """
     with database.transaction() as tx:
         own = _own(tx, worker_id, message_ids)
         if own:
@@ -179,8 +186,11 @@ def give_back(
     visible_at: datetime | None = None,
     refund: bool = False,
 ) -> int:
-    """How many were the worker's. `visible_at` None: now. `refund` takes the delivery off their read_ct, as if it had not been; who
-    asks for that waits for no answer, so it is made again where it meets a conflict."""
+    """Releases messages, and returns how many the worker owned. `visible_at` None means now.
+
+    `refund` subtracts the delivery from read_ct, as if it had not happened. A caller that asks for
+    this does not wait for the result, so the call is retried after a conflict.
+    """
 
     def given_back() -> int:
         with database.transaction() as tx:
@@ -193,7 +203,7 @@ def give_back(
 
 
 def keep(database: Database, worker_id: int, message_ids: Sequence[int], lock_s: float) -> None:
-    """Holds them at least until `lock_s` from now."""
+    """Extends the locks of messages to at least `lock_s` from now."""
     with database.transaction() as tx:
         if own := _own(tx, worker_id, message_ids):
             tx.run("keep_holds", [(i,) for i in own], lock_s=lock_s)

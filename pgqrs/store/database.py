@@ -1,4 +1,6 @@
-"""The seam: run a named statement in a transaction. Everything above it is the same for every database."""
+"""The interface of a database: execute a named statement in a transaction. The code above it is the
+same for every database.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -16,62 +18,73 @@ class Transaction(Protocol):
     dialect: Dialect
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
-        """Runs the statement of that name; `rows` fill its {rows: …}. Returns what it selects or returns, in no order
-        but its own. JSON comes as bytes or text, undecoded; times as the driver has them."""
+        """Executes the statement with this name, and returns its result rows in the statement's own
+        order. `rows` fill its {rows: …}. JSON values are returned as bytes or text, and times as
+        the driver returns them.
+        """
 
     def script(self, sql: str) -> None:
-        """Runs the statements of a migration."""
+        """Executes the statements of a migration."""
 
 
 class Copying(Transaction, Protocol):
-    """One of PostgreSQL's, on a connection of our own: a caller's may be in a pipeline, where there is no COPY."""
+    """A PostgreSQL transaction on a connection of pgqrs. A caller's connection may be in a
+    pipeline, which does not allow COPY.
+    """
 
     def copy_in(self, table: str, data: bytes) -> None:
-        """COPY into these columns of a table; `data` is a line a row, in COPY's text format."""
+        """Executes COPY into these columns of a table. `data` has one line per row, in COPY's text
+        format.
+        """
 
 
 def refused_value(text: str) -> errors.DatabaseError:
-    """The error for a value that the database will never take."""
+    """Returns the error for a value that the database will never accept."""
     error = errors.DatabaseError(text)
     error.refuses_value = True
     return error
 
 
 class Database(Protocol):
-    """One database. Safe to use from several threads; refused after a fork."""
+    """One database. It may be used from several threads, but not after a fork."""
 
     dialect: Dialect
     dsn: str
-    options: str  # that name it on the command line, the DSN left out
+    # The command-line options that name this database, without the DSN.
+    options: str
 
     def transaction(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
-        """Commits on leaving, rolls back on an exception. `at` is the time that its statements take for now.
+        """Commits at the end of the block, and rolls back after an exception. `at` replaces the
+        current time in its statements.
 
-        Raises PgqrsConnectionError when the database cannot be reached or the link breaks: whether a commit under way
-        then took place is unknown. SchemaError when the tables are missing. DatabaseError for what it refuses.
-        Within a `calls.Call` whose caller has left it raises `calls.Left` instead of committing.
+        Raises PgqrsConnectionError if the database cannot be reached or the connection breaks.
+        Whether a commit in progress took place is then unknown. Raises SchemaError if the tables
+        are missing, and DatabaseError if the database refuses something. Inside a `calls.Call`
+        whose caller has left, it raises `calls.Left` instead of committing.
         """
 
     def single(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
-        """The same for one statement that is a transaction by itself: a server then answers once instead of three times."""
+        """Like `transaction`, for one statement that commits by itself: one round trip to a server
+        instead of three.
+        """
 
     def reading(self) -> AbstractContextManager[Transaction]:
-        """The same for statements that only read: they never wait for a writer."""
+        """Like `transaction`, for statements that only read. They never wait for a writer."""
 
     def prepare(self) -> None:
-        """What a database needs before its first migration, outside a transaction."""
+        """Prepares a database for its first migration, outside a transaction."""
 
     def now(self) -> datetime:
-        """The time that the database's clock shows, in UTC."""
+        """Returns the time of the database's clock, in UTC."""
 
     def hint(self, queues: Iterable[str]) -> None:
-        """Tells whoever listens that these queues may hold something new. Never needed, never fails."""
+        """Notifies listeners that these queues may have new messages. This is optional and never fails."""
 
     def close(self) -> None: ...
 
 
 class Kept(Protocol):
-    """A database that is a local copy of something kept elsewhere: see `pgqrs.clients.s3`."""
+    """A database whose local copy is synchronized with a remote object. See `pgqrs.clients.s3`."""
 
     def snapshot(self) -> None: ...
 

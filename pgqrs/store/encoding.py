@@ -1,7 +1,7 @@
-"""Values in the notation in which a database's statements take them, made before a transaction begins.
+"""Encodes values for the statements of a database, before a transaction begins.
 
-To quote hundreds of megabytes takes seconds. In an open transaction a PostgreSQL server would end a connection that is silent for so
-long, and on SQLite every other writer would wait.
+Encoding hundreds of megabytes takes seconds. In an open transaction, a PostgreSQL server could end
+the idle connection meanwhile, and on SQLite every other writer would wait.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from pgqrs.store.sql import Dialect
 
 
 class Encoded(str):
-    """An element of an array, in PostgreSQL's notation."""
+    """An array element in PostgreSQL's notation."""
 
     __slots__ = ()
 
 
 Value = Encoded | msgspec.Raw | str | None
 
-SHORT = 1024  # characters, which are quoted in no time: an object of their own would take longer
+# Characters. A shorter text is encoded so quickly that a separate object would take longer.
+SHORT = 1024
 
 
 def encoded(raw: bytes | str | None, dialect: Dialect) -> Value:
-    """A text or a JSON value, as a row of a statement's `rows` takes it."""
+    """Encodes text or a JSON value for the `rows` of a statement."""
     if raw is None:
         return None
     text = raw.decode() if isinstance(raw, bytes) else raw
@@ -34,7 +35,7 @@ def encoded(raw: bytes | str | None, dialect: Dialect) -> Value:
 
 
 def quoted(value: bytes | str | None) -> str:
-    """An element of an array of PostgreSQL's."""
+    """Returns an element of a PostgreSQL array."""
     if value is None:
         return "NULL"
     if isinstance(value, Encoded):
@@ -46,7 +47,7 @@ def quoted(value: bytes | str | None) -> str:
 
 
 def plain(row: Sequence[Any]) -> Sequence[Any]:
-    """A row, as msgspec writes it into the JSON that SQLite's statements take."""
+    """Returns a row that msgspec can write into the JSON parameter of a SQLite statement."""
     if bytes not in map(type, row):
         return row
     return [v.decode() if isinstance(v, bytes) else v for v in row]

@@ -1,7 +1,7 @@
--- Around the migrations, which stand in schema/.
+-- Statements around the migrations, which are in schema/.
 
 -- name: lock_migrations_postgres
--- The key is arbitrary and ours alone; the lock goes with the transaction.
+-- The key is arbitrary and used by pgqrs only. The lock ends with the transaction.
 select pg_advisory_xact_lock(7274817312);
 
 -- name: lock_migrations_sqlite
@@ -22,18 +22,18 @@ select version from pgqrs_migrations order by version;
 insert into pgqrs_migrations (version, name) values (:version, :name);
 
 -- name: patience_postgres
--- While a migration waits for a lock on a table, every other user of the table waits behind it.
+-- While a migration waits for a lock on a table, all other users of the table wait behind it.
 select set_config('lock_timeout', :lock_timeout, true);
 
 -- name: unhurried_postgres
--- A migration may take longer than the role allows a statement to take.
+-- A migration may take longer than the statement timeout of the role.
 select set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true);
 
 -- name: encoding_postgres
 select current_setting('server_encoding');
 
 -- name: identify_database
--- The identity stays once there is one.
+-- An existing identity stays.
 insert into pgqrs_database as d (id, identity, version, oldest_version) values (1, :identity, :version, :oldest_version)
 on conflict (id) do update set version = excluded.version, oldest_version = excluded.oldest_version
 where d.version < excluded.version;

@@ -1,4 +1,4 @@
--- What there is to see. Read only.
+-- Statements that only read.
 
 -- name: clock
 select clock_timestamp();
@@ -13,7 +13,8 @@ left join pgqrs_workflow_runs w on w.message_id = m.id
 left join pgqrs_workflows f on f.queue_id = m.queue_id
 where m.id = :id;
 
--- A run goes by its message's id; the number of its own row is for those who read 0.15's tables.
+-- A run is identified by the id of its message. The number of its own row is for readers of 0.15's
+-- tables.
 
 -- name: run
 select m.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
@@ -25,7 +26,7 @@ left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.id = :id;
 
 -- name: runs
--- Newest first. A run that was not begun yet has no row: its message stands for it.
+-- Newest first. A run that has not begun has no row, and is represented by its message.
 select m.id, f.id, m.id, w.status, m.payload, w.output, w.error, w.created_at, w.updated_at,
        f.name, w.attempt, w.crash_count, w.crash, m.enqueued_at, w.started_at, w.completed_at,
        case when m.archived_at is null and m.consumer_worker_id is null then m.vt end
@@ -60,7 +61,8 @@ group by q.id, q.queue_name
 order by q.queue_name;
 
 -- name: backlog
--- Waiting and held messages of some queues, counted up to a bound so that a glance at a huge backlog costs little.
+-- Counts the waiting and held messages of some queues, up to a bound, so that a huge backlog costs
+-- little.
 select count(*) from (
     select 1
     from {rows: queue_id bigint}

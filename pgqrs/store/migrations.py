@@ -1,15 +1,16 @@
-"""Numbered forward migrations, each applied once, all under one lock: two installs at once are safe.
+"""Numbered forward migrations. Each is applied once, under one lock, so concurrent installs are
+safe.
 
-Migration 1 is the layout of pgqrs 0.15. A database that 0.15 made has it already, so adopting one
-is migration 2.
+Migration 1 is the layout of pgqrs 0.15. A database created by 0.15 has it already, so its adoption
+begins with migration 2.
 
-A migration that only adds something names the oldest version of the code that can go on using the
-database, in a line of its own:
+A migration that only adds something names the oldest version of the code that may still use the
+database, on a line of its own:
 
     -- oldest code: version 7
 
-Without that line, only code of the migration's own version or later can. The database keeps the
-largest of these numbers. So a rolling deploy installs first, and older programs go on meanwhile.
+Without that line, only code of the migration's own version or later may use it. The database stores
+the largest of these numbers. In a rolling deployment, install first; older programs keep working.
 """
 
 import re
@@ -27,7 +28,7 @@ TABLES = (
     "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
     "pgqrs_supervisors", "pgqrs_database",
 )  # fmt: skip
-# Limit of the wait for each lock. Everybody else waits behind a migration that waits.
+# Limits the wait for each lock. Other statements queue behind a migration that waits.
 LOCK_TIMEOUT = "5s"
 LOCKED = "55P03"  # lock_not_available
 # SQL_ASCII stores any bytes, and pgqrs writes UTF-8.
@@ -83,7 +84,7 @@ def _refuse_encoding(tx: Transaction) -> None:
 
 
 def identify(tx: Transaction) -> None:
-    """Gives the database an identity where it has none, and notes which code may use it."""
+    """Gives the database an identity if it has none, and stores which code may use it."""
     oldest = max(_oldest_code(v, file) for v, file in _migrations(tx.dialect))
     tx.run("identify_database", identity=uuid.uuid4().hex, version=VERSION, oldest_version=oldest)
 
@@ -94,8 +95,9 @@ def _oldest_code(version: int, file: Traversable) -> int:
 
 
 def verify(database: Database) -> int:
-    """The version. What the migrations table says is checked against the columns that are there: a restored dump or a
-    hand at work may have left less."""
+    """Returns the version of the schema. Also checks that the columns of that version exist,
+    because a restored dump or manual changes may have removed some.
+    """
     with database.reading() as tx:
         version = _version(tx)
         if version > VERSION:
@@ -124,7 +126,7 @@ def _version(tx: Transaction) -> int:
 
 
 def _columns(tx: Transaction, dialect: Dialect) -> dict[str, frozenset[str]]:
-    """The columns of each of our tables that is there."""
+    """Returns the columns of each existing table of pgqrs."""
     found: dict[str, frozenset[str]] = {}
     for table, column in tx.run("columns_" + dialect, [(t,) for t in TABLES]):
         found[table] = found.get(table, frozenset()) | {column}
@@ -133,7 +135,7 @@ def _columns(tx: Transaction, dialect: Dialect) -> dict[str, frozenset[str]]:
 
 @cache
 def _expected_columns() -> dict[str, frozenset[str]]:
-    """Those of a fresh installation, in memory: every database has the same."""
+    """Returns the columns of a fresh installation in memory. They are the same for every database."""
     from pgqrs.store.sqlite import SqliteDatabase
 
     database = SqliteDatabase(Config("sqlite::memory:"))
@@ -146,8 +148,9 @@ def _expected_columns() -> dict[str, frozenset[str]]:
 
 
 def _refuse_newer(version: int, row: list[Row]) -> None:
-    """Raises SchemaError where the database is newer than this code and does not say that this
-    code may use it at that version."""
+    """Raises SchemaError if the database is newer than this code, unless it says that this code may
+    use it.
+    """
     oldest = row[0][2] if row and row[0][1] == version else version
     if oldest > VERSION:
         raise errors.SchemaError(

@@ -8,7 +8,8 @@ from typing import Any
 from pgqrs import errors
 from pgqrs.model.states import WorkflowStatus
 
-COUNT_MAX = 2**31 - 1  # PostgreSQL's columns hold no more, and there must be a next one
+# PostgreSQL's columns hold no larger number, and the next one must fit too.
+COUNT_MAX = 2**31 - 1
 
 
 def read_fingerprint(value: Any) -> int | None:
@@ -32,18 +33,18 @@ def read_seconds(value: Any) -> float | None:
 def read_text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no name")
-    value.encode()  # raises UnicodeError where the column holds no UTF-8
+    value.encode()  # raises UnicodeError if the column is not UTF-8
     return value
 
 
 def read_json(value: Any) -> bytes | None:
     if value is not None and not isinstance(value, bytes | str):
-        value = str(value)  # a number in a column of SQLite's is JSON too
+        value = str(value)  # a number in a SQLite column is JSON too
     return value.encode() if isinstance(value, str) else value
 
 
 def read_status(value: Any, what: str) -> WorkflowStatus:
-    """Of `what`: "run 7". Raises DatabaseError."""
+    """Reads the status of `what`, for example "run 7". Raises DatabaseError for an unknown one."""
     try:
         return WorkflowStatus(value)
     except ValueError:

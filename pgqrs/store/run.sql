@@ -1,8 +1,8 @@
--- What a caller does who drives a run by hand, step by step. Each operation locks the run's message first, as a supervisor's
--- turn does, so that who holds it stays so until the commit.
+-- Statements for a client that drives a run by hand, step by step. Each operation locks the run's
+-- message first, as a supervisor's turn does, so that the holder does not change until the commit.
 
 -- name: holder
--- Who holds a message now: asked for once it is locked.
+-- The current holder of a message. Asked after the message is locked.
 select m.consumer_worker_id, m.claim_no, m.archived_at, h.client
 from pgqrs_messages m
 left join pgqrs_workers h on h.id = m.consumer_worker_id
@@ -15,7 +15,7 @@ select id, workflow_id, message_id, status, input, output, error from pgqrs_work
 select id, workflow_id, message_id, status, input, output, error from pgqrs_workflow_runs where id = :id;
 
 -- name: make_run
--- As 0.15 makes it: its input is what the message holds.
+-- Inserts a run as 0.15 does: its input is the payload of the message.
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at)
 select :workflow_id, m.id, cast('QUEUED' as {status}), m.payload, {now}, {now}
 from pgqrs_messages m
@@ -36,7 +36,8 @@ select id, status, coalesce(output_text, cast(output as text)), error, retry_at,
 from pgqrs_workflow_steps where run_id = :run_id and step_name = :name;
 
 -- name: open_step
--- Begun, for the first time or once more. Where another call has made the row meanwhile, it is the one that counts.
+-- Begins a step, for the first time or again. If another call has inserted the row meanwhile, that
+-- row counts.
 insert into pgqrs_workflow_steps as s (run_id, step_name, status, created_at, updated_at, started_at, retry_count)
 values (:run_id, :name, cast('RUNNING' as {status}), {now}, {now}, {now}, 0)
 on conflict (run_id, step_name) do update
@@ -52,7 +53,7 @@ set status = cast(:status as {status}), output = cast(:output as {json}), output
 where run_id = :run_id and step_name = :name and status <> 'SUCCESS';
 
 -- name: due_again
--- When a run can go on: its steps that wait for a retry, and its resume time if it is paused.
+-- When a run can continue: the next retry of its steps, and its resume time if it is paused.
 select w.status, w.paused_at, w.error,
        (select min(s.retry_at) from pgqrs_workflow_steps s where s.run_id = w.id and s.status = 'ERROR')
 from pgqrs_workflow_runs w

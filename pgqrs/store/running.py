@@ -1,8 +1,9 @@
-"""A run that its caller drives by hand: started, stepped and ended by one operation after another, each one transaction.
+"""Operations on a run that its caller drives by hand. Each is one transaction.
 
-Every write asks who holds the run's message, under that message's lock. A run made from a claimed message belongs to that
-claim: once somebody else has claimed the message, nothing is written and ClaimLostError says so. A run made from a message
-that nobody had claimed may be driven until a supervisor takes it.
+Every write checks who holds the run's message, under that message's lock. A run created from a
+claimed message belongs to that claim. If another worker has claimed the message since, nothing is
+written and ClaimLostError is raised. A run created from an unclaimed message may be driven until a
+supervisor claims it.
 """
 
 from collections.abc import Callable
@@ -39,14 +40,14 @@ class RunState(Struct, frozen=True):
 
 
 class Acquired(Struct, frozen=True):
-    """What is recorded of a step: its output, if `done`; else its body is to be executed."""
+    """The record of a step: its output if `done`, else its body is to be executed."""
 
     done: bool
     output: bytes | None = None
 
 
 class Failure(Struct, frozen=True):
-    """How a step failed; `retry_after_s` None: after the policy's back-off."""
+    """How a step failed. `retry_after_s` None means the policy's back-off."""
 
     code: str
     message: str
@@ -55,19 +56,20 @@ class Failure(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """Which run, and by which right: `claim` None where its message was claimed by nobody."""
+    """A run and the claim that allows writing to it. `claim` is None if nobody had claimed its message."""
 
     run_id: int
     message_id: int
     claim: Claim | None
 
 
-# The run
+# Runs
 
 
 def make(database: Database, message: QueueMessage) -> RunState:
-    """The message's run: made by the first call, found by every later one. Raises WorkflowNotFoundError where its queue
-    carries no workflow, MessageNotFoundError where it is gone."""
+    """Returns the run of a message. The first call creates it. Raises WorkflowNotFoundError if the
+    queue has no workflow, and MessageNotFoundError if the message is gone.
+    """
     with database.transaction() as tx:
         found = tx.run("run_of_message", message_id=message.id)
         if not found:
@@ -96,7 +98,9 @@ def look(database: Database, run_id: int) -> RunState:
 
 
 def start(database: Database, held: Held) -> RunState:
-    """RUNNING from QUEUED or PAUSED, whatever the resume time; RUNNING stays. Raises ValidationError from any other state."""
+    """Sets a QUEUED or PAUSED run to RUNNING, even before its resume time. A RUNNING run stays so.
+    Raises ValidationError from any other status.
+    """
     with database.transaction() as tx:
         run = _ours(tx, held)
         if run.status is RUNNING:
@@ -107,8 +111,10 @@ def start(database: Database, held: Held) -> RunState:
 
 
 def succeed(database: Database, held: Held, output: bytes, archive: bool = False) -> RunState:
-    """SUCCESS, or CANCELLED where that was asked for meanwhile. With `archive`, its message is archived in the same
-    transaction. A run that is SUCCESS stays as it ended; raises ValidationError for any other end."""
+    """Sets a run to SUCCESS, or to CANCELLED if its cancellation was requested. With `archive`, its
+    message is archived in the same transaction. A run in SUCCESS does not change. Raises
+    ValidationError if it has ended otherwise.
+    """
     with database.transaction() as tx:
         run = _ours(tx, held)
         if run.status is not SUCCESS:
@@ -124,7 +130,9 @@ def succeed(database: Database, held: Held, output: bytes, archive: bool = False
 
 
 def fail(database: Database, held: Held, error: bytes) -> RunState:
-    """ERROR. A run that is ERROR stays as it ended; raises ValidationError for any other end."""
+    """Sets a run to ERROR. A run in ERROR does not change. Raises ValidationError if it has ended
+    otherwise.
+    """
     with database.transaction() as tx:
         run = _ours(tx, held)
         if run.status is ERROR:
@@ -135,7 +143,9 @@ def fail(database: Database, held: Held, error: bytes) -> RunState:
 
 
 def pause(database: Database, held: Held, text: str, resume_after_s: float) -> RunState:
-    """PAUSED; the message stays with whoever holds it. Raises ValidationError for a run that ended or is being cancelled."""
+    """Sets a run to PAUSED. Its message stays with the holder. Raises ValidationError for a run
+    that has ended or is being cancelled.
+    """
     with database.transaction() as tx:
         run = _ours(tx, held)
         if run.status not in (QUEUED, RUNNING, PAUSED):
@@ -145,7 +155,7 @@ def pause(database: Database, held: Held, text: str, resume_after_s: float) -> R
 
 
 def due_again(database: Database, run_id: int) -> datetime | None:
-    """When it can go on: a step's retry is due, or its pause is over. None: now."""
+    """Returns when the run can continue: when a step's retry is due, or its pause ends. None means now."""
     with database.reading() as tx:
         status, paused_at, error, retry_at = tx.run("due_again", id=run_id)[0]
     if status == PAUSED.value and paused_at is not None:
@@ -156,14 +166,15 @@ def due_again(database: Database, run_id: int) -> datetime | None:
     return None if retry_at is None else as_moment(retry_at)
 
 
-# Its steps
+# Steps
 
 
 def acquire_step(database: Database, held: Held, name: str, at: datetime | None = None) -> Acquired:
-    """The step's record, or the right to execute it. `at` None: now.
+    """Returns a step's record, or the right to execute it. `at` None means now.
 
-    Raises StepNotReadyError before its retry is due, RetriesExhaustedError once it has failed for good, RunCancelledError
-    (the run is CANCELLED then) where that was asked for, ValidationError for a run that was cancelled.
+    Raises StepNotReadyError before its retry is due, and RetriesExhaustedError if it has no retries
+    left. If the run's cancellation was requested, the run becomes CANCELLED and RunCancelledError
+    is raised. Raises ValidationError if the run was cancelled before.
     """
     cancelled = False
     with database.transaction(at) as tx:
@@ -191,7 +202,7 @@ def acquire_step(database: Database, held: Held, name: str, at: datetime | None 
 
 
 def complete_step(database: Database, held: Held, name: str, output: bytes) -> None:
-    """SUCCESS. A step that is SUCCESS keeps its first output."""
+    """Sets a step to SUCCESS. A step in SUCCESS keeps its first output."""
     with database.transaction() as tx:
         _ours(tx, held)
         step = _step(tx, held.run_id, name)
@@ -210,8 +221,9 @@ def fail_step(
     at: datetime | None = None,
     policy: StepRetryPolicy | None = None,
 ) -> None:
-    """ERROR: for good, or where it is transient and the policy (by default three retries) has one left, until its next try
-    is due. A step that is SUCCESS stays so."""
+    """Sets a step to ERROR. The failure is final, unless it is transient and the policy (three
+    retries by default) has a retry left. A step in SUCCESS does not change.
+    """
     with database.transaction(at) as tx:
         _ours(tx, held)
         step = _step(tx, held.run_id, name)
@@ -236,7 +248,7 @@ def fail_step(
         _end_step(tx, held.run_id, name, ERROR, error=error, retry_count=retries, retry_in_s=retry_in_s)
 
 
-# Inside
+# Internal functions
 
 
 class _Step(Struct, frozen=True):
@@ -249,7 +261,7 @@ class _Step(Struct, frozen=True):
 
 
 def _ours(tx: Transaction, held: Held) -> RunState:
-    """The run, its message locked and still held by the same right. Raises ClaimLostError."""
+    """Returns the run after locking its message and checking the claim. Raises ClaimLostError."""
     if not tx.run("lock_message", id=held.message_id):
         raise errors.MessageNotFoundError(
             f"the message of run {held.message_id} was deleted; nothing was written"
@@ -299,7 +311,9 @@ def _moved(
 
 
 def _cancelled(tx: Transaction, held: Held, run: RunState) -> RunState:
-    """The end of a run that was to be cancelled. Where its message has no holder who would archive it, that happens here."""
+    """Ends a run whose cancellation was requested. If its message has no holder to archive it, this
+    archives it.
+    """
     consumer_id, *_ = tx.run("holder", id=held.message_id)[0]
     if consumer_id is None:
         tx.run("archive", [(held.message_id, None)])
@@ -374,7 +388,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _as_rust_has_it(seconds: float) -> dict[str, int]:
-    """A duration as 0.15 stores it, which reads these rows too."""
+    """Returns a duration in the form that 0.15 stores, because 0.15 reads these rows too."""
     return {"secs": int(seconds), "nanos": round(seconds % 1 * 1e9)}
 
 

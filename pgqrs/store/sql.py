@@ -1,24 +1,26 @@
-"""The statements: each stands once, in a .sql file beside this module, behind a line `-- name: …`.
+"""The SQL statements. Each is defined once, in a .sql file in this folder, after a line `-- name:
+…`.
 
-They are PostgreSQL's SQL as far as SQLite understands it too; where the two part, a word in braces stands for both:
+They are written in the SQL that PostgreSQL and SQLite share. Where the two differ, a word in braces
+is replaced:
 
     {now}                  the database's clock; {now + x} and {now - x} are x seconds later and earlier
-    {rows: a bigint, …}    the rows handed in with the statement, as a table `r` in the order given
-    {lock m}               lock the rows of m against other writers, `{lock m skip}` passing over those locked already
-    {lock m to delete}     also against those who keep it; {keep m} keeps the rows of m from being deleted
-    {wait briefly}         true; from here on, this transaction waits LOCK_WAIT_MS at most for a lock of somebody else's
-    {m.vt + x}             a time of a row, moved in the same way
-    {seconds since m.vt}   how long ago a time of a row was, in seconds
-    {c of table}           c, an updated table's alias, inside a RETURNING: SQLite knows it by its name only there
-    {=}                    equality, on a caller's connection too, whose search path may lead to an operator of others
-    {use name}             the text of another statement, or of a part that several share
-    {json} {status} {time} {worker_status}  the types to cast to
-    {schema}               the schema's name, quoted, as a text; PostgreSQL's alone
+    {rows: a bigint, …}    the rows passed with the statement, as a table `r` in the given order
+    {lock m}               lock the rows of m against other writers; `{lock m skip}` skips locked ones
+    {lock m to delete}     also against transactions with {keep m}, which prevents deletion of rows of m
+    {wait briefly}         true; from here on, the transaction waits at most LOCK_WAIT_MS for a lock
+    {m.vt + x}             a time in a row plus x seconds
+    {seconds since m.vt}   the time since a time in a row, in seconds
+    {c of table}           inside RETURNING: c, the alias of the updated table, or its name on SQLite
+    {=}                    equality that does not depend on the search path of a caller's connection
+    {use name}             the text of another statement, or of a part that several statements share
+    {json} {status} {time} {worker_status}  types for casts
+    {schema}               the schema's name, quoted, as text; PostgreSQL only
     :name                  a parameter
 
-On PostgreSQL each name of ours is qualified by its schema, also within a text that becomes a
-regclass. The statements of a caller's own connection (`enqueue`) run under the caller's search
-path; the words above name pg_catalog there. All other statements run with pg_catalog as their
+On PostgreSQL each name of a table or type is qualified by its schema, also in text that becomes a
+regclass. Statements on a caller's own connection (`enqueue`) execute with the caller's search path,
+and the words above name pg_catalog there. All other statements execute with pg_catalog as their
 search path.
 """
 
@@ -35,44 +37,50 @@ from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]
 
-# A supervisor's turn carries writes of many runs, and all of them wait where one meets a lock. The lock of another client's
-# statement is released within a few milliseconds; one that takes longer belongs to a session that was left open.
+# A supervisor's turn contains writes of many runs, and all of them wait if one meets a lock. A lock
+# of another client's statement is released within a few milliseconds. A longer one belongs to a
+# session that was left open.
 LOCK_WAIT_MS = 50
 
 
-# Before every time that a table can hold, in each dialect's words.
+# A time before every time in a table, for each dialect.
 DAWN: dict[Dialect, str] = {"postgres": "-infinity", "sqlite": ""}
 
 
 class Statement(Struct, frozen=True):
-    """`columns` are those of its {rows: …}, empty when it takes none."""
+    """A statement in one dialect. `columns` are the columns of its {rows: …}, empty if it has none."""
 
     name: str
     sql: str
     columns: tuple[tuple[str, str], ...]
-    encoded: bytes  # `sql`, as the driver's cursor wants it
-    numbered: bytes = b""  # the same for the server itself, with $1 for the first of `parameters`
+    # `sql` as the driver's cursor takes it.
+    encoded: bytes
+    # The same for the server itself, with $1 for the first of `parameters`.
+    numbered: bytes = b""
     parameters: tuple[str, ...] = ()
 
 
 @cache
 def statement(name: str, dialect: Dialect, own_clock: bool = False, schema: str = "public") -> Statement:
-    """The statement `name` in a dialect's words. With `own_clock`, {now} is the parameter `now` on PostgreSQL too."""
+    """Returns the statement `name` in a dialect. With `own_clock`, {now} is the parameter `now` on
+    PostgreSQL too.
+    """
     return _rendered(name, _sources()[name], dialect, own_clock, schema)
 
 
 def qualified(text: str, schema: str) -> str:
-    """PostgreSQL's SQL with the schema before each name of ours that has none yet."""
+    """Qualifies pgqrs's unqualified names in PostgreSQL's SQL with the schema."""
     return _OURS.sub(lambda m: f'"{schema}".{m[0]}', text)
 
 
-# An index or a column whose name only contains one of ours does not match.
+# A longer index or column name that contains one of these names does not match.
 _OURS = re.compile(r'(?<![\w."])(?:pgqrs_[a-z_]+|worker_status)(?!\w)')
 
 
 def askable(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters that every database takes: an id beyond 64 bits is no row's, and is asked for as -1, which is none's either.
-    Raises ValidationError for text that none can hold."""
+    """Returns parameters that every database accepts. An id beyond 64 bits becomes -1, which no row
+    has either. Raises ValidationError for text that no database can store.
+    """
     for name, value in params.items():
         if isinstance(value, str) and not names.storable(value):
             raise ValidationError(f"{value[:80]!r} is no {name}: it holds a NUL or half of a surrogate pair")
@@ -134,12 +142,12 @@ def _postgres_words(own_clock: bool, schema: str) -> Callable[[str], str]:
             start = now if m[1] == "now" else m[1]
             return f"({start} operator(pg_catalog.{m[2]}) pg_catalog.make_interval(secs => {m[3]}))"
         if text.startswith("seconds since "):
-            # Two differences of numbers: PostgreSQL refuses to subtract an infinite time from another one.
+            # The difference of two numbers: PostgreSQL cannot subtract one infinite time from another.
             return f"cast(extract(epoch from {now}) - extract(epoch from {text[14:]}) as float8)"
         if text.startswith("rows: "):
             columns = [c.split() for c in text[6:].split(",")]
             arrays = ", ".join(f"%({c})s::{_ARRAYS[t]}[]" for c, t in columns)
-            # Of several arrays, `unnest` is special syntax, in which no schema can be named.
+            # `unnest` of several arrays is special syntax that allows no schema.
             unnest = "pg_catalog.unnest" if len(columns) == 1 else "unnest"
             names = ", ".join(c for c, _ in columns)
             wanted = ", ".join(f"{c}::jsonb as {c}" if t == "json" else c for c, t in columns)
@@ -164,7 +172,7 @@ def _sqlite_words() -> Callable[[str], str]:
         if text == "now":
             return ":now"
         if m := _MOVED.fullmatch(text):
-            # A null number of seconds must give null, as on PostgreSQL: `||` sees to that.
+            # A null number of seconds must give null, as on PostgreSQL. `||` ensures that.
             return f"strftime('%Y-%m-%d %H:%M:%f', {':now' if m[1] == 'now' else m[1]}, '{m[2]}' || {m[3]} || ' seconds')"
         if text.startswith("seconds since "):
             return f"((julianday(:now) - julianday({text[14:]})) * 86400.0)"
@@ -179,7 +187,7 @@ def _sqlite_words() -> Callable[[str], str]:
         if " of " in text:
             return text.partition(" of ")[2]
         if text.startswith(("lock ", "keep ")):
-            return ""  # `begin immediate` has locked everything
+            return ""  # `begin immediate` has locked the whole database
         return dict.fromkeys([*_POSTGRES_TYPES, "schema"], "text")[text]
 
     return word

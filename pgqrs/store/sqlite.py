@@ -1,4 +1,4 @@
-"""SQLite 3.40 or newer, in WAL mode: one connection, one transaction at a time, every commit on disk (synchronous=full)."""
+"""SQLite 3.40 or newer in WAL mode: one connection, one transaction at a time, synchronous=full."""
 
 import os
 import sqlite3
@@ -23,7 +23,7 @@ from pgqrs.store.sql import Dialect
 VERSION_MIN = (3, 40)
 BUSY_POLL_S = 0.005
 BUSY_SLICE_MS = 50
-# A constraint; a text or number that is too big; a type that cannot be bound.
+# Errors caused by a value: a constraint, a text or number that is too large, an unsupported type.
 OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 LOCKED_BY = (
     "; somebody else holds it for longer than we wait: another process that is writing, or has it open with turso://. Wait for its "
@@ -38,7 +38,9 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """What is used of a driver's connection, which begins no transaction by itself."""
+    """The methods of a driver's connection that pgqrs uses. The connection never begins a
+    transaction itself.
+    """
 
     @property
     def in_transaction(self) -> bool: ...
@@ -51,20 +53,24 @@ class Connection(Protocol):
 
 
 class SqliteDatabase:
-    """Also the base of what keeps SQLite's format in other ways, `turso.py` and `s3.py`."""
+    """A database in a SQLite file. It is also the base class of the databases that store SQLite's
+    format differently, `turso` and `s3`.
+    """
 
     dialect: Dialect = "sqlite"
 
     def __init__(self, config: Config, clock: Callable[[], datetime] | None = None) -> None:
         self.dsn = config.dsn
         self.options = "--dsn …"
-        self.holder = "store"  # or "supervisor", for messages
+        # "store" or "supervisor", for error messages
+        self.holder = "store"
         self._clock = clock or _utc_now
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._use_wal = config.sqlite_use_wal
         self._patience_s = config.connection_timeout_seconds
-        self._file: File | None = None  # the one that is open, where it is of consequence to others
+        # The open file, if other processes can see it.
+        self._file: File | None = None
         self._connection = self._opened(config)
 
     def _opened(self, config: Config) -> Connection:
@@ -77,7 +83,7 @@ class SqliteDatabase:
         return translated(self.dsn)
 
     def _is_busy(self, error: Exception) -> bool:
-        """Whether it says that another connection is writing."""
+        """Whether an error says that another connection is writing."""
         return is_locked(error)
 
     def transaction(self, at: datetime | None = None) -> AbstractContextManager["SqliteTransaction"]:
@@ -110,7 +116,7 @@ class SqliteDatabase:
         self, connection: Connection, begin: str, at: datetime | None
     ) -> Iterator["SqliteTransaction"]:
         try:
-            # Within the try: a signal's exception may come when the transaction has begun and nobody knows it yet.
+            # Inside the try: a signal's exception may arrive just after the transaction has begun.
             self._begin(connection, begin)
             with interruptible(connection.interrupt):
                 yield SqliteTransaction(connection, at or self._clock())
@@ -124,7 +130,9 @@ class SqliteDatabase:
         connection.execute("commit")
 
     def _alone(self) -> "_Alone":
-        """Waits for the others of this process that use the connection, as long as for those of the file."""
+        """Waits until no other thread of this process uses the connection. The time limit is that
+        for other processes.
+        """
         return _Alone(self)
 
     def _acquire(self) -> None:
@@ -146,7 +154,8 @@ class SqliteDatabase:
         if call is None or begin == "begin":
             connection.execute(begin)
             return
-        # SQLite waits for the writer before us in one piece, which no interrupt ends: for somebody who may leave, in slices.
+        # SQLite's own wait for another writer cannot be interrupted. A caller that may leave waits
+        # in slices.
         until = time.monotonic() + self._patience_s
         connection.execute(f"pragma busy_timeout = {BUSY_SLICE_MS}")
         try:
@@ -162,8 +171,9 @@ class SqliteDatabase:
             connection.execute(f"pragma busy_timeout = {int(self._patience_s * 1000)}")
 
     def prepare(self) -> None:
-        """WAL lets readers and the writer go on beside each other. It stays with the file, so it is set once, and not in
-        a file that is somebody else's."""
+        """Switches the file to WAL mode, in which readers and the writer do not block each other.
+        The mode is stored in the file, so it is set once, at the installation.
+        """
         until = time.monotonic() + self._patience_s
         with self._lock, self._translated():
             if not self._use_wal or self._connection.execute("pragma journal_mode").fetchone()[0] == "wal":
@@ -173,7 +183,8 @@ class SqliteDatabase:
                     self._connection.execute("pragma journal_mode = wal")
                     return
                 except sqlite3.OperationalError:
-                    # This statement does not wait for others as the rest do: two that install at once meet here.
+                    # This statement does not wait for other connections as others do. Concurrent
+                    # installs meet here.
                     if time.monotonic() >= until:
                         raise
                     time.sleep(BUSY_POLL_S)
@@ -182,7 +193,7 @@ class SqliteDatabase:
         return self._clock()
 
     def data_version(self) -> object:
-        """Changes when another connection has committed."""
+        """Returns a value that changes when another connection has committed."""
         with self._lock, self._translated():
             return self._connection.execute("pragma data_version").fetchone()[0]
 
@@ -195,14 +206,15 @@ class SqliteDatabase:
 
 
 class File:
-    """A file that was opened. What is done in it after somebody has removed or replaced it, nobody else ever sees."""
+    """An open database file. After the file was removed or replaced, nobody else sees writes to it."""
 
     def __init__(self, path: str) -> None:
-        self._path = os.path.abspath(path)  # also where the process changes its folder
+        # Absolute, because the process may change its working directory.
+        self._path = os.path.abspath(path)
         self._opened = self._there()
 
     def refuse_if_gone(self, holder: str) -> None:
-        """Raises SchemaError, since no waiting mends that."""
+        """Raises SchemaError if the file was removed or replaced. Waiting cannot repair that."""
         if self._there() != self._opened:
             raise errors.SchemaError(
                 f"the database file {self._path} was removed or replaced while this {holder} had it open: nobody else sees what is "
@@ -218,7 +230,9 @@ class File:
 
 
 class _Alone:
-    """Around every transaction, as `_Translated` is: classes, for a generator costs several times as much to enter."""
+    """Locks the connection around a transaction. This and `_Translated` are classes, because
+    entering a generator costs several times as much.
+    """
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
@@ -253,9 +267,13 @@ class SqliteTransaction:
 
 
 def text_time(value: datetime) -> str:
-    """As the tables hold it: UTC, sorting as text. Milliseconds, as SQLite's own strftime writes them: a clock that showed
-    more would put `{now + 0}`, which is rounded, up to half a millisecond ahead of `{now}`."""
-    return value.astimezone(UTC).isoformat(" ", "milliseconds")[:-6]  # strftime takes twenty times as long
+    """Returns a time as the tables store it: in UTC, sortable as text, in milliseconds.
+
+    SQLite's strftime writes milliseconds. A clock with more digits could make the rounded `{now +
+    0}` up to half a millisecond later than `{now}`.
+    """
+    # strftime takes twenty times as long
+    return value.astimezone(UTC).isoformat(" ", "milliseconds")[:-6]
 
 
 def _utc_now() -> datetime:
@@ -273,7 +291,7 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
         connection.text_factory = _text
         connection.execute("pragma foreign_keys = on")
         connection.execute("pragma synchronous = full")
-        connection.execute("select 1 from sqlite_master")  # the file is only looked at now
+        connection.execute("select 1 from sqlite_master")  # SQLite reads the file only here
     except sqlite3.DatabaseError as e:
         told = f"cannot open the SQLite database {path}: {e}"
         if is_locked(e):
@@ -292,16 +310,19 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
 
 
 def _text(raw: bytes) -> str:
-    """Also where somebody wrote bytes that are no UTF-8: such a row must not fail the whole statement. Whoever encodes the text
-    again hears of it."""
+    """Decodes text that may not be UTF-8, because another program wrote it. Such a row must not
+    fail the whole statement. Encoding the text again raises an error.
+    """
     return raw.decode("utf-8", "surrogateescape")
 
 
 def make_private(path: str, mode: int = 0o600) -> bool:
-    """Makes a file that is not there yet, for its owner alone: payloads and results are nobody
-    else's to read. What SQLite puts beside a database (-wal, -shm) gets the mode of the
-    database. False where there is a file already, which keeps its mode, or where none can be
-    made: whoever opens it will say why."""
+    """Creates a file for its owner only, because payloads and results are private. SQLite's files
+    beside a database (-wal, -shm) get the mode of the database.
+
+    Returns False if the file exists already, in which case its mode stays, or cannot be created.
+    Opening it will report the reason.
+    """
     if path == ":memory:":
         return False
     try:
@@ -333,7 +354,7 @@ def _in_our_words(dsn: str, error: sqlite3.Error) -> errors.PgqrsError:
         if lacks_schema(said):
             return no_schema(dsn, said)
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            return refused_value(said)  # that the statement cannot take: malformed JSON
+            return refused_value(said)  # something that the statement cannot use, such as malformed JSON
         return errors.PgqrsConnectionError(
             f"SQLite database {dsn}: {said}{LOCKED_BY if is_locked(error) else ''}"
         )
@@ -363,7 +384,7 @@ def no_schema(dsn: str, said: str) -> errors.SchemaError:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """`executescript` would commit first, so the script is cut by SQLite's own idea of a complete statement."""
+    """Splits a script at SQLite's own idea of a complete statement. `executescript` would commit first."""
     pending = ""
     for line in script.splitlines(keepends=True):
         pending += line

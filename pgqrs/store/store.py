@@ -1,6 +1,7 @@
-"""The operations on a message's life. Each is one transaction, on any database behind the `Database` seam.
+"""The operations on messages and runs. Each is one transaction, on any `Database`.
 
-Lock order, so that two supervisors never wait for each other in a circle: messages by id, then their runs, then steps.
+Locks are taken in a fixed order, so that supervisors never deadlock: messages by id, then their
+runs, then steps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,13 +33,12 @@ from pgqrs.values import codec
 
 BACKLOG_BOUND = 100_000
 ID_MAX = 2**63 - 1
-COPY_MIN = (
-    100  # messages, from which on a COPY is faster than an insert although it takes two statements more
-)
+# The number of messages from which on COPY is faster than an insert, despite two more statements.
+COPY_MIN = 100
 
 
 class Identity(Struct, frozen=True):
-    """Who a supervisor is, so that another on the same host can tell that it is gone."""
+    """Identifies a supervisor, so that another one on the same host can detect that it has died."""
 
     name: str
     host: str
@@ -49,7 +49,9 @@ class Identity(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """Where a message stands for somebody who waits for it. `output` and `error` are raw JSON."""
+    """The state of a message or its run, for a client that waits for it. `output` and `error` are
+    raw JSON.
+    """
 
     status: WorkflowStatus
     output: bytes | None
@@ -59,7 +61,9 @@ class Settled(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """What a caller who remembers a queue's id knows of it: its name, and that of the workflow whose runs it sends there."""
+    """What a caller with a cached queue id knows: the queue's name, and the workflow whose runs it
+    sends.
+    """
 
     queue: str
     workflow: str | None = None
@@ -73,12 +77,16 @@ class MessageStore:
     # Setting up
 
     def install(self) -> int:
-        """Brings the schema to this code's version and returns how many migrations that took. Safe twice and at once."""
+        """Creates or migrates the schema to this code's version. Returns the number of migrations
+        applied. Repeated and concurrent calls are safe.
+        """
         return migrations.install(self.database)
 
     def verify(self) -> int:
-        """The schema's version. Raises SchemaError where it is missing, incomplete, older or
-        newer than this code, DatabaseError where our role may not look."""
+        """Returns the version of the schema. Raises SchemaError if the schema is missing,
+        incomplete, or older or newer than this code supports, and DatabaseError if the role may not
+        read it.
+        """
         try:
             return migrations.verify(self.database)
         except errors.DatabaseError as e:
@@ -86,17 +94,19 @@ class MessageStore:
             raise
 
     def cautions(self) -> list[str]:
-        """What whoever sets the database up should know, a sentence each: rights that a
-        supervisor lacks, and dangers."""
+        """Returns warnings for the person who sets up the database, one sentence each: missing
+        privileges of a supervisor, and dangers.
+        """
         return checking.cautions(self.database)
 
     def refuse_incapable(self) -> None:
-        """Raises DatabaseError where our role lacks what a supervisor needs."""
+        """Raises DatabaseError if the role lacks what a supervisor needs."""
         checking.refuse_supervisor(self.database)
 
     def identity(self) -> str:
-        """32 hexadecimal digits that no other database has, but copies of this one. Looked up
-        once."""
+        """Returns the database's identity, 32 hexadecimal digits. Only copies of a database share
+        it. Cached.
+        """
         if self._identity is None:
             self._identity = self._looked_up_identity()
         return self._identity
@@ -104,7 +114,7 @@ class MessageStore:
     def _looked_up_identity(self) -> str:
         with self.database.reading() as tx:
             rows = tx.run("database_row")
-        if not rows:  # somebody has emptied the table
+        if not rows:  # another program has emptied the table
             with self.database.transaction() as tx:
                 migrations.identify(tx)
                 rows = tx.run("database_row")
@@ -137,7 +147,7 @@ class MessageStore:
         return WorkflowRecord(found[0][0], name, found[0][1])
 
     def ensure_workflow(self, name: str, queue: str) -> WorkflowRecord:
-        """The workflow, made together with its queue when it is new. A queue carries one workflow."""
+        """Returns a workflow, creating it and its queue if it is new. A queue serves one workflow."""
         with self.database.transaction() as tx:
             found = tx.run("workflow_by_name", name=name)
             if not found:
@@ -157,7 +167,7 @@ class MessageStore:
             return WorkflowRecord(workflow_id, name, queue_id)
 
     def queue_of_workflow(self, name: str) -> str | None:
-        """The name of the queue that a workflow is on; None for one that is not known."""
+        """Returns the name of a workflow's queue, or None if the workflow is unknown."""
         with self.database.reading() as tx:
             found = tx.run("workflow_by_name", name=name)
         return found[0][2] if found else None
@@ -171,20 +181,24 @@ class MessageStore:
         at: datetime | None = None,
         known: "Known | None" = None,
     ) -> list[int]:
-        """The ids of the messages, in the order of the payloads (raw JSON). `at` None: now. Raises QueueNotFoundError where
-        there is no queue with this id, or it is not the one that the caller knows."""
+        """Enqueues messages, and returns their ids in the order of the payloads (raw JSON). `at`
+        None means now. Raises QueueNotFoundError if no queue has this id, or it is not the queue
+        that the caller knows.
+        """
         if self.database.dialect == "postgres" and len(payloads) >= COPY_MIN:
             with self.database.transaction(at) as tx:
                 return _copied(cast(Copying, tx), queue_id, payloads, delay_s, producer_id, known)
         with self.database.single(at) as tx:
             return enqueue(tx, queue_id, payloads, delay_s, producer_id, known)
 
-    # A supervisor's life
+    # Supervisors and leases
 
     def register_supervisor(
         self, identity: Identity, queues: dict[str, int], lease_s: float
     ) -> tuple[int, dict[str, int]]:
-        """The supervisor's id and its consumer's id on each queue (given by name and id)."""
+        """Registers a supervisor. Returns its id, and its consumer's id for each queue. `queues`
+        maps names to ids.
+        """
         with self.database.transaction() as tx:
             who = msgspec.structs.asdict(identity)
             supervisor_id = int(tx.run("register_supervisor", **who, lease_s=lease_s)[0][0])
@@ -202,8 +216,10 @@ class MessageStore:
             return supervisor_id, consumers
 
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
-        """False when the lease had run out: everything held under it may be another's."""
-        # In transactions of their own: over a slow link each statement less is time for the lease.
+        """Renews a lease. Returns False if the lease had expired: other supervisors may hold its
+        messages.
+        """
+        # Separate transactions: over a slow link, each statement saved leaves more time for the lease.
         with self.database.single() as tx:
             if not extended(tx, supervisor_id, lease_s):
                 return False
@@ -212,8 +228,9 @@ class MessageStore:
         return True
 
     def watched(self, identity: Identity) -> tuple[list[tuple[int, int, int]], bool]:
-        """(id, pid, pid_started) of the supervisors registered from this very host, boot and pid namespace; and whether anybody's
-        lease is over."""
+        """Returns (id, pid, pid_started) of the supervisors on the same host, boot and pid
+        namespace, and whether any supervisor's lease has expired.
+        """
         with self.database.reading() as tx:
             rows = tx.run(
                 "watched_supervisors", host=identity.host, boot_id=identity.boot_id, pid_ns=identity.pid_ns
@@ -225,8 +242,10 @@ class MessageStore:
             tx.run("expire_lease", id=supervisor_id)
 
     def bring_back(self) -> int:
-        """After the clock has gone back: messages that wait for a time by the old clock become due by the new one. Returns how
-        many. On a server the server's clock counts, which its operator sees to."""
+        """Repairs times after the clock was set back: messages that wait for a time of the old
+        clock become due by the new one. Returns their number. Does nothing on a server, which has a
+        clock of its own.
+        """
         if self.database.dialect != "sqlite":
             return 0
         with self.database.reading() as tx:
@@ -241,9 +260,12 @@ class MessageStore:
             return len(late)
 
     def recover(self, read_ct_max: int) -> int:
-        """Gives back what supervisors held whose lease ran out. Returns how many messages. A plain message whose handler had begun is
-        charged with a delivery, and is buried where that was its last. A message that somebody else has locked is left for the next
-        call."""
+        """Releases the messages of supervisors whose lease has expired. Returns their number.
+
+        A plain message whose handler had begun is charged with a delivery, and becomes a dead
+        letter if that was its last one. A message locked by another session is left for the next
+        call.
+        """
         with self.database.reading() as tx:
             if not self._has_lapsed(tx):
                 return 0
@@ -254,15 +276,15 @@ class MessageStore:
             return count
 
     def _has_lapsed(self, tx: Transaction) -> bool:
-        """Whether there is one to be retired, by a look that locks nothing."""
+        """Whether a supervisor's lease has expired. This check takes no lock."""
         return bool(tx.run("anything_expired"))
 
     def _lapsed(self, tx: Transaction) -> list[Row]:
-        """The ids of the supervisors whose lease ran out, and which are to be retired."""
+        """Returns the ids of the supervisors to retire because their lease has expired."""
         return tx.run("expired_supervisors")
 
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
-        """A supervisor's last act: gives back whatever it still holds and signs off."""
+        """Ends a supervisor: releases the messages that it still holds, and deletes its row."""
         with self.database.transaction() as tx:
             tx.run("lock_supervisor", id=supervisor_id)
             return _release_all(
@@ -270,34 +292,41 @@ class MessageStore:
             )
 
     def held(self, consumers: Iterable[int]) -> list[Claim]:
-        """What these consumers hold by the database's word: looked up after a commit whose outcome nobody saw."""
+        """Returns the claims that these consumers hold in the database. Used after a commit of
+        unknown outcome.
+        """
         with self.database.reading() as tx:
             return [Claim(m, c, n) for m, c, n in tx.run("held", [(c,) for c in consumers])]
 
     def backlog(self, queue_ids: Iterable[int]) -> int:
-        """Messages that could be claimed now, counted up to BACKLOG_BOUND."""
+        """Counts the messages that could be claimed now, up to BACKLOG_BOUND."""
         with self.database.reading() as tx:
             return int(tx.run("backlog", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
     def later(self, queue_ids: Iterable[int]) -> int:
-        """Messages that wait for a time to come (a retry, a pause, a delay), counted up to BACKLOG_BOUND."""
+        """Counts the messages that wait for a later time (a retry, a pause, a delay), up to
+        BACKLOG_BOUND.
+        """
         with self.database.reading() as tx:
             return int(tx.run("later", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
     def turn(self, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False) -> Turn:
-        """One transaction of a supervisor: see `turning.turn`."""
+        """Executes one transaction of a supervisor. See `turning.turn`."""
         return turning.turn(self.database, writes, wanted, unsure)
 
-    # What a caller does to a run or message, by the message's id
+    # Operations of clients on a run or message, by the message's id
 
     def cancel(self, message_id: int, now: bool = False, by_driver: bool = False) -> WorkflowStatus:
-        """What the run is afterwards: CANCELLED at once when nobody holds it, else CANCELLING until its next step.
+        """Cancels a run, and returns its status: CANCELLED if no worker holds it, else CANCELLING
+        until its next step.
 
-        `by_driver`: the caller has the run in hand, as `pgqrs.Run`. Such a run may have been started without a claim on its
-        message. It has a driver all the same, and is CANCELLING until that driver reaches a boundary.
+        `by_driver` means that the caller is the run's own `pgqrs.Run`. Such a run may have been
+        started without a claim on its message. It still has a driver, and stays CANCELLING until
+        that driver acquires a step or reports success.
 
-        With `now` it is CANCELLED in any case, and taken from whoever holds it: what he writes from here on is refused, and a
-        supervisor kills the worker in which it runs once it has noticed. A plain message is archived likewise.
+        With `now`, the run becomes CANCELLED in any case and is taken from its holder. The holder's
+        later writes are refused, and a supervisor kills the worker that executes it once the
+        supervisor has noticed. A plain message is archived in the same way.
         """
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
@@ -329,7 +358,7 @@ class MessageStore:
             return status
 
     def resume(self, message_id: int) -> bool:
-        """Makes a paused run due now. False when it is not paused."""
+        """Makes a paused run due now. Returns False if it is not paused."""
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
             if m.run_status is not WorkflowStatus.Paused:
@@ -338,8 +367,9 @@ class MessageStore:
             return True
 
     def replay(self, message_id: int) -> str:
-        """A dead message lives again: the same run, QUEUED, what it recorded kept, its counters at zero. Returns its
-        queue's name."""
+        """Makes a dead message available again, and returns its queue's name. Its run is QUEUED
+        again, with the recorded results kept and the counters at zero.
+        """
         with self.database.transaction() as tx:
             m = _locked(tx, arguments.identity(message_id))
             if m.run_status is not None and m.run_status is not WorkflowStatus.Error:
@@ -354,7 +384,7 @@ class MessageStore:
             tx.run("revive_message", id=message_id)
             return m.queue
 
-    # What there is to see
+    # Inspection
 
     def settled(self, message_id: int) -> Settled:
         with self.database.reading() as tx:
@@ -387,7 +417,9 @@ class MessageStore:
         limit: int = 50,
         before: int | None = None,
     ) -> list[RunRecord]:
-        """Newest first; `before` continues a listing after the message id it ended with."""
+        """Returns runs, newest first. To continue a listing, pass the last message id of it as
+        `before`.
+        """
         with self.database.reading() as tx:
             rows = tx.run(
                 "runs",
@@ -399,7 +431,7 @@ class MessageStore:
         return [_run_record(r) for r in rows]
 
     def steps(self, message_id: int) -> list[StepRecord]:
-        """In the order in which the run took them."""
+        """Returns the recorded steps of a run, in the order of their calls."""
         with self.database.reading() as tx:
             rows = tx.run("steps", message_id=message_id)
         return [step_record(r) for r in rows]
@@ -413,7 +445,7 @@ class MessageStore:
             return [worker_record(r) for r in tx.run("workers", stopped=stopped)]
 
     def dead(self, queue: str | None = None, limit: int = 50) -> list[tuple[str, QueueMessage]]:
-        """(queue, message), newest first."""
+        """Returns dead letters as pairs (queue name, message), newest first."""
         with self.database.reading() as tx:
             rows = tx.run("dead", queue=queue, limit=arguments.count("limit", limit))
             return [(r[12], message_record(r)) for r in rows]
@@ -434,7 +466,9 @@ def enqueue(
     producer_id: int | None = None,
     known: Known | None = None,
 ) -> list[int]:
-    """In the caller's transaction. Ids are given in the order of the rows, but returned in none."""
+    """Enqueues in the caller's transaction. Ids ascend in the order of the rows, but the statement
+    returns them in no order.
+    """
     rows = tx.run(
         _statement(known),
         [(p,) for p in payloads],
@@ -496,12 +530,12 @@ def _copied(
     return ids
 
 
-# Of a COPY's text format; the first one goes first.
+# Escapes of COPY's text format. The backslash must be replaced first.
 _ESCAPES = {b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
 
 
 def _for_copy(payloads: Sequence[bytes]) -> Sequence[bytes]:
-    # Most have nothing to be escaped, and to ask all at once takes a tenth of the time.
+    # Most payloads need no escape, and one check of all takes a tenth of the time.
     together = b"".join(payloads)
     return [_escaped(p) for p in payloads] if any(c in together for c in _ESCAPES) else payloads
 
@@ -517,12 +551,12 @@ def extended(tx: Transaction, supervisor_id: int, lease_s: float) -> bool:
 
 
 def beat(tx: Transaction, supervisor_id: int) -> None:
-    """What library workers and 0.15 look at."""
+    """Sends the heartbeat that library workers and 0.15 check."""
     tx.run("beat_consumers", id=supervisor_id)
 
 
 def _ensure_queue(tx: Transaction, name: str) -> int:
-    """Looks first: an insert that conflicts would still use up an id."""
+    """Looks up the queue before inserting it: an insert that conflicts would still consume an id."""
     found = (
         tx.run("queue_by_name", name=names.checked(name, "queue"))
         or tx.run("add_queue", name=name)
@@ -535,7 +569,8 @@ def _release_all(tx: Transaction, supervisor_id: int, read_ct_max: int, reason: 
     buried = tx.run("bury_of_supervisor", id=supervisor_id, read_ct_max=read_ct_max, reason=reason)
     released = tx.run("release_of_supervisor", id=supervisor_id, read_ct_max=read_ct_max)
     if tx.run("left_of_supervisor", id=supervisor_id):
-        # Somebody else has locked a message. The supervisor's row stays, so that the next look gives the message back.
+        # Another session has locked a message. Keep the supervisor's row, so that the next call
+        # releases the message.
         tx.run("expire_lease", id=supervisor_id)
     else:
         tx.run("stop_consumers", id=supervisor_id)
@@ -558,7 +593,7 @@ class _Locked(Struct):
 
     @property
     def driven(self) -> bool:
-        """Whether the run was started by somebody who had not claimed its message."""
+        """Whether the run was started without a claim on its message."""
         return self.run_status not in (None, WorkflowStatus.Queued) and not self.delivered
 
 
@@ -624,7 +659,7 @@ def worker_record(r: Row) -> WorkerInfo:
 
 
 def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
-    """`of_workflow`: what a trigger stored is {"input": X}, and its message shows X."""
+    """Reads a message. `of_workflow`: a trigger stored {"input": X}, and the message shows X."""
     payload = codec.without_bound(json_value(r[2]))
     if of_workflow and isinstance(payload, dict) and payload.keys() == {"input"}:
         payload = payload["input"]
@@ -634,7 +669,7 @@ def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
 
 
 def json_value(value: bytes | str | None) -> Any:
-    """What SQLite holds need not be JSON: anything else reads as the text that it is, as far as it is text."""
+    """Reads a JSON value. A SQLite column may hold other text, which is returned as it is."""
     try:
         return None if value is None else msgspec.json.decode(value)
     except (msgspec.DecodeError, RecursionError, TypeError):

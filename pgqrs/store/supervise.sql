@@ -11,21 +11,22 @@ values (:name, :queue_id, {now}, {now}, 'polling', :supervisor_id, 'supervisor')
 returning id;
 
 -- name: renew_lease
--- No row: the lease ran out, and whatever it held may be somebody else's by now.
+-- Returns no row if the lease has expired: other supervisors may hold its messages.
 update pgqrs_supervisors
 set lease_until = {now + :lease_s}
 where id = :id and lease_until > {now}
 returning id;
 
 -- name: beat_consumers
--- A row that somebody else has locked is skipped: the lease must not wait for it.
+-- Skips a row that another session has locked, because the lease must not wait for it.
 update pgqrs_workers
 set heartbeat_at = {now}
 where id in (
     select c.id from pgqrs_workers c where c.supervisor_id = :id and c.shutdown_at is null order by c.id {lock c skip});
 
 -- name: watched_supervisors
--- Those whose lease is over, wherever they are, and those of this host, who may be known to be gone before.
+-- Supervisors with an expired lease on any host, and all supervisors of this host, whose death may
+-- be detected earlier.
 select w.id, w.pid, w.pid_started, w.near, w.over
 from (
     select s.id, s.pid, s.pid_started, s.lease_until <= {now} as over,
@@ -35,23 +36,23 @@ from (
 where w.near or w.over;
 
 -- name: expire_lease
--- A supervisor that is known to be gone: its lease ends now.
+-- Ends the lease of a dead supervisor now.
 update pgqrs_supervisors set lease_until = {now} where id = :id;
 
 -- name: anything_expired
 select 1 from pgqrs_supervisors where lease_until <= {now} limit 1;
 
 -- name: expired_supervisors
--- Without those that are claiming at this moment, whose turn comes next time.
+-- Skips supervisors that are claiming at this moment. They follow next time.
 select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s to delete skip};
 
 -- name: lock_supervisor
--- Waits until it claims nothing more.
+-- Waits until the supervisor is not claiming.
 select s.id from pgqrs_supervisors s where s.id = :id {lock s to delete};
 
 -- name: bury_of_supervisor
--- Plain messages of a dead supervisor whose handler had begun and whose deliveries are used up. A message that somebody else has
--- locked is left for the next look, here and below.
+-- Plain messages of a dead supervisor whose handler had begun and that have no deliveries left.
+-- Here and below, a message that another session has locked is left for the next call.
 with spent as (
     select m.id as spent_id
     from pgqrs_messages m
@@ -70,7 +71,7 @@ where m.id = spent.spent_id
 returning id;
 
 -- name: release_of_supervisor
--- A delivery is charged where a handler had begun. Runs have budgets of their own.
+-- A delivery is charged if a handler had begun. Runs have budgets of their own.
 with held as (
     select m.id as held_id,
            m.handler_began and m.queue_id not in (select f.queue_id from pgqrs_workflows f) as charged
@@ -90,7 +91,7 @@ where m.id = held.held_id
 returning id;
 
 -- name: left_of_supervisor
--- Whether messages of it are left, because somebody else has locked them.
+-- Whether messages of the supervisor are left, because another session has locked them.
 select 1
 where exists (
     select 1 from pgqrs_messages m
@@ -104,13 +105,14 @@ update pgqrs_workers set status = 'stopped', shutdown_at = {now} where superviso
 delete from pgqrs_supervisors where id = :id;
 
 -- name: of_the_future
--- Live messages that were enqueued, or claimed last, at a time that has not come: the clock has gone back since.
+-- Live messages that were enqueued or last claimed at a time in the future: the clock was set back
+-- since.
 select m.id, {seconds since m.enqueued_at}, {seconds since m.dequeued_at}
 from pgqrs_messages m
 where m.archived_at is null and m.vt > {now} and (m.enqueued_at > {now} or m.dequeued_at > {now});
 
 -- name: bring_back
--- Their due times go back with the clock, once.
+-- Moves their due times back with the clock, once.
 update pgqrs_messages as m
 set vt = {m.vt - r.back_s},
     enqueued_at = case when m.enqueued_at > {now} then {now} else m.enqueued_at end,

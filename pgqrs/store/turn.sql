@@ -1,14 +1,18 @@
--- What a supervisor writes: one transaction a turn, in this order. `fence` goes first and locks every message concerned,
--- in the order of their ids, for the rest of the transaction; what it does not return is no longer the writer's, and
--- nothing is written for it. Under READ COMMITTED only a lock makes that check hold: a plain join committed a late
--- checkpoint after a takeover. A turn that only ends what handlers did is `archive_held` alone. The coalesce keeps the
--- planner from the index of all that is held: where statistics are from before anything was, that seems to have one entry,
--- and each message is compared with every one that is held.
+-- The writes of a supervisor: one transaction per turn, in this order. `fence` comes first. It
+-- locks the messages concerned, in the order of their ids, until the end of the transaction. A
+-- message that it does not return no longer belongs to the writer, and nothing is written for it.
+-- Under READ COMMITTED only a lock makes this check reliable: with a plain join, a late checkpoint
+-- was committed after a takeover. A turn that only ends handlers consists of `archive_held` alone.
 --
--- No statement waits for somebody else's lock for long. The fence skips a message that somebody else has locked, and
--- `still_held` says which ones it skipped: their writes are put off to a later turn, and all others go on. For the other
--- tables, and for `archive_held`, {wait briefly} limits each wait for a lock of this transaction; after such a failure the
--- turn is made again in parts, so that only the writes that met the lock are put off.
+-- The coalesce keeps the planner away from the index of held messages. If the statistics are older
+-- than the first held message, the index seems to have one entry, and each message would be
+-- compared with every held one.
+--
+-- No statement waits long for another session's lock. The fence skips messages that another session
+-- has locked, and `still_held` returns the skipped ones: their writes are put off to a later turn,
+-- and all other writes proceed. For the other tables, and for `archive_held`, {wait briefly} limits
+-- each wait for a lock. After such a failure the turn is executed in parts, so that only the writes
+-- that met the lock are put off.
 
 -- name: fence
 select m.id, m.claim_no
@@ -19,14 +23,16 @@ order by m.id
 {lock m skip};
 
 -- name: still_held
--- Asked for what the fence has not returned: these claims are live, so that only a lock has kept their messages from it.
+-- Asked for messages that the fence has not returned: if their claims are live, only a lock has
+-- hidden them from the fence.
 select m.id, m.claim_no
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
 join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
 where m.archived_at is null;
 
 -- name: archived_by
--- After a commit whose outcome nobody saw: a message that carries our claim and is archived was ended by us.
+-- After a commit of unknown outcome: an archived message that carries the claim was ended by this
+-- supervisor.
 select m.id, m.claim_no, w.status
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint}
 join pgqrs_messages m on m.id = r.message_id and coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no
@@ -34,7 +40,8 @@ left join pgqrs_workflow_runs w on w.message_id = m.id
 where m.archived_at is not null;
 
 -- name: begin_runs
--- A run that ends in the turn in which it begins is written once: `settle_runs` then finds it ended, and has nothing to do.
+-- A run that ends in the turn in which it begins is written once. `settle_runs` then finds that it
+-- has ended, and changes nothing.
 insert into pgqrs_workflow_runs as w
     (workflow_id, message_id, status, input, output, error, created_at, updated_at, started_at, completed_at, worker_id, attempt)
 select r.workflow_id, r.message_id, cast(coalesce(r.ended, 'RUNNING') as {status}), m.payload, r.result, r.failure,
@@ -76,7 +83,7 @@ set status = excluded.status, output = excluded.output, output_text = excluded.o
 where s.status <> 'SUCCESS';
 
 -- name: forgive_crashes
--- A checkpoint after a crash: the budget is for deaths without one between them.
+-- A checkpoint after a crash: the budget is for deaths without a checkpoint between them.
 update pgqrs_workflow_runs as w
 set crash_count = 0
 from {rows: message_id bigint}
@@ -89,8 +96,9 @@ from {rows: message_id bigint, crash_count int, crash json}
 where w.message_id = r.message_id;
 
 -- name: crash_steps
--- The step that was on the CPU when its worker died: noted in its row, which stays open. Once, though a turn whose end is unknown
--- is repeated under the same claim: two deaths differ in what they say.
+-- The step that was executing when its worker died. The death is noted in the step's row, which
+-- stays open. A turn of unknown outcome is repeated under the same claim, but the death is noted
+-- once: the descriptions of two deaths differ.
 insert into pgqrs_workflow_steps as s
     (run_id, step_name, status, created_at, updated_at, position, pid, cpu_seconds, peak_rss_bytes, crash_count, crash)
 select w.id, r.step_name, cast('RUNNING' as {status}), {now}, {now}, r.position, r.pid, r.cpu_seconds, r.peak_rss_bytes, 1, r.crash
@@ -104,7 +112,8 @@ set updated_at = excluded.updated_at, pid = excluded.pid, cpu_seconds = excluded
 where s.status <> 'SUCCESS';
 
 -- name: settle_runs
--- What was asked to be cancelled ends cancelled, unless it failed first; a run that ended does not end again.
+-- A run whose cancellation was requested ends as CANCELLED, unless it failed first. A run that has
+-- ended does not end again.
 update pgqrs_workflow_runs as w
 set status = cast(case when w.status = 'CANCELLING' and r.wanted = 'RUNNING' then 'CANCELLING'
                        when w.status = 'CANCELLING' and r.wanted = 'PAUSED' then 'CANCELLING'
@@ -120,22 +129,23 @@ where w.message_id = r.message_id and w.status not in ('SUCCESS', 'ERROR', 'CANC
 returning {w of pgqrs_workflow_runs}.message_id, {w of pgqrs_workflow_runs}.status;
 
 -- name: run_states
--- What the runs are by now, where no statement before has said it: a cancel that the fence had to wait for shows here, and not in
--- the fence's own snapshot.
+-- The current statuses of runs that no earlier statement has returned. A cancellation that the
+-- fence waited for is visible here, but not in the fence's own snapshot.
 select w.message_id, w.status
 from {rows: message_id bigint}
 join pgqrs_workflow_runs w on w.message_id = r.message_id;
 
 -- name: note_handlers
--- The handlers of these plain messages have begun: from now on a death of the supervisor is charged to them.
+-- The handlers of these plain messages have begun. From now on, a death of the supervisor is
+-- charged to them.
 update pgqrs_messages as m
 set handler_began = true
 from {rows: message_id bigint}
 where m.id = r.message_id;
 
 -- name: release
--- Back to its queue, at its old place or some seconds from now. A run that was cancelled meanwhile must not wait out its pause
--- or its back-off first.
+-- Releases messages, at their old place or some seconds from now. A run that was cancelled
+-- meanwhile does not wait for the end of its pause or back-off.
 update pgqrs_messages as m
 set consumer_worker_id = null,
     vt = case when r.delay_s is null
@@ -152,8 +162,9 @@ from {rows: message_id bigint, dead_reason text}
 where m.id = r.message_id;
 
 -- name: archive_held
--- `fence` and `archive` in one, for messages of which there is nothing else to write: an update locks what it writes, and asks again
--- after having waited. Its rows are in the order of their ids, as the fence's are.
+-- `fence` and `archive` in one, for messages without any other write: an update locks the rows that
+-- it writes, and checks them again after waiting. Its rows are in the order of their ids, like
+-- those of the fence.
 update pgqrs_messages as m
 set archived_at = {now}, dead_reason = r.dead_reason
 from {rows: message_id bigint, consumer_id bigint, claim_no bigint, dead_reason text}

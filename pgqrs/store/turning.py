@@ -1,8 +1,13 @@
-"""A supervisor's turn: what its runs wrote and what it claims. Writes, and the claims that come with them, are one transaction.
+"""A supervisor's turn: one transaction with the writes of its runs and the claims that come with
+them.
 
-Each statement is answered before the next one is sent. In a pipeline, which would save that time, a server waits for more without
-its clock running: a supervisor that was stopped in the middle would keep its locks, and everybody from taking over from it, until it
-went on. `idle_in_transaction_session_timeout` counts from an answer that was waited for.
+The first statement is the fence. It locks the messages concerned and returns those whose claim is
+still live. Nothing is written for any other message.
+
+Each statement waits for the answer of the previous one. A pipeline would save that time. But a
+server that waits for more of a pipeline runs no timeout: a supervisor that is stopped in the middle
+would keep its locks, and nobody could take over from it. `idle_in_transaction_session_timeout`
+counts only after an answer.
 """
 
 import time
@@ -35,20 +40,23 @@ from pgqrs.store.postgresql.jsonb import exact_text
 from pgqrs.store.rows import read_count, read_fingerprint, read_json, read_seconds, read_text
 from pgqrs.store.sql import DAWN, Dialect
 
-APART_S = 1.0  # of a turn's time for finding out which of its writes meet a lock; the rest is put off unseen
+# The time in a turn for finding the writes that meet a lock. The remaining writes are put off untested.
+APART_S = 1.0
 
 
 def turn(
     database: Database, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
-    """One transaction: the writes in their order of kinds, then the claims, which see what the writes released. Without writes, each
-    claim on a server commits by itself.
+    """Executes one transaction: the writes, ordered by kind, then the claims, which see what the
+    writes released. Without writes, each claim on a server commits by itself.
 
-    If the database refuses a value, the writes are replayed one by one, so that the value hurts its own run only: of that
-    claim nothing more is written. A refusal that is not a value's fault, such as a missing privilege, is raised: it hurts no
-    run. If a write meets somebody else's lock, the writes are made in parts, and what meets the lock is put off.
-    `unsure` says that these writes may have been committed before, unseen: an ended message that still carries its
-    claim then counts as applied.
+    If the database refuses a value, the writes are repeated one by one, so that the value affects
+    only its own run. Nothing more is written for that claim. If the refusal has another cause, such
+    as a missing privilege, the error is raised and affects no run. If a write meets a lock of
+    another session, the writes are executed in parts, and those that meet the lock are put off.
+
+    `unsure` means that these writes may have been committed before. An ended message that still has
+    its claim then counts as applied.
     """
     ready, unfit = _made_ready(writes, database.dialect)
     try:
@@ -69,8 +77,9 @@ def _with_claims(database: Database, done: Turn, wanted: Sequence[Want]) -> Turn
 
 
 def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
-    """What follows a refused write of the same claim must not be written without it: a run would end with a step missing. What
-    follows one that is put off waits for it."""
+    """Executes writes one by one. Writes after a refused one of the same claim are not executed,
+    because the run would miss a step. Writes after one that was put off wait for it.
+    """
     outcomes: list[Outcome] = []
     put_off: list[Write] = []
     late: set[Claim] = set()
@@ -91,7 +100,9 @@ def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> 
 
 
 def _contained(database: Database, wanted: Want) -> Taken:
-    """A claim where one message may be what the database refuses to claim: smaller claims, and at last that message is given up."""
+    """Claims from a queue in which the database may refuse one message: makes the claim smaller,
+    and at last gives that message up.
+    """
     while True:
         try:
             return _turn(database, (), [wanted], False).taken[0]
@@ -137,10 +148,11 @@ def _alone(database: Database, ready: "Ready", unsure: bool) -> Turn:
 
 
 def _in_parts(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
-    """Each part that meets a lock is halved, down to the writes that do."""
+    """Executes writes in parts. Each part that meets a lock is halved, down to single writes."""
     outcomes: list[Outcome] = []
     put_off: list[Write] = []
-    late: set[Claim] = set()  # a later write of a claim waits for the earlier ones
+    # Claims with a write that was put off. Their later writes wait for it.
+    late: set[Claim] = set()
     until = time.monotonic() + APART_S
     parts = [writes[len(writes) // 2 :], writes[: len(writes) // 2]]
     while parts:
@@ -173,7 +185,7 @@ def _in_parts(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Tu
 
 
 def _is_lock(error: BaseException) -> bool:
-    """Whether a wait for somebody else's lock took too long, by PostgreSQL's word: see {wait briefly} in `sql.py`."""
+    """Whether PostgreSQL ended a wait for another session's lock. See {wait briefly} in `sql.py`."""
     return getattr(error.__cause__, "sqlstate", None) == LOCK_NOT_AVAILABLE
 
 
@@ -190,7 +202,9 @@ def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Want],
 def carry_out(
     tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
-    """In the caller's transaction: only what the fence lets through."""
+    """Executes writes and claims in the caller's transaction. Writes of claims that are not live
+    are skipped.
+    """
     ready, unfit = _made_ready(writes, tx.dialect)
     done = _carry_out(tx, ready, wanted, unsure)
     return Turn(done.outcomes + unfit, done.taken, done.put_off)
@@ -208,7 +222,9 @@ def _carry_out(tx: Transaction, writes: "Sequence[Ready]", wanted: Sequence[Want
 
 
 def _only_archives(writes: "Sequence[Ready]") -> bool:
-    """As the ends of handlers are, a word that one had begun included where it has ended in the same turn."""
+    """Whether all writes archive messages, as the ends of handlers do. A note that a handler has
+    begun is allowed if it has also ended in this turn.
+    """
     ended: set[Claim] = set()
     begun: set[Claim] = set()
     for ready in writes:
@@ -234,7 +250,7 @@ def _fenced(tx: Transaction, writes: "Sequence[Ready]", unsure: bool) -> tuple[l
     )
     ours = set(tx.run("fence", claims))
     missing = [c for c in claims if (c[0], c[2]) not in ours]
-    # A file has no locks of rows that could have kept one from the fence.
+    # A row lock of another session can hide a row from the fence. Only PostgreSQL has row locks.
     locked = set(tx.run("still_held", missing)) if missing and tx.dialect == "postgres" else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
     keyed = [(_key(r.write), r) for r in writes]
@@ -258,11 +274,11 @@ def _key(w: Write) -> tuple[int, int]:
     return w.claim.message_id, w.claim.claim_no
 
 
-# Making ready: all that takes time by the bytes of the values, before a transaction begins
+# Preparation before a transaction: everything that takes time in proportion to the values' size
 
 
 class Ready(Struct, frozen=True):
-    """A write with its values encoded."""
+    """A write with its encoded values."""
 
     write: Write
     step: Row | None = None
@@ -270,7 +286,7 @@ class Ready(Struct, frozen=True):
 
 
 def _made_ready(writes: Sequence[Write], dialect: Dialect) -> tuple[list[Ready], list[Outcome]]:
-    """The writes, and the outcomes of those whose values are no text at all."""
+    """Returns the prepared writes, and the outcomes of those whose values are not UTF-8."""
     ready: list[Ready] = []
     unfit: list[Outcome] = []
     for w in writes:
@@ -299,11 +315,13 @@ def _settle_row(claim: Claim, s: Settle, dialect: Dialect) -> Row:
     return claim.message_id, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect)
 
 
-# Writing
+# Writes
 
 
 def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
-    """Applies the parts by kind, runs before messages, and returns what their runs are afterwards."""
+    """Executes the parts of the writes by kind, runs before messages. Returns the runs' statuses
+    afterwards.
+    """
     if not live:
         return {}
     writes = [r.write for r in live]
@@ -323,7 +341,8 @@ def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
             tx.run("crash_steps", stepped)
     if settled:
         states.update(tx.run("settle_runs", settled.values()))
-    # Not earlier, by the fence itself: having waited for a lock, a statement still sees other tables as they were before.
+    # The statuses are read here and not by the fence: after waiting for a lock, a statement still
+    # sees the old rows of other tables.
     if untold := sorted({w.claim.message_id for w in writes}.difference(states)):
         states.update(tx.run("run_states", [(m,) for m in untold]))
     left = {w.claim.message_id: w.message for w in writes if w.message}
@@ -339,7 +358,7 @@ def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
 
 
 def _begin_row(w: Write, settled: Row | None) -> Row:
-    """`settled`: what its run is settled to in the same turn."""
+    """Returns the row that begins a run. `settled` is its final status, if it ends in the same turn."""
     b = w.begin
     assert b is not None
     ending = settled[1:] if settled is not None and settled[1] in _ENDED else (None, None, None)
@@ -357,11 +376,13 @@ def _crash_row(message_id: int, c: Crash, raw: bytes) -> Row:
     return (message_id, c.step, c.position, c.pid, c.cpu_seconds, c.peak_rss_bytes, raw)
 
 
-# Claiming
+# Claims
 
 
 def _claims_alone(database: Database, wanted: Sequence[Want]) -> list[Taken]:
-    """On a server each claim is a statement that commits by itself; to a file they are written together."""
+    """Executes claims without writes. On a server each claim commits by itself; on a file all
+    claims are one transaction.
+    """
     taken: list[Taken] = []
     due = [w for w in wanted if not w.polls]
     if len(due) < len(wanted):
@@ -376,7 +397,7 @@ def _claims_alone(database: Database, wanted: Sequence[Want]) -> list[Taken]:
 
 
 def _looked(tx: Transaction, wanted: Sequence[Want]) -> list[Taken]:
-    """One statement for all queues of which nothing is expected."""
+    """Checks, with one statement, all queues in which nothing is expected."""
     looks = [w for w in wanted if w.polls]
     if not looks:
         return []
@@ -398,7 +419,9 @@ def _claim_alone(database: Database, wanted: Want) -> Taken:
 
 
 def _claimed(tx: Transaction, wanted: Want) -> Taken:
-    """What goes first, then what is due, then the lapsed that there is room for; and the history of those who have one."""
+    """Claims the messages that go first, then due ones, then expired ones if there is room. Also
+    reads the history of their runs.
+    """
     lapsed = _claim_lapsed(tx, wanted, wanted.first) if wanted.lapsed and wanted.first else []
     left = wanted.first - len(lapsed)
     again = _claim(tx, wanted, left, again=True) if left > 0 else []
@@ -458,7 +481,7 @@ def _as_claimed(wanted: Want, row: Row, begun: "_Begun | str | None") -> Claimed
         if not isinstance(read_ct, int):
             raise ValueError(f"its read_ct is {read_ct!r}"[:200])
         given = read_json(payload) or b""
-    except ValueError as e:  # a UnicodeError too
+    except ValueError as e:  # includes UnicodeError
         return Claimed(claim, b"", 0, unreadable=f"a row in the database cannot be read: {e}")
     status, attempt, crash_count, age_s, steps = begun or (None, 0, 0, None, [])
     return Claimed(claim, given, read_ct, status, attempt, crash_count, tuple(steps), age_s)
@@ -472,7 +495,7 @@ _Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
 
 
 def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun | str]:
-    """By message. Text where the rows of a run cannot be worked with: what is wrong with them."""
+    """Returns the history of runs by message. A text instead says why the rows of a run cannot be used."""
     found: dict[int, _Begun] = {}
     wrong: dict[int, str] = {}
     ids = [(r[0],) for r in rows if r[5]]
@@ -496,11 +519,12 @@ def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun | str]:
 
 
 def _recorded(row: Sequence[Any], count: int) -> RecordedStep:
-    """`count`: how many steps of the run come before it."""
+    """Converts a row to a step. `count` is the number of the run's steps before it."""
     name, position, status, output, error, retries, path, place, fingerprint, ended, overdue_s = row
     return RecordedStep(
         read_text(name),
-        count if position is None else read_count(position),  # 0.15 numbers no steps
+        # 0.15 does not number steps.
+        count if position is None else read_count(position),
         read_text(status),
         read_json(output),
         read_json(error),

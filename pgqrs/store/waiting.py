@@ -1,8 +1,8 @@
-"""One algorithm, two ways of waiting.
+"""Algorithms that wait, written once for blocking and for async stores.
 
-What waits, or calls back into the user's code, is written once, as a coroutine over `Ways`. A blocking store drives it
-straight through: with `Blocking` no await ever suspends. An async store awaits it: `Threads` carries each call into the
-database out on a thread, so it works on any event loop, and on several in turn.
+Code that waits or calls user code is written as a coroutine over `Ways`. A blocking store executes
+it directly: with `Blocking`, no await ever suspends. An async store awaits it: `Threads` executes
+each database call on a thread, so the store works on any event loop, and on several in turn.
 """
 
 import asyncio
@@ -21,27 +21,34 @@ from pgqrs.store.calls import Call
 P = ParamSpec("P")
 R = TypeVar("R")
 
-IDLE_S = 2.0  # a thread with nothing to do ends after this long
-AWAY_S = 0.25  # between looks whether the database is back
-LEAVE_S = 5.0  # how long a cancelled task waits to see what became of its call
+# An idle thread ends after this time.
+IDLE_S = 2.0
+# The interval of attempts to reach an unavailable database.
+AWAY_S = 0.25
+# How long a cancelled task waits for the outcome of its call.
+LEAVE_S = 5.0
 
 
 class Ways(Protocol):
-    """How to wait for a call into the database, and for time to pass."""
+    """How to wait for a database call, and for time to pass."""
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     async def claim(self, claim: Callable[[], R], undo: Callable[[R], object]) -> R:
-        """The same for a call whose result must not get lost: where its caller was cancelled, `undo` gets it."""
+        """Like `call`, for a call whose result must not be lost. If the caller is cancelled, `undo`
+        receives the result.
+        """
 
     async def surely(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same for a call that puts things in order: whoever is cancelled meanwhile hears of it when that is done."""
+        """Like `call`, for cleanup. If the caller is cancelled, the cancellation takes effect after
+        the call.
+        """
 
     async def sleep(self, seconds: float) -> None: ...
 
 
 class Blocking:
-    """In the calling thread."""
+    """Waits in the calling thread."""
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return function(*args, **kwargs)
@@ -52,11 +59,13 @@ class Blocking:
     surely = call
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - driven straight through, in nobody's event loop
+        time.sleep(seconds)  # noqa: ASYNC251 - never on an event loop
 
 
 async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-    """The call, again and again while the database is away, for so long at most: then it raises what the last one did."""
+    """Repeats the call while the database is unavailable, for at most `patience_s`. Then it raises
+    the last error.
+    """
     until: float | None = None
     while True:
         try:
@@ -72,7 +81,7 @@ async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[
 
 
 def drive(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Runs a coroutine over `Blocking` to its end."""
+    """Executes a coroutine over `Blocking` to its end."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -85,10 +94,11 @@ def drive(coroutine: Coroutine[Any, Any, R]) -> R:
 
 
 class Threads:
-    """On threads of our own, at most `count_max` at once: as many as there are connections.
+    """Executes calls on threads, at most `count_max` at once, which is the number of connections.
 
-    A call that none of them takes up within `patience_s` fails with PgqrsConnectionError. The threads are daemons and end
-    when idle: an abandoned store keeps none, and none keeps the process from exiting.
+    A call that no thread starts within `patience_s` raises PgqrsConnectionError. The threads are
+    daemons and end when idle. An abandoned store therefore keeps no thread, and no thread delays
+    the process's exit.
     """
 
     def __init__(self, count_max: int, patience_s: float) -> None:
@@ -123,7 +133,7 @@ class Threads:
         try:
             await self._wait_for(job)
         except asyncio.CancelledError:
-            if not self._withdraw(job):  # it has begun
+            if not self._withdraw(job):  # the call has begun
                 await self._leave(job, undo)
             raise
         return job.outcome()
@@ -146,7 +156,9 @@ class Threads:
             )
 
     async def _leave(self, job: "_Job[R]", undo: Callable[[R], object] | None) -> None:
-        """Waits for the end of a call that nobody waits for any more, so that the task behind it finds things settled."""
+        """Waits for the end of a call whose caller was cancelled, so that the next call finds a
+        settled state.
+        """
         if not job.over:
             job.call.leave()
             threading.Thread(target=job.call.interrupt, name="pgqrs-leave", daemon=True).start()
@@ -171,7 +183,7 @@ class Threads:
                 threading.Thread(target=self._work, name="pgqrs-call", daemon=True).start()
 
     def _withdraw(self, job: "_Job[Any]") -> bool:
-        """False when a thread has taken it up."""
+        """Removes a job that no thread has started. Returns False if one has."""
         with self._changed:
             try:
                 self._jobs.remove(job)
@@ -182,7 +194,7 @@ class Threads:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job.run()
-            del job  # with what it holds: the store behind it may be waiting to be collected
+            del job  # the job refers to the store, which may be waiting to be collected
 
     def _next(self) -> "_Job[Any] | None":
         with self._changed:
@@ -197,7 +209,9 @@ class Threads:
 
 
 class _Job(Generic[R]):
-    """A call and what became of it. `ended` belongs to the event loop and is done, and replaced, in its thread alone."""
+    """A call and its outcome. `ended` belongs to the event loop. It is set and replaced only in the
+    loop's thread.
+    """
 
     def __init__(self, function: Callable[[], R], loop: asyncio.AbstractEventLoop) -> None:
         self._function: Callable[[], R] | None = function
@@ -222,13 +236,13 @@ class _Job(Generic[R]):
             self.over = True
             late = self._late
         if late is not None and self._results:
-            with contextlib.suppress(errors.PgqrsError):  # it comes back when its time is over
+            with contextlib.suppress(errors.PgqrsError):  # the messages return when their lock expires
                 late(self._results[0])
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._tell)
 
     def fail(self, error: BaseException) -> None:
-        """Instead of being run."""
+        """Fails the call without executing it."""
         self.error, self.over = error, True
         self._tell()
 
@@ -238,14 +252,18 @@ class _Job(Generic[R]):
         return self._results[0]
 
     def hand_over(self, undo: Callable[[R], object]) -> bool:
-        """Leaves it to the call's thread to undo the result, as soon as there is one. False when there is already."""
+        """Makes the call's thread undo the result as soon as there is one. Returns False if there
+        is one already.
+        """
         with self._lock:
             if not self.over:
                 self._late = undo
             return not self.over
 
     async def wait_patiently(self) -> None:
-        """Until it is over, for LEAVE_S at most, whatever else cancels us meanwhile."""
+        """Waits until the call is over, for LEAVE_S at most, even if the task is cancelled again
+        meanwhile.
+        """
         until = time.monotonic() + LEAVE_S
         while not self.over and (left_s := until - time.monotonic()) > 0:
             if self.ended.done():

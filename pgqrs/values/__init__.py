@@ -1,1 +1,1 @@
-"""Python values as JSON and back: encoding, decoding, what would be lost on the way, fingerprints of arguments."""
+"""Python values as JSON and back: encoding, decoding, detection of losses, fingerprints of arguments."""

@@ -1,8 +1,9 @@
-"""Python values as JSON and back, by annotation: what is stored of inputs, results and payloads.
+"""Converts Python values to JSON and back, by annotation: inputs, results and payloads.
 
-msgspec does the work. Three things are added. What JSON or jsonb would silently change or refuse (NaN, NUL, half of a
-surrogate pair) is refused before anything is written, with the place in the value. A few kinds of value that msgspec leaves
-to others (Path, pydantic models, subclasses of str, int and float, unions that it finds ambiguous) are converted too.
+msgspec does the conversion. This module adds checks and conversions. Values that JSON or jsonb
+would change silently or refuse (NaN, NUL, an unpaired surrogate) are refused before anything is
+written, and the error names their place. Some types that msgspec does not handle are converted:
+Path, pydantic models, subclasses of str, int and float, and unions that msgspec finds ambiguous.
 """
 
 import dataclasses
@@ -29,9 +30,9 @@ from pgqrs.errors import SerializationError, ValidationError
 from pgqrs.values import zones
 from pgqrs.values.survival import LEAVES, Change, changed, exact_time, is_plain, model_changed
 
-NESTING_MAX = (
-    500  # lists and objects in one another; the same on every Python, below what the oldest one's stack takes
-)
+# Limits nested lists and objects. It is the same on every Python version, and below the stack limit of
+# the oldest one.
+NESTING_MAX = 500
 
 PLAIN_DATA = (
     "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, pydantic models, enums, "
@@ -43,17 +44,20 @@ UNCHECKED: Any = object()
 
 
 def encode(value: object, *, what: str, limit: int | None = None, annotation: Any = UNCHECKED) -> bytes:
-    """A value as JSON. `what` names it in errors ("the result of step 'compress'"); `limit` is in bytes of JSON.
-    `annotation` is what the JSON will be read by: the value must come back by it as it is.
+    """Returns a value as JSON.
 
-    Raises SerializationError for what JSON cannot carry, with the path in the value, or would not give back, and
-    ValidationError over the limit: such a value is sound, there is only too much of it.
+    `what` names the value in errors ("the result of step 'compress'"). `limit` is in bytes of JSON.
+    With `annotation`, the value must be read back unchanged with this annotation.
+
+    Raises SerializationError, with the path in the value, if JSON cannot represent it or would
+    change it. Raises ValidationError if it exceeds the limit.
     """
     if _is_surely_exact(value, annotation):
         return _ENCODER.encode(value)
     try:
         raw = _ENCODER.encode(value)
-        # msgspec writes NaN as null. The exact look costs more than encoding, so only a suspect gets it.
+        # msgspec writes NaN as null. An exact check costs more than encoding, so only suspicious
+        # values get one.
         if b"null" in raw or b"\\u0000" in raw:
             _refuse_what_jsonb_refuses(msgspec.to_builtins(value, enc_hook=_enc_hook))
         raw = _keeping_floats(_keeping_zones(value, raw))
@@ -68,7 +72,7 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
     except _Lost as e:
         path = _narrow(value, stop=e.model)[0] + "".join(map(_step, e.change.path))
         raise _not_the_same(what, path, e.change.reason) from None
-    except Exception as e:  # besides msgspec's own: whatever a model's serializer or a property raises
+    except Exception as e:  # includes exceptions of a model's serializer or a property
         path, part = _narrow(value)
         raise SerializationError(f"{what} cannot be stored as JSON: {_at(path)}{_why_unfit(e, part)}") from e
     if limit is not None and len(raw) > limit:
@@ -82,7 +86,7 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
 
 
 def _is_surely_exact(value: object, annotation: Any) -> bool:
-    """Whether `encode` has nothing to find in this value. What it looks for costs more than many a step."""
+    """Whether no check of `encode` applies to this value. The checks cost more than many steps do."""
     kind = type(value)
     if annotation is not kind and annotation is not Any and annotation is not UNCHECKED:
         return False
@@ -92,7 +96,9 @@ def _is_surely_exact(value: object, annotation: Any) -> bool:
 
 
 def refuse_what_changed(value: object, again: object, annotation: Any, what: str) -> None:
-    """Raises SerializationError where `again`, which was read by this annotation, is not what the value was."""
+    """Raises SerializationError if `again`, which was read with this annotation, differs from the
+    value.
+    """
     strict = ambiguous(annotation)
     if not strict and is_plain(value):
         return
@@ -114,8 +120,10 @@ def _not_the_same(what: str, path: str, reason: str) -> SerializationError:
 
 
 def with_json_keys(value: object) -> object:
-    """The same value, but True, False and None as keys of dicts are the text that Python's own json makes of them: msgspec
-    writes true as 1, and refuses null. Part of the 0.15 surface alone: it takes a walk through the value."""
+    """Returns the value with True, False and None as dict keys converted to the text that Python's
+    json uses. msgspec writes true as 1 and refuses null. Only the 0.15 API uses this, because it
+    walks through the whole value.
+    """
     if isinstance(value, dict):
         return {
             _JSON_KEYS[k] if k is None or isinstance(k, bool) else k: with_json_keys(v)
@@ -130,8 +138,9 @@ _JSON_KEYS = {True: "true", False: "false", None: "null"}
 
 
 def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
-    """JSON as a value of this (evaluated) annotation; Any, object or no annotation (inspect.Parameter.empty) give plain
-    lists, dicts, text and numbers. Raises SerializationError."""
+    """Returns JSON as a value of this evaluated annotation. Any, object and no annotation
+    (inspect.Parameter.empty) give plain lists, dicts, text and numbers. Raises SerializationError.
+    """
     try:
         _refuse_deep_nesting(raw)
         return _decoder(annotation)(raw)
@@ -141,13 +150,14 @@ def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
         raise SerializationError(f"{what} does not fit its annotation {_shown(annotation)}: {e}") from e
     except (msgspec.DecodeError, UnicodeError) as e:
         raise SerializationError(f"{what} is no valid JSON: {e}") from e
-    except Exception as e:  # an annotation that cannot be used, or whatever a class raises when it is made
+    except Exception as e:  # an unusable annotation, or an exception of a class's own code
         raise SerializationError(f"{what} cannot be read as {_shown(annotation)}: {e}") from e
 
 
 def check(annotation: Any, what: str) -> str | None:
-    """Why JSON cannot be read by this (evaluated) annotation, or None if it can, or if that depends on classes that
-    are not defined yet."""
+    """Returns why JSON cannot be read with this evaluated annotation. Returns None if it can, or if
+    that depends on classes that are not defined yet.
+    """
     try:
         unfit = next(_unfit_types(msgspec.inspect.type_info(_readable(annotation))), None)
     except NameError:
@@ -160,8 +170,9 @@ def check(annotation: Any, what: str) -> str | None:
 
 
 def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> bytes:
-    """Checks JSON that a person wrote, and returns it without the white space. Raises ValidationError, with line and
-    column. Numbers keep their digits."""
+    """Checks JSON that a person wrote, and returns it without white space. Numbers keep their
+    digits. Raises ValidationError with line and column.
+    """
     raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if not raw.strip():
         raise ValidationError(f'{what} is empty; JSON is expected, such as 1, "text" or {{"path": "/data"}}')
@@ -185,24 +196,28 @@ def parse_json(text: str | bytes, *, what: str, limit: int | None = None) -> byt
     return compact
 
 
-# How a function's arguments became the one value X: there were none, X is the only one, or X has them by name.
+# How a function's arguments became the value X: there were none, X is the only one, or X holds them
+# by name.
 NONE, ALONE, BY_NAME = "none", "alone", "by name"
 
 
 def wrap_input(x: bytes, bound: str | None = None) -> bytes:
-    """What a trigger stores: {"input": x}. `x` is JSON. How it was bound stands beside it, where that is said: 0.15 heeds
-    only "input"."""
+    """Returns the payload that a trigger stores: {"input": x}, where `x` is JSON. `bound` is stored
+    in a second key. 0.15 reads only "input".
+    """
     beside = b"" if bound is None else b',"pgqrs_bound":"' + bound.encode() + b'"'
     return b'{"input":' + x + beside + b"}"
 
 
 def unwrap_input(payload: bytes) -> bytes:
-    """The JSON of x. Raises SerializationError for a payload of any other shape."""
+    """Returns the JSON of x. Raises SerializationError for a payload of another form."""
     return unwrap_bound_input(payload)[0]
 
 
 def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
-    """The JSON of x, and how it was bound, None where that is not said. Raises as `unwrap_input` does."""
+    """Returns the JSON of x, and how the arguments became x, or None if that is not stored. Raises
+    SerializationError for a payload of another form.
+    """
     try:
         _refuse_deep_nesting(payload)
         found = _TRIGGERED.decode(payload)
@@ -214,7 +229,7 @@ def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
 
 
 def without_bound(payload: Any) -> Any:
-    """A decoded payload as 0.15 has it, without what `wrap_input` writes beside the input."""
+    """Returns a decoded payload as 0.15 has it, without the second key that `wrap_input` writes."""
     if isinstance(payload, dict) and payload.keys() == {"input", "pgqrs_bound"}:
         return {"input": payload["input"]}
     return payload
@@ -229,7 +244,7 @@ _TRIGGERED = msgspec.json.Decoder(_Triggered)
 
 
 def _keeping_zones(value: object, raw: bytes) -> bytes:
-    """msgspec writes of a moment's time zone only the offset."""
+    """Writes the names of time zones. msgspec writes only their offsets."""
     if not zones.may_hold_a_moment(raw):
         return raw
     plain = msgspec.to_builtins(value, enc_hook=_enc_hook, builtin_types=(datetime.datetime,))
@@ -238,18 +253,20 @@ def _keeping_zones(value: object, raw: bytes) -> bytes:
 
 
 def _refuse_deep_nesting(raw: bytes | str) -> None:
-    """Raises RecursionError, as older Pythons do by themselves at a depth of about 1,000."""
+    """Raises RecursionError at NESTING_MAX levels. Older Python versions raise it themselves at
+    about 1,000.
+    """
     if len(raw) <= NESTING_MAX:
         return
     text = raw if isinstance(raw, bytes) else raw.encode(errors="replace")
     if text.count(b"[") + text.count(b"{") <= NESTING_MAX:  # nearly all JSON
         return
     brackets = text.translate(None, _NO_BRACKETS)
-    for _ in range(8):  # of what is nested as usual nothing is left
+    for _ in range(8):  # ordinary nesting leaves nothing
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if not brackets:
             return
-    # Some are in strings, or it is deep.
+    # Some brackets are in strings, or the nesting is deep.
     brackets = _STRING.sub(b"", text).translate(None, _NO_BRACKETS)
     if max(itertools.accumulate(map(_STEPS.__getitem__, brackets)), default=0) > NESTING_MAX:
         raise RecursionError
@@ -261,16 +278,19 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _keeping_floats(raw: bytes) -> bytes:
-    """jsonb writes 1e23 back as 100000000000000000000000, which reads as an integer, and not one that equals the float: so a
-    float of this size is written out, with its ".0"."""
+    """Writes floats of this size without an exponent, but with ".0". jsonb returns 1e23 as
+    100000000000000000000000, which reads as an integer that does not equal the float.
+    """
     if not (_LOWER_EXPONENT.search(raw) or _UPPER_EXPONENT.search(raw)):  # nearly all JSON
         return raw
     return _STRING_OR_NUMBER.sub(lambda m: m[0] if m[2] is None else _written_out(m[0], m[2]), raw)
 
 
-# Two, each with a first letter of its own: that is looked for in less than half the time that a class of letters takes.
+# Two patterns, each with one first letter: searching for a letter takes less than half the time of
+# a character class.
 _LOWER_EXPONENT, _UPPER_EXPONENT = re.compile(rb"e\+?[0-9]"), re.compile(rb"E\+?[0-9]")
-# A number is taken whole, with or without an exponent: the time is linear in the length of what somebody sent.
+# A number is matched as a whole, with or without an exponent, so that the time is linear in the
+# length of the text.
 _STRING_OR_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|(-?\d+(?:\.\d+)?)([eE][+-]?\d+)?')
 _EXPONENT_MAX = 400  # more than any float has
 
@@ -283,14 +303,14 @@ def _written_out(number: bytes, exponent: bytes) -> bytes:
     return f"{exact:f}.0".encode() if exact == exact.to_integral_value() else number
 
 
-# Writing
+# Encoding
 
 
 def _enc_hook(value: Any) -> Any:
-    """What msgspec does not know, as something that it knows."""
+    """Converts a value that msgspec does not know to one that it knows."""
     if isinstance(value, PurePath):
         return str(value)
-    # Not str(value) and the like: a subclass may have its own ideas of those.
+    # Not str(value) or the like: a subclass may redefine that.
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -307,11 +327,12 @@ def _enc_hook(value: Any) -> Any:
         return msgspec.json.decode(value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         plain = value.tolist()
-        kind = value.dtype.kind  # V: records, whose fields' names would be lost
+        # V: records, whose field names would be lost
+        kind = value.dtype.kind
         if type(plain) is not type(value) and kind != "V" and not (kind in "mM" and _holds_int(plain)):
             return plain
     if inspect.iscoroutine(value):
-        value.close()  # else Python warns of it as well
+        value.close()  # otherwise Python prints a warning as well
         raise TypeError(
             "a coroutine is no JSON value: await it; an async step is for an `async def` workflow"
         )
@@ -338,7 +359,7 @@ def _instead_of(value: Any) -> str:
     return ""
 
 
-# What a type can do, and how to make something of it that JSON has.
+# Methods that a value may have, and the advice on converting it to JSON.
 _WAYS = (
     ("to_dict", ".to_dict() of it"),
     ("item", ".item() of it, which is a plain number"),
@@ -351,14 +372,14 @@ _WAYS = (
 
 
 def _holds_int(plain: Any) -> bool:
-    """Of numpy's times: those that Python's have no room for become bare integers."""
+    """Whether numpy times became bare integers, because Python's types cannot hold them."""
     while isinstance(plain, list) and plain:
         plain = plain[0]
     return isinstance(plain, int)
 
 
 class _Lost(ValueError):
-    """A model that its own JSON does not give back."""
+    """A model that cannot be restored from its own JSON."""
 
     def __init__(self, model: object, change: Change) -> None:
         super().__init__(change.reason)
@@ -367,12 +388,12 @@ class _Lost(ValueError):
 
 
 def _dumped(model: Any) -> Any:
-    """By field name and without computed fields: the form that can always be read back."""
+    """Dumps a model by field name and without computed fields. This form can always be read back."""
     plain = model.model_dump(mode="json", round_trip=True, by_alias=False)
     try:
         again = _read_model(type(model), msgspec.json.encode(plain))
     except Exception:
-        return plain  # whoever reads it will say why
+        return plain  # reading it back will raise a clear error
     change = model_changed(model, again)
     if change is not None:
         raise _Lost(model, change)
@@ -383,12 +404,12 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_enc_hook)
 
 
 class _Unfit(Exception):
-    """Says where in a value something is that cannot be stored, and what to do."""
+    """Names the part of a value that cannot be stored, and a remedy."""
 
 
 def _refuse_what_jsonb_refuses(value: object) -> None:
-    """Looks at every part of a value that is made of plain types. Raises _Unfit."""
-    # No recursion: whoever calls from deep down has little stack left. A place is (the place around it, key).
+    """Checks every part of a value that consists of plain types. Raises _Unfit."""
+    # Iterative, because a caller in deep recursion has little stack left. A place is (outer place, key).
     waiting: list[tuple[object, Any]] = [(value, None)]
     while waiting:
         part, place = waiting.pop()
@@ -407,7 +428,9 @@ def _refuse_what_jsonb_refuses(value: object) -> None:
 
 
 def _narrow(value: object, stop: object = None) -> tuple[str, object]:
-    """The innermost part that cannot be encoded by itself, and its path. Looks into no part of `stop`."""
+    """Returns the path and the innermost part that cannot be encoded by itself. Does not look
+    inside `stop`.
+    """
     path = ""
     while value is not stop or stop is None:
         for key, part in _parts(value):
@@ -441,7 +464,7 @@ def _parts(value: Any) -> Iterable[tuple[object, object]]:
 def _why_unfit(error: Exception, part: object) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "text with half of a surrogate pair, which is no character; decode it with errors='replace', or use bytes"
-    if isinstance(part, dict):  # and each of its values by itself is sound
+    if isinstance(part, dict):  # each of its values can be encoded by itself
         return f"a dict's keys must be text, numbers or dates: {error}"
     return str(error) or type(error).__name__
 
@@ -464,14 +487,14 @@ def _at(path: str) -> str:
     return f"at ${path}: " if path else ""
 
 
-# Reading
+# Decoding
 
 
 def _decoder(annotation: Any) -> Callable[[bytes | str], Any]:
     if annotation is Any or type(annotation) is type:
         return _decoder_of_class(annotation)
     try:
-        # Its text too: `Path | str` and `str | Path` are equal, and their order matters.
+        # The text is part of the key: `Path | str` and `str | Path` are equal, but their order matters.
         return _cached_decoder(annotation, repr(annotation))
     except TypeError as e:
         if "unhashable" not in str(e):
@@ -514,17 +537,17 @@ def _cached_ambiguous(annotation: Any, text: str) -> frozenset[type]:
 
 
 def ambiguous(annotation: Any) -> frozenset[type]:
-    """The plain types that are members of a union whose members JSON does not tell apart."""
+    """Returns the plain types in a union whose members have the same form in JSON."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return frozenset()
     try:
         return _cached_ambiguous(annotation, repr(annotation))
-    except TypeError:  # unhashable, or nothing that can be read by
+    except TypeError:  # unhashable, or nothing that JSON can be read with
         return frozenset()
 
 
 class _Misfit(ValueError):
-    """JSON that a model refuses. A ValueError, to which msgspec adds the path."""
+    """JSON that a model refuses. It is a ValueError, so that msgspec adds the path."""
 
 
 def _dec_hook(wanted: Any, value: Any) -> Any:
@@ -541,8 +564,9 @@ def _dec_hook(wanted: Any, value: Any) -> Any:
 
 
 def _readable(annotation: Any) -> Any:
-    """The annotation with those parts replaced that msgspec does not take. Only what is written in the annotation itself:
-    the fields of a class stay as they are."""
+    """Replaces the parts of an annotation that msgspec does not accept. Fields of a class in the
+    annotation stay as they are.
+    """
     if annotation is inspect.Parameter.empty or annotation in (object, typing.NoReturn, typing.Never):
         return Any
     if annotation is typing.LiteralString:
@@ -563,8 +587,11 @@ def _readable(annotation: Any) -> Any:
 
 
 def _union(members: list[Any]) -> Any:
-    """A union that msgspec takes. It refuses those whose members JSON alone does not tell apart, such as Path | str."""
-    union: Any = operator.getitem(typing.Union, tuple(members))  # in words that mypy takes
+    """Returns a union that msgspec accepts. It refuses a union such as Path | str, whose members
+    have the same form in JSON.
+    """
+    # written so that mypy accepts it
+    union: Any = operator.getitem(typing.Union, tuple(members))
     try:
         msgspec.json.Decoder(union)
         return union
@@ -575,16 +602,18 @@ def _union(members: list[Any]) -> Any:
 
 
 class _Choice(type):
-    """A class that stands for a union, for msgspec to hand to `_dec_hook`."""
+    """A class that represents a union. msgspec passes it to `_dec_hook`."""
 
     members: tuple[Any, ...]
 
     def __instancecheck__(cls, value: object) -> bool:
-        return True  # msgspec asks whether the hook made what was wanted
+        return True  # msgspec asks whether the hook returned the expected type
 
     def read(cls, raw: bytes) -> Any:
-        """The first member, in the order written, that reads the JSON and loses nothing of it; else the first that
-        reads it. So {"name": …, "breed": …} is a Dog and no Cat without a breed."""
+        """Reads the JSON with the first member, in the order written, that loses nothing of it, or
+        else with the first that can read it. So {"name": …, "breed": …} becomes a Dog and not a Cat
+        without a breed.
+        """
         plain = msgspec.json.decode(raw)
         lossy, errors = [], []
         for member in cls.members:
@@ -603,15 +632,18 @@ class _Choice(type):
 
 
 def _has_more_fields(value: Any, plain: Any) -> bool:
-    """msgspec leaves a dataclass's default where the class has it, and so does not write it again."""
+    """Whether a dataclass has more fields than msgspec writes. msgspec does not write a default
+    that lives on the class.
+    """
     if not (isinstance(plain, dict) and dataclasses.is_dataclass(value)):
         return False
     return any(field.name not in plain for field in dataclasses.fields(value))
 
 
 def _unfit_types(found: object) -> Iterator[str]:
-    """Why JSON cannot be read as some of the classes in this msgspec type, however deep."""
-    seen: dict[int, object] = {}  # holding them, for else an id would come back
+    """Yields why JSON cannot be read as some class inside this msgspec type."""
+    # Keeps the objects alive, because an id could be reused otherwise.
+    seen: dict[int, object] = {}
     waiting = [found]
     while waiting:
         one = waiting.pop()
@@ -637,7 +669,7 @@ def _is_path(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, PurePath)
 
 
-# pydantic, which may not be installed: only who uses it has imported it
+# pydantic is optional: only a program that uses it has imported it
 
 
 def _is_model(kind: object) -> bool:
@@ -653,19 +685,19 @@ def _read_model(model: Any, raw: bytes | str) -> Any:
         details = getattr(e, "errors", None)
         if details is None:
             raise
-        # Not str(e), which shows the input: it may be a secret.
+        # str(e) would show the input, which may be a secret.
         reasons = [f"{'.'.join(map(str, one['loc'])) or 'the value'}: {one['msg']}" for one in details()[:5]]
         raise _Misfit("; ".join(reasons)) from None
 
 
 @functools.cache
 def _names_too() -> dict[str, bool]:
-    """pydantic 2.11 and later take field names besides their aliases."""
+    """Returns the arguments that make pydantic 2.11 and later accept field names besides aliases."""
     known = inspect.signature(sys.modules["pydantic.main"].BaseModel.model_validate_json).parameters
     return {"by_alias": True, "by_name": True} if "by_name" in known else {}
 
 
-# Words
+# Texts
 
 
 def _shown(annotation: Any) -> str:

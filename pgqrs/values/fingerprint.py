@@ -1,9 +1,10 @@
-"""A fingerprint of a call's arguments: 64 bits that are the same in every process, on every host and on every Python.
+"""Fingerprints of arguments: 64 bits, the same in every process, host and Python version.
 
-A replay compares the fingerprint of each call with the one that was recorded, so that no call gets the result of a call
-with other arguments. Values are compared by their content, as far as it can be written down: numbers, text, bytes, dates,
-paths, enums, collections, dataclasses, Structs, pydantic models, and numpy arrays by their buffer. What has no content of
-that kind (a connection, a file, a generator, an object of an ordinary class) counts by its type only.
+A replay compares the fingerprint of each call with the recorded one, so that no call receives the
+result of a call with other arguments. Values are compared by content where it can be written down:
+numbers, text, bytes, dates, paths, enums, collections, dataclasses, Structs, pydantic models, and
+numpy arrays by their buffer. Other values (a connection, a file, a generator, an object of an
+ordinary class) count by their type only.
 """
 
 import functools
@@ -15,14 +16,16 @@ from typing import Any
 
 import msgspec
 
-DEPTH_MAX = 50  # of what is written down member by member; deeper members count by their type
+# Limits the nesting that is compared by content. Deeper members count by their type.
+DEPTH_MAX = 50
 
 
 def folded(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str | None]) -> tuple[Any, ...]:
-    """The arguments of a call in one form, however the call spelled them: `f(1, y=2)` is `f(1, 2)`.
+    """Returns a call's arguments in one form, however they were passed: `f(1, y=2)` gives `f(1,
+    2)`.
 
-    `names` are the function's parameters by position, None for one that has no keyword. Arguments left to their default
-    are left out, so that a new optional parameter changes nothing.
+    `names` are the function's parameters by position, None for one that has no keyword. Arguments
+    left to their default are omitted, so that adding an optional parameter changes nothing.
     """
     if not kwargs:
         return tuple(args)
@@ -35,25 +38,27 @@ def folded(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str |
 
 
 class Fingerprints:
-    """Makes the fingerprints of one run. `secret` keys them: those of short values could be guessed without one."""
+    """Computes the fingerprints of one run. `secret` is the hash key: without it, short arguments
+    could be guessed from their fingerprint.
+    """
 
     def __init__(self, secret: bytes) -> None:
         self._new = hashlib.blake2b(digest_size=8, key=secret[:64]).copy
 
     def of(self, arguments: tuple[Any, ...]) -> int:
-        """A signed number of 64 bits. Never raises."""
+        """Returns a signed 64-bit number. Never raises."""
         if not arguments:
             return 0
         hashed = self._new()
         try:
             for argument in arguments:
                 if type(argument) in _SETS:
-                    # msgspec sorts a set by `<`, which puts no sets of sets in order.
+                    # msgspec sorts a set by `<`, which does not order sets of sets.
                     hashed.update(_written(arguments))
                     break
             else:
                 hashed.update(_encoded(arguments))
-        except Exception:  # also what a value's own code raises
+        except Exception:  # includes exceptions from the value's own code
             hashed = self._new()
             hashed.update(_written(arguments))
         return int.from_bytes(hashed.digest(), "little", signed=True)
@@ -67,7 +72,7 @@ def _written(arguments: tuple[Any, ...]) -> bytes:
 
 
 def _content(value: Any, depth: int) -> Any:
-    """The same value in lists, texts, numbers and bytes alone."""
+    """Returns the value built from lists, text, numbers and bytes only."""
     kind = type(value)
     if kind in _ATOMS:
         return value
@@ -104,7 +109,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _in_words(value: Any) -> Any:
-    """What msgspec cannot encode, by what it holds."""
+    """Returns the content of a value that msgspec cannot encode."""
     for name, kind, words in _WORDS:
         if isinstance(value, kind):
             return (name, words(value))
@@ -135,7 +140,8 @@ def _numpy_words(value: Any) -> Any:
 
 
 def _type_of(value: Any) -> Any:
-    # Without the module: a script's is another in the program and in its workers, and Python moves its own classes.
+    # The module is left out: a script has another module name in its workers, and Python moves its
+    # own classes between modules.
     return ("type", type(value).__qualname__)
 
 
@@ -143,13 +149,13 @@ _ATOMS = (type(None), bool, float, bytes)
 _SETS = (set, frozenset)
 _WORDS: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
     ("path", PurePath, str),
-    ("int", int, lambda v: hex(int(v))),  # a subclass, or one that is too large
+    ("int", int, lambda v: hex(int(v))),  # a subclass, or too large
     ("shown", complex | range | slice, repr),
     ("raised", BaseException, lambda v: (_type_of(v), list(v.args))),
     ("partial", functools.partial, lambda v: (v.func, list(v.args), dict(v.keywords))),
     ("class", type, lambda v: v.__qualname__),
 )
-# Modules of the standard library whose values show all that they hold in their repr.
+# Modules of the standard library whose values show their whole content in their repr.
 _SHOWN_IN_FULL = ("array", "fractions", "ipaddress", "re", "zoneinfo")
 _QUICK = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_in_words)
 _encoded = _QUICK.encode

@@ -1,4 +1,4 @@
-"""A function's arguments as one JSON value by its signature, and as arguments again."""
+"""Converts a function's arguments to one JSON value and back, according to its signature."""
 
 import functools
 import inspect
@@ -16,9 +16,11 @@ from pgqrs.values.survival import is_plain
 
 
 def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signature":
-    """What is known of a function's parameters. Raises ValidationError where JSON cannot be read by an annotation.
+    """Returns the signature of a function. Raises ValidationError if JSON cannot be read with one
+    of its annotations.
 
-    `inputs=False` is for functions whose arguments are not stored (steps): their parameters may have any annotation.
+    `inputs=False` is for functions whose arguments are not stored (steps). Their parameters may
+    have any annotation.
     """
     signature = Signature(function)
     names = [*signature.parameters, "return"] if inputs else ["return"]
@@ -26,7 +28,7 @@ def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signa
         try:
             annotation = signature.annotation(name)
         except NameError:
-            continue  # defined further down in its module, perhaps: it is looked up again when first needed
+            continue  # it may be defined later in its module; it is looked up again when first needed
         message = check(annotation, signature._what(name))
         if message is not None:
             raise ValidationError(message)
@@ -34,10 +36,11 @@ def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signa
 
 
 class Signature:
-    """How a function's arguments become one JSON value, X, and arguments again.
+    """Converts a function's arguments to one JSON value X, and X to arguments.
 
-    No parameter: null. One: the argument itself. Several, or *args or **kwargs: an object by the parameters' names, with
-    what was given; *args is a list in it, **kwargs an object.
+    X is null for a function without parameters, and the argument itself for a function with one.
+    For several parameters, or with *args or **kwargs, X is an object with the given arguments by
+    name: *args is a list in it, **kwargs an object.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -54,8 +57,9 @@ class Signature:
 
     @property
     def returns(self) -> Any:
-        """The evaluated annotation of the result, Any where there is none. Raises SerializationError for a name in it that
-        is unknown."""
+        """The evaluated annotation of the result, or Any without one. Raises SerializationError if
+        it contains an unknown name.
+        """
         try:
             return self._annotations["return"]
         except KeyError:
@@ -63,7 +67,7 @@ class Signature:
 
     @property
     def checked_result(self) -> Any:
-        """What a result is held against: its annotation, `codec.UNCHECKED` while that cannot be looked up."""
+        """The annotation to check a result against, or `codec.UNCHECKED` while it cannot be resolved."""
         try:
             return self._annotations["return"]
         except KeyError:
@@ -74,15 +78,17 @@ class Signature:
             return codec.UNCHECKED
 
     def annotation(self, name: str) -> Any:
-        """The evaluated annotation of a parameter (of *args: a list of it, of **kwargs: a dict), or of "return". Raises
-        NameError, ValidationError."""
+        """Returns the evaluated annotation of a parameter or of "return". For *args it is a list,
+        for **kwargs a dict. Raises NameError or ValidationError.
+        """
         if name not in self._annotations:
             self._annotations[name] = self._evaluated(name)
         return self._annotations[name]
 
     def unknown(self) -> list[str]:
-        """A sentence for each annotation that cannot be looked up, now that all that it may name should be there: no call
-        can be read by it."""
+        """Returns a sentence for each annotation that cannot be resolved although all modules are
+        loaded. A call with such an annotation would fail.
+        """
         found = []
         for name in (*self.parameters, "return"):
             try:
@@ -92,7 +98,9 @@ class Signature:
         return found
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """X as a Python value. Raises ValidationError for arguments that the function does not take."""
+        """Returns X as a Python value. Raises ValidationError if the function does not accept the
+        arguments.
+        """
         try:
             bound = self._signature.bind(*args, **kwargs).arguments
         except TypeError as e:
@@ -103,18 +111,23 @@ class Signature:
             return bound
         if self._single.name in bound:
             return bound[self._single.name]
-        # Left to its default. Stored null would be read as None where the annotation takes it.
+        # The argument was left to its default. A stored null would be read as None if the
+        # annotation allows it.
         return self._single.default if self._takes_none(self._single.name) else None
 
     def encode_input(self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int | None = None) -> bytes:
-        """X as JSON. Raises ValidationError, SerializationError."""
+        """Returns X as JSON. Raises ValidationError or SerializationError."""
         return encode(self.bind(args, kwargs), what=f"the input of {self.name}()", limit=limit)
 
     def encode_payload(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], limit: int | None = None
     ) -> bytes:
-        """What a trigger stores of these arguments. They are read back as a worker will read them: what does not fit, or
-        would not come back as it is, is the caller's to hear and not the run's. Raises as `encode_input` does."""
+        """Returns the payload that a trigger stores for these arguments.
+
+        The payload is also read back as a worker would read it. Arguments that do not fit, or would
+        change, therefore fail in the caller and not in the run. Raises the errors of
+        `encode_input`.
+        """
         x = self.bind(args, kwargs)
         raw = encode(x, what=f"the input of {self.name}()", limit=limit)
         bound = self._bound_as(raw)
@@ -129,14 +142,18 @@ class Signature:
         return codec.wrap_input(raw, bound)
 
     def decode_payload(self, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments that a trigger stored, also if the function has got more parameters since. Raises as
-        `decode_input` does."""
+        """Returns the arguments that a trigger stored, even if the function has gained parameters
+        since. Raises the errors of `decode_input`.
+        """
         return self.decode_input(*codec.unwrap_bound_input(payload))
 
     def decode_input(self, raw: bytes, bound: str | None = None) -> tuple[list[Any], dict[str, Any]]:
-        """X as arguments to call the function with, each converted by its annotation. `bound` says how arguments became
-        X, None if that is not known. Raises ValidationError where names are missing or unknown, SerializationError where
-        a value does not fit."""
+        """Returns the arguments to call the function with, converted to their annotations.
+
+        `bound` says how the arguments became X, or is None if unknown. Raises ValidationError if
+        arguments are missing or unknown, and SerializationError if a value does not fit its
+        annotation.
+        """
         raw = raw or b"null"
         if bound == codec.NONE:
             return self._called_with(self._decode_members(b"{}"))
@@ -147,7 +164,7 @@ class Signature:
         return self._called_with(self._decode_members(raw))
 
     def _can_only_be_first(self, raw: bytes) -> bool:
-        """Whether X holds no arguments by name, and the function can be called with X alone."""
+        """Whether X holds no arguments by name, and X is the only argument that the function needs."""
         required = [p for p in self.parameters.values() if p.default is p.empty and p.kind not in _VARIADIC]
         return (
             raw != b"null"
@@ -160,7 +177,9 @@ class Signature:
         return any(codec.ambiguous(self._known(name)) for name in self.parameters)
 
     def _bound_as(self, raw: bytes) -> str | None:
-        """Not said of a value that can only be the argument itself: what is stored is then all that 0.15 stores."""
+        """Returns how the arguments became X. For a value that can only be the argument itself this
+        is None, because 0.15 stores nothing more.
+        """
         if not self.parameters:
             return codec.NONE
         if self._single is None:
@@ -168,7 +187,9 @@ class Signature:
         return codec.ALONE if raw == b"null" or _is_object(raw) else None
 
     def _decode_first(self, raw: bytes) -> dict[str, msgspec.Raw]:
-        """X by the name of the parameter that takes it, where it was the only argument of a function that has got more."""
+        """Returns X under the name of the parameter that takes it, for a function that had one
+        parameter when X was stored and has more now.
+        """
         first = next(iter(self.parameters.values()))
         if first.kind is first.VAR_KEYWORD:
             raise ValidationError(
@@ -194,7 +215,7 @@ class Signature:
                     )
                 kwargs |= more
             elif parameter.kind is parameter.POSITIONAL_ONLY or (
-                # What stands before *args can only be given by position as well.
+                # Parameters before *args can only be passed by position if *args has values.
                 parameter.kind is parameter.POSITIONAL_OR_KEYWORD and self._fills_args(values)
             ):
                 args.append(values.get(name, parameter.default))

@@ -1,9 +1,9 @@
-"""What a value loses on its way through the database: the value compared with what is read back from its JSON.
+"""Detects what a value loses in the database, by comparing it with what is read back from its JSON.
 
-Plain JSON values (exact dict, list, str, int, float, bool and None) lose nothing, whatever they are then converted to:
-"/data" for a Path is a wish. Anything else comes back as the same type with the same content, but for conversions that
-are exact: a tuple as a list, bytearray as bytes, a number of numpy as a number, an IntEnum as its int where the
-annotation says so.
+Plain JSON values (exactly dict, list, str, int, float, bool and None) lose nothing, whatever they
+are converted to: "/data" for a Path is intended. Any other value must be read back with the same
+type and content. Exact conversions are allowed: a tuple as a list, bytearray as bytes, a numpy
+number as a number, an IntEnum as its int if the annotation says so.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ _NO_ONE = frozenset[type]()
 
 
 class Change(NamedTuple):
-    """What differs. `path` is the keys that lead to it."""
+    """The first difference. `path` holds the keys that lead to it."""
 
     path: tuple[object, ...]
     reason: str
 
 
 def is_plain(value: object) -> bool:
-    """Whether JSON is a value's own form: nothing else in it than exact dicts with exact str keys, lists and leaves."""
+    """Whether a value consists only of exact dicts with exact str keys, lists and leaves."""
     if type(value) in LEAVES:
         return True
     waiting = [value]
@@ -54,13 +54,16 @@ def is_plain(value: object) -> bool:
     return True
 
 
-_MANY = 16  # from here on it is quicker to look at the set of types first
+# From this size on, checking the set of types first is faster.
+_MANY = 16
 
 
 def changed(value: object, again: object, strict: frozenset[type] = _NO_ONE) -> Change | None:
-    """The first part of `value` that `again`, which was read from the value's JSON, does not have as it was.
+    """Returns the first part of `value` that differs in `again`, which was read from the value's
+    JSON.
 
-    `strict`: plain types that are members of an ambiguous union, so that their conversion to another member is no wish.
+    `strict` holds plain types that are members of an ambiguous union. Converting one of them to
+    another member counts as a difference.
     """
     return _Comparison(strict).changed(value, again)
 
@@ -70,7 +73,7 @@ Pairs = list[tuple[object, Any, Any]]
 
 class _Comparison:
     def __init__(self, strict: frozenset[type] = _NO_ONE, exact: bool = False) -> None:
-        """`exact`: what is plain is compared too, for the JSON is not the value's own form but its class's idea of it."""
+        """`exact` compares plain values too, for values whose class defines their JSON."""
         self._strict = strict
         self._exact = exact
         self._skipped = _NO_ONE if strict or exact else LEAVES
@@ -87,7 +90,9 @@ class _Comparison:
         return None
 
     def _compared(self, value: Any, again: Any) -> Pairs | str | None:
-        """What is to be compared of two values, (key, its part, the other's), or why they differ, or None if they do not."""
+        """Compares two values. Returns their parts to compare next as (key, part, other part), or a
+        reason why they differ, or None if they are equal.
+        """
         kind, other = type(value), type(again)
         if kind in LEAVES:
             return self._leaves(value, again, kind, other)
@@ -123,7 +128,7 @@ class _Comparison:
         if kind is dt.time and (value.tzinfo is None) is not (again.tzinfo is None):
             return f"a datetime.time with the time zone {value.tzinfo} comes back without; it has no offset of its own"
         if _is_model(kind):
-            return None  # compared when it was encoded
+            return None  # it was compared when it was encoded
         names = field_names(kind)
         if names is not None:
             return self._fields(value, again, names)
@@ -208,7 +213,9 @@ def _members(value: Iterable[Any], again: Iterable[Any]) -> Pairs | str:
 
 
 def _as_object(value: dict[Any, Any], again: Any, other: type) -> Pairs | str | None:
-    """A dict where a dataclass or the like is wanted: what is not plain in it must be there again."""
+    """Compares a dict with the dataclass or model it was read as. Parts that are not plain must be
+    equal there.
+    """
     if field_names(other) is None and not _is_model(other):
         return _differ(dict, other)
     parts = [(k, v) for k, v in value.items() if not is_plain(v)]
@@ -233,7 +240,9 @@ def _moments(value: dt.datetime, again: dt.datetime) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def field_names(kind: type) -> tuple[str, ...] | None:
-    """Of a dataclass, a msgspec Struct, an attrs class or a NamedTuple; None for anything else."""
+    """Returns the field names of a dataclass, a msgspec Struct, an attrs class or a NamedTuple.
+    Returns None for any other class.
+    """
     if issubclass(kind, msgspec.Struct):
         return kind.__struct_fields__
     if dataclasses.is_dataclass(kind):
@@ -247,14 +256,14 @@ def field_names(kind: type) -> tuple[str, ...] | None:
 
 
 def _converted(value: Any, again: Any, kind: type, other: type) -> bool:
-    """Whether it came back as another type that is as good."""
+    """Whether a value was read back as another type without loss."""
     if isinstance(value, enum.Enum):
         return other in LEAVES and isinstance(value, other) and _equal(value, again)
     if kind in _BYTES and other in _BYTES:
         return bytes(value) == bytes(again)
     if (
         isinstance(value, dt.datetime) and other is _TIMES[0]
-    ):  # pandas.Timestamp, and freezegun's while a test runs
+    ):  # pandas.Timestamp, and freezegun's type in tests
         return value == again and _moments(exact_time(value), again) is None
     if isinstance(value, dt.date | dt.time | dt.timedelta) and other in _TIMES[1:]:
         return issubclass(kind, other) and _equal(value, again)
@@ -268,7 +277,9 @@ _TIMES: tuple[type, ...] = (dt.datetime, dt.date, dt.time, dt.timedelta)
 
 
 def exact_time(value: Any) -> Any:
-    """A time of a subclass, such as pandas.Timestamp, as Python's own. Raises ValueError where that is not exact."""
+    """Converts a time of a subclass, such as pandas.Timestamp, to Python's own type. Raises
+    ValueError if the conversion is not exact.
+    """
     if value != value:
         raise ValueError("NaT is no JSON value; use None")
     if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
@@ -300,7 +311,7 @@ def _equal(value: Any, again: Any) -> bool:
 
 
 def model_changed(model: Any, again: Any) -> Change | None:
-    """What of a pydantic model is not as it was in the one that was read from its JSON."""
+    """Returns the first difference between a pydantic model and the one that was read from its JSON."""
     compare = _Comparison(exact=True)
     fields, read = vars(model), vars(again)
     for name in type(model).model_fields:
@@ -318,7 +329,7 @@ def model_changed(model: Any, again: Any) -> Change | None:
         return more
     private, read = model.__pydantic_private__ or {}, again.__pydantic_private__ or {}
     for name, part in private.items():
-        # What is compared by identity alone, such as a lock, was made anew, as each model makes its own.
+        # Objects that are compared by identity only, such as a lock, are created anew by each model.
         by_identity: bool = getattr(type(part), "__eq__", None) is object.__eq__
         if not by_identity and not _equal(part, read.get(name)):
             return Change((name,), "a private attribute of a pydantic model is not stored; make it a field")
@@ -330,7 +341,7 @@ def _is_model(kind: type) -> bool:
     return model is not None and issubclass(kind, model)
 
 
-# Words
+# Texts
 
 
 def _name(kind: type) -> str:

@@ -1,7 +1,8 @@
-"""Moments with a time zone as JSON: 2024-03-30T12:00:00+01:00[Europe/Berlin], the form of RFC 9557.
+"""Timestamps with a time zone as JSON: 2024-03-30T12:00:00+01:00[Europe/Berlin], as in RFC 9557.
 
-A day after that moment is 12:00 in Berlin, an hour less than 24 hours later: the offset alone does not know that.
-msgspec writes and reads the part before the bracket. The rest is done here, and only where a value holds such a moment.
+An offset alone is not enough: one day after that timestamp it is 12:00 in Berlin, which is less
+than 24 hours later. msgspec writes and reads the part before the bracket. This module adds the
+rest, only for values that contain such a timestamp.
 """
 
 import re
@@ -20,12 +21,12 @@ _TEXT = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-][\d:]+))\[([A-Za-z][\w+/-]
 
 
 def may_hold_a_moment(raw: bytes) -> bool:
-    """Whether JSON that msgspec wrote may hold a moment with an offset."""
+    """Whether JSON written by msgspec may contain a timestamp with an offset."""
     return len(raw) >= _MOMENT_BYTES_MIN and (b'Z"' in raw or _OFFSET.search(raw) is not None)
 
 
 def written(plain: object) -> tuple[object, bool]:
-    """A value of plain containers with each zoned moment in it as text, and whether there was any."""
+    """Replaces each zoned timestamp in plain containers by text. Also returns whether there was any."""
     found = False
 
     def walk(part: Any) -> Any:
@@ -45,14 +46,16 @@ def written(plain: object) -> tuple[object, bool]:
 
 
 def may_hold_a_zone(raw: bytes | str) -> bool:
-    """Whether JSON may hold a moment that `written` wrote."""
+    """Whether JSON may contain a timestamp written by `written`."""
     if isinstance(raw, str):
         return ']"' in raw and _WRITTEN.search(raw.encode(errors="replace")) is not None
     return b']"' in raw and _WRITTEN.search(raw) is not None
 
 
 def reader(annotation: Any, dec_hook: Callable[[Any, Any], Any]) -> Callable[[bytes | str], Any] | None:
-    """Reads JSON with zoned moments in it as this annotation, which msgspec takes; None where no part of it is a moment."""
+    """Returns a function that reads JSON with zoned timestamps as this annotation. Returns None if
+    no part of the annotation is a datetime. msgspec must accept the annotation.
+    """
     kind = inspect.type_info(annotation)
     if not _has_moments(kind):
         return None
@@ -82,7 +85,7 @@ def _has_moments(kind: object) -> bool:
 
 
 def _restored(data: Any, kind: Any) -> Any:
-    """The data with a moment for each text that stands where the type has one. Text elsewhere stays text."""
+    """Converts text to a datetime wherever the type expects one. Text elsewhere stays text."""
     if isinstance(kind, inspect.DateTimeType):
         return _moment(data) if isinstance(data, str) else data
     if isinstance(kind, inspect.UnionType):
@@ -127,11 +130,11 @@ def _moment(text: str) -> datetime | str:
         return text
     try:
         moment, zone = datetime.fromisoformat(found[1]), ZoneInfo(found[2])
-    except (ValueError, OSError, KeyError):  # KeyError: a zone that is unknown here
+    except (ValueError, OSError, KeyError):  # KeyError: this system does not know the zone
         return text
     for fold in (0, 1):
         local = moment.replace(tzinfo=zone, fold=fold)
         if local.utcoffset() == moment.utcoffset():
             return local
-    # The zone's rules have changed since. The moment is what was meant, so that stays.
+    # The zone's rules have changed since. Keep the moment, not the local time.
     return moment.astimezone(zone)

@@ -1,1 +1,3 @@
-"""How worker processes come to be: the nursery that imports the user's module and forks, and spawning."""
+"""How worker processes are created: the nursery, which imports the user's module and forks, and
+spawning.
+"""

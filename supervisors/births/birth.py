@@ -1,4 +1,4 @@
-"""How a new process becomes a worker: its signals, its output, what it does when the supervisor dies."""
+"""Turns a new process into a worker: signals, output, and its end when the supervisor dies."""
 
 import atexit
 import faulthandler
@@ -21,9 +21,12 @@ from supervisors.worker.output import catch_output as catch_output
 from supervisors.worker.output import finish_output, tag_output
 from supervisors.worker.worker import make_worker
 
-DEADLINE_S, LOOK_S = 5.0, 0.0005  # for a process to get its new parent, or to be dead after it was killed
-LEAVE_S = 5  # for what a worker's code registered with atexit
-WORKER_OOM_SCORE = 500  # the kernel shall take a worker before the supervisor
+# The time for a process to get its new parent, or to be dead after it was killed.
+DEADLINE_S, LOOK_S = 5.0, 0.0005
+# The time for functions that a worker's code registered with atexit.
+LEAVE_S = 5
+# Makes the kernel kill a worker before the supervisor.
+WORKER_OOM_SCORE = 500
 
 
 def become_worker(
@@ -47,11 +50,13 @@ def become_worker(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     faulthandler.enable(file=2)
-    faulthandler.register(STACKS_SIGNAL, file=2)  # in C, so it works in the middle of a C call too
+    # Implemented in C, so it works during a C call too.
+    faulthandler.register(STACKS_SIGNAL, file=2)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(WORKER_OOM_SCORE))
     reseed()
-    atexit._clear()  # what the import registered is the importing process's to call
+    # Functions registered during the import are called in the importing process.
+    atexit._clear()
     flow.mark_worker()
     code = 0
     try:
@@ -70,16 +75,21 @@ def become_worker(
 
 
 def _leave() -> None:
-    """What a program does at its end, for what was registered in this worker. SIGALRM ends what takes too long."""
+    """Calls the functions that were registered with atexit in this worker. SIGALRM ends this if it
+    takes too long.
+    """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LEAVE_S)
     atexit._run_exitfuncs()
-    logging.shutdown()  # handlers that keep lines back
+    logging.shutdown()  # writes lines that handlers have buffered
 
 
 def die_with(supervisor: int) -> None:
-    """SIGKILL when the supervisor ends, however it ends and whatever this process is doing then. Set once we are its
-    child: the signal is tied to the parent of that moment. The check afterwards closes the gap before."""
+    """Makes the kernel kill this process when the supervisor ends, for whatever reason.
+
+    The signal is tied to the parent at the time of this call, so the call waits until the
+    supervisor is the parent. The check afterwards closes the gap before the call.
+    """
     if sys.platform != "linux":
         return
     for _ in range(int(DEADLINE_S / LOOK_S)):
@@ -92,10 +102,10 @@ def die_with(supervisor: int) -> None:
 
 
 def configure_logging() -> None:
-    """A module that set up logging by itself keeps it; for all others, INFO and above are lines of output.
+    """Shows log messages of INFO and above, unless the module has configured logging itself.
 
-    By the handler of last resort, which is asked where a logger and its parents have none: a handler of the root would print a
-    second time what a logger with one of its own has printed.
+    This uses logging.lastResort, which handles messages of loggers without any handler. A handler
+    of the root logger would repeat the messages of a logger with its own handler.
     """
     if not logging.getLogger().handlers and logging.lastResort is not None:
         logging.getLogger().setLevel(logging.INFO)

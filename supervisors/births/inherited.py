@@ -1,6 +1,8 @@
-"""What an import leaves in a process that is forked into workers, and that each of them should have had for itself.
+"""Detects what an import leaves in a process that is forked into workers, although each worker
+should have its own.
 
-Random numbers are made different again; threads, descriptors and generators are named at the start.
+Random number generators are seeded again. Threads, descriptors and generators are reported at
+startup.
 """
 
 import os
@@ -19,13 +21,16 @@ from msgspec import Struct
 
 from pgqrs import errors
 
-WARNINGS_MAX = 20  # of a kind: more say nothing new
-SEARCHED_MAX = 1000  # members of a global that are looked at
+# The most warnings of a kind.
+WARNINGS_MAX = 20
+# The most members of a global that are searched.
+SEARCHED_MAX = 1000
 
-# Their libraries (OpenBLAS) end their threads before a fork and start them again after it.
+# Their libraries (OpenBLAS) end their threads before a fork and start them again afterwards.
 FORK_SAFE = ("numpy", "scipy")
 
-# joblib draws anew in each process; scipy and sklearn hold numpy's global generator, which is seeded anew.
+# joblib seeds itself in each process. scipy and sklearn use numpy's global generator, which is
+# seeded again.
 NOT_THEIRS = {
     *sys.stdlib_module_names,
     "pgqrs",
@@ -39,16 +44,18 @@ NOT_THEIRS = {
 
 
 def reseed() -> None:
-    """Draws the seeds of the global generators anew: forked workers would all draw the same numbers."""
+    """Seeds the global random number generators again. Otherwise all forked workers would draw the
+    same numbers.
+    """
     random.seed()
     for name, function in (("numpy.random", "seed"), ("torch", "seed")):
         if (module := sys.modules.get(name)) is not None:
-            with suppress(Exception):  # a stand-in, or one that is half imported
+            with suppress(Exception):  # a stand-in for the module, or a partial import
                 getattr(module, function)()
 
 
 def refuse_patched() -> None:
-    """Raises TargetError where the module has replaced what a worker is made of."""
+    """Raises TargetError if the module has replaced functions that a worker needs."""
     for library, module, attribute in (
         ("gevent", "gevent.monkey", "saved"),
         ("eventlet", "eventlet.patcher", "already_patched"),
@@ -62,7 +69,7 @@ def refuse_patched() -> None:
 
 
 class Watch:
-    """Begun before the import. What it finds afterwards was made meanwhile."""
+    """Compares the process with its state before the import. Create it before the import."""
 
     def __init__(self) -> None:
         self._threads = ThreadWatch()
@@ -72,7 +79,7 @@ class Watch:
         return self._threads.found()
 
     def shared(self) -> tuple[str, ...]:
-        """A sentence for each descriptor and each generator that all workers would share."""
+        """Returns a sentence for each descriptor and each generator that all workers would share."""
         opened = [
             text
             for fd, descriptor in sorted(_descriptors().items())
@@ -90,7 +97,7 @@ def _bounded(sentences: list[str]) -> list[str]:
 
 
 class ThreadWatch:
-    """Notes which import was under way when a thread appeared."""
+    """Records which import was in progress when a thread appeared."""
 
     def __init__(self) -> None:
         self._known = _threads()
@@ -112,14 +119,16 @@ class ThreadWatch:
         self._known = now
 
     def found(self) -> tuple[int, tuple[str, ...]]:
-        """How many threads a fork would lose, and what started them. Not those that their library looks after."""
+        """Returns the number of threads that a fork would lose, and what started them. Threads that
+        their library restarts itself are not counted.
+        """
         self._look()
         self._on = False
         named = [f"thread {t.name!r}" for t in threading.enumerate() if t is not threading.main_thread()]
         python = len(sys._current_frames()) - self._known_python
         harmful = {m: n for m, n in self._made.items() if m.partition(".")[0] not in FORK_SAFE}
         count = max(python, min(sum(harmful.values()), self._known - 1))
-        # A thread of Python's has a name, which says more than the import that came before it.
+        # A Python thread has a name, which says more than the import before it.
         return (count, tuple(named if python >= count else [*harmful, *named])) if count > 0 else (0, ())
 
 
@@ -144,7 +153,7 @@ def _descriptors() -> dict[int, Descriptor]:
     for folder in ("/proc/self/fd", "/dev/fd"):
         with suppress(OSError):
             for name in os.listdir(folder):
-                with suppress(OSError, ValueError):  # the folder itself, which is closed by now
+                with suppress(OSError, ValueError):  # the listed folder itself, which is closed by now
                     s = os.fstat(int(name))
                     found[int(name)] = Descriptor(s.st_mode, s.st_dev, s.st_ino)
             return found
@@ -152,7 +161,9 @@ def _descriptors() -> dict[int, Descriptor]:
 
 
 def _told_descriptor(fd: int, descriptor: Descriptor) -> str | None:
-    """None for what does no harm: a device, or a file to which each writes at its end."""
+    """Describes a descriptor. Returns None for a harmless one: a device, or a file opened with
+    O_APPEND.
+    """
     mode = descriptor.mode
     if stat.S_ISSOCK(mode):
         what, harm = _socket(fd), "they would read each other's answers"
@@ -201,9 +212,9 @@ def _link(fd: int) -> str:
 
 
 def _owner(fd: int) -> str | None:
-    """The global that holds it, if one does directly."""
+    """Returns the name of a global that holds the descriptor directly."""
     for name, value in _globals():
-        with suppress(Exception):  # it is the user's own object, or a proxy for one that is not there
+        with suppress(Exception):  # a user's object of any kind, including a lazy proxy
             if not isinstance(value, type | ModuleType | FunctionType) and value.fileno() == fd:
                 return name
     return None
@@ -213,12 +224,14 @@ def _owner(fd: int) -> str | None:
 
 
 def _generators() -> Iterator[tuple[str, str]]:
-    """(name, type) of each that a global holds, itself or in a container, an object or a class of the user's."""
+    """Yields (name, type) of each generator in a global, or in a container, an object or a class of
+    the user's in a global.
+    """
     seen: set[int] = set()
     for name, value in _globals():
         for place, part in ((name, value), *_members(name, value)):
             kind = None
-            with suppress(Exception):  # any object at all may be in a global
+            with suppress(Exception):  # a global may hold any object
                 kind = _is_generator(part)
             if kind and id(part) not in seen:
                 seen.add(id(part))
@@ -237,12 +250,14 @@ def _members(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_generator(value: Any) -> str | None:
-    kind = type(value)  # not isinstance: a proxy for an object that is not there answers with an exception
+    # Not isinstance: a lazy proxy may raise an exception.
+    kind = type(value)
     module = str(kind.__module__)  # a class may have a property of that name
     if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
         return None if value is getattr(random, "_inst", None) else f"{module}.{kind.__qualname__}"
     if module.startswith("numpy.random") and kind.__qualname__ in ("Generator", "RandomState"):
-        numpys_own = getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None)  # `reseed` draws its seed
+        # `reseed` seeds it again.
+        numpys_own = getattr(sys.modules.get("numpy.random.mtrand"), "_rand", None)
         return None if value is numpys_own else f"numpy.random.{kind.__qualname__}"
     if module.startswith("torch") and kind.__qualname__ == "Generator":
         return "torch.Generator"
@@ -258,7 +273,7 @@ def _told_generator(found: tuple[str, str]) -> str:
 
 
 def _globals() -> Iterator[tuple[str, Any]]:
-    """Of all modules that are not Python's own, the program first."""
+    """Yields the globals of all modules except Python's own, the program's first."""
     main = sys.modules.get("__main__")
     modules = [("__main__", main), *((n, m) for n, m in list(sys.modules.items()) if m is not main)]
     for name, module in modules:

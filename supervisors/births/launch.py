@@ -1,12 +1,15 @@
-"""Makes worker processes: what a launcher is, and what it has news of.
+"""Creates worker processes: the interface of a launcher, and the news that it reports.
 
-On Linux a nursery does it, elsewhere and for libraries that start threads while they are imported each worker is spawned.
+On Linux a nursery forks workers. On other systems, and for libraries that start threads during
+their import, each worker is spawned.
 """
 
 import ctypes
 import errno
 import os
-import resource  # noqa: F401  # os.wait4 imports it at the first death, when there may be no descriptor for that
+
+# os.wait4 imports it at the first death of a worker, when no descriptor may be left for the import.
+import resource  # noqa: F401
 import signal
 import socket
 import sys
@@ -20,10 +23,11 @@ from supervisors.worker.board import BoardReader
 
 StartMethod = Literal["fork", "spawn"]
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-STACKS_SIGNAL = signal.SIGUSR1  # makes a worker write down where its threads are
+# Makes a worker print the stacks of its threads.
+STACKS_SIGNAL = signal.SIGUSR1
 
 
-# What the nursery says
+# Messages from the nursery
 
 
 class Described(Struct, frozen=True, array_like=True):
@@ -35,8 +39,10 @@ class Described(Struct, frozen=True, array_like=True):
 
 
 class Loaded(Struct, frozen=True, tag=True):
-    """The module is imported: what it holds, and which imports left threads behind (a fork does not copy those). As sentences:
-    what all workers would share that they should not, and which annotations no call can be read by."""
+    """The target is imported: its functions, and which imports left threads behind, which a fork
+    does not copy. `shared` and `unknown` are warnings: objects that all workers would share, and
+    annotations that cannot be resolved.
+    """
 
     functions: tuple[Described, ...]
     threads: int
@@ -51,7 +57,9 @@ class LoadFailed(Struct, frozen=True, tag=True):
 
 
 class Forked(Struct, frozen=True, tag=True):
-    """A worker is there; with this come its pipe, its output and, where there is one, its board, as descriptors."""
+    """A worker was forked. The message carries its pipe, its output and, if there is one, its board
+    as descriptors.
+    """
 
     worker: int
     pid: int
@@ -63,7 +71,7 @@ class ForkFailed(Struct, frozen=True, tag=True):
 
 
 class Child(Struct, eq=False):
-    """A worker process as the supervisor holds it."""
+    """A worker process, from the supervisor's side."""
 
     worker: int
     pid: int
@@ -74,7 +82,7 @@ class Child(Struct, eq=False):
     kind: Literal["sync", "async"] = "sync"
 
     def kill(self, force: bool) -> None:
-        """The whole process group, so that its subprocesses go along."""
+        """Kills the whole process group, including subprocesses."""
         number = signal.SIGKILL if force else signal.SIGTERM
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
@@ -86,12 +94,15 @@ class Child(Struct, eq=False):
             signal.pidfd_send_signal(self.pidfd, STACKS_SIGNAL)
 
     def reap(self) -> tuple[str | None, int | None, float, int]:
-        """(signal, exit code, CPU seconds, peak memory in bytes) of a dead worker, after its group was killed with it."""
+        """Reaps a dead worker and kills the rest of its group. Returns (signal, exit code, CPU
+        seconds, peak memory in bytes).
+        """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         try:
             _, status, usage = os.wait4(self.pid, 0)
-        except ChildProcessError:  # another reaped it: its end is all that is known
+        except ChildProcessError:
+            # Another process reaped it. Nothing is known except that it ended.
             return None, None, 0.0, 0
         code = os.waitstatus_to_exitcode(status)
         cpu_s, rss = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
@@ -106,7 +117,7 @@ class Child(Struct, eq=False):
 
 
 class Restarted(Struct, frozen=True):
-    """The nursery died and there is a new one, behind a new descriptor."""
+    """The nursery died. A new one was started, on a new descriptor."""
 
     how: str
 
@@ -120,12 +131,14 @@ News = Loaded | LoadFailed | ForkFailed | Restarted | Child
 
 
 class Launcher(Protocol):
-    """`load` first. Then `launch` asks for a worker, and `fileno` becomes readable when `read` has news of it."""
+    """Creates worker processes. Call `load` first. After `launch`, `fileno` becomes readable when
+    `read` has news.
+    """
 
     method: StartMethod
 
     def load(self) -> Loaded:
-        """Imports the target and says what it holds. Raises TargetError with what went wrong."""
+        """Imports the target, and returns its functions. Raises TargetError with the cause."""
 
     def launch(self, worker: int, kind: Literal["sync", "async"]) -> None: ...
 
@@ -134,17 +147,22 @@ class Launcher(Protocol):
     def read(self) -> list[News]: ...
 
     def look(self) -> None:
-        """Now and then: what should have answered and has not is ended, and is replaced as if it had died."""
+        """Called regularly. Ends a helper process that should have answered, and replaces it as if
+        it had died.
+        """
 
     def reap_strangers(self, known: Container[int]) -> None:
-        """Reaps dead children of this process that are neither known nor about to be: what workers started, and left to their
-        reaper when they died."""
+        """Reaps dead children of this process that are neither known nor new workers. Workers
+        started them, and they became this process's children when their worker died.
+        """
 
     def close(self) -> None: ...
 
 
 def become_subreaper() -> None:
-    """Orphaned grandchildren become this process's children. Only for a process that is a supervisor and nothing else."""
+    """Makes orphaned grandchildren children of this process. Only for a process that is only a
+    supervisor.
+    """
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -155,9 +173,8 @@ def reap_all_but(known: Callable[[int], bool]) -> None:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if ended is None or known(
-            ended.si_pid
-        ):  # which will be reaped in its turn, and shows the others then
+        # A known process is reaped by its owner, and the other dead ones become visible then.
+        if ended is None or known(ended.si_pid):
             return
         with suppress(ChildProcessError):
             os.waitpid(ended.si_pid, 0)

@@ -1,4 +1,4 @@
-"""Which of the ways to start worker processes is to be had here."""
+"""Selects the launcher that this system supports."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from supervisors.births.spawning import SpawnLauncher
 
 
 def make_launcher(target: targets.Target, method: StartMethod | None, payload_bytes_max: int) -> Launcher:
-    """Raises SupervisorError where the method asked for is not to be had here."""
+    """Returns a launcher. Raises SupervisorError if the requested method is not available."""
     fork_works = sys.platform == "linux" and hasattr(os, "pidfd_open")
     if method == "fork" and not fork_works:
         raise errors.SupervisorError("--start-method fork needs Linux 5.4 or newer; use --start-method spawn")

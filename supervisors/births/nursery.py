@@ -1,9 +1,10 @@
-"""The nursery: a clean process of one thread that imports the user's module once, freezes what it holds, and forks each worker
-from there. The only module that forks.
+"""The nursery: a clean process with one thread that imports the user's module once, freezes its
+objects, and forks each worker. No other module forks.
 
-It forks twice, so that the worker becomes the supervisor's own child (the supervisor is a subreaper): its exit status and
-resource usage are exact, its death signal is tied to the right parent, and the nursery's own death kills nobody. Workers share
-its memory and inherit no socket.
+It forks twice, so that the worker becomes the supervisor's own child (the supervisor is a
+subreaper). Exit status and resource usage are then exact, the death signal is tied to the right
+parent, and the nursery's own death kills no worker. Workers share the nursery's memory and inherit
+no socket.
 """
 
 import array
@@ -53,15 +54,20 @@ from supervisors.worker.board import BoardReader, new_board
 from supervisors.worker.journal import CLOCKS
 from supervisors.worker.lane_state import find_locals
 
-FORK_S = 10.0  # a fork takes milliseconds: a nursery that has not answered by then is stopped, or hangs in a handler of forks
-DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0  # of a nursery in the middle of its import
-IMPORT_S = 30.0  # at least, for an import that has been done before, and ten times as long as it took then
-LEAVE_S = 1.0  # for what the user's module registered with atexit
+# A fork takes milliseconds. A nursery that does not answer within this time is stopped, or hangs in
+# a fork handler.
+FORK_S = 10.0
+# A nursery may die this often during its import, within this time.
+DEATHS_MAX, DEATHS_WITHIN_S = 5, 30.0
+# The least time for a repeated import. The limit is ten times the duration of the first, if that is more.
+IMPORT_S = 30.0
+# The time for functions that the user's module registered with atexit.
+LEAVE_S = 1.0
 MAIN = "supervisors.births.nursery:nursery_main"
 
 
 class Order(Struct):
-    """What the nursery reads first, on its standard input."""
+    """The first message to the nursery, on its standard input."""
 
     target: targets.Target
     supervisor: int
@@ -75,7 +81,9 @@ class Fork(Struct, frozen=True, tag=True):
 
 
 class Nursery:
-    """The supervisor's end of the nursery. When it dies a new one is started; workers go on."""
+    """The supervisor's side of the nursery. If the nursery dies, a new one is started, and workers
+    continue.
+    """
 
     method: StartMethod = "fork"
 
@@ -83,10 +91,12 @@ class Nursery:
         self._target = target
         self._payload_bytes_max = payload_bytes_max
         self._wanted: dict[int, Literal["sync", "async"]] = {}
-        self._asked: dict[int, float] = {}  # when, for those of them that it was asked for
+        # When the nursery was asked for each of these workers.
+        self._asked: dict[int, float] = {}
         self._loaded = False
-        self._import_s = math.inf  # that the next import may take
-        # When new ones died before they were loaded; None: none was ever loaded.
+        # The time limit of the next import.
+        self._import_s = math.inf
+        # When new nurseries died before they had loaded the target. None: no nursery has loaded it yet.
         self._deaths: list[float] | None = None
         self._start()
 
@@ -94,13 +104,14 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = Order(self._target, os.getpid(), self._payload_bytes_max, theirs.fileno())
         try:
-            # Not by multiprocess: it would bring dill, and a process of its own that looks after semaphores which nobody has.
+            # Not started by multiprocess, which would import dill and start a process that tracks
+            # unused semaphores.
             self._process = interpreter.start(
                 MAIN,
                 msgspec.msgpack.encode(order),
                 argv=sys.argv,
                 pass_fds=(theirs.fileno(),),
-                process_group=0,  # where Ctrl-C at the terminal does not reach it
+                process_group=0,  # so that Ctrl-C at the terminal does not reach it
             )
         except BaseException:
             ours.close()
@@ -131,7 +142,7 @@ class Nursery:
     def read(self) -> list[News]:
         try:
             data, fds, flags, _ = socket.recv_fds(self._sock, 1024 * 1024, 3)
-        except ConnectionResetError:  # it died with an order of ours unread
+        except ConnectionResetError:  # it died before it read an order
             return self._restart()
         if not data:
             return self._restart()
@@ -152,7 +163,8 @@ class Nursery:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             pidfd = os.pidfd_open(said.pid)
         except OSError as e:
-            for fd in fds:  # whose closing ends the worker
+            # Closing them ends the worker.
+            for fd in fds:
                 os.close(fd)
             return [
                 ForkFailed(
@@ -177,12 +189,12 @@ class Nursery:
             else now - self._started_at > self._import_s
         )
         if late and not select.select([self._sock], [], [], 0)[0]:
-            self._process.kill()  # `read` will see it
+            self._process.kill()  # `read` will notice
             self._asked.clear()
 
     def _ask(self, worker: int) -> None:
         self._asked[worker] = CLOCKS.now_s()
-        with suppress(OSError):  # dead: `read` will see it, and ask again
+        with suppress(OSError):  # the nursery is dead: `read` will notice, and ask again
             self._sock.send(msgspec.msgpack.encode(Fork(worker, self._wanted[worker])))
 
     def _restart(self) -> list[News]:
@@ -194,7 +206,9 @@ class Nursery:
         return [Restarted(self._ended)]
 
     def _worth_another_try(self) -> bool:
-        """What was imported before can be imported again, unless it fails time after time: something kills it then."""
+        """Whether to start another nursery. An import that worked before is repeated, unless it
+        fails again and again.
+        """
         if self._deaths is None:
             return False
         now = CLOCKS.now_s()
@@ -203,7 +217,7 @@ class Nursery:
 
     def _reap(self) -> None:
         self._sock.close()
-        # Not `join`: it waits for the end of a pipe, which every worker that the nursery forked has inherited.
+        # Not `join`, which waits for the end of a pipe that every forked worker has inherited.
         for _ in range(int(DEADLINE_S / LOOK_S)):
             if (code := self._process.poll()) is not None:
                 break
@@ -215,7 +229,7 @@ class Nursery:
         )
 
     def close(self) -> None:
-        """It leaves as a program does, so that what its module registered with atexit is called."""
+        """Ends the nursery like a program, so that the atexit functions of its module are called."""
         self._sock.close()
         if self._loaded:
             for _ in range(int(LEAVE_S / LOOK_S)):
@@ -262,12 +276,14 @@ def nursery_main() -> None:
     configure_logging()
     if any(d.is_async for d in definitions.values()):
         with interpreter.ours():
-            importlib.import_module("supervisors.worker.async_worker")  # once here, and not in every worker
-    # A handler of the user's that reaps children, or SIG_IGN, would take those of our forks.
+            # imported once here instead of in every worker
+            importlib.import_module("supervisors.worker.async_worker")
+    # The user's handler, or SIG_IGN, would reap the nursery's own children.
     on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.collect()
     find_locals()
-    gc.freeze()  # what is there now is never looked at by a collection again: that would copy every page of it
+    # Excludes the current objects from garbage collection, which would copy each of their memory pages.
+    gc.freeze()
     with suppress(ConnectionError):  # the supervisor is dead, or has closed the socket
         sock.send(msgspec.msgpack.encode(loaded))
         _fork_as_ordered(sock, definitions, order, on_child)
@@ -276,7 +292,9 @@ def nursery_main() -> None:
 def _fork_as_ordered(
     sock: socket.socket, definitions: dict[str, flow.Definition], order: Order, on_child: Any
 ) -> None:
-    """Raises ConnectionError when the supervisor has gone. A worker that was forked meanwhile ends by itself."""
+    """Forks workers until the supervisor is gone, then raises ConnectionError. A worker forked at
+    that moment ends by itself.
+    """
     for fork in _orders(sock):
         try:
             _fork_worker(sock, fork, definitions, order, on_child)
@@ -330,7 +348,7 @@ def _fork_worker(
 
 
 def _fork_twice() -> int:
-    """The new process's pid, and 0 in it. Raises OSError where there is none."""
+    """Returns the new process's pid, and 0 in the new process. Raises OSError if the fork failed."""
     told_read, told_write = os.pipe()
     with os.fdopen(told_read, "rb") as told:
         with os.fdopen(told_write, "wb", buffering=0) as tell:

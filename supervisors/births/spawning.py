@@ -1,4 +1,6 @@
-"""Workers without a nursery: each a fresh interpreter. For systems without fork, and libraries that do not survive one."""
+"""Workers without a nursery: each is a fresh interpreter. For systems without fork, and for
+libraries that do not survive a fork.
+"""
 
 import os
 import socket
@@ -27,7 +29,9 @@ MAIN = "supervisors.births.spawning:spawned_main"
 
 
 class Order(Struct):
-    """What a spawned worker reads first, on its standard input. `sock` and `output` are descriptors."""
+    """The first message to a spawned worker, on its standard input. `sock` and `output` are
+    descriptors.
+    """
 
     target: targets.Target
     kind: Literal["sync", "async"]
@@ -38,7 +42,7 @@ class Order(Struct):
 
 
 class SpawnLauncher:
-    """Each worker a fresh interpreter that imports the target by itself."""
+    """Starts each worker as a fresh interpreter that imports the target itself."""
 
     method: StartMethod = "spawn"
 
@@ -49,7 +53,7 @@ class SpawnLauncher:
         self._wake_read, self._wake_write = os.pipe()
 
     def load(self) -> Loaded:
-        """Of what a fork would lose or share there is nothing to tell."""
+        """Imports the target. Threads and shared objects are not reported, because no worker is forked."""
         nursery = Nursery(self._target, self._payload_bytes_max)
         try:
             return msgspec.structs.replace(nursery.load(), threads=0, thread_makers=(), shared=())
@@ -74,9 +78,9 @@ class SpawnLauncher:
             fds = theirs.fileno(), out_write
             order = Order(self._target, kind, os.getpid(), self._payload_bytes_max, *fds)
             process = interpreter.start(MAIN, msgspec.msgpack.encode(order), argv=sys.argv, pass_fds=fds)
-            process.returncode = (
-                0  # whatever it will be: `Child.reap` waits for it, and not the object that is dropped here
-            )
+            # A placeholder: `Child.reap` waits for the process, not this object, which is
+            # dropped here.
+            process.returncode = 0
             ours.setblocking(False)
             os.set_blocking(out_read, False)
             child = Child(worker, process.pid, ours, out_read, os.pidfd_open(process.pid), kind=kind)

@@ -1,1 +1,1 @@
-"""How the supervisor is, for those around it: HTTP (/healthz, /readyz, /metrics) and systemd."""
+"""Reports the state of the supervisor by HTTP (/healthz, /readyz) and to systemd."""

@@ -1,5 +1,6 @@
-"""What the machine around a supervisor may want to know of it, and who is told. The loop itself tells: where that does not turn,
-nothing says that all is well."""
+"""The reported state of a supervisor, and the interface of its listeners. The loop itself reports,
+so that a stuck loop does not report that all is well.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from msgspec import Struct
 
 
 class Health(Struct, frozen=True):
-    """How the supervisor is, and since when nothing newer was heard (monotonic seconds)."""
+    """The state of the supervisor at the time `at` (monotonic seconds)."""
 
     at: float
     ready: bool

@@ -1,7 +1,7 @@
-"""How the supervisor is, by HTTP: for a load balancer or an orchestrator.
+"""Reports the state of the supervisor by HTTP, for a load balancer or an orchestrator.
 
-One thread answers everybody, each for a few seconds, with a few kilobytes and a fixed number of descriptors at most,
-whatever comes from where it listens. A connection is for one request.
+One thread answers all clients. Each connection is limited in time and size, and their number is
+fixed, whatever clients send. A connection serves one request.
 """
 
 import json
@@ -17,12 +17,17 @@ from msgspec import Struct
 from pgqrs.errors import ConfigError
 from supervisors.health.health import Health
 
-STALE_S = 5.0  # a loop that was not heard of for so long is stuck
-CONNECTIONS_MAX = 64  # with one more, the oldest is closed
-CONNECTION_S = 5.0  # from its beginning until its answer is read
-LINGER_S = 1.0  # for a client to have read its answer
+# A loop that has not reported for this long is stuck.
+STALE_S = 5.0
+# For one more connection, the oldest is closed.
+CONNECTIONS_MAX = 64
+# Limits a connection from its beginning until its answer is read.
+CONNECTION_S = 5.0
+# The time for a client to read its answer.
+LINGER_S = 1.0
 REQUEST_BYTES_MAX = 8192
-WITHOUT_DESCRIPTORS_S = 0.2  # until the next try to accept
+# The delay before the next attempt to accept a connection.
+WITHOUT_DESCRIPTORS_S = 0.2
 
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}  # fmt: skip
 
@@ -31,14 +36,17 @@ class _Connection(Struct, eq=False):
     sock: socket.socket
     until: float
     request: bytearray = msgspec.field(default_factory=bytearray)
-    answer: bytes | None = None  # what is left of it; None: it is not known yet
+    # The unsent rest of the answer, or None before there is an answer.
+    answer: bytes | None = None
 
 
 class Http:
-    """GET /healthz: 200 while the loop turns. GET /readyz: 200 while messages are being claimed too. Else 503, with the reason."""
+    """Answers GET /healthz with 200 while the loop is alive, and GET /readyz with 200 while the
+    supervisor also claims messages. Otherwise answers 503 with the reason.
+    """
 
     def __init__(self, host: str, port: int, clock: Callable[[], float]) -> None:
-        """Raises ConfigError where the address cannot be had."""
+        """Starts to listen. Raises ConfigError if the address is not available."""
         self._clock = clock
         self.health = Health(clock(), False, "it is starting", {})
         try:
@@ -50,8 +58,10 @@ class Http:
             ) from e
         self._listening.setblocking(False)
         self.address = f"http://{_joined(host, self._listening.getsockname()[1])}"
-        self._accept_at: float | None = None  # not before that, for want of descriptors
-        self._connections: dict[socket.socket, _Connection] = {}  # the oldest first
+        # When to accept again, after descriptors have run out.
+        self._accept_at: float | None = None
+        # The oldest first.
+        self._connections: dict[socket.socket, _Connection] = {}
         self._wake, self._wake_end = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listening, selectors.EVENT_READ)
@@ -76,7 +86,7 @@ class Http:
     def ready(self) -> str | None:
         return self.alive() or (None if self.health.ready else self.health.why_not)
 
-    # The thread
+    # Inside the thread
 
     def _run(self) -> None:
         while True:
@@ -106,7 +116,7 @@ class Http:
             sock, _ = self._listening.accept()
         except (BlockingIOError, ConnectionError):
             return
-        except OSError:  # no descriptor is left: those who wait go on to wait
+        except OSError:  # no descriptor is left: clients wait in the backlog
             self._selector.unregister(self._listening)
             self._accept_at = self._clock() + WITHOUT_DESCRIPTORS_S
             return
@@ -117,13 +127,13 @@ class Http:
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _serve(self, connection: _Connection) -> None:
-        """As far as it goes without waiting."""
+        """Continues a connection without blocking."""
         try:
             if connection.answer is None:
                 self._hear(connection)
             elif connection.answer:
                 self._send(connection)
-            elif not connection.sock.recv(4096):  # it has read its answer; what it still says is for nobody
+            elif not connection.sock.recv(4096):  # it has read its answer; ignore further input
                 self._drop(connection)
         except BlockingIOError:
             pass
@@ -149,7 +159,7 @@ class Http:
         assert connection.answer
         connection.answer = connection.answer[connection.sock.send(connection.answer) :]
         if not connection.answer:
-            # To close it now would take the answer from a client that still sends.
+            # Closing now could discard the answer if the client is still sending.
             connection.sock.shutdown(socket.SHUT_WR)
             connection.until = min(connection.until, self._clock() + LINGER_S)
             self._selector.modify(connection.sock, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""Who is told how the supervisor is."""
+"""Selects the listeners that the supervisor reports its state to."""
 
 import os
 from collections.abc import Callable, MutableMapping
@@ -14,7 +14,8 @@ def listeners(
     if environ.get("NOTIFY_SOCKET"):
         found.append(Systemd(environ))
     if http is not None:
-        from supervisors.health.http import Http  # whose server's modules few supervisors need
+        # Imported only if needed: few supervisors use HTTP.
+        from supervisors.health.http import Http
 
         found.append(Http(*http, clock))
     return found

@@ -1,4 +1,4 @@
-"""How the supervisor is, for systemd, by its notification socket."""
+"""Reports the state of the supervisor to systemd's notification socket."""
 
 import socket
 from collections.abc import MutableMapping
@@ -9,10 +9,12 @@ from supervisors.health.health import Health
 
 
 class Systemd:
-    """sd_notify(3): READY once, STATUS when it changes, WATCHDOG at half the interval that systemd asks for."""
+    """Implements sd_notify(3): READY once, STATUS when it changes, WATCHDOG at half of systemd's
+    interval.
+    """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
-        # Taken out of the environment: a worker's child that notified would speak for the supervisor.
+        # Removed from the environment: a worker's child could otherwise notify in the supervisor's name.
         path = environ.pop("NOTIFY_SOCKET")
         watchdog_us = environ.pop("WATCHDOG_USEC", "")
         environ.pop("WATCHDOG_PID", None)

@@ -1,1 +1,1 @@
-"""What a supervisor asks of the machine: who it is, CPU quotas, the out-of-memory killer."""
+"""Facts about the machine: the identity of the process, CPU quotas, the out-of-memory killer."""

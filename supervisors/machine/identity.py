@@ -1,4 +1,4 @@
-"""Who this supervisor is, in terms that another one on the same host can check."""
+"""Identifies this supervisor so that another one on the same host can check whether it is alive."""
 
 import os
 import socket
@@ -11,10 +11,11 @@ from pgqrs.store.store import Identity
 
 
 def own_identity() -> Identity:
-    """The name is new each time: a restarted supervisor is another one.
+    """Returns this supervisor's identity. The name is new each time: a restarted supervisor is
+    another one.
 
-    Where Linux does not say which boot or which pid namespace this is (no `/proc`), the supervisor
-    is nobody's neighbour: pids that it and others name may belong to different namespaces.
+    If Linux does not tell the boot or the pid namespace (no `/proc`), this supervisor counts as no
+    other one's neighbour, because pids may belong to different namespaces.
     """
     host = socket.gethostname()
     return Identity(
@@ -27,22 +28,23 @@ def own_identity() -> Identity:
     )
 
 
-NOT_KNOWN = 0  # as the time when a process started
+# An unknown start time of a process.
+NOT_KNOWN = 0
 
 
 def is_gone(pid: int, pid_started: int) -> bool:
-    """Whether the process that had this pid, and started at this time (in clock ticks after boot),
-    has certainly ended.
+    """Whether the process with this pid and this start time (in clock ticks since boot) has
+    certainly ended.
 
-    A process that cannot be seen is not gone for that: `/proc` may be missing, or hide what belongs
-    to other users.
+    A process that cannot be seen counts as alive: `/proc` may be missing, or hide processes of
+    other users.
     """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # it is another user's
+        pass  # it belongs to another user
     seen = _stat(pid)
     if seen is None or pid_started == NOT_KNOWN:
         return False
@@ -56,8 +58,7 @@ def _started(pid: int) -> int | None:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """A process's state, and when it started, in clock ticks after boot. None where that cannot
-    be seen."""
+    """Returns a process's state and its start time in clock ticks since boot, or None if unknown."""
     stat = _read(f"/proc/{pid}/stat")
     if not stat:
         return None
@@ -66,18 +67,21 @@ def _stat(pid: int) -> tuple[str, int] | None:
 
 
 def _unknown() -> str:
-    # Elsewhere than on Linux there are no pid namespaces, and the host's name is enough.
+    # Other systems than Linux have no pid namespaces, and the host's name is enough.
     return f"unknown-{uuid.uuid4().hex}" if sys.platform == "linux" else ""
 
 
 def end_of(parent: int) -> int:
-    """A descriptor that is readable once this parent of ours has ended; at once where it has done so already. Without
-    pidfds (outside Linux) it is readable never, and the end of the parent's pipe has to do."""
+    """Returns a descriptor that becomes readable when this parent process ends, or has ended
+    already. Without pidfds (outside Linux) it never does, and the end of the parent's pipe must
+    suffice.
+    """
     read, write = os.pipe()
     if hasattr(os, "pidfd_open"):
         with suppress(OSError):
             pidfd = os.pidfd_open(parent)
-            if os.getppid() == parent:  # and not another process that has got its number
+            # It is not another process with the same number.
+            if os.getppid() == parent:
                 os.close(read)
                 os.close(write)
                 return pidfd
@@ -99,12 +103,12 @@ def _link(path: str) -> str:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """The memory that a process holds, what it shares with others included; None where that cannot be told."""
+    """Returns the memory that a process holds, including shared memory, or None if unknown."""
     fields = _read(f"/proc/{pid}/statm").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else None
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time that a process has used, without its children; 0 where that cannot be told."""
+    """Returns the CPU time that a process has used, without its children, or 0 if unknown."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if len(fields) > 12 else 0.0

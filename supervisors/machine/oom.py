@@ -1,4 +1,6 @@
-"""Whether the kernel has killed for want of memory: a SIGKILL does not say who sent it, the control group's count does."""
+"""Detects whether the kernel killed a process for lack of memory. A SIGKILL does not say who sent
+it, but the control group has a counter.
+"""
 
 import re
 import time
@@ -8,13 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-# The kernel counts before it kills, and to give a large process's memory back takes a while. Later deaths have other reasons.
+# The kernel counts before it kills, and freeing a large process's memory takes a while. A death
+# after this time has another reason.
 DYING_S = 10.0
 
 
 class OutOfMemory:
-    """Counts what the out-of-memory killer took in this process's control group (version 2 or 1); where there is no such
-    count, on the whole machine."""
+    """Counts the kills by the out-of-memory killer in this process's control group (version 2 or
+    1), or on the whole machine if there is no such counter.
+    """
 
     def __init__(
         self, root: Path = ROOT, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic
@@ -24,10 +28,11 @@ class OutOfMemory:
         self._seen = self._count_now()
         self._dying: deque[float] = (
             deque()
-        )  # of those that were seen and are not yet buried: when they were seen
+            # When each kill was seen that has not been matched to a dead process.
+        )
 
     def look(self) -> None:
-        """Now and then: what is counted long before a death had nothing to do with it."""
+        """Called regularly. Drops kills that are too old to explain a death."""
         now, counted = self._clock(), self._count_now()
         if counted is not None:
             self._dying += [now] * (counted - (self._seen or 0))
@@ -36,7 +41,9 @@ class OutOfMemory:
             self._dying.popleft()
 
     def took(self) -> bool:
-        """Whether a process that died of SIGKILL was one of those it took. Each that was counted answers for one."""
+        """Returns whether a process that died of SIGKILL was killed by the out-of-memory killer.
+        Each counted kill explains one death.
+        """
         self.look()
         if not self._dying:
             return False
@@ -48,7 +55,9 @@ class OutOfMemory:
 
 
 def _candidates(root: Path, proc: Path) -> list[Path]:
-    """The group's own file first; a container sees its group as the root of the tree."""
+    """Returns the counters to try. The group's own file comes first; a container sees its group as
+    the root.
+    """
     found = []
     with suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""How much CPU this process may use: a control group's quota, as containers have one, beside the cores that it may run on."""
+"""How much CPU this process may use: its CPU affinity, and the quota of its control group."""
 
 import math
 import os
@@ -10,14 +10,16 @@ MOUNTED = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """The cores that this process may use, by its affinity and its quota: a part of a core counts as one."""
+    """Returns the number of cores that this process may use, by affinity and quota, rounded up."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     quota = quota_cpus(MEMBERSHIP, MOUNTED)
     return there if quota is None else max(1, min(there, math.ceil(quota)))
 
 
 def quota_cpus(membership: Path, mounted: Path) -> float | None:
-    """The least of the quotas of the process's group and of those around it, in CPUs. None: there is none, or none can be read."""
+    """Returns the least quota of the process's group and the groups around it, in CPUs. None means
+    no quota, or none that can be read.
+    """
     quotas: list[float] = []
     for line in _lines(membership):
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -29,7 +31,9 @@ def quota_cpus(membership: Path, mounted: Path) -> float | None:
 
 
 def _along(path: str, roots: list[Path], quota: Callable[[Path], float | None]) -> list[float]:
-    """Of the group and all above it. In a container the path may be the host's, of which only the top is to be seen."""
+    """Returns the quotas of a group and all groups above it. In a container, the path may be the
+    host's, of which only the top is visible.
+    """
     below = Path(path.lstrip("/"))
     groups = [root / p for root in roots for p in (below, *below.parents)]
     return [found for found in map(quota, groups) if found is not None]
@@ -46,7 +50,7 @@ def _quota_v1(group: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """None for "max", -1, and what is no number."""
+    """Returns None for "max", -1, and text that is no number."""
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
         return None
     return int(quota) / int(period)

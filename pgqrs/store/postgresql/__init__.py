@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, prepared statements, what poolers and jsonb do not keep."""
+"""PostgreSQL: connections, prepared statements, and workarounds for poolers and jsonb."""

@@ -1,7 +1,8 @@
-"""A caller's psycopg.AsyncConnection, lent to blocking code for the length of a call.
+"""Lends a caller's psycopg.AsyncConnection to blocking code for the duration of a call.
 
-The blocking code gets a psycopg.Connection on the same PGconn, so that whatever a statement needs is written once. While it
-runs, in a thread, it holds the async connection's lock: no task of the caller's uses the connection meanwhile.
+The blocking code gets a psycopg.Connection on the same PGconn, so that each statement is written
+only once. While the code executes in a thread, it holds the async connection's lock, and no task of
+the caller uses the connection.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -17,29 +18,32 @@ R = TypeVar("R")
 
 
 class Borrowed(psycopg.Connection[Any]):
-    """The blocking face of an async connection. It opens and closes nothing, and is for use within `lent` alone."""
+    """A blocking connection on top of an async one. It opens and closes nothing. Use it only inside
+    `lent`.
+    """
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         pgconn = connection.pgconn
         handlers = pgconn.notice_handler, pgconn.notify_handler
         super().__init__(pgconn)
-        # Notices and notifications go on to the caller's handlers.
+        # Notices and notifications still reach the caller's handlers.
         pgconn.notice_handler, pgconn.notify_handler = handlers
-        # The driver names what it prepares by a counter: the lender's statements have the same names.
+        # psycopg names prepared statements by a counter. The same names belong to the caller's statements.
         self.prepare_threshold = None
         self._lender = connection
 
     def __del__(self) -> None:  # type: ignore[override]
-        """No warning that it was left open: that is for its lender to say."""
+        """Suppresses the warning about an open connection, which concerns the caller's connection only."""
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[None]:
-        """For the length of a block nobody else uses the connection, and it is in no pipeline: what stood in the caller's was
-        carried out before."""
+        """While the block lasts, no other task uses the connection, and the connection is in no
+        pipeline. What the caller had put in its pipeline is executed first.
+        """
         lender = self._lender
         if lender.pgconn.pipeline_status:
             async with lender.pipeline():
-                pass  # the end of a pipeline within another waits for the answers
+                pass  # the end of a nested pipeline waits for the answers
         async with lender.lock:
             in_pipeline = bool(lender.pgconn.pipeline_status)
             if in_pipeline:
@@ -51,8 +55,9 @@ class Borrowed(psycopg.Connection[Any]):
                     lender.pgconn.enter_pipeline_mode()
 
     def carried_out(self, call: Callable[[], R]) -> R:
-        """In a thread, within `lent`: the call, which begins a transaction as the lender would, and which ends when the task
-        that waits for it is cancelled."""
+        """Executes a call in a thread, inside `lent`. The call begins transactions with the
+        caller's settings. Cancelling the waiting task interrupts it.
+        """
         lender = self._lender
         if lender.pgconn.transaction_status == TransactionStatus.IDLE:
             self.autocommit = lender.autocommit

@@ -28,27 +28,26 @@ from pgqrs.store.postgresql.prepared import Prepared, Settings
 from pgqrs.store.sql import Dialect
 
 CHANNEL = "pgqrs"
-# Transactions in which `is_pooled` asks for the server process.
+# Number of transactions in which `is_pooled` asks for the server process.
 POOLER_LOOKS = 3
 
 SUPERVISOR: Settings = (
-    # A supervisor's statements reach rows by their ids, a few hundred at a time. In tables that
-    # grow by the second the planner's statistics are always old, and it then likes to read or hash
-    # a whole table: 16 ms for a fence instead of 3, measured.
+    # Settings of a supervisor's transactions. Its statements find rows by id, a few hundred at a
+    # time. In tables that grow by the second, the planner's statistics are always old. The planner
+    # then tends to read or hash a whole table: measured 16 ms for a fence instead of 3 ms.
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
-    # A supervisor that stops in the middle of a transaction (SIGSTOP, a frozen host) must not keep
-    # its locks, its lease among them.
+    # A supervisor that stops inside a transaction (SIGSTOP, a frozen host) must not keep its locks,
+    # or its lease could not be taken over.
     ("idle_in_transaction_session_timeout", "3s"),
 )
-# What psycopg calls internal: a standby, or a server that became one; a transaction that its client left alone for too long (it was
-# stopped), or that took too long; a prepared statement that a pooler has left on another server
+# SQLSTATEs of temporary errors: the server is a standby, the transaction was idle or took too long
+# because its client was stopped, or a pooler left a prepared statement on another server
 # connection.
 PASSING = ("25006", "25P03", "25P04", "26000", "42P05")
-# Classes of SQLSTATE that are the fault of a value: data, constraints, limits such as the depth of
-# JSON.
+# SQLSTATE classes of errors caused by a value: data, constraints, and limits such as the depth of JSON.
 OF_VALUES = ("22", "23", "54")
 
 
@@ -63,7 +62,8 @@ class PostgresDatabase:
         self.options = "--dsn …" + ("" if config.schema == "public" else f" --schema {config.schema}")
         self._clock = clock
         self._pid = os.getpid()
-        connect(config).close()  # an unreachable server is said now, not by the first query
+        # Reports an unreachable server now, not at the first query.
+        connect(config).close()
         self._connections = lend(_key(config, steady_plans), partial(_make, copy(config), steady_plans))
         self._pool = self._connections.pool
         self._lent = weakref.finalize(self, abandon, self._connections)
@@ -90,14 +90,16 @@ class PostgresDatabase:
 
     @contextmanager
     def _connection(self) -> Iterator[PooledConnection]:
-        """In autocommit: what is more than a statement says where it begins and ends."""
+        """Yields a connection in autocommit mode. A transaction of several statements begins and
+        commits explicitly.
+        """
         if os.getpid() != self._pid:
             raise errors.InternalError(
                 "this store was opened before a fork; connect again in the child process"
             )
         if not self._lent.alive:
             raise errors.PgqrsConnectionError(f"the store on {redact(self.dsn)} was closed")
-        # Not `pool.connection()`: that commits, which in autocommit is work for nothing.
+        # Not `pool.connection()`, which would commit. In autocommit mode that is useless work.
         with self._translated():
             connection = self._pool.getconn()
             try:
@@ -125,8 +127,9 @@ class PostgresDatabase:
         self._connections.hint(queues)
 
     def sever(self) -> None:
-        """Breaks every connection off, from any thread: for a link that says nothing any more. What is under way raises
-        PgqrsConnectionError; what comes next connects anew."""
+        """Breaks off every connection, from any thread, if a link has become silent. Calls in
+        progress raise PgqrsConnectionError, and later calls connect again.
+        """
         self._connections.sever()
 
     def close(self) -> None:
@@ -138,7 +141,9 @@ class PostgresDatabase:
 
 
 def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
-    """Who connects alike. A supervisor keeps its connections to itself: its lease must not wait for another's pool."""
+    """Returns the settings that stores share connections by. A supervisor shares with no other
+    store, because its lease must not wait for another's pool.
+    """
     if steady_plans:
         return None
     return (
@@ -160,7 +165,7 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
         max_size=config.max_connections,
         timeout=config.connection_timeout_seconds,
         max_idle=MAX_IDLE_S,
-        # Between its own attempts the pool waits ever longer. A supervisor asks again by itself, at a steady pace.
+        # The pool waits longer after each failed attempt. A supervisor retries itself, at a steady rate.
         reconnect_timeout=1.0 if steady_plans else 300.0,
         kwargs=connection_options(config) | {"autocommit": True},
         configure=configure,
@@ -173,8 +178,9 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
-    """Raises for a connection whose server went away while it was idle: its farewell is there to be read. Nothing is asked of a
-    silent one, which would take as long as a statement."""
+    """Raises if the server has closed the connection while it was idle: its last message is then
+    readable. A silent connection is not queried, because that would take as long as a statement.
+    """
     readable = select.poll()
     readable.register(connection.fileno(), select.POLLIN)
     if readable.poll(0):
@@ -182,8 +188,9 @@ def _check(connection: psycopg.Connection[Row]) -> None:
 
 
 class _Transaction:
-    """Around the statements of one. A class, since a generator costs several times as much to
-    enter."""
+    """Surrounds the statements of a transaction. It is a class, because entering a generator costs
+    several times as much.
+    """
 
     def __init__(self, connection: PooledConnection) -> None:
         self._connection = connection
@@ -198,7 +205,7 @@ class _Transaction:
             TransactionStatus.INTRANS,
             TransactionStatus.INERROR,
         ):
-            with suppress(psycopg.Error):  # the error under way says more
+            with suppress(psycopg.Error):  # the original error says more
                 self._connection.prepared.rollback()
 
 
@@ -214,8 +221,10 @@ class PostgresTransaction:
         alone: bool = False,
         writes: bool = True,
     ) -> None:
-        """`prepared` where the connection is ours. A caller's own may be in a pipeline, or lose
-        what was prepared. `alone`: each statement is a transaction by itself."""
+        """`prepared` is given if pgqrs owns the connection. A caller's connection may be in a
+        pipeline, or lose prepared statements. With `alone`, each statement is a transaction by
+        itself.
+        """
         self._connection = connection
         self._schema = schema
         self._clock = clock
@@ -248,8 +257,9 @@ class PostgresTransaction:
             copy.write(data)
 
     def script(self, script: str) -> None:
-        """A migration's statements make what is new in our schema, by names without one, and no
-        other schema is looked at. What comes afterwards in the transaction is as before."""
+        """Executes a migration. Its unqualified names refer to pgqrs's schema only. Later
+        statements of the transaction use the usual search path again.
+        """
         self._connection.execute(
             b"select set_config('search_path', quote_ident(%s) || ', pg_temp', true)", (self._schema,)
         )
@@ -261,18 +271,22 @@ class PostgresTransaction:
 def _run_for_caller(
     connection: psycopg.Connection[Any], known: sql.Statement, params: dict[str, Any]
 ) -> list[Row]:
-    """On a caller's own connection, whatever it is like: in a pipeline, with another kind of
-    cursor, in another encoding."""
+    """Executes a statement on a caller's connection, which may be in a pipeline, use another cursor
+    class, or use another encoding.
+    """
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     with connection.pipeline() if connection.pgconn.pipeline_status else nullcontext():
         cursor.execute(
-            known.encoded, params, prepare=False
-        )  # the end of a pipeline within another waits for the answer
+            known.encoded,
+            params,
+            prepare=False,
+            # the end of a nested pipeline waits for the answer
+        )
     return cursor.fetchall() if cursor.description else []
 
 
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
-    """A connection outside the pool: for the lease, for listening, for the first look at the server."""
+    """Opens a connection outside the pool: for the lease, for listening, and for the first check."""
     with _Translated(config.dsn, config.schema):
         try:
             connection: psycopg.Connection[Row] = psycopg.connect(
@@ -285,8 +299,9 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether a pooler is in between: then the server process is not the one that accepted the
-    connection, or not the same in each transaction."""
+    """Whether the connection goes through a pooler: the server process is not the one that accepted
+    the connection, or differs between transactions.
+    """
     ask = "select pg_catalog.pg_backend_pid()"
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
         found = [cursor.execute(ask).fetchone() for _ in range(POOLER_LOOKS)]
@@ -294,7 +309,9 @@ def is_pooled(connection: psycopg.Connection[Any]) -> bool:
 
 
 def connection_options(config: Config) -> dict[str, Any]:
-    """A dead link must be noticed in seconds, not in the kernel's two hours. What we say is UTF-8, whatever the environment asks for."""
+    """Returns connection options: a dead link is noticed within seconds instead of two hours, and
+    the client encoding is UTF-8 regardless of the environment.
+    """
     wanted = {
         "connect_timeout": max(2, min(int(config.connection_timeout_seconds), 10)),
         "application_name": "pgqrs",
@@ -310,22 +327,23 @@ def connection_options(config: Config) -> dict[str, Any]:
         raise errors.ConfigError(f"not a PostgreSQL DSN: {str(e).strip()}") from e
     return {k: v for k, v in wanted.items() if k not in given} | {
         "client_encoding": "utf8",
-        # The driver's names for what it prepares by itself are counters: behind a pooler they are
-        # other clients' as well.
+        # psycopg names prepared statements by a counter. Behind a pooler, other clients use the
+        # same names.
         "prepare_threshold": None,
     }
 
 
 def notify(connection: psycopg.Connection[Any], queue: str) -> None:
-    """Heard by every listening supervisor when the connection's transaction is committed."""
+    """Notifies all listening supervisors when the connection's transaction commits."""
     psycopg.Cursor(connection).execute(
         "select pg_catalog.pg_notify(%s::text, %s::text)", (CHANNEL, queue), prepare=False
     )
 
 
 def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> bool:
-    """The same at once, by a connection that is for nothing else, and without waiting for the server. False where it is still busy
-    with the last time."""
+    """Notifies at once, without waiting for the server, on a connection reserved for this. Returns
+    False if the connection is still busy with the last notification.
+    """
     link = connection.pgconn
     if link.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
         link.consume_input()
@@ -342,16 +360,18 @@ def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> b
 
 
 def _array(kind: str, values: Sequence[Any]) -> str:
-    """A whole column as one parameter, in PostgreSQL's own notation: a quarter of the supervisor's database thread went into the
-    driver's way of writing lists, element by element."""
+    """Returns a whole column as one parameter, in PostgreSQL's notation. psycopg's own conversion
+    of lists took a quarter of the time of a supervisor's database thread.
+    """
     if kind in ("json", "text"):
         return "{" + ",".join([quoted(v) for v in values]) + "}"
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
 
 
 def _ascii(raw: bytes | str) -> str:
-    """The same JSON for a connection of whatever encoding. What is not ASCII stands within
-    strings, where it can be escaped."""
+    """Returns the same JSON in ASCII, for a connection with any encoding. Other characters occur
+    only in strings, where they can be escaped.
+    """
     text = raw.decode() if isinstance(raw, bytes) else raw
     return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
 
@@ -360,7 +380,7 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
 class _Translated:
-    """The driver's errors as ours, without the password."""
+    """Converts psycopg's errors to pgqrs's, without the password."""
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._dsn = dsn
@@ -410,7 +430,9 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
 
 
 def _passes(error: psycopg.Error) -> bool:
-    """Whether it is the server's state, or the way to it, and not what was asked: the same may succeed later, or elsewhere."""
+    """Whether an error concerns the server's state or the connection and not the statement. The
+    statement may succeed later.
+    """
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return True
     return error.sqlstate in PASSING

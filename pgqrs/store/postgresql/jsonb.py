@@ -1,8 +1,9 @@
-"""What PostgreSQL's jsonb does not keep of a JSON text: the order of an object's keys (shorter ones come first, equally long ones by
-their bytes), and numbers with an exponent or a negative zero, which come back written out and without the sign.
+"""Keeps JSON text that PostgreSQL's jsonb would change.
 
-A replay must find a step's result as the step returned it: a loop over its keys takes the same way again, or other steps get its
-results. So what jsonb would change is kept as text too, in the column `output_text`.
+jsonb orders the keys of an object (shorter ones first, then by bytes), writes exponents out, and
+drops the sign of a negative zero. A replay must return a step's result as the step returned it: a
+workflow that loops over its keys would otherwise call its steps in another order, and give one the
+result of another. Such JSON is therefore also stored as text, in the column `output_text`.
 """
 
 import itertools
@@ -18,13 +19,13 @@ _SUSPECT = re.compile(rb"\{|\d[eE]|-0")
 
 
 def exact_text(raw: bytes | None, dialect: Dialect) -> str | None:
-    """The text that is to be kept beside the value, None where the column of the value keeps it."""
+    """Returns the text to store with the value, or None if the column of the value keeps it exactly."""
     if raw is None or dialect != "postgres" or _SUSPECT.search(raw) is None:
         return None
     try:
         kept = _kept(msgspec.json.decode(raw))
     except RecursionError:
-        kept = False  # nested more deeply than we can look
+        kept = False  # nested too deeply to check
     except msgspec.DecodeError:
         kept = True  # the database will refuse it
     return None if kept else raw.decode()

@@ -1,5 +1,6 @@
-"""Connections to PostgreSQL. The stores of a process that connect alike share them: a hundred stores, abandoned ones among
-them, then take no more of a server than one does."""
+"""Connections to PostgreSQL. Stores of a process with the same settings share them, so that a
+hundred stores, including abandoned ones, use no more connections of a server than one.
+"""
 
 import logging
 import os
@@ -20,21 +21,22 @@ from pgqrs.store.postgresql.prepared import Prepared
 Row = tuple[Any, ...]
 Key = tuple[object, ...]
 
-# What it has to say of connections it gives up comes as errors where it matters.
+# The pool's log messages about lost connections. Errors are raised where they matter.
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
 
 MAX_IDLE_S = 30.0
-HINT_INTERVAL_S = 0.005  # at most one NOTIFY a queue in this time: whoever was woken polls again by itself
+# At most one NOTIFY per queue in this time. A supervisor that was woken polls again itself.
+HINT_INTERVAL_S = 0.005
 
 
 class PooledConnection(psycopg.Connection[Row]):
-    """`prepared` is set once when the connection is made."""
+    """`prepared` is set once, when the connection is created."""
 
     prepared: Prepared
 
 
 class Connections:
-    """A pool for transactions, and one connection outside it for hints, opened when first needed."""
+    """A pool for transactions, and one connection outside it for hints, opened on first use."""
 
     def __init__(
         self,
@@ -44,7 +46,8 @@ class Connections:
         notify: Callable[[psycopg.Connection[Row], list[str]], bool],
     ) -> None:
         self.pool = pool
-        self.opened: weakref.WeakSet[psycopg.Connection[Row]] = weakref.WeakSet()  # those of the pool
+        # the connections of the pool
+        self.opened: weakref.WeakSet[psycopg.Connection[Row]] = weakref.WeakSet()
         self._key = key
         self._users = 0
         self._connect = connect
@@ -54,8 +57,9 @@ class Connections:
         self._lock = threading.Lock()
 
     def hint(self, queues: Iterable[str]) -> None:
-        """Outside any transaction: a commit that notifies takes a lock on the whole database. An idle listener polls all the
-        same, so what goes wrong here only costs it that time."""
+        """Notifies listeners outside of any transaction, because a commit with a NOTIFY locks the
+        whole database. An idle listener also polls, so an error here only delays it.
+        """
         with self._lock, suppress(psycopg.Error, errors.PgqrsError):
             due = [q for q in queues if time.monotonic() - self._hinted.get(q, -1.0) >= HINT_INTERVAL_S]
             if not due:
@@ -66,7 +70,9 @@ class Connections:
                 self._hinted.update(dict.fromkeys(due, time.monotonic()))
 
     def sever(self) -> None:
-        """Shuts the pool's connections, so that calls under way fail and none is used again. From any thread."""
+        """Shuts down the pool's connections: calls in progress fail, and no connection is used
+        again. May be called from any thread.
+        """
         for connection in list(self.opened):
             with (
                 suppress(psycopg.Error, OSError),
@@ -83,18 +89,21 @@ class Connections:
             self._hinting.close()
 
     def __del__(self) -> None:
-        # The pool's own connections close with it.
+        # The pool closes its own connections.
         with suppress(Exception):
             self._close_hinting()
 
 
-# Shared by key. A finalizer may run in the middle of any of the functions below, in the same thread: hence the kind of lock.
+# Shared by key. The lock is reentrant, because a finalizer may run inside any of the functions
+# below, in the same thread.
 _lock = threading.RLock()
 _known: dict[Key, Connections] = {}
 
 
 def lend(key: Key | None, make: Callable[[Key | None], Connections]) -> Connections:
-    """Those of whoever asked with the same key before, or new ones; always new ones for None. To be given back once."""
+    """Returns the connections for a key, creating them if needed, or new ones for None. `give_back`
+    must be called once.
+    """
     if key is not None:
         key = (os.getpid(), *key)
     with _lock:
@@ -104,19 +113,21 @@ def lend(key: Key | None, make: Callable[[Key | None], Connections]) -> Connecti
             if key is not None:
                 _known[key] = connections
         connections._users += 1
-    # Not under the lock: this starts threads and waits for them, and a new thread may be where a finalizer comes to run.
+    # Without the lock: this starts threads and waits for them, and a finalizer may run in a new thread.
     connections.pool.open()
     return connections
 
 
 def give_back(connections: Connections) -> None:
-    """The last one closes them."""
+    """Releases the connections. The last user closes them."""
     if _left(connections):
         connections._close()
 
 
 def abandon(connections: Connections) -> None:
-    """By a finalizer, in whatever thread: nothing may be waited for. What nobody refers to any more closes by itself."""
+    """Releases the connections from a finalizer, which must not wait. Unreferenced connections
+    close themselves.
+    """
     _left(connections)
 
 

@@ -1,19 +1,19 @@
-"""Runs our statements on our own connections through libpq, without the driver's cursor.
+"""Executes pgqrs's statements on its own connections through libpq, without psycopg's cursor.
 
-The driver's cursor examines the placeholders, the types and whether to prepare at each execution.
-None of that changes here, and it takes as long as the server needs to insert a row.
+At each execution, psycopg's cursor examines the placeholders, the types and whether to prepare.
+None of that changes for pgqrs, and it takes as long as the server needs to insert a row.
 
-Statements neither depend on the session nor leave anything in it. Behind a pooler, the next
-transaction may run in another session, and another client may get this one. Settings of the role
-or the database must not change the meaning of a statement either:
+Statements neither depend on the session nor change it. Behind a pooler, the next transaction may
+execute in another session, and another client may get this one. Settings of the role or the
+database must not change the meaning of a statement either:
 
-- The search path is pg_catalog within our transactions. Our names carry their schema
+- The search path is pg_catalog within these transactions. Names of tables include the schema
   (`sql.qualified`).
 - The isolation level is READ COMMITTED, which the fence relies on. A single statement on a direct
-  connection does not say so where that is the default: saying it costs a third of its time.
+  connection omits it if it is the default, because setting it costs a third of the statement's time.
 - Results use the binary format. DateStyle, TimeZone, IntervalStyle, bytea_output and
   extra_float_digits do not affect it.
-- array_nulls is on, since rows travel as arrays.
+- array_nulls is on, because rows are sent as arrays.
 
 The name of a prepared statement is a hash of its text. A client that finds the name on a server
 connection therefore finds the same statement.
@@ -36,20 +36,21 @@ from psycopg.types.string import TextBinaryLoader
 from pgqrs.store.database import Row
 from pgqrs.store.sql import Statement
 
-PREPARE_AT = 2  # executions on a connection: preparing a statement costs more than one execution gains
+# Executions on a connection before a statement is prepared: preparing costs more than one execution saves.
+PREPARE_AT = 2
 # psycopg registers the loader of unknown types, such as enums, under this type.
 TYPE_UNKNOWN = 0
 
 Settings = tuple[tuple[str, str], ...]
 ALWAYS: Settings = (("search_path", "pg_catalog, pg_temp"), ("array_nulls", "on"))
 
-# `default_transaction_read_only` is honoured: an administrator who sets it wants no writes.
+# `default_transaction_read_only` is respected: an administrator who sets it wants no writes.
 BEGIN_WRITE = b"begin isolation level read committed"
 BEGIN_READ = b"begin isolation level read committed read only"
 COMMIT = b"COMMIT"
 ROLLBACK = b"ROLLBACK"
 
-# The server connection does not know the name, or knows it already: a pooler has swapped server
+# The server connection does not know the name, or knows it already: a pooler has switched server
 # connections, and another client has used this one.
 SWAPPED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
 
@@ -58,7 +59,7 @@ What = tuple[bytes, Types]
 
 
 class Prepared:
-    """Runs statements on one connection, whose client_encoding is UTF-8.
+    """Executes statements on one connection, whose client_encoding is UTF-8.
 
     `settings` apply to each transaction, in addition to `ALWAYS`. With `prepares` None, statements
     are prepared until a pooler is detected; True always prepares, False never does.
@@ -89,8 +90,9 @@ class Prepared:
             self._look_at(self._answer()[-1])
 
     def run(self, statement: Statement, params: dict[str, Any]) -> list[Row]:
-        """Runs a statement in the current transaction. Raises psycopg's errors, as a cursor does.
-        Parameters are None, bool, int, float, str or datetime."""
+        """Executes a statement in the current transaction. Raises psycopg's errors, as a cursor
+        does. Parameters are None, bool, int, float, str or datetime.
+        """
         types, data = _typed(statement, params)
         what = statement.numbered, types
         with self._connection.lock:
@@ -112,10 +114,10 @@ class Prepared:
             self._connection.pgconn.send_query(command)
             self._answer()
 
-    # A statement alone
+    # A single statement
 
     def run_alone(self, statement: Statement, params: dict[str, Any], writes: bool = True) -> list[Row]:
-        """Runs a statement as a transaction of its own, in one round trip."""
+        """Executes a statement as a transaction of its own, in one round trip."""
         types, data = _typed(statement, params)
         with self._connection.lock:
             try:
@@ -137,7 +139,8 @@ class Prepared:
         """Sends the commands as one pipeline. Returns the result of each."""
         link = self._connection.pgconn
         link.enter_pipeline_mode()
-        new: dict[int, What] = {}  # by the place of the answer that says that it is prepared
+        # Commands to be prepared, by the place of the answer that confirms it.
+        new: dict[int, What] = {}
         for place, (command, data) in enumerate(commands):
             if command not in self._names and (name := self._name(command)):
                 link.send_prepare(name, *command)
@@ -164,10 +167,10 @@ class Prepared:
                     self._answer()
                 self._forgetting(partial(_refuse, result))
 
-    # What both do
+    # Shared by both ways
 
     def _name(self, what: What) -> bytes | None:
-        """The name of the prepared statement. None: send the text."""
+        """Returns the name of the prepared statement, or None to send the text."""
         if not self._prepares:
             return None
         if (known := self._names.get(what)) is not None:
@@ -198,8 +201,10 @@ class Prepared:
         return self._loading.load_rows(0, result.ntuples, tuple)
 
     def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
-        """Reads the default isolation level and the server process from what `_setting` selects.
-        A process other than the one that accepted the connection means that a pooler is between."""
+        """Reads the default isolation level and the server process from the result of `_setting`. A
+        process other than the one that accepted the connection means that there is a pooler in
+        between.
+        """
         last = result.nfields - 1
         told = result.get_value(0, last)
         pid = int.from_bytes(told or b"", "big") if format == Format.BINARY else int(told or 0)
@@ -239,7 +244,7 @@ def _name_of(what: What) -> bytes:
 
 
 def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
-    """Returns the results up to the sync; fewer if the connection broke."""
+    """Returns the results up to the sync, or fewer if the connection broke."""
     while link.flush():
         if (yield waiting.Wait.RW) & waiting.Ready.R:
             link.consume_input()
@@ -250,7 +255,7 @@ def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
             if (yield waiting.Wait.R):
                 link.consume_input()
         result = link.get_result()
-        # None follows the results of each command. A second None means that nothing more comes.
+        # None follows the results of each command. A second None means that nothing more follows.
         if result is None:
             if ended:
                 return found
@@ -262,7 +267,7 @@ def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
         ended = False
 
 
-# How values come back
+# Reading values
 
 
 class RawJson(Loader):
@@ -272,7 +277,7 @@ class RawJson(Loader):
         return bytes(data)
 
 
-# Times that Python cannot hold, infinite ones among them, are the first or the last that it can.
+# Times outside Python's range, including infinite ones, become the first or the last time of that range.
 _FIRST = datetime(1, 1, 1, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -310,7 +315,7 @@ def adapt(connection: psycopg.Connection[Any]) -> None:
     connection.adapters.register_loader(TYPE_UNKNOWN, TextBinaryLoader)
 
 
-# How they go
+# Sending values
 
 
 def _typed(statement: Statement, params: dict[str, Any]) -> tuple[Types, list[bytes | None]]:
@@ -318,13 +323,16 @@ def _typed(statement: Statement, params: dict[str, Any]) -> tuple[Types, list[by
     return tuple([oid for oid, _ in sent]), [value for _, value in sent]
 
 
-# By its types a server knows what an expression of parameters alone is; of text and of nothing it finds out itself.
+# The types of parameters. From them the server infers the type of an expression that consists only
+# of parameters. The server infers the type of text and null itself.
 TEXT = NULL = 0
 BOOL, INT8, FLOAT8, TIMESTAMPTZ = 16, 20, 701, 1184
 
 
 def _sent(value: Any) -> tuple[int, bytes | None]:
-    """Its type and its text. Subclasses, such as NumPy's floats, are what they are one of."""
+    """Returns the type and the text of a parameter. An instance of a subclass, such as a NumPy
+    float, counts as its base class.
+    """
     match value:
         case None:
             return NULL, None

@@ -1,1 +1,1 @@
-"""A SQLite database that lives in an object of S3: the local copy, the requests, the conflicts of writers."""
+"""A SQLite database in one S3 object: the local copy, the requests, and conflicts between writers."""

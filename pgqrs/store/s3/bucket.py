@@ -1,12 +1,13 @@
-"""One object of S3: looked at, fetched, and replaced on the condition that it is still the one that was seen.
+"""One S3 object: read, and replaced on the condition that it is still the version that was read.
 
-Every PUT carries a marker of its own in the object's metadata. After an answer that did not come, or one that says that the
-condition fails, the marker tells whether what is there now is what was sent: a PUT whose answer was lost may have been carried
-out, may be carried out later, or never. S3 itself makes two requests of one condition exclude each other, so trying again is safe
-in all three cases.
+Every PUT stores its own marker in the object's metadata. If there was no answer, or the condition
+failed, the marker tells whether the current object is the one that was sent: a PUT whose answer was
+lost may have been executed, may be executed later, or never. S3 executes at most one of two
+requests with the same condition, so repeating the request is safe in all three cases.
 
-All of that rests on the conditions (`If-Match`, `If-None-Match`) of a PUT. A store that does not know them, or a proxy that drops
-the headers, would answer 200 to two writers and lose the update of one. So the conditions are tried out before a write is believed.
+All this relies on the conditions (`If-Match`, `If-None-Match`) of a PUT. A store that ignores them,
+or a proxy that drops the headers, would answer 200 to two writers and lose the update of one. The
+conditions are therefore tested before a write counts.
 """
 
 import hashlib
@@ -30,25 +31,30 @@ from pgqrs.store.s3.requests import Operation, Requests, Severed
 
 T = TypeVar("T")
 
-# Between the tries of one request, each up to twice as long by chance. S3 asks for that after 503, and 409 ends by itself.
+# Pauses between attempts of one request, up to twice as long at random. S3 asks for a pause after
+# 503, and a 409 ends by itself.
 BACKOFF_S = (0.05, 0.15, 0.4, 1.0)
-GIVE_UP_S = 30.0  # after that no further try begins: nobody wants to wait for five timeouts
+# No further attempt begins after this time.
+GIVE_UP_S = 30.0
 CONNECT_S = 5.0
-REQUEST_S = 60.0  # for the whole of a request: 512 MiB in that time are 9 MiB/s
-ANSWER_S = 10.0  # for the beginning of an answer to a GET or a HEAD: an S3 that is silent for longer is away
-LEFT_S = (
-    3.0  # for a PUT whose caller was cancelled: its end is awaited, since what it wrote is to be taken back
-)
-OBJECT_BYTES_MAX = (
-    512 * 1024 * 1024
-)  # the whole file goes up with each commit: long before, that is the wrong place for it
+# Limits a whole request. 512 MiB in that time are 9 MiB/s.
+REQUEST_S = 60.0
+# Limits the wait for the beginning of an answer to GET or HEAD. Then S3 counts as unavailable.
+ANSWER_S = 10.0
+# Limits the wait for a PUT whose caller was cancelled: what it wrote must be withdrawn.
+LEFT_S = 3.0
+# Each commit uploads the whole file. S3 is the wrong place long before this size.
+OBJECT_BYTES_MAX = 512 * 1024 * 1024
 MARKER, DIGEST = "pgqrs-marker", "pgqrs-sha256"
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is not empty counts
-CA_BUNDLE = "AWS_CA_BUNDLE"  # a file of certificates to be trusted besides the machine's own
+# The first variable that is not empty counts.
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+# A file of certificates to trust in addition to the machine's own.
+CA_BUNDLE = "AWS_CA_BUNDLE"
 NO_VERSION = '"00000000000000000000000000000000"'  # an ETag that no object has
 PROBE_SUFFIX = ".pgqrs-probe"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-ROLE_SERVICE = "169.254.169.254"  # where the driver looks for a machine's role when no keys are given
+# The driver asks here for a machine's role if no keys are given.
+ROLE_SERVICE = "169.254.169.254"
 IN_HEADERS = (
     *KEYS,
     "AWS_SESSION_TOKEN",
@@ -59,13 +65,13 @@ IN_HEADERS = (
 
 class Version(Struct, frozen=True):
     etag: str
-    marker: str | None  # None for an object that somebody else put
+    marker: str | None  # None if another program wrote the object
 
 
 class Fetched(Struct, frozen=True):
     version: Version
     body: bytes
-    checked: bool  # by a checksum that came with it
+    checked: bool  # by a checksum that came with the object
 
 
 class Unchanged(Struct, frozen=True):
@@ -73,10 +79,11 @@ class Unchanged(Struct, frozen=True):
 
 
 class S3Object:
-    """Thread-safe; not for use across a fork. Every call raises PgqrsConnectionError for what cannot be reached or is refused,
-    after the tries above, and where `sever` ends it.
+    """One S3 object. Thread-safe. Do not use it across a fork.
 
-    The driver's errors are quoted, never chained: they repeat the request, a session's token among its headers.
+    Every call raises PgqrsConnectionError if S3 cannot be reached or refuses the request, after the
+    attempts above, or if `sever` ends it. Messages of the driver are quoted and its exceptions
+    never chained, because they repeat the request with a session's token.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -87,12 +94,14 @@ class S3Object:
         _refuse_half_a_key()
         self._obstore = _driver()
         self._requests = Requests()
-        self._made = (
-            False  # whether we have made the object, and not seen yet that nobody could make it again
-        )
-        self._conditional = False  # whether a PUT is known to be refused where its condition fails
-        self._bare = False  # whether this store wants an ETag without its quotes
-        self._weak = False  # whether an answer had a weak ETag
+        # Whether this process has created the object, and If-None-Match has not been tested on it yet.
+        self._made = False
+        # Whether the store is known to refuse a PUT whose condition fails.
+        self._conditional = False
+        # Whether the store expects ETags without quotes.
+        self._bare = False
+        # Whether an answer had a weak ETag.
+        self._weak = False
         options: dict[str, Any] = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": f"{CONNECT_S:g}s"}
         if self.endpoint.startswith("http://"):
             options["allow_http"] = True
@@ -104,7 +113,7 @@ class S3Object:
         address = self.endpoint or (f"https://s3.{region}.amazonaws.com" if blank else None)
         given = {"region": region} | ({"endpoint": address} if address else {})
         try:
-            # Its own tries are switched off: they would not know of the marker.
+            # The driver's own retries are off: they would not check the marker.
             self._store = self._obstore.store.S3Store(
                 self.bucket, client_options=options, retry_config={"max_retries": 0}, **given
             )
@@ -116,11 +125,11 @@ class S3Object:
             raise errors.ConfigError(f"{CA_BUNDLE} names {os.environ[CA_BUNDLE]}: {e}") from None
 
     def sever(self) -> None:
-        """Ends the calls under way, in whatever thread, with PgqrsConnectionError. Does not wait."""
+        """Ends the calls in progress in all threads with PgqrsConnectionError. Does not wait."""
         self._requests.sever()
 
     def wait(self, seconds: float) -> None:
-        """A pause that `sever` ends: it raises PgqrsConnectionError then."""
+        """Waits. If `sever` ends the wait, raises PgqrsConnectionError."""
         try:
             with self._requests.operation() as operation:
                 operation.pause(seconds)
@@ -130,12 +139,13 @@ class S3Object:
             raise self._left_off() from None
 
     def look(self) -> Version | None:
-        """What is there now; None for nothing."""
+        """Returns the current version, or None if there is no object."""
         return self._reading(self._look)
 
     def fetch(self, unless: str | None = None, patience_s: float | None = None) -> Fetched | Unchanged | None:
-        """The object, unless its ETag is this; None where there is none. No further try begins after `patience_s`, which is
-        GIVE_UP_S unless given."""
+        """Returns the object, unless it has the ETag `unless`, or None if there is none. No further
+        attempt begins after `patience_s`, by default GIVE_UP_S.
+        """
 
         def get(operation: Operation) -> Fetched | Unchanged | None:
             try:
@@ -152,11 +162,13 @@ class S3Object:
         return self._reading(get, patience_s)
 
     def put(self, body: bytes, expected: str | None, marker: str | None = None) -> Version:
-        """Replaces the version whose ETag is `expected`, or makes the object for None. An object that is gone meanwhile is
-        made again. `marker` is one of `new_marker`, for a caller who wants to know his PUT again after an unknown outcome.
+        """Replaces the version whose ETag is `expected`, or creates the object for None. An object
+        that has been removed meanwhile is created again. `marker` is a result of `new_marker`, for
+        a caller that wants to recognize its PUT after an unknown outcome.
 
-        Raises ConflictError when another version is there, which stays as it is: nothing was written. PgqrsConnectionError
-        where it is unknown whether the object was replaced, and where the store does not heed the conditions of a PUT.
+        Raises ConflictError if there is another version. It stays, and nothing was written. Raises
+        PgqrsConnectionError if the outcome is unknown, or if the store ignores the conditions of a
+        PUT.
         """
         if len(body) > OBJECT_BYTES_MAX:
             raise errors.DatabaseError(
@@ -166,7 +178,7 @@ class S3Object:
         if (call := current()) is not None:
             call.go_on()
         try:
-            # Also where its caller has left: what it writes is then to be taken back.
+            # Also completed if the caller has left: what it writes must be withdrawn then.
             with self._requests.operation(leaves=False) as operation:
                 return self._put_once(operation, body, expected, marker or new_marker())
         except Severed:
@@ -174,7 +186,8 @@ class S3Object:
 
     def _put_once(self, operation: Operation, body: bytes, expected: str | None, marker: str) -> Version:
         exceptions = self._obstore.exceptions
-        unsure = False  # whether one of our requests may have been, or be, carried out
+        # Whether one of these requests may have been executed, or may be later.
+        unsure = False
         said: Exception | None = None
         for _ in _tries(operation):
             try:
@@ -182,11 +195,11 @@ class S3Object:
             except FileNotFoundError as e:
                 if expected is None or _code(e) != "NoSuchKey":
                     raise self._no_bucket() from None
-                said = e  # Amazon's answer where a version is expected and there is none
+                said = e  # Amazon's answer if a version is expected and there is none
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as e:
                 raise self._refused(_short(e)) from None
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as e:
-                said = e  # 412, or a 409: whose request was in our way may have failed
+                said = e  # 412, or a 409, whose competing request may have failed
             except (exceptions.BaseError, OSError) as e:
                 if not unsure and _definite(e):
                     raise self._refused(_short(e)) from None
@@ -206,14 +219,15 @@ class S3Object:
                 expected = None
             elif there.etag != expected:
                 if not unsure:
-                    self._conditional = self._conditional or expected is not None  # as we have just seen
+                    # The store has just refused a failed condition.
+                    self._conditional = self._conditional or expected is not None
                     raise errors.ConflictError(
                         f"conflict: {self.dsn} has been written by somebody else since it was read here. Theirs is kept, nothing of "
                         "this call was written: make it again"
                     )
                 break
             elif not unsure:
-                # The version is the expected one: perhaps this store wants its ETag in another form.
+                # The version is the expected one. The store may expect its ETag in another form.
                 self._bare = not self._bare
         told = f"{self.dsn} could not be written, or it is unknown whether it was"
         weak = (
@@ -224,12 +238,14 @@ class S3Object:
         )
         raise errors.PgqrsConnectionError(_no_keys(self.dsn, said) or f"{told}: {_short(said)}{weak}")
 
-    # Whether conditions are heeded
+    # Tests of the conditions
 
     def _believe(self, operation: Operation, body: bytes, expected: str | None, marker: str) -> None:
-        """What is there is `body` by our marker. Raises PgqrsConnectionError where it may have replaced somebody's.
+        """Checks that a successful PUT was conditional. Raises PgqrsConnectionError if it may have
+        replaced another writer's version.
 
-        A new object is believed without a trial, which follows with the next write: until then it holds nothing of anybody else.
+        A new object is tested with the next write: until then it contains nothing of another
+        writer.
         """
         if expected is None:
             self._made = True
@@ -244,7 +260,7 @@ class S3Object:
             self._made = False
 
     def _heeds(self, operation: Operation, body: bytes, marker: str) -> bool:
-        """Whether a PUT is refused on a condition that cannot be met. It goes to a key of its own, where it harms nothing."""
+        """Whether the store refuses a PUT with an impossible condition. The test uses a key of its own."""
         beside = self.key + PROBE_SUFFIX
         try:
             if self._is_refused(operation, beside, b"", None):
@@ -253,9 +269,9 @@ class S3Object:
             self._obstore.exceptions.PermissionDeniedError,
             self._obstore.exceptions.UnauthenticatedError,
         ):
-            # These keys may be good for the object alone: what is there already is put there.
+            # The credentials may be valid for the object only: write what is there already.
             return self._is_refused(operation, self.key, body, marker)
-        # Some stores heed the condition only where there is an object, as there is now.
+        # Some stores check the condition only if there is an object, which there is now.
         again = self._is_refused(operation, beside, b"", None)
         with suppress(self._obstore.exceptions.BaseError, OSError):
             operation.answer(lambda: self._obstore.delete(self._store, beside))
@@ -266,7 +282,7 @@ class S3Object:
             self._put(operation, content, NO_VERSION, marker, key)
         except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError) as e:
             if _status(e) == 409:
-                raise OSError(_short(e)) from None  # somebody else's request is in the way, for the moment
+                raise OSError(_short(e)) from None  # another request is in the way for the moment
             return True
         except FileNotFoundError as e:
             if _code(e) == "NoSuchBucket":
@@ -275,7 +291,7 @@ class S3Object:
         return False
 
     def _refuses_a_second(self, operation: Operation, body: bytes, marker: str) -> bool:
-        """Whether an object that is there cannot be made once more."""
+        """Whether the store refuses to create an object that exists."""
         try:
             self._put(operation, body, None, marker)
         except (self._obstore.exceptions.BaseError, OSError):
@@ -310,7 +326,7 @@ class S3Object:
                 body,
                 attributes=attributes,
                 mode=mode,
-                use_multipart=False,  # an upload in parts is not conditional as a whole
+                use_multipart=False,  # a multipart upload is not conditional as a whole
             )
         )
         return self._etag(result["e_tag"])
@@ -332,7 +348,9 @@ class S3Object:
         return Version(self._etag(result.meta["e_tag"]), None if marker is None else str(marker))
 
     def _etag(self, said: object) -> str:
-        """In one form, so that two can be compared: strong, and in quotes. Proxies write them in others."""
+        """Returns an ETag in one form, strong and in quotes, so that two can be compared. Proxies
+        change the form.
+        """
         if not said:
             raise errors.PgqrsConnectionError(
                 f"S3 refuses {self.dsn}{self._found_by('its answers have no ETag, by which a version is known')}"
@@ -393,7 +411,7 @@ class S3Object:
 
 
 class Damaged(OSError):
-    """What arrived is not what was stored. On the way that is chance, so it is asked for again."""
+    """The received object differs from the stored one. The transfer may have failed, so it is repeated."""
 
 
 def _whole(result: Any) -> bytes:
@@ -411,7 +429,7 @@ def new_marker() -> str:
 
 
 def _tries(operation: Operation, patience_s: float | None = None) -> Iterator[None]:
-    """Once for each try of a request, after its pause."""
+    """Yields once for each attempt of a request, after its pause."""
     until = time.monotonic() + (GIVE_UP_S if patience_s is None else patience_s)
     yield
     for pause_s in BACKOFF_S:
@@ -422,8 +440,9 @@ def _tries(operation: Operation, patience_s: float | None = None) -> Iterator[No
 
 
 def _short(error: Exception | None) -> str:
-    """The driver's message without its Debug part, and what the server's XML says in words. The rest of that XML may quote the
-    request and its token."""
+    """Returns the driver's message without its Debug part, with the reason from the server's XML.
+    The rest of that XML may quote the request and its token.
+    """
     told, _, debug = str(error).partition("\n\nDebug source")
     if (certificate := re.search(r"InvalidCertificate\((.*)", debug, re.S)) is not None:
         return _bad_certificate(certificate[1])
@@ -438,7 +457,9 @@ BAD_CERTIFICATE = "its TLS certificate is not accepted"
 
 
 def _bad_certificate(debug: str) -> str:
-    """`debug` begins with the reason, by the driver's names for them, the innermost last."""
+    """Returns why a certificate was not accepted. `debug` begins with the driver's names for the
+    reason, the innermost last.
+    """
     names = re.findall(r"[A-Za-z]+", debug.partition("),\n")[0])
     reason = next((n for n in reversed(names) if n in CERTIFICATE_REASONS), "")
     why = CERTIFICATE_REASONS.get(reason) or " ".join(n for n in names if n not in ("Other", "OtherError"))
@@ -459,13 +480,13 @@ CERTIFICATE_REASONS = {
 
 
 def _code(error: Exception) -> str:
-    """The driver tells S3's own word for an error in its message alone."""
+    """Returns S3's error code, which the driver reports only in its message."""
     found = re.search(r"<Code>(.*?)</", str(error), re.S)
     return found[1].strip() if found else ""
 
 
 def _status(error: Exception | None) -> int:
-    """0 where S3 gave no answer."""
+    """Returns the HTTP status, or 0 if S3 gave no answer."""
     told = str(error)
     if "Received redirect without LOCATION" in told:
         return 301
@@ -474,7 +495,7 @@ def _status(error: Exception | None) -> int:
 
 
 def _definite(error: Exception) -> bool:
-    """Whether S3 will say the same next time, to what it has not carried out."""
+    """Whether S3 would answer the same again, for a request that it has not executed."""
     status = _status(error)
     if "InvalidCertificate" in str(error):
         return True
@@ -484,7 +505,7 @@ def _definite(error: Exception) -> bool:
 
 
 def _no_keys(dsn: str, error: Exception | None) -> str | None:
-    """What to say where keys were sought at the machine's role, and not found."""
+    """Returns a message if credentials were sought at the machine's role and not found."""
     if ROLE_SERVICE not in str(error):
         return None
     return (
@@ -494,7 +515,7 @@ def _no_keys(dsn: str, error: Exception | None) -> str | None:
 
 
 def endpoint() -> str:
-    """The address that the environment names; "" for Amazon's own. Raises ConfigError."""
+    """Returns the address from the environment, or "" for Amazon's own. Raises ConfigError."""
     name = next((n for n in ENDPOINTS if os.environ.get(n)), "")
     if not name:
         return ""
@@ -520,7 +541,7 @@ def endpoint() -> str:
 
 
 def _certificates() -> bytes | None:
-    """Raises ConfigError where they cannot be read."""
+    """Returns the configured certificates. Raises ConfigError if they cannot be read."""
     path = os.environ.get(CA_BUNDLE)
     if not path:
         return None
@@ -530,7 +551,7 @@ def _certificates() -> bytes | None:
         raise errors.ConfigError(f"{CA_BUNDLE} names {path}, which cannot be read: {e.strerror}") from e
 
 
-# The driver's threads do not survive a fork, and a request in the child would wait for them without an end.
+# The driver's threads do not survive a fork. A request in the child would wait forever.
 _used_by: int | None = None
 
 
@@ -550,7 +571,9 @@ def _refuse_after_fork() -> None:
 
 
 def _refuse_line_breaks() -> None:
-    """A secret that was read from a file may end in one, which no request can carry: the driver panics."""
+    """Raises an error for a secret that ends in a line break, as one read from a file may. No
+    request can send it, and the driver would panic.
+    """
     for name in IN_HEADERS:
         if not os.environ.get(name, "").isprintable():
             raise errors.ConfigError(f"{name} holds a line break or another character that cannot be sent")

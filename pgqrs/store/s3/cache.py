@@ -1,4 +1,6 @@
-"""The folders in which copies of S3 objects are kept on this machine. One belongs to one process, by a lock that dies with it."""
+"""The local folders with copies of S3 objects. A folder belongs to one process, by a lock that ends
+with the process.
+"""
 
 import fcntl
 import hashlib
@@ -14,7 +16,8 @@ from pgqrs import errors
 from pgqrs.config import Config, DurabilityMode
 from pgqrs.store.s3.bucket import S3Object
 
-FOLDERS_MAX = 64  # of the default cache, for as many processes on this machine that use one object
+# In the default cache: the most processes on this machine that can use one object.
+FOLDERS_MAX = 64
 
 
 class Lock(Struct, frozen=True):
@@ -23,15 +26,19 @@ class Lock(Struct, frozen=True):
 
 
 def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
-    """A folder that is this process's alone until it leaves it or dies. With a cache folder of the user's choice it is one in
-    there. In the default cache, Durable mode takes the first that is free: it only saves a download. Local mode takes the one that
-    holds what was not synced.
+    """Locks a folder for this process, until the process leaves it or dies.
 
-    Raises ConfigError where none can be used, PgqrsConnectionError where other processes have them all.
+    A configured cache folder has one folder per object. In the default cache, Durable mode uses the
+    first free folder, whose content only saves a download. Local mode uses the folder with the
+    unsynced writes.
+
+    Raises ConfigError if no folder can be used, and PgqrsConnectionError if other processes use
+    them all.
     """
     for folder in _candidates(of, config):
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # the bucket may be nobody else's to read
+            # private, because access to the bucket may be restricted
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise errors.ConfigError(unusable(folder, of.dsn, e.strerror)) from e
@@ -59,7 +66,9 @@ def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
 
 
 def leave_folder(lock: Lock) -> None:
-    """Children that were forked meanwhile have the descriptor as well: so it is unlocked and not only closed, and not by them."""
+    """Unlocks a folder. Forked children have the descriptor too, so closing it is not enough, and
+    children must not unlock it.
+    """
     if os.getpid() == lock.pid:
         with suppress(OSError):
             fcntl.flock(lock.descriptor, fcntl.LOCK_UN)
@@ -67,7 +76,7 @@ def leave_folder(lock: Lock) -> None:
 
 
 def is_in_use(cache_dir: Path) -> bool:
-    """Whether a process has a folder in there, as an s3_cache_dir of its own."""
+    """Whether a process has locked a folder inside this s3_cache_dir."""
     for lock in cache_dir.glob("*/lock"):
         with suppress(FileNotFoundError), lock.open() as file:
             try:
@@ -93,7 +102,7 @@ def unusable(folder: Path, dsn: str, why: object) -> str:
 
 
 def is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether SQLite says that it is the disk's or the folder's fault, and no matter of what is in the file."""
+    """Whether SQLite's error comes from the disk or the folder and not from the file's content."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (
         sqlite3.SQLITE_FULL,
@@ -104,13 +113,15 @@ def is_of_the_disk(error: BaseException | None) -> bool:
 
 
 def hint_file(of: S3Object) -> Path | None:
-    """Touched by whoever has put something new on a queue, whichever folder it uses itself; None where nobody has a home."""
+    """Returns the file that processes touch after writing new messages, whichever cache folder they
+    use. Returns None if there is no home folder.
+    """
     cache = _default_cache()
     return None if cache is None else cache / _name(of) / "hint"
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in it are on disk."""
+    """Waits until the folder's entries are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -140,5 +151,5 @@ def _default_cache() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "pgqrs" / "s3"
-    except RuntimeError:  # a container's user without a home
+    except RuntimeError:  # a container's user without a home folder
         return None

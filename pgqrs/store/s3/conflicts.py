@@ -1,8 +1,10 @@
-"""Stores on S3, where a commit may find that somebody else has written: nothing was, then, and it can be done again.
+"""Stores on S3. A commit may find that another writer has replaced the object. Nothing was written
+then, and the call can be repeated.
 
-A caller of the library is told, since only the caller knows whether the call is still wanted. What makes sure of something
-(`install`, a queue) is repeated. So is all that the command line does, whose user would repeat it, and all that a supervisor does:
-each of its writes is checked against its claim, on whatever is there by then.
+A caller of the library gets the error, because only the caller knows whether the call is still
+wanted. Idempotent operations (`install`, creating a queue) are repeated. So are all calls of the
+command line, whose user would repeat them, and all calls of a supervisor, each of whose writes is
+checked against its claim in the new object.
 """
 
 import math
@@ -25,15 +27,17 @@ from pgqrs.store.store import Identity, Known, MessageStore, beat, extended
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# A supervisor that has written without a pause for BUSY_S leaves the object alone for YIELD_S.
+# A supervisor that has written for BUSY_S without a pause stops writing for YIELD_S.
 BUSY_S = 10.0
 YIELD_S = 1.2
-RESTED_S = 0.5  # a pause that somebody else had time to write in
+# A pause long enough for another writer.
+RESTED_S = 0.5
 
-# A renewal waits half a lease for another write to go up with, so that what S3 has is up to that much older than what the
-# supervisor counts on: leases are longer there by as much.
+# A lease's renewal waits up to half a lease to be combined with another write. The lease in S3 is
+# older than the supervisor's by up to that time, so leases in S3 are longer by as much.
 WAITS = 0.5
-FORGOTTEN_S = 24 * 3600.0  # an idle supervisor writes several times in that time: see s3.py
+# An idle supervisor writes several times within this time. See database.py.
+FORGOTTEN_S = 24 * 3600.0
 
 
 class CopiedStore(MessageStore):
@@ -66,8 +70,10 @@ class CopiedStore(MessageStore):
 
 
 class InsistentStore(CopiedStore):
-    """Does again what met a conflict: for the command line until its patience ends, for a supervisor (`endless`) until the calls
-    under way are severed, since a supervisor that gave up would end. A lease's renewals go up with other writes."""
+    """Repeats calls that met a conflict: for the command line until a time limit, for a supervisor
+    (`endless`) until the calls in progress are severed. A lease's renewals are combined with other
+    writes.
+    """
 
     def __init__(self, database: S3Database, endless: bool = False) -> None:
         super().__init__(database)
@@ -126,8 +132,10 @@ class InsistentStore(CopiedStore):
         return bool(self._lapsed(tx))
 
     def _lapsed(self, tx: Transaction) -> list[Row]:
-        """Those that hold something. An idle supervisor's renewals do not reach S3, so that its lease looks lapsed to others; it is
-        not retired for that, and there is nothing to take back. One that has written nothing for FORGOTTEN_S is gone."""
+        """Returns the supervisors with an expired lease that hold messages. An idle supervisor's
+        renewals do not reach S3, so its lease looks expired to others. It holds nothing, so it is
+        not retired. A supervisor that has written nothing for FORGOTTEN_S counts as dead.
+        """
         return tx.run("lapsed_holders", ago_s=FORGOTTEN_S)
 
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
@@ -138,8 +146,9 @@ class InsistentStore(CopiedStore):
         return self._again(super().turn, writes, wanted, unsure)
 
     def _yield(self) -> None:
-        """Leaves the object alone for a moment, once in a while: a writer whose round trip is longer than our pauses would never
-        get in between."""
+        """Pauses from time to time: a writer with a round trip longer than the pauses between
+        writes would otherwise never succeed.
+        """
         now = time.monotonic()
         if now - self._s3.put_at > RESTED_S:
             self._rested_at = now

@@ -1,8 +1,10 @@
-"""SQLite kept as one object of S3. A transaction ends in a conditional PUT of the whole file; then the local copy commits.
+"""SQLite in one S3 object. A transaction ends with a conditional PUT of the whole file, then the
+local copy commits.
 
-In this order the object is never behind what a caller was told, and the local file never ahead of the object: the PUT is the
-commit. A process that dies between the two leaves a copy of an older version, which its note says, and the next start fetches the
-object. In Local mode only `sync` PUTs.
+The PUT is the commit. The object is therefore never behind what a caller was told, and the local
+file never ahead of the object. If the process dies between the two, the local copy is of an older
+version, as its note says, and the next start fetches the object. In Local mode only `sync` sends a
+PUT.
 """
 
 import sqlite3
@@ -22,29 +24,32 @@ from pgqrs.store.s3.cache import is_of_the_disk
 from pgqrs.store.s3.replica import give_back, lend
 from pgqrs.store.sqlite import Connection, SqliteDatabase, SqliteTransaction, open_file
 
-# What S3 said is taken for true so long. Whoever polls asks it twenty times a second at most, and whoever works off a queue alone
-# never: his last PUT is younger than that.
+# How long an answer of S3 counts as current. A poller therefore asks S3 at most twenty times a
+# second. A process that handles a queue alone never asks, because its last PUT is younger.
 FRESH_S = 0.05
-# The renewals of a supervisor that holds nothing go up this often: within FORGOTTEN_S of conflicts.py, several times.
+# How often the renewals of an idle supervisor are uploaded: several times within FORGOTTEN_S of
+# conflicts.py.
 IDLE_PUT_S = 8 * 3600.0
-NEWS_PATIENCE_S = (
-    3.0  # `follow` asks again in a second anyway, and somebody wants to know soon that S3 is away
-)
-CLOSE_S = 3.0  # that a store which is closed waits for a request under way
+# `follow` asks again within a second anyway, and an outage of S3 should be noticed soon.
+NEWS_PATIENCE_S = 3.0
+# How long closing a store waits for a request in progress.
+CLOSE_S = 3.0
 
 
 class S3Database(SqliteDatabase):
-    """`following`: somebody calls `follow` regularly, so that nothing else asks S3 for news."""
+    """A SQLite database in S3. `following` means that `follow` is called regularly, so that no
+    other call asks S3 for news.
+    """
 
     def __init__(
         self, config: Config, clock: Callable[[], datetime] | None = None, following: bool = False
     ) -> None:
         self._durable = config.s3_mode is DurabilityMode.Durable
         self._following = following
-        self._based = self._durable  # whether what we hold is known to come from the object
-        self._deferred: tuple[int, float] | None = (
-            None  # whose lease `passing` renews, and for how long it may wait
-        )
+        # Whether the local copy is known to be based on the object.
+        self._based = self._durable
+        # The supervisor whose lease `passing` renews, and how long the renewal may wait.
+        self._deferred: tuple[int, float] | None = None
         super().__init__(config, clock)
 
     def _opened(self, config: Config) -> Connection:
@@ -70,7 +75,7 @@ class S3Database(SqliteDatabase):
         self._writer = open_file(self._replica.path, self._patience_s)
         self._reader = open_file(self._replica.path, self._patience_s)
         if self._durable:
-            self._writer.execute("pragma synchronous = normal")  # what the disk loses, S3 has
+            self._writer.execute("pragma synchronous = normal")  # S3 has what the disk may lose
 
     def _acquire(self) -> None:
         try:
@@ -86,7 +91,7 @@ class S3Database(SqliteDatabase):
             raise
 
     def _mend_copy(self) -> None:
-        """Makes the copy again where its files were removed or replaced under us. The caller holds the lock."""
+        """Recreates the local copy if its files were removed or replaced. The caller holds the lock."""
         if not self._lent.alive or self._replica.writing:
             return
         with self._translated():
@@ -110,7 +115,7 @@ class S3Database(SqliteDatabase):
                 raise
 
     def absent(self) -> bool:
-        """Whether there was no object when S3 was last asked."""
+        """Whether there was no object at the last answer of S3."""
         return self._durable and self._replica.etag is None
 
     # Transactions
@@ -140,7 +145,7 @@ class S3Database(SqliteDatabase):
         if not self._durable:
             if not replica.dirty:
                 replica.dirty = True
-                replica.note()  # before the first write of its kind, and on disk: `snapshot` must not undo it
+                replica.note()  # on disk before the first unsynced write, which `snapshot` must not undo
             connection.execute("commit")
             return
         if self._may_wait():
@@ -151,13 +156,17 @@ class S3Database(SqliteDatabase):
         replica.settled(version)
 
     def _changes(self) -> tuple[int, int]:
-        """Differs once the writer has changed something: an update that matches no row has not."""
+        """Returns a value that changes with the writer's changes. An update that matches no row is
+        none.
+        """
         [(schema,)] = self._writer.execute("pragma schema_version")
         return self._writer.total_changes, schema
 
     def _may_wait(self) -> bool:
-        """Whether this transaction's writes can go up with the next: those of `passing`, and for a while only, or while there is
-        nothing that a lease protects."""
+        """Whether this transaction's writes can be uploaded together with later ones. That is so
+        for the writes of `passing`: for a limited time, or for longer while the lease protects no
+        messages.
+        """
         if self._deferred is None:
             return False
         supervisor_id, within_s = self._deferred
@@ -169,7 +178,9 @@ class S3Database(SqliteDatabase):
 
     @contextmanager
     def passing(self, supervisor_id: int, within_s: float) -> Iterator[SqliteTransaction]:
-        """A transaction whose writes need not be in S3 at once: the renewal of this supervisor's lease."""
+        """Yields a transaction whose writes need not be in S3 at once: the renewal of this
+        supervisor's lease.
+        """
         with self._alone():
             self._deferred = supervisor_id, within_s
             try:
@@ -180,7 +191,9 @@ class S3Database(SqliteDatabase):
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
-        """What S3 said at most FRESH_S ago, or what this process has committed. Never waits for a PUT under way."""
+        """Yields a transaction that reads what S3 reported at most FRESH_S ago, or what this
+        process has committed. Never waits for a PUT in progress.
+        """
         self._refuse_fork()
         if self._lock.acquire(blocking=False):
             try:
@@ -204,12 +217,14 @@ class S3Database(SqliteDatabase):
         self._replica.hint()
 
     def last_hint(self) -> object:
-        """Changes when a process of this machine has put something new on a queue."""
+        """Returns a value that changes when a process of this machine has written new messages."""
         return self._replica.last_hint()
 
     def follow(self) -> None:
-        """Fetches what others have written, unless a write of ours is under way, which finds out by itself. Nobody waits for the
-        lock meanwhile: an S3 that says nothing must not be in the way of what needs no answer. Raises PgqrsConnectionError."""
+        """Fetches what others have written, unless a write of this process is in progress, which
+        checks itself. The lock is free during the request, so that a silent S3 does not block
+        operations that need no answer. Raises PgqrsConnectionError.
+        """
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -231,22 +246,24 @@ class S3Database(SqliteDatabase):
         return self._replica.put_at
 
     def wait(self, seconds: float) -> None:
-        """A pause between two calls. Raises PgqrsConnectionError where `sever` ends it."""
+        """Waits between two calls. If `sever` ends the wait, raises PgqrsConnectionError."""
         self._replica.object.wait(seconds)
 
     def sever(self) -> None:
-        """Ends what waits for S3 in this process and on this object, in whatever thread, with PgqrsConnectionError."""
+        """Ends all waits for S3 on this object, in all threads of this process, with
+        PgqrsConnectionError.
+        """
         self._replica.object.sever()
 
     def prepare(self) -> None:
-        pass  # the local file is ours, and in WAL mode already
+        pass  # the local file is private to this process, and in WAL mode already
 
     def data_version(self) -> object:
         with self._reading, self._translated():
             return self._copy, self._reader.execute("pragma data_version").fetchone()[0]
 
     def close(self) -> None:
-        """Waits for nobody who waits for S3 for longer than CLOSE_S."""
+        """Closes the store. Waits at most CLOSE_S for a request to S3."""
         if not self._lock.acquire(timeout=CLOSE_S):
             self.sever()
             self._lock.acquire()
@@ -258,7 +275,7 @@ class S3Database(SqliteDatabase):
         finally:
             self._lock.release()
 
-    # What the caller has in hand: see pgqrs.clients.s3
+    # Operations of the caller: see pgqrs.clients.s3
 
     def snapshot(self) -> None:
         self._refuse_fork()
@@ -323,7 +340,7 @@ class S3Database(SqliteDatabase):
             return SyncState.InSync if same else SyncState.RemoteChanges
 
     def _recognise(self, there: Version | None) -> None:
-        """What a `sync` of unknown outcome wrote after all is ours, and what was written here since goes on top of it."""
+        """Recognizes the result of a `sync` with unknown outcome. Later local writes are based on it."""
         if there is not None and there.marker in self._replica.sent:
             self._replica.etag = there.etag
             self._based = True

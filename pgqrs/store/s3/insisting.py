@@ -1,4 +1,4 @@
-"""Calls that are made again when they meet a conflict, which only S3 tells of: nothing of them was written."""
+"""Retries calls that meet a conflict, which only S3 reports. Nothing of such a call was written."""
 
 import random
 import time
@@ -9,10 +9,12 @@ from pgqrs.errors import ConflictError
 
 R = TypeVar("R")
 
-# How long a call is made again. A distant writer loses against a near one as long as the near one does not rest; a supervisor that
-# has work without an end rests from time to time (conflicts.py). A writer with a round trip of 300 ms needs a few of these rests.
+# How long a call is retried. A distant writer loses against a near one until the near one pauses. A
+# supervisor under continuous load pauses regularly (conflicts.py). A writer with a round trip of
+# 300 ms needs several of these pauses.
 PATIENCE_S = 60.0
-# Between two tries, by chance: the first pause is up to so long, and each that follows up to half as much longer.
+# The random pause between two attempts. The first is at most this long, and the limit then grows by
+# half each time.
 PAUSE_S = 0.02
 PAUSE_MAX_S = 0.3
 
@@ -20,8 +22,9 @@ PAUSE_MAX_S = 0.3
 def insist(
     call: Callable[[], R], wait: Callable[[float], object] | None = None, patience_s: float | None = None
 ) -> R:
-    """What the call returns. Raises ConflictError after `patience_s`, which is PATIENCE_S unless given. `wait` is how a pause is
-    spent."""
+    """Repeats a call while it meets a conflict, and returns its result. Raises ConflictError after
+    `patience_s`, by default PATIENCE_S. `wait` executes a pause.
+    """
     for pause_s in _pauses(PATIENCE_S if patience_s is None else patience_s):
         try:
             return call()

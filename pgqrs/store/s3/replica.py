@@ -1,7 +1,8 @@
-"""The copy of an S3 object on this machine: a SQLite file, of which object version it is a copy, and whose it is.
+"""The local copy of an S3 object: a SQLite file, and a note of the object's version that it is a
+copy of.
 
-A folder of a cache belongs to one process; that process's stores share the copy. Nothing of it is needed but what was written in
-Local mode and not synced yet: all else is fetched again.
+A cache folder belongs to one process, and that process's stores share the copy. Only unsynced
+writes of Local mode exist nowhere else. Everything else can be fetched again.
 """
 
 import json
@@ -24,34 +25,39 @@ from pgqrs.store.sqlite import open_file
 
 HEADER = b"SQLite format 3\0"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SENT_MAX = (
-    16  # of the PUTs of unknown outcome that are remembered: somebody without a network may try for ever
-)
+# The most markers of PUTs with unknown outcome. A program without a network may retry forever.
+SENT_MAX = 16
 
-# Where an object is made again from a copy that may be an older version: others may have given so many ids since.
+# Ids to skip when an object is recreated from a copy that may be old: others may have used these ids.
 IDS_SKIPPED = 1_000_000
 
 
 class Replica:
-    """`lock` is held around whatever changes the file or the fields; `writing` while a transaction is open under it."""
+    """The local copy. `lock` is held for every change of the file or the fields. `writing` is set
+    while a transaction is open under it.
+    """
 
     def __init__(self, key: tuple[object, ...], config: Config) -> None:
         self.key = key
         self.object = S3Object(config.dsn)
         self._config = config
         self._hints = cache.hint_file(self.object)
-        self.generation = 0  # of the file: another one is opened anew by whoever has it open
+        # Counts the files of this copy. A connection to an older file must be opened again.
+        self.generation = 0
         self.lock = threading.RLock()
         self.writing = False
         self.users = 0
-        self.stale = False  # the object is not what the file is a copy of, or may not be
+        # Whether the object differs, or may differ, from the version that the file is a copy of.
+        self.stale = False
         self.contact = self.put_at = float("-inf")
-        self.etag: str | None = None  # of the version that the file was, before what was written here alone
-        self.stamp = 0  # of that version: see `publish`
-        self.dirty = False  # written in Local mode and not synced
-        self.sent: list[
-            str
-        ] = []  # the markers of PUTs of Local mode that may have been, or yet be, carried out
+        # Of the version that the file was a copy of, before unsynced local writes.
+        self.etag: str | None = None
+        # The stamp of that version. See `publish`.
+        self.stamp = 0
+        # Whether there are unsynced writes of Local mode.
+        self.dirty = False
+        # The markers of PUTs of Local mode that may have been executed, or may be later.
+        self.sent: list[str] = []
         self._claim()
 
     def _claim(self) -> None:
@@ -65,13 +71,14 @@ class Replica:
             self.close()
             raise
 
-    # Where somebody removed, moved or replaced it
+    # If another program removed, moved or replaced the folder
 
     def mend(self, durable: bool) -> None:
-        """Takes another folder, or makes the file in its folder again, where that is no longer the one that was opened. What was
-        in it is fetched from S3. The caller holds the lock, and no transaction is open.
+        """Uses another folder, or recreates the file, if the opened one was removed or replaced.
+        The content is fetched from S3. The caller holds the lock, and no transaction is open.
 
-        Raises SchemaError in Local mode, whose writes may have been in that file alone: that is not to be passed over."""
+        Raises SchemaError in Local mode, because the lost file may have held unsynced writes.
+        """
         held = cache.is_held(self._locked, self.folder)
         if held and _inode(self.path) == self._file:
             return
@@ -93,7 +100,7 @@ class Replica:
         for left in self.folder.glob("pgqrs.db*"):
             left.unlink(missing_ok=True)
 
-    # What survives the process
+    # State that survives the process
 
     def _remember_from_disk(self) -> None:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -101,11 +108,14 @@ class Replica:
             self.dirty = bool(noted["dirty"])
             self.sent = [str(marker) for marker in noted["sent"]]
             self.stamp = int(noted["stamp"])
-            # After a power cut the file may be an older one than the note says: only Local mode waits for the disk.
+            # After a power failure the file may be older than the note says: only Local mode waits
+            # for the disk.
             self.etag = noted["etag"] if noted["boot"] == _boot_id() != "" else None
 
     def note(self) -> None:
-        """Never before the file is what it says: too old a note costs a download, too young a one an update."""
+        """Writes the note, never before the file is in that state. A note that is too old costs a
+        download, and one that is too new would cost an update.
+        """
         noted = {
             "etag": self.etag,
             "stamp": self.stamp,
@@ -126,8 +136,9 @@ class Replica:
                 cache.sync_folder(self.folder)
 
     def _prepare_file(self, patience_s: float) -> None:
-        """Makes a file where there is none, and anew where it is damaged. A file that is not the one of the note (somebody's
-        cleaner took it, or its log) is no copy of that version."""
+        """Creates the file if there is none, or if it is damaged. A file that does not match the
+        note (another program removed it or its log) is not a copy of that version.
+        """
         try:
             with closing(open_file(self.path, patience_s)) as connection:
                 connection.execute("pragma journal_mode = wal")
@@ -156,18 +167,18 @@ class Replica:
     def unusable(self, why: object) -> errors.PgqrsConnectionError:
         return errors.PgqrsConnectionError(cache.unusable(self.folder, self.object.dsn, why))
 
-    # From S3 and to it. The caller holds the lock, and `writer` is in no transaction unless said.
+    # Transfers from and to S3. The caller holds the lock. `writer` is in no transaction unless documented.
 
     def catch_up(self, writer: sqlite3.Connection) -> None:
-        """Makes the file what the object is. Where that has gone, the file stays, and the next PUT makes it again; but what an
-        earlier process left behind, however old, is not made a queue again.
+        """Updates the file to the object. If the object has been removed, the file stays, and the
+        next PUT creates the object again. A copy that an earlier process left is not used for that.
 
-        Raises ConflictError, and changes nothing, where that would cost writes of Local mode that were not synced.
+        Raises ConflictError, and changes nothing, if that would lose unsynced writes of Local mode.
         """
         self.caught_up(writer, self.object.fetch(unless=self.etag))
 
     def caught_up(self, writer: sqlite3.Connection, found: Fetched | Unchanged | None) -> None:
-        """The same, with what `fetch` has found."""
+        """Like `catch_up`, with the result of `fetch`."""
         if isinstance(found, Fetched):
             self.take_over(writer, found)
         elif found is None:
@@ -204,42 +215,47 @@ class Replica:
         self.settled(found.version)
 
     def publish(self, writer: sqlite3.Connection, expected: str | None, marker: str | None = None) -> Version:
-        """PUTs what the writer sees, its open transaction included, with a stamp that no other version has: by that the next
-        process tells whether the file is still the one that the note is about. Raises what S3Object.put does."""
+        """PUTs what the writer sees, including its open transaction, with a stamp that no other
+        version has. The stamp tells the next process whether the file matches its note. Raises the
+        errors of S3Object.put.
+        """
         stamp = random.randrange(1, 2**31)
         writer.execute(f"pragma user_version = {stamp}")
-        self.stale = True  # until `settled`, whatever comes between
+        # until `settled`, whatever happens in between
+        self.stale = True
         version = self.object.put(_image(writer), expected, marker)
         self.stamp = stamp
         self.contact = self.put_at = time.monotonic()
         return version
 
     def settled(self, version: Version) -> None:
-        """The file is a copy of this version, to be said once it is."""
+        """Notes that the file is a copy of this version. Call it once this is true."""
         local = self.dirty or bool(self.sent)
         self.etag, self.stale, self.dirty, self.sent = version.etag, False, False, []
         try:
             self.note()
         except errors.PgqrsConnectionError:
-            if local:  # the old note says that something is to be synced
+            if local:  # the old note says that there is something to sync
                 raise
 
     def will_send(self, marker: str) -> None:
-        """Before a PUT of Local mode: if its outcome stays unknown, or this process dies of it, what it wrote is known again."""
+        """Notes the marker of a PUT of Local mode before the PUT. If its outcome stays unknown, or
+        this process dies, the written version can be recognized.
+        """
         self.sent = [*self.sent, marker][-SENT_MAX:]
         self.note()
 
     # Between the processes of one machine and user
 
     def hint(self) -> None:
-        """Says that the object has something new. Never fails."""
+        """Signals that the object has something new. Never fails."""
         with suppress(OSError):
             if self._hints is not None:
                 self._hints.parent.mkdir(parents=True, exist_ok=True)
                 self._hints.write_text(str(time.time_ns()))
 
     def last_hint(self) -> int | None:
-        """Changes with each hint."""
+        """Returns a value that changes with each hint."""
         try:
             return None if self._hints is None else self._hints.stat().st_mtime_ns
         except OSError:
@@ -249,13 +265,14 @@ class Replica:
         cache.leave_folder(self._locked)
 
 
-# Shared by all stores of a process. A finalizer may run in the middle of any of this, in the same thread: hence the kind of lock.
+# Shared by all stores of a process. The lock is reentrant, because a finalizer may run at any
+# point, in the same thread.
 _lock = threading.RLock()
 _open: dict[tuple[object, ...], Replica] = {}
 
 
 def lend(config: Config) -> Replica:
-    """This process's copy of an object in a cache folder, to be given back once."""
+    """Returns this process's copy of an object in a cache folder. `give_back` must be called once."""
     local = config.s3_mode is DurabilityMode.Local
     folder = config.s3_cache_dir and os.path.realpath(config.s3_cache_dir)
     key = (os.getpid(), endpoint(), *s3_object(config.dsn), folder, local and not folder)
@@ -268,7 +285,7 @@ def lend(config: Config) -> Replica:
 
 
 def give_back(replica: Replica) -> None:
-    """The last one leaves the folder to other processes."""
+    """Releases the copy. The last user releases the folder for other processes."""
     with _lock:
         replica.users -= 1
         if not replica.users:
@@ -277,7 +294,7 @@ def give_back(replica: Replica) -> None:
 
 
 def _boot_id() -> str:
-    """ "" where nobody can tell one boot from the next."""
+    """Returns the id of the machine's boot, or "" if it is unknown."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:
@@ -288,8 +305,9 @@ def _boot_id() -> str:
 
 
 def _image(connection: sqlite3.Connection) -> bytes:
-    """The database as a file, the connection's own open transaction included: SQLite copies the pages as that connection sees
-    them. Marked as one without a WAL, so that whoever fetches it needs no second file."""
+    """Returns the database as a file, including the connection's own open transaction. It is marked
+    as one without a WAL, so that a reader needs no second file.
+    """
     image = bytearray(connection.serialize())
     image[18:20] = b"\1\1"
     return bytes(image)
@@ -306,7 +324,9 @@ def _without_wal(dsn: str, body: bytes) -> bytes:
 
 
 def _opened_image(dsn: str, path: Path, checked: bool) -> sqlite3.Connection:
-    """What was fetched, as a database. One without our checksum (somebody else put it) is looked through first."""
+    """Opens a fetched file. A file without pgqrs's checksum, which another program wrote, is
+    checked first.
+    """
     try:
         image = open_file(str(path), 0.0)
         if not checked and (told := image.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
@@ -351,7 +371,9 @@ def _leases(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
 
 
 def _keep(connection: sqlite3.Connection, leases: list[tuple[Any, ...]]) -> None:
-    """Renewals that no PUT has carried yet: where the row is there still, nobody has taken the lease's end for granted."""
+    """Restores renewals that no PUT has uploaded yet, if the row still exists: the lease has not
+    been taken over then.
+    """
     with suppress(sqlite3.OperationalError):
         for row in leases:
             connection.execute(

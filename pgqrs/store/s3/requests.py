@@ -1,9 +1,9 @@
-"""Requests whose caller can stop waiting for them.
+"""Requests to S3 whose caller can stop waiting.
 
-A request to S3 may get no answer for a minute, and the driver that carries it out can be interrupted by nothing, not even by
-Ctrl-C. Each request therefore runs on a thread of its own, and the caller waits for that thread: until the answer is there, until
-a signal raises an exception in the caller, until the caller's own caller has left (`calls.py`), or until somebody severs all
-requests because the process is stopping. The thread of an abandoned request ends with the request.
+S3 may take a minute to answer, and nothing interrupts the driver's request, not even Ctrl-C. Each
+request therefore executes on a thread of its own. The caller waits until there is an answer, a
+signal raises an exception, the caller's own caller has left (`calls.py`), or all requests are
+severed because the process is stopping. The thread of an abandoned request ends with the request.
 """
 
 import threading
@@ -18,29 +18,32 @@ T = TypeVar("T")
 
 
 class Severed(Exception):
-    """The caller has stopped waiting. Whether the request was carried out, or will be, is unknown."""
+    """The caller has stopped waiting. It is unknown whether the request was or will be executed."""
 
 
 class Silent(OSError):
-    """There was no answer in time."""
+    """There was no answer within the time limit."""
 
 
 class Requests:
-    """What one S3 object is asked. Thread-safe."""
+    """The requests to one S3 object. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._severed = 0  # how often
+        # The number of calls of `sever`.
+        self._severed = 0
 
     def sever(self) -> None:
-        """Ends the operations under way: each raises Severed. Later operations are not affected."""
+        """Ends the operations in progress: each raises Severed. Later operations are not affected."""
         with self._changed:
             self._severed += 1
             self._changed.notify_all()
 
     @contextmanager
     def operation(self, leaves: bool = True) -> Iterator["Operation"]:
-        """Several requests and the pauses between them. With `leaves`, an operation whose caller has left raises Severed."""
+        """Yields an operation: several requests and the pauses between them. With `leaves`, an
+        operation whose caller has left raises Severed.
+        """
         operation = Operation(self._changed, lambda: self._severed)
         call = current()
         if call is None or not leaves:
@@ -63,18 +66,20 @@ class Operation:
             self._changed.notify_all()
 
     def answer(self, ask: Callable[[], T], within_s: float = float("inf")) -> T:
-        """What `ask` returns or raises. Raises Silent where that takes longer than `within_s`, and Severed."""
+        """Returns or raises the outcome of `ask`. Raises Silent if it takes longer than `within_s`,
+        and Severed.
+        """
         answer = _Answer(ask, self._changed)
         try:
             threading.Thread(target=answer.find, name="pgqrs-s3", daemon=True).start()
-        except RuntimeError:  # the interpreter is shutting down, or the process has no thread left
+        except RuntimeError:  # the interpreter is shutting down, or no more threads can be started
             answer.find()
         if not self._wait(lambda: answer.over, within_s):
             raise Silent(f"no answer within {within_s:g} s")
         return answer.result()
 
     def pause(self, seconds: float) -> None:
-        """Raises Severed."""
+        """Waits. Raises Severed."""
         self._wait(lambda: False, seconds)
 
     def _wait(self, over: Callable[[], bool], within_s: float) -> bool:
@@ -112,6 +117,6 @@ class _Answer(Generic[T]):
             try:
                 raise error
             finally:
-                del error  # a circle with its own traceback
+                del error  # avoids a reference cycle with its own traceback
         found: T = self._found
         return found

@@ -1,1 +1,1 @@
-"""Turso: the database of that name in a file, and the lock by which processes share it."""
+"""Turso: a database in a file, and the lock with which processes share it."""

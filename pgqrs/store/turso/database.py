@@ -1,10 +1,11 @@
-"""Turso: SQLite's format and dialect, written anew in Rust. A file belongs to one process, or to those that share it by the
-driver's experiment (`turso_lock.py`).
+"""Turso: a database in SQLite's format and dialect, written in Rust. A file belongs to one process,
+or to several that share it by an experimental feature of the driver (`lock.py`).
 
-The driver locks a file against other processes, sqlite3 among them, and loses that lock as soon as the process opens the file a
-second time (POSIX drops all locks with any descriptor). So it is opened once, however many stores a process has: they share a
-connection that writes and one that reads. Left open across a fork it would be shared too, hence refused there; in a program that
-is executed, such as a supervisor's nursery, its descriptors are closed.
+The driver locks a file against other processes, including sqlite3. It loses that lock as soon as
+the process opens the file a second time, because POSIX releases all locks with any descriptor. All
+stores of a process therefore share one connection that writes and one that reads. A fork would
+share them too, so a forked process is refused. In a program that is executed, such as a
+supervisor's nursery, the descriptors are closed.
 """
 
 import os
@@ -33,10 +34,11 @@ from pgqrs.store.sqlite import (
 )
 from pgqrs.store.turso import lock as turso_lock
 
-# The driver has one class for most errors. These texts are of a file that cannot be had, not of a statement.
+# The driver has one class for most errors. Texts that begin like this mean that the file is unavailable.
 OUT_OF_REACH = ("Locking error", "I/O error", "Completion error")
 OF_VALUES = ("malformed JSON", "unexpected parameter value")
-# Its own errors which it turns into one of those classes, and which tell more: a damaged file is no matter of a statement either.
+# Internal errors that the driver converts to one of those classes. Their names say more: a damaged
+# file is not the fault of a statement.
 OF_THE_FILE = ("Corrupt", "NotAdb", "DatabaseFull")
 LOCKED = "locked by another process"
 
@@ -44,12 +46,14 @@ LOCKED = "locked by another process"
 class TursoDatabase(SqliteDatabase):
     def _opened(self, config: Config) -> Connection:
         named, shared = turso_file(config.dsn)
-        self._path = os.path.realpath(named)  # the driver would keep a log for each name of a file
+        # The driver would keep a separate log for each name of a file.
+        self._path = os.path.realpath(named)
         self._shared = lend(self._path, shared, config.connection_timeout_seconds)
         self._lock = self._shared.lock
         self._lent = weakref.finalize(self, give_back, self._shared)
         self._lent.atexit = False
-        self._file = self._shared.file  # which another store of this process may have opened before
+        # The file may have been opened before by another store of this process.
+        self._file = self._shared.file
         return self._shared.writer
 
     @contextmanager
@@ -68,10 +72,12 @@ class TursoDatabase(SqliteDatabase):
         return "database is locked" in str(error)
 
     def prepare(self) -> None:
-        pass  # it knows no journal but a WAL
+        pass  # Turso supports no journal except a WAL
 
     def data_version(self) -> object:
-        """Changes when anybody has committed. The driver has no such pragma, but its log has a size and a time."""
+        """Returns a value that changes when any connection has committed. The driver has no such
+        pragma, so this uses the size and time of its log.
+        """
         with suppress(FileNotFoundError):
             log = os.stat(f"{self._path}-wal")
             return log.st_mtime_ns, log.st_size
@@ -82,7 +88,7 @@ class TursoDatabase(SqliteDatabase):
 
 
 class OpenFile:
-    """An open file, and the locks under which this process uses its connections."""
+    """An open file, its connections, and the locks under which this process uses them."""
 
     def __init__(
         self,
@@ -99,8 +105,9 @@ class OpenFile:
 
 
 class OneConnection:
-    """The driver's connection, which ends with the last reference to it and not before, whatever its `close` did: so this holds
-    the only one, and neither transactions nor somebody's traceback do."""
+    """The driver's connection, which ends with the last reference to it, whatever its `close` did.
+    This object holds the only reference; transactions and tracebacks hold none.
+    """
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -121,13 +128,15 @@ class OneConnection:
         driver.close()
 
 
-# A finalizer may run in the middle of any of the functions below, in the same thread: hence the kind of lock.
+# Reentrant, because a finalizer may run inside any of the functions below, in the same thread.
 _lock = threading.RLock()
 _open: dict[tuple[object, ...], OpenFile] = {}
 
 
 def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
-    """This process's connections to a file, by its real path, to be given back once. Raises PgqrsConnectionError."""
+    """Returns this process's connections to a file, by its real path. `give_back` must be called
+    once. Raises PgqrsConnectionError.
+    """
     key = (os.getpid(), path, shared)
     with _lock:
         if (os.getpid(), path, not shared) in _open:
@@ -141,7 +150,8 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
                 raise errors.PgqrsConnectionError(
                     f"cannot open the Turso database {path}: it is a folder: name a file in it"
                 )
-            _driver()  # without it, nothing is made
+            # Imported first: without the driver, no file is created.
+            _driver()
             _make_private(path)
             claim = turso_lock.claim(path, shared, patience_s)
             try:
@@ -155,8 +165,9 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
 
 
 def _make_private(path: str) -> None:
-    """A new file is its owner's alone; what is beside a file has its mode. The driver would ask
-    the umask."""
+    """Creates a new file for its owner only. Files beside it get its mode. The driver would follow
+    the umask.
+    """
     make_private(path)
     with suppress(OSError):
         mode = stat.S_IMODE(os.stat(path).st_mode)
@@ -165,7 +176,7 @@ def _make_private(path: str) -> None:
 
 
 def give_back(file: OpenFile) -> None:
-    """The last one closes them."""
+    """Releases the connections. The last user closes them."""
     with _lock:
         file.users -= 1
         if file.users:
@@ -182,7 +193,7 @@ def _connect(path: str, shared: bool, patience_s: float) -> tuple[OneConnection,
     until = time.monotonic() + patience_s
     while True:
         try:
-            # What turso.connect does, but for its second connection, which would open the file a second time.
+            # Like turso.connect, but without its second connection, which would open the file again.
             database = turso.py_turso_database_open(
                 turso.PyTursoDatabaseConfig(
                     path=path,
@@ -197,7 +208,7 @@ def _connect(path: str, shared: bool, patience_s: float) -> tuple[OneConnection,
             )
             return writer, reader
         except Exception as e:
-            # With several processes, opening the file may meet others that write it.
+            # With several processes, opening the file may collide with a writer.
             if isinstance(e, turso.OperationalError | turso.Busy) and time.monotonic() < until:
                 time.sleep(BUSY_POLL_S)
                 continue
@@ -228,7 +239,7 @@ def _translated(dsn: str) -> Iterator[None]:
     try:
         yield
     except turso.Error as e:
-        e.with_traceback(None)  # its frames hold the driver's connection
+        e.with_traceback(None)  # its frames refer to the driver's connection
         if lacks_schema(str(e)):
             raise no_schema(dsn, str(e)) from e
         if (
@@ -243,13 +254,13 @@ def _translated(dsn: str) -> Iterator[None]:
     except Exception as e:
         if not _is_native(e):
             raise
-        # What the driver forgets to turn into its own classes: a full disk, a file that cannot be written.
+        # Errors that the driver does not convert to its own classes: a full disk, an unwritable file.
         e.with_traceback(None)
         raise errors.PgqrsConnectionError(f"Turso database {dsn}: {_plainly(e)}") from e
 
 
 def _is_native(error: Exception) -> bool:
-    """Whether it comes from the driver's inside, whose classes share no base."""
+    """Whether an error comes from the driver's native code, whose classes share no base."""
     return type(error).__module__ == "turso"
 
 

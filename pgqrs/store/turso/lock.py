@@ -1,12 +1,17 @@
-"""Which way a Turso file is open: for one process alone, or shared by several through the driver's experiment. Never both.
+"""The lock of a Turso file: one process opens it exclusively, or several share it. Never both.
 
-The driver itself does not keep them apart: each way locks what the other does not look at, and a mixture has emptied files. So
-whoever opens one first locks a file beside it, for itself or together with others of its way, and keeps that lock until it has
-closed the database. POSIX drops a lock with its process, however that ends, and with any descriptor of the file that its process
-closes: hence one descriptor for each file and process. The lock file itself stays; what it says is of use to who is refused.
+Sharing is an experimental feature of the driver. The driver does not keep the two ways apart: each
+locks something that the other ignores, and a mixture has emptied files. The first process that
+opens a file therefore locks a file beside it, exclusively or shared, until it has closed the
+database.
 
-Nor may two open a file at the same moment: the driver reads the index of a shared file's log (`-tshm`) while another process has
-made that and not yet filled it, and calls it corrupt. So they open it one after the other, by a second lock on the same file.
+POSIX releases a lock when its process ends, and also when the process closes any descriptor of the
+file. Each process therefore has only one descriptor for each file. The lock file is never deleted;
+its content explains a refusal.
+
+Two processes must not open a file at the same moment either. The driver reads the index of a shared
+file's log (`-tshm`) while another process has created it but not filled it yet, and takes it for
+corrupt. A second lock on the same file makes processes open the database one after the other.
 """
 
 import fcntl
@@ -21,31 +26,33 @@ from pgqrs.config import TURSO_SHARED
 SUFFIX = "-pgqrs"
 SHARED = "shared"
 POLL_S = 0.005
-# The two locks, each a byte of the lock file: who has the database, and who is about to open it.
+# The two locks, each on one byte of the lock file: holding the database, and opening it.
 HOLDING, OPENING = 0, 1
 
 
 class Claim:
-    """The locks of this process on a file: one for as long as it is held, one until the database is open."""
+    """The locks of this process on a file: one until the database is closed, one until it is open."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pid = os.getpid()
 
     def opened(self) -> None:
-        """Lets the next process open the database."""
+        """Allows the next process to open the database."""
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, OPENING)
 
     def leave(self) -> None:
-        """To be called when the database is closed. In a forked child it does nothing: the parent's lock is not the child's, but to
-        close its descriptor would take a lock that the child has on the same file."""
+        """Releases the lock after the database was closed. In a forked child this does nothing:
+        closing the parent's descriptor would release a lock that the child has on the same file.
+        """
         if os.getpid() == self._pid:
             os.close(self._descriptor)
 
 
 def claim(path: str, shared: bool, patience_s: float) -> Claim:
-    """Raises PgqrsConnectionError where another process has the file in the other way, or alone, or is still opening it after
-    `patience_s`."""
+    """Locks a file. Raises PgqrsConnectionError if another process has opened it in the other way
+    or exclusively, or is still opening it after `patience_s`.
+    """
     descriptor = _lock_file(path)
     try:
         _wait_to_open(path, descriptor, patience_s)
@@ -95,8 +102,9 @@ def _have(descriptor: int) -> bool:
 def _share(path: str, descriptor: int) -> bool:
     if _locked(descriptor, fcntl.LOCK_EX, HOLDING):
         _say(descriptor, SHARED)
-        # Nobody else has the file, so this index of its log is of processes that were killed. The driver would believe it, even
-        # where somebody else, such as sqlite3, has emptied the log since. Without it, it reads the log.
+        # No other process has the file, so this index of its log is left over from killed
+        # processes. The driver would trust it even if another program, such as sqlite3, has emptied
+        # the log since. Without the index, the driver reads the log.
         with suppress(FileNotFoundError):
             os.unlink(path + "-tshm")
     return _locked(descriptor, fcntl.LOCK_SH, HOLDING)
@@ -105,7 +113,7 @@ def _share(path: str, descriptor: int) -> bool:
 def _locked(descriptor: int, how: int, byte: int) -> bool:
     try:
         fcntl.lockf(descriptor, how | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):  # POSIX allows either for "somebody has it"
+    except (BlockingIOError, PermissionError):  # POSIX allows both errors for a lock that is held
         return False
     return True
 

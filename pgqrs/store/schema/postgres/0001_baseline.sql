@@ -1,6 +1,7 @@
--- The tables of pgqrs 0.15, column for column, so that its published package works on a database that we made.
--- Left out are those of its indexes and foreign keys that only cost: see docs/decisions/0002-schema.md.
--- Its own migration table is filled with the rows that its `install` would write, so that it finds nothing to do.
+-- The tables of pgqrs 0.15, column for column, so that its published package works on a database
+-- created by this version. Indexes and foreign keys of 0.15 that only add cost are left out: see
+-- docs/decisions/0002-schema.md. Its migration table gets the rows that its `install` would write,
+-- so that 0.15 finds nothing to do.
 
 create type worker_status as enum ('ready', 'polling', 'suspended', 'interrupted', 'stopped');
 create type pgqrs_workflow_status as enum ('QUEUED', 'RUNNING', 'SUCCESS', 'ERROR', 'PAUSED');

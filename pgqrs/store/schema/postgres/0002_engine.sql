@@ -1,10 +1,11 @@
--- What the supervisor needs on top of the 0.15 tables: only columns with defaults, indexes, and one table of its own,
--- so a 0.15 client goes on working beside us. Adopting a 0.15 database is this migration.
+-- What a supervisor needs in addition to the tables of 0.15: columns with defaults, indexes, and
+-- one table. A 0.15 client therefore keeps working on the database. A database of 0.15 is adopted
+-- by this migration.
 
 alter type pgqrs_workflow_status add value if not exists 'CANCELLING';
 alter type pgqrs_workflow_status add value if not exists 'CANCELLED';
 
--- A supervisor's lease: one row, renewed every few seconds, whatever the number of runs it holds.
+-- A supervisor's lease: one row, renewed every few seconds, whatever the number of its runs.
 create table pgqrs_supervisors (
     id           bigint primary key generated always as identity,
     name         text not null unique,
@@ -21,7 +22,8 @@ alter table pgqrs_workers add column supervisor_id bigint;
 alter table pgqrs_workers add column client text;           -- null: a 0.15 client
 create index idx_pgqrs_workers_supervisor on pgqrs_workers (supervisor_id) where supervisor_id is not null;
 
--- Grows with each of our claims and never goes back: (id, consumer_worker_id, claim_no) fences every late write.
+-- Grows with each claim and never decreases: (id, consumer_worker_id, claim_no) fences every late
+-- write.
 alter table pgqrs_messages add column claim_no bigint not null default 0;
 alter table pgqrs_messages add column dead_reason text;     -- why it was given up; null while it lives or when handled
 alter table pgqrs_messages set (
@@ -40,12 +42,13 @@ alter table pgqrs_workflow_steps add column peak_rss_bytes bigint;
 alter table pgqrs_workflow_steps add column crash_count integer not null default 0;
 alter table pgqrs_workflow_steps add column crash jsonb;
 
--- In the claim's own order, live and unclaimed rows only.
+-- In the order of claims, live and unclaimed rows only.
 create index idx_pgqrs_messages_ready on pgqrs_messages (queue_id, vt, id) where archived_at is null and consumer_worker_id is null;
 create index idx_pgqrs_messages_dead on pgqrs_messages (id) where dead_reason is not null;
 create index idx_pgqrs_messages_producer on pgqrs_messages (producer_worker_id) where producer_worker_id is not null;
 
--- What 0.15 made and we do better without: each of these costs every enqueue or every step.
+-- Objects of 0.15 that cost time in every enqueue or every step, and that this version does not
+-- need.
 drop index if exists idx_pgqrs_messages_hot_path;
 drop index if exists idx_pgqrs_messages_archived_at;
 drop index if exists idx_pgqrs_messages_producer_worker_id;

@@ -1,4 +1,4 @@
--- A step's result as it was written, where jsonb keeps it in another way: it sorts an object's keys, and knows no exponents. A replay
--- must find what the step returned.
+-- The text of a step's result, where jsonb changes it: jsonb sorts the keys of an object, and has
+-- no exponents. A replay must return what the step returned.
 
 alter table pgqrs_workflow_steps add column output_text text;

@@ -1,4 +1,5 @@
--- To begin a run locked its workflow's row against deletion, which nobody does: a third of what it cost, and where several
--- supervisors begin runs of one workflow, they share that lock.
+-- Because of this foreign key, beginning a run locked its workflow's row against deletion, which
+-- never happens. The lock was a third of the cost of beginning a run, and supervisors that begin
+-- runs of one workflow share it.
 
 alter table pgqrs_workflow_runs drop constraint if exists pgqrs_workflow_runs_workflow_id_fkey;

@@ -1,5 +1,6 @@
--- Which call of a step a row is: the task that made the call, the call's number in that task, a fingerprint of its arguments,
--- and the order in which the run's results were handed to its workflow. Null in the rows of older versions.
+-- The call of a step that a row belongs to: the task that made the call, the number of the call in
+-- that task, a fingerprint of its arguments, and the order in which the workflow received the
+-- results. Null in rows of older versions.
 
 alter table pgqrs_workflow_steps add column path text;
 alter table pgqrs_workflow_steps add column place integer;

@@ -1,4 +1,4 @@
--- What a database says of itself, in one row. The identity is random and made by the first install.
+-- Facts about the database, in one row. The identity is random and created by the first install.
 -- `oldest_version` is the oldest version of the code that may use the database at this `version`.
 -- Code of version 6 and older refuses any newer database, so this migration names no older version.
 

@@ -1,5 +1,5 @@
--- The tables of pgqrs 0.15 as SQLite has them: times are text in UTC, JSON is text.
--- A time is written as 'YYYY-MM-DD HH:MM:SS[.ffffff]', which sorts as it should.
+-- The tables of pgqrs 0.15 on SQLite: times are text in UTC, JSON is text. A time is written as
+-- 'YYYY-MM-DD HH:MM:SS[.ffffff]', which sorts correctly as text.
 
 create table pgqrs_queues (
     id          integer primary key autoincrement,

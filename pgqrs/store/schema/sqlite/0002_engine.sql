@@ -1,4 +1,5 @@
--- What the supervisor needs on top of the 0.15 tables. The comments stand in the PostgreSQL twin of this file.
+-- What a supervisor needs in addition to the tables of 0.15. The PostgreSQL file of the same name
+-- has the comments.
 
 create table pgqrs_supervisors (
     id           integer primary key autoincrement,

@@ -1,4 +1,4 @@
--- What library consumers need. The comments stand in the PostgreSQL twin of this file.
+-- What library consumers need. The PostgreSQL file of the same name has the comments.
 
 alter table pgqrs_messages add column held_by_vt integer not null default 0;
 create index idx_pgqrs_messages_held_by_vt on pgqrs_messages (queue_id, vt, id) where held_by_vt and archived_at is null;

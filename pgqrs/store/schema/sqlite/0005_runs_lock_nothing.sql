@@ -1,3 +1,4 @@
--- Nothing here: a file has no locks of rows. The comment on it stands in the PostgreSQL twin of this file.
+-- Nothing to do on SQLite, which has no row locks. The PostgreSQL file of the same name has the
+-- comments.
 
 select 1;

@@ -1,4 +1,4 @@
--- The comments stand in the PostgreSQL twin of this file.
+-- The PostgreSQL file of the same name has the comments.
 
 alter table pgqrs_workflow_steps add column path text;
 alter table pgqrs_workflow_steps add column place integer;

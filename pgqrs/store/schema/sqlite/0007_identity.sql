@@ -1,4 +1,4 @@
--- What a database says of itself. The comments stand in the PostgreSQL twin of this file.
+-- Facts about the database. The PostgreSQL file of the same name has the comments.
 
 create table pgqrs_database (
     id              integer primary key,

@@ -1,4 +1,5 @@
--- What claims and recovery need to be fair. The comments stand in the PostgreSQL twin of this file.
+-- Columns and indexes for fair claims and recovery. The PostgreSQL file of the same name has the
+-- comments.
 
 alter table pgqrs_messages add column handler_began integer not null default 0;
 create index idx_pgqrs_messages_again on pgqrs_messages (queue_id, vt, id)
