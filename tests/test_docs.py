@@ -26,7 +26,10 @@ SLOW = {"tutorial.md"}
 def programs(page: Path) -> list[tuple[str, str]]:
     """The programs of a page that can be run, each with the file that it is saved as."""
     return [
-        (title[1] if (title := re.search(r'title="(.+?)"', found["options"])) else "program.py", found["program"])
+        (
+            title[1] if (title := re.search(r'title="(.+?)"', found["options"])) else "program.py",
+            found["program"],
+        )
         for found in PYTHON.finditer(page.read_text())
         if "no-run" not in found["options"]
     ]
@@ -159,5 +162,7 @@ def test_a_setting_without_a_description_fails_the_build(reference, monkeypatch)
 
 
 def test_each_part_made_at_build_has_its_page(reference) -> None:
-    marked = [m for page in PAGES for m in re.findall(r"^<!-- made at build: (\w+) -->$", page.read_text(), re.M)]
+    marked = [
+        m for page in PAGES for m in re.findall(r"^<!-- made at build: (\w+) -->$", page.read_text(), re.M)
+    ]
     assert sorted(marked) == sorted(reference.PARTS)
