@@ -61,7 +61,12 @@ def _default(name: str) -> str:
 
 def commands() -> str:
     """Each command as `--help` shows it."""
-    context = click.Context(cli, info_name="pgqrs", max_content_width=100, terminal_width=100)
+    context = click.Context(
+        cli,
+        info_name="pgqrs",
+        terminal_width=100,
+        help_option_names=cli.context_settings["help_option_names"],
+    )
     parts = []
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
