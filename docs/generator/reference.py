@@ -96,7 +96,7 @@ def _tree(error: type[Exception], depth: int) -> Iterator[tuple[int, type[Except
 def _also(error: type[Exception]) -> str:
     """The exceptions of Python that this one is as well."""
     others = [f"`{base.__name__}`" for base in error.__bases__ if base.__module__ == "builtins"]
-    return "" if error is pgqrs.PgqrsError or not others else f" (also a {' and a '.join(others)})"
+    return "" if error is pgqrs.PgqrsError or not others else f" (also Python's {' and '.join(others)})"
 
 
 def _summary(error: type[Exception]) -> str:
