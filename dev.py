@@ -33,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent
 VENV = PROJECT / (os.environ.get(VENV_VARIABLE) or ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "pgqrs-dev.json"
+SITE = PROJECT / "site"
 LOCK = VENV.with_name(f"{VENV.name}.lock")
 
 # `dev.py run NAME` for the programs that live in the test suite.
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "extras",
         nargs="*",
         metavar="EXTRA",
-        help="extras of pyproject.toml: test, lint, pydantic, yaml, turso, s3",
+        help="extras of pyproject.toml: test, lint, docs, pydantic, yaml, turso, s3",
     )
     setup.set_defaults(do=set_up_only)
 
@@ -107,6 +108,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     lint = commands.add_parser("lint", help="ruff check, ruff format --check, mypy")
     lint.set_defaults(do=run_lint)
 
+    docs = commands.add_parser("docs", help="the documentation, built in site/; a broken link fails")
+    docs.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve the documentation on this machine, and rebuild it after a change",
+    )
+    docs.set_defaults(do=build_docs)
+
     load = commands.add_parser(
         "load", help="the load tests; options go to python -m loadtest", add_help=False, allow_abbrev=False
     )
@@ -123,7 +132,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     run.set_defaults(do=run_program)
 
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.do in (set_up_only, run_lint):
+    if rest and arguments.do in (set_up_only, run_lint, build_docs):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments, rest
 
@@ -195,8 +204,8 @@ def pytest_arguments(fast: bool, processes: str, rest: Sequence[str]) -> list[st
 
 
 def run_lint(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    # The test extra as well: mypy follows imports into what it brings.
-    set_up(["lint", "test"])
+    # The other extras as well: mypy follows imports into what they bring.
+    set_up(["lint", "test", "docs"])
     checks = ["ruff check", "ruff format --check", "mypy"]
     # All of them, even after one has failed: one run shows everything there is to mend.
     failed = [
@@ -205,6 +214,20 @@ def run_lint(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if failed:
         print(f"dev.py: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def build_docs(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    set_up(["docs"])
+    os.chdir(PROJECT)
+    # Material warns at length of a release of MkDocs that pyproject.toml excludes.
+    os.environ["NO_MKDOCS_2_WARNING"] = "1"
+    mkdocs = [str(PYTHON), "-m", "mkdocs"]
+    if arguments.serve:
+        become(*mkdocs, "serve", "--strict")
+    status = subprocess.call([*mkdocs, "build", "--strict"])
+    if status == 0:
+        print(f"The documentation: {SITE / 'index.html'}")
+    return status
 
 
 def run_load(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

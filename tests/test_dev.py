@@ -234,7 +234,9 @@ def test_options_go_to_the_program_even_help(command):
     assert rest == ["--workers", "4", "--help"]
 
 
-@pytest.mark.parametrize("command", [["lint", "--fast"], ["setup", "--fast"], ["nothing"], []])
+@pytest.mark.parametrize(
+    "command", [["lint", "--fast"], ["docs", "--fast"], ["setup", "--fast"], ["nothing"], []]
+)
 def test_what_makes_no_sense_is_a_usage_error(command, capsys):
     with pytest.raises(SystemExit) as error:
         dev.parse(command)
@@ -253,9 +255,43 @@ def test_help_needs_no_set_up(tmp_path):
     shutil.copy(ROOT / "dev.py", tmp_path)
     said = subprocess.run([sys.executable, "dev.py", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert said.returncode == 0
-    for command in ("setup", "demo", "test", "lint", "load", "run"):
+    for command in ("setup", "demo", "test", "lint", "docs", "load", "run"):
         assert f"\n    {command} " in said.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["dev.py"]
+
+
+# The documentation
+
+
+@pytest.fixture
+def mkdocs(project, monkeypatch):
+    """What dev.py calls MkDocs with, which succeeds."""
+    calls = []
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(dev, "SITE", project / "site")
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "")
+    monkeypatch.setattr(dev.subprocess, "call", lambda words, **how: calls.append(words[1:]) or 0)
+    monkeypatch.setattr(dev, "become", lambda *words: calls.append([*words[1:]]) or sys.exit())
+    return calls
+
+
+def test_the_documentation_is_built_strictly_and_its_place_is_said(project, mkdocs, capsys):
+    assert dev.main(["docs"]) == 0
+    assert mkdocs[-1] == ["-m", "mkdocs", "build", "--strict"]
+    assert f"{project / 'site' / 'index.html'}\n" in capsys.readouterr().out
+    assert dev.run.did[-1].endswith(".[docs]")
+
+
+def test_the_documentation_is_served_strictly(mkdocs):
+    with pytest.raises(SystemExit):
+        dev.main(["docs", "--serve"])
+    assert mkdocs[-1] == ["-m", "mkdocs", "serve", "--strict"]
+
+
+def test_a_build_that_fails_says_no_place(mkdocs, monkeypatch, capsys):
+    monkeypatch.setattr(dev.subprocess, "call", lambda words, **how: "mkdocs" in words)
+    assert dev.main(["docs"]) == 1
+    assert "site" not in capsys.readouterr().out
 
 
 # The right Python
