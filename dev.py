@@ -43,6 +43,7 @@ MODULES = {
     "guarantees": "tests.crashes.guarantees",
     "stale-writer": "tests.crashes.stale_writer",
     "stopping": "tests.stopping_page",
+    "states": "tests.states_page",
 }
 
 

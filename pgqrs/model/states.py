@@ -67,7 +67,7 @@ RUN_TRANSITIONS: dict[WorkflowStatus, frozenset[WorkflowStatus]] = {
     WorkflowStatus.Paused: frozenset(
         {WorkflowStatus.Running, WorkflowStatus.Cancelling, WorkflowStatus.Cancelled}
     ),
-    WorkflowStatus.Cancelling: frozenset({WorkflowStatus.Cancelled}),
+    WorkflowStatus.Cancelling: frozenset({WorkflowStatus.Cancelled, WorkflowStatus.Error}),
     WorkflowStatus.Cancelled: frozenset(),
     WorkflowStatus.Success: frozenset(),
     WorkflowStatus.Error: frozenset({WorkflowStatus.Queued}),

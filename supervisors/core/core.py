@@ -49,6 +49,7 @@ from supervisors.core.events import (
 from supervisors.core.limits import ASYNC_GRACE_S, Limits, exceeded
 from supervisors.core.scheduling import QUEUES_FEW, Scheduling
 from supervisors.core.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
+from supervisors.core.states import RunState, WorkerState
 from supervisors.core.stopping import TOLD, Happened, Level, after
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
@@ -164,7 +165,7 @@ class Core:
         times += [
             w.spare_since + SPARE_S
             for w in self.workers.values()
-            if w.spare_since is not None and not w.retiring
+            if w.spare_since is not None and w.state is WorkerState.READY
         ]
         if not self.level and (due := self.scheduling.next_claim()) is not None:
             times.append(max(due, self._claim_from))
@@ -177,7 +178,8 @@ class Core:
         frame = event.frame
         match frame:
             case wire.Ready():
-                worker.ready = True
+                if worker.state is WorkerState.STARTING:
+                    worker.become(WorkerState.READY)
                 self._out.append(Send(worker.id, wire.Lease(self._until)))
                 if self.settings.database:
                     self._out.append(Send(worker.id, wire.Welcome(self.settings.database)))
@@ -341,7 +343,7 @@ class Core:
         self._end(run, write)
 
     def _end(self, run: Run, write: Write, urgent: bool = False) -> None:
-        run.ending = True
+        run.become(RunState.ENDING)
         run.worker, run.waits_for = None, None
         if isinstance(write.message, Release) and write.message.delay_s is None:
             # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
@@ -372,6 +374,7 @@ class Core:
         elif not run.unsaved:
             self.scheduling.go_on(run)
         else:
+            run.become(RunState.SAVING)
             self._out.append(Hurry())
 
     def _recalled(self, event: Recalled, now: float) -> None:
@@ -571,7 +574,7 @@ class Core:
     def _renewed(self, until: float) -> None:
         self._until = until
         for worker in self.workers.values():
-            if worker.ready and worker.killing is None:
+            if worker.ready:
                 self._out.append(Send(worker.id, wire.Lease(until)))
 
     # Deaths
@@ -586,7 +589,7 @@ class Core:
         if blamed is None and worker.over_limit is not None and worker.kind == "async":
             # It was killed for somebody's limit, and another's code is what held its event loop.
             blamed, event = worker.on_cpu, replace(event, failure=endings.HELD_THE_LOOP)
-        if blamed is None and worker.killing is None and worker.ready and worker.kind == "sync":
+        if blamed is None and worker.ready and worker.kind == "sync":
             blamed = self._suspect(worker, now)
         for run in worker.runs.values():
             if run.ending:
@@ -602,7 +605,7 @@ class Core:
             else:
                 ending = endings.step_over_limit(run, worker, event, over, now)
                 self._end_as(run, ending, urgent=True)
-        if worker.killing is None and not worker.ready:
+        if worker.state is WorkerState.STARTING:
             self.limits.boot_failed(how, now)
         elif worker.killing is None and not self.level:
             self.crashes += 1
@@ -629,6 +632,7 @@ class Core:
         if ending.write.message is not None:
             self._end_as(run, ending, urgent=True)
             return
+        run.become(RunState.SAVING)
         run.worker, run.waits_for = None, None
         run.crashes += 1
         run.begin_anew()
@@ -668,7 +672,7 @@ class Core:
         while self.waiting:
             self._end_released(self.waiting.popleft())
         for worker in self.workers.values():
-            if level is Level.KILLING or not worker.ready:
+            if level is Level.KILLING or worker.state is WorkerState.STARTING:
                 self.limits.kill(worker, "stopping", force=True)
             else:
                 for run in worker.runs.values():
@@ -732,7 +736,7 @@ class Core:
 
     def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
         """Those that stood in for others, once they have had nothing to do for a while."""
-        idle = [w for w in there if w.ready and not w.runs and not w.retiring]
+        idle = [w for w in there if w.state is WorkerState.READY and not w.runs]
         idle = idle[-spare:] if spare > 0 else []
         for worker in there:
             if worker not in idle:
@@ -740,7 +744,7 @@ class Core:
             elif worker.spare_since is None:
                 worker.spare_since = now
             elif now >= worker.spare_since + SPARE_S:
-                worker.retiring = True
+                worker.become(WorkerState.RETIRING)
 
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
@@ -777,7 +781,7 @@ def _unfit(run: Run) -> str | None:
 
 def _begun(run: Run) -> Write | None:
     """What is written of a run that no worker has begun, in this attempt; None for one that was begun."""
-    run.started = True
+    run.become(RunState.STARTED)
     if run.begun:
         return None
     run.begun = True

@@ -9,6 +9,7 @@ import msgspec
 from supervisors.core.events import Command, Dump, Kill, Measured, Note
 from supervisors.core.scheduling import Scheduling
 from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
+from supervisors.core.states import WorkerState
 from supervisors.core.stopping import Happened
 
 KILL_GRACE_S = 1.0
@@ -57,7 +58,7 @@ class Limits:
                 yield min(worker.left.values()) + LEAVES_S
             if cpu and cpu.deadline is not None and worker.killing is None:
                 yield cpu.deadline if worker.dumped is cpu else _soft_limit(cpu)
-            if not worker.ready and worker.killing is None:
+            if worker.state is WorkerState.STARTING:
                 yield worker.launched_at + BOOT_DEADLINE_S
         if self._timed:
             yield from (deadline for _, deadline in self._timed_off_cpu())
@@ -85,7 +86,7 @@ class Limits:
                 self._order(Dump(worker.id))
             elif worker.killing is None and worker.left and now >= min(worker.left.values()) + LEAVES_S:
                 self._end_stubborn(worker, min(worker.left, key=worker.left.__getitem__))
-            elif worker.killing is None and not worker.ready and now >= worker.launched_at + BOOT_DEADLINE_S:
+            elif worker.state is WorkerState.STARTING and now >= worker.launched_at + BOOT_DEADLINE_S:
                 self.kill(worker, "it never became ready", force=True)
                 self.boot_failed("was not ready in time", now)
 
@@ -137,7 +138,7 @@ class Limits:
     def has_served(self, worker: Worker) -> bool:
         """It gets nothing more, and ends with what it has."""
         most = self._settings.max_runs_per_worker
-        return worker.retiring or (most is not None and worker.given >= most)
+        return worker.state is WorkerState.RETIRING or (most is not None and worker.given >= most)
 
     def overdue(self, now: float) -> list[Run]:
         """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""
@@ -176,13 +177,14 @@ class Limits:
 
     def _retire(self, worker: Worker, why: str) -> None:
         """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
-        if not worker.retiring:
-            worker.retiring = True
+        if worker.state is WorkerState.READY:
+            worker.become(WorkerState.RETIRING)
             self._order(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
             self._scheduling.revoke(worker)
 
     def kill(self, worker: Worker, why: str, force: bool) -> None:
         if worker.killing is None or force:
+            worker.become(WorkerState.KILLED)
             worker.killing = worker.killing or why
             worker.kill_at = None
             self._order(Kill(worker.id, force))

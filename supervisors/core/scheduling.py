@@ -11,6 +11,7 @@ from pgqrs.model.writes import RecordedStep
 from supervisors import wire
 from supervisors.core.events import Command, Kind, Recall, Send
 from supervisors.core.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
+from supervisors.core.states import RunState, WorkerState
 
 CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
 LANES_MIN, LANES_MAX = 2, 256
@@ -175,13 +176,14 @@ class Scheduling:
 
     def go_on(self, run: Run) -> None:
         """It waits again, before what is new and behind what must be alone."""
+        run.become(RunState.WAITING)
         ahead = 0 if run.isolated else sum(1 for _ in takewhile(lambda r: r.isolated, self.waiting))
         self.waiting.insert(ahead, run)
 
     def _one_comes(self, now: float) -> bool:
         """A new worker, which will be empty sooner than one that is at work."""
         return any(
-            w.kind == "sync" and not w.ready and w.killing is None and now - w.launched_at < COMES_S
+            w.kind == "sync" and w.state is WorkerState.STARTING and now - w.launched_at < COMES_S
             for w in self._workers.values()
         )
 
@@ -191,7 +193,8 @@ class Scheduling:
         worker.take(run)
         worker.given += 1
         worker.given_at = now
-        run.worker, run.started = worker.id, False
+        run.worker = worker.id
+        run.become(RunState.SENT)
         for chunk in _chunks(history):
             self._order(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
@@ -204,7 +207,7 @@ class Scheduling:
 
     def balance(self, now: float) -> None:
         """What stands behind a long step goes to the other workers, and half of what one has not begun to one that has nothing."""
-        sync = [w for w in self._workers.values() if w.kind == "sync" and w.ready and w.killing is None]
+        sync = [w for w in self._workers.values() if w.kind == "sync" and w.ready]
         if len(sync) < 2 or not any(w.runs for w in sync):
             return
         able = [
@@ -499,7 +502,7 @@ def _open(w: Worker) -> bool:
 
 
 def _able(w: Worker) -> bool:
-    return w.ready and w.killing is None and not w.exclusive and not w.retiring and not w.blocked
+    return w.state is WorkerState.READY and not w.exclusive and not w.blocked
 
 
 def _size(step: RecordedStep) -> int:

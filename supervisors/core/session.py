@@ -13,7 +13,6 @@ The simulation (tests/simulation) runs this class and the core on simulated time
 
 import math
 from collections.abc import Sequence
-from enum import Enum
 
 from pgqrs.model.turns import Taken, Want
 from pgqrs.model.wording import count
@@ -54,6 +53,7 @@ from supervisors.core.events import (
 )
 from supervisors.core.outgoing import Outgoing
 from supervisors.core.state import Function, Settings
+from supervisors.core.states import STANDINGS, Standing, follow
 from supervisors.core.stopping import Happened, Level, after
 
 RECOVER_EVERY_S = 1.0  # between looks at what dead supervisors held, and at what is still ours
@@ -62,22 +62,6 @@ JOIN_EVERY_S = 1.0  # between attempts to become a supervisor again
 UNANSWERED_S = 5.0  # a supervisor that kills its workers waits no longer than this for a write
 LOCKED_TELL_S = 1.0  # a lock of another session that lasts longer than this is reported
 ORPHAN_GRACE_S = 2.0  # for steps to end after the program that this supervisor works for has died
-
-
-class Standing(Enum):
-    """What this supervisor is to its database."""
-
-    OUTSIDE = "not registered: before the first join, and after a lost lease"
-    JOINING = "a Join is under way"
-    JOINED = "registered, and the lease holds"
-
-
-# What each standing may become. A standing changes only in Session._stand, which refuses everything else.
-STANDINGS = {
-    Standing.OUTSIDE: {Standing.JOINING, Standing.JOINED},
-    Standing.JOINING: {Standing.JOINED, Standing.OUTSIDE},
-    Standing.JOINED: {Standing.OUTSIDE},
-}
 
 
 class Session:
@@ -296,8 +280,7 @@ class Session:
     # The lease
 
     def _stand(self, standing: Standing) -> None:
-        assert standing in STANDINGS[self.standing], f"{self.standing} does not become {standing}"
-        self.standing = standing
+        self.standing = follow(STANDINGS, self.standing, standing)
 
     def _lose_lease(self, now: float) -> None:
         """What we held may be another supervisor's: nothing may run on, and nothing more is written. Then this process joins again."""

@@ -12,6 +12,7 @@ from pgqrs.model.turns import Watermark
 from pgqrs.model.writes import Claim, Claimed, Place, RecordedStep, Step, Write
 from supervisors import wire
 from supervisors.core.events import Kind, Note, NoteLevel
+from supervisors.core.states import RUNS, WORKERS, RunState, WorkerState, follow
 
 POLL_MIN_S = 0.005
 # Of a run's steps, kept for the death of its worker; with more, it is claimed anew.
@@ -68,9 +69,9 @@ class Run(Struct, eq=False):
     function: Function
     claimed: Claimed
     crashes: int
+    state: RunState = RunState.WAITING
     worker: int | None = None
     begun: bool = False  # its row says so of this attempt, or will
-    started: bool = False  # on this worker
     unsaved: int = 0  # writes on their way
     # Since it was claimed; None: too much to keep.
     recorded: list[Step] | None = msgspec.field(default_factory=list)
@@ -79,7 +80,6 @@ class Run(Struct, eq=False):
     cancelling: bool = False
     waits_for: Waited | None = None  # another run
     deadline: float | None = None  # when its own time is over, in monotonic seconds
-    ending: bool = False  # the write that ends our claim is on its way
     unexplained: int = 0  # workers that died with it and in nobody's code, since it last recorded a step
     refused: Write | None = None  # the database refused what it wrote: this last write says so
     outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
@@ -92,6 +92,17 @@ class Run(Struct, eq=False):
     def isolated(self) -> bool:
         """To be alone in its worker. An event loop is for all of its kind."""
         return self.crashes > 0 and not self.function.is_async
+
+    @property
+    def started(self) -> bool:
+        return self.state is RunState.STARTED
+
+    @property
+    def ending(self) -> bool:
+        return self.state is RunState.ENDING
+
+    def become(self, state: RunState) -> None:
+        self.state = follow(RUNS, self.state, state)
 
     def note(self, text: str, level: NoteLevel) -> Note:
         return Note(text, level, self.id, is_message=self.function.kind == "handler")
@@ -148,7 +159,7 @@ class Worker(Struct, eq=False):
     launched_at: float
     pid: int | None = None
     gated: bool = False  # runs can be recalled from it without its help
-    ready: bool = False
+    state: WorkerState = WorkerState.STARTING
     runs: dict[int, Run] = msgspec.field(default_factory=dict)
     on_cpu: OnCpu | None = None
     last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
@@ -156,7 +167,6 @@ class Worker(Struct, eq=False):
     reserved: bool = False  # being emptied for one
     over_limit: OnCpu | None = None  # what we are killing it for
     given: int = 0  # runs, those that it gave back apart
-    retiring: bool = False  # it ends when it has nothing left
     killing: str | None = None  # why we are killing it
     dumped: OnCpu | None = None  # was asked where it was in this, shortly before its time was over
     kill_at: float | None = None  # when to stop asking nicely
@@ -184,6 +194,14 @@ class Worker(Struct, eq=False):
     spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
     blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile
     wanted_back: WantedBack | None = None  # by the Recall under way
+
+    @property
+    def ready(self) -> bool:
+        """Whether it executes what it has, and is not being killed."""
+        return self.state is WorkerState.READY or self.state is WorkerState.RETIRING
+
+    def become(self, state: WorkerState) -> None:
+        self.state = follow(WORKERS, self.state, state)
 
     @property
     def holds_up(self) -> bool:

@@ -25,6 +25,7 @@ from supervisors.core import core as cores
 from supervisors.core import events, limits, scheduling
 from supervisors.core.core import Core
 from supervisors.core.state import RECORDED_BYTES_MAX, Function, Settings
+from supervisors.core.states import WorkerState
 
 FLOW = Function("flow", "workflow", False, "flow", 1, 11)
 PLAIN = Function("plain", "handler", False, "plain", 2, None)
@@ -1177,7 +1178,7 @@ def test_a_worker_that_begins_what_was_taken_from_us_is_killed():
 def test_a_fresh_worker_is_not_replaced_for_what_every_fresh_one_holds():
     scene = Scene(workers=1, max_rss_bytes=1000).up()
     assert scene.tell(events.Measured(1, 5000)).ordered(events.Kill) == []
-    assert not scene.core.workers[1].retiring
+    assert scene.core.workers[1].state is WorkerState.READY
 
 
 def test_what_is_taken_from_us_is_stopped():

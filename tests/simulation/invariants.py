@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pgqrs.model.states import RUN_TRANSITIONS, WorkflowStatus
 from pgqrs.model.writes import Outcome, Write
 from supervisors.core.endings import CRASHES_MAX
 
@@ -45,6 +46,7 @@ class Watch:
         self.clock_jumped = False
         self._recorded: dict[tuple[int, str], tuple[str, Any, Any]] = {}
         self._ended: dict[int, tuple[str, Any]] = {}
+        self._status: dict[int, str] = {}
         self._archived: dict[int, Any] = {}
         self._claim: dict[int, tuple[int | None, int]] = {}
         self._furthest: dict[int, int] = {}
@@ -135,6 +137,9 @@ class Watch:
                     f"crash-budget: run {message} is charged {crash_count} crashes, of {self.deaths.get(message, 0)} "
                     f"deaths while it had the CPU, and {CRASHES_MAX} at most"
                 )
+            before, self._status[message] = self._status.get(message, "QUEUED"), status
+            if status != before and status not in _reached(before):
+                raise Violation(f"status-changed: run {message} was {before}, is {status}")
             if message in self._ended and self._ended[message] != (status, output):
                 raise Violation(
                     f"end-changed: run {message} was {self._ended[message]}, is {(status, output)}"
@@ -197,6 +202,17 @@ class Watch:
             raise Violation(
                 f"never-handled: messages {sorted(missing)} are archived as done, and no body ever started"
             )
+
+
+def _reached(status: str) -> set[str]:
+    """What a run's status may have become in one transaction, which may change it more than once."""
+    reached, waiting = set[str](), [WorkflowStatus(status)]
+    while waiting:
+        for then in RUN_TRANSITIONS[waiting.pop()]:
+            if then.value not in reached:
+                reached.add(then.value)
+                waiting.append(then)
+    return reached
 
 
 def _shown(write: Write) -> str:

@@ -12,7 +12,7 @@ from pgqrs.model.writes import Outcome
 from pgqrs.store import sql
 from pgqrs.store.store import MessageStore
 from supervisors import wire
-from supervisors.core import core, endings, events, limits, session
+from supervisors.core import core, endings, events, limits, session, states
 from supervisors.worker.worker import Worker
 from tests.simulation import supervisor as sim
 from tests.simulation import workers
@@ -227,6 +227,12 @@ def an_end_that_can_be_changed() -> Iterator[None]:
         yield
 
 
+@plant("status-changed")
+def a_cancellation_that_is_forgotten() -> Iterator[None]:
+    with _sql("settle_runs", "when w.status = 'CANCELLING' and r.wanted = 'SUCCESS' then 'CANCELLED'", ""):
+        yield
+
+
 @plant("twice-at-once step-repeated result-mismatch")
 def a_run_given_to_two_workers() -> Iterator[None]:
     """A death whose pipe was not read to the end: the run is given to another worker while the first still has it."""
@@ -246,7 +252,7 @@ def a_run_given_to_two_workers() -> Iterator[None]:
     def restless(self: core.Core, worker: Any, run: Any, frame: Any, now: float) -> None:
         stop(self, worker, run, frame, now)
         if isinstance(frame, wire.Started) and frame.position == 1 and not run.ending:
-            run.started = False
+            run.state = states.RunState.SENT
             worker.leave(run.id)
             self.waiting.append(run)
 
