@@ -205,10 +205,12 @@ class Watch:
 
 
 def _reached(status: str) -> set[str]:
-    """What a run's status may have become in one transaction, which may change it more than once."""
+    """What a run's status may have become in one transaction, which may change it more than once. Nobody replays a run here, so
+    nothing follows an end."""
     reached, waiting = set[str](), [WorkflowStatus(status)]
     while waiting:
-        for then in RUN_TRANSITIONS[waiting.pop()]:
+        now = waiting.pop()
+        for then in RUN_TRANSITIONS[now] if not now.terminal else ():
             if then.value not in reached:
                 reached.add(then.value)
                 waiting.append(then)

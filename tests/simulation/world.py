@@ -240,7 +240,7 @@ class World:
                 "stop",
                 "parent-gone",
             ],
-            [30, 8, 8, 5, 8, 4, 6, 4, 1],
+            [30, 8, 8, 5, 8, 4, 20, 4, 1],
         )[0]
         self.faults[kind] += 1
         self.note(f"fault: {kind} {supervisor.name}")
@@ -272,9 +272,9 @@ class World:
             self._skew_s += jump_s
             self.watch.clock_jumped = self.watch.clock_jumped or jump_s > 0
         elif kind == "cancel" and self.plans:
-            message = self.rng.choice(sorted(self.plans))
+            message = self.rng.choice(self._unended() or sorted(self.plans))
             try:
-                status = self.store.cancel(message, now=self.rng.random() < 0.5)
+                status = self.store.cancel(message, now=self.rng.random() < 0.3)
             except errors.ValidationError:
                 return
             if status is WorkflowStatus.Cancelled:
