@@ -368,7 +368,7 @@ def test_a_mistake_in_the_core_costs_one_worker(worker: Worker, monkeypatch: pyt
             raise KeyError("a mistake")
         worker.heard.append(event)
 
-    monkeypatch.setattr(worker.pipes, "_handle", hear)
+    worker.pipes._pipes[1].hearing._handle = hear
     worker.end.send(wire.encode(CHECKPOINT))
     assert "KeyError" in str(worker.death().failure)
 

@@ -72,15 +72,16 @@ class Core:
         self.finished = 0
         self.failed = 0
         self.crashes = 0
+        self._orders: list[Command] = []  # the parts of the core append to the same list
         self._kinds: dict[Kind, int] = {}
         if any(not f.is_async for f in functions):
             self._kinds["sync"] = settings.workers
         if any(f.is_async for f in functions):
             self._kinds["async"] = 1
-        self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._order)
+        self.scheduling = Scheduling(settings, self._kinds, self.queues, self.workers, self._orders)
         self.waiting = self.scheduling.waiting
         self.limits = Limits(
-            functions, settings, self.workers, self.runs, self.scheduling, self._order, self._happened
+            functions, settings, self.workers, self.runs, self.scheduling, self._orders, self._happened
         )
         self._next_worker = 1
         self._deadline: float | None = None  # of finishing what runs
@@ -88,7 +89,6 @@ class Core:
         self._timer: float | None = None
         self._claim_from = 0.0
         self._until = -math.inf  # of our lease
-        self._out: list[Command] = []
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """What follows from this event."""
@@ -101,8 +101,9 @@ class Core:
         self._claim_from = claim_from
         self._reconcile(now)
         self._timer = self._next_timer()
-        out, self._out = self._out, []
-        return out
+        orders = self._orders.copy()
+        self._orders.clear()
+        return orders
 
     def take(self, event: Event, now: float) -> None:
         """Takes note of an event. `settle` says what follows; several may be taken before that."""
@@ -134,7 +135,7 @@ class Core:
                 for claim in event.claims:
                     run = self.runs.get(claim.message_id)
                     if run is not None and run.claim == claim and not run.ending:
-                        self._out.append(run.note(NOT_OURS, "warning"))
+                        self._orders.append(run.note(NOT_OURS, "warning"))
                         self._drop(run, now)
             case Recalled():
                 self._recalled(event, now)
@@ -180,15 +181,15 @@ class Core:
             case wire.Ready():
                 if worker.state is WorkerState.STARTING:
                     worker.become(WorkerState.READY)
-                self._out.append(Send(worker.id, wire.Lease(self._until)))
+                self._orders.append(Send(worker.id, wire.Lease(self._until)))
                 if self.settings.database:
-                    self._out.append(Send(worker.id, wire.Welcome(self.settings.database)))
+                    self._orders.append(Send(worker.id, wire.Welcome(self.settings.database)))
                 if self.level:
-                    self._out.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
+                    self._orders.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
             case wire.Idle():
                 worker.on_cpu = None
                 if worker.given:  # else it is new, and waits for no commit
-                    self._out.append(Hurry())
+                    self._orders.append(Hurry())
             case wire.Left():
                 worker.left.pop(frame.message_id, None)
             case wire.Returned():
@@ -252,13 +253,13 @@ class Core:
                 worker.on_cpu = _in_its_own_code(worker, run, step.position + 1, now)
                 run.record(step)
                 if step.retry_in_s is not None:
-                    self._out.append(endings.to_be_retried(run, step))
+                    self._orders.append(endings.to_be_retried(run, step))
                 self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
                 self._measured(run, step.seconds)
             case wire.StepFailed():
                 step = frame.step
                 self._measured(run, step.seconds)
-                self._out.append(endings.to_be_retried(run, step))
+                self._orders.append(endings.to_be_retried(run, step))
                 worker.left[run.id] = now
                 self._leave(
                     worker,
@@ -304,9 +305,9 @@ class Core:
         if run.waits_for is None:
             return
         if why := self._hopeless(worker, run, run.waits_for):
-            self._out.append(Send(worker.id, wire.WaitRefused(run.id, run.claim.claim_no, why)))
+            self._orders.append(Send(worker.id, wire.WaitRefused(run.id, run.claim.claim_no, why)))
         elif self.level:
-            self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+            self._orders.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
         elif worker.blocked:
             self.scheduling.revoke(worker, begun=True)
 
@@ -356,7 +357,7 @@ class Core:
         if ending.failed:
             run.outcome = "failed"
         if ending.note:
-            self._out.append(ending.note)
+            self._orders.append(ending.note)
         self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
@@ -375,7 +376,7 @@ class Core:
             self.scheduling.go_on(run)
         else:
             run.become(RunState.SAVING)
-            self._out.append(Hurry())
+            self._orders.append(Hurry())
 
     def _recalled(self, event: Recalled, now: float) -> None:
         """The worker goes into nothing before it hears what was taken: all but the run that it is in can be."""
@@ -389,7 +390,7 @@ class Core:
         back = (fresh + begun)[: wanted.count]
         if not back:
             worker.revoked_at = now
-        self._out.append(Send(worker.id, wire.Recall(tuple((r.id, r.claim.claim_no) for r in back))))
+        self._orders.append(Send(worker.id, wire.Recall(tuple((r.id, r.claim.claim_no) for r in back))))
         for run in back:
             worker.leave(run.id)
             worker.recalled.add(run.id)
@@ -441,18 +442,18 @@ class Core:
             elif run.worker is not None:
                 if outcome.status == WorkflowStatus.Cancelling and not run.cancelling:
                     run.cancelling = True
-                    self._out.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
+                    self._orders.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
                 if write.step is not None and not run.cancelling:
                     durable.setdefault(run.worker, []).append((run.id, run.claim.claim_no))
             elif not run.ending and not run.unsaved:
                 run.cancelling = outcome.status == WorkflowStatus.Cancelling
                 self._came_back(run)
         for worker, runs in durable.items():
-            self._out.append(Send(worker, wire.Committed(tuple(runs))))
+            self._orders.append(Send(worker, wire.Committed(tuple(runs))))
 
     def _not_applied(self, run: Run, outcome: Outcome, now: float) -> None:
         if outcome.failure is None:
-            self._out.append(run.note(f"{NOT_OURS}; nothing was written", "warning"))
+            self._orders.append(run.note(f"{NOT_OURS}; nothing was written", "warning"))
             self._drop(run, now)
             return
         if run.worker is not None and (worker := self.workers.get(run.worker)):
@@ -481,7 +482,7 @@ class Core:
         """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
         if worker.leave(run.id):
             worker.leaving.add(run.id)
-            self._out.append(
+            self._orders.append(
                 Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async"))
             )
             if worker.kind == "async":  # which hears it at once
@@ -556,8 +557,10 @@ class Core:
     def _lease_lost(self, in_flight: int, now: float) -> None:
         self._saving = in_flight
         # What is ordered and not yet written is dropped with what waits for its turn.
-        self._out = [c for c in self._out if not isinstance(c, Save)]
-        self._out.append(Note("the lease ran out: what ran here is another's now; starting afresh", "error"))
+        self._orders[:] = [c for c in self._orders if not isinstance(c, Save)]
+        self._orders.append(
+            Note("the lease ran out: what ran here is another's now; starting afresh", "error")
+        )
         self.runs.clear()
         self.waiting.clear()
         for queue in self.queues.values():
@@ -575,7 +578,7 @@ class Core:
         self._until = until
         for worker in self.workers.values():
             if worker.ready:
-                self._out.append(Send(worker.id, wire.Lease(until)))
+                self._orders.append(Send(worker.id, wire.Lease(until)))
 
     # Deaths
 
@@ -612,9 +615,9 @@ class Core:
             where = f" in {blamed.step or 'its function'}" if blamed else ""
             text = f"worker {worker.id} (pid {worker.pid}) {how}{where}"
             if blamed and (charged := worker.runs.get(blamed.run)):
-                self._out.append(charged.note(text, "warning"))
+                self._orders.append(charged.note(text, "warning"))
             else:  # no run, or one that it no longer has
-                self._out.append(Note(text, "warning", blamed.run if blamed else None))
+                self._orders.append(Note(text, "warning", blamed.run if blamed else None))
 
     def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
         """The run that is charged with the death of a worker that executed no run. The first deaths of this kind charge nobody. After
@@ -664,11 +667,11 @@ class Core:
         match level:
             case Level.FINISHING:
                 text = f"stopping: finishing {self._started()} runs, for at most {limit_s:g} s"
-                self._out.append(Note(text))
+                self._orders.append(Note(text))
             case Level.STOPPING:
-                self._out.append(Note("stopping at the next step of every run", "warning"))
+                self._orders.append(Note("stopping at the next step of every run", "warning"))
             case Level.KILLING:
-                self._out.append(Note("stopping now", "warning"))
+                self._orders.append(Note("stopping now", "warning"))
         while self.waiting:
             self._end_released(self.waiting.popleft())
         for worker in self.workers.values():
@@ -677,12 +680,12 @@ class Core:
             else:
                 for run in worker.runs.values():
                     if run.waits_for is not None:  # for what nobody may be left to do
-                        self._out.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
+                        self._orders.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
                 if worker.gated:
                     self.scheduling.revoke(
                         worker
                     )  # it may read its pipe late, and what it has not begun need not wait for that
-                self._out.append(Send(worker.id, wire.Drain(level is Level.STOPPING)))
+                self._orders.append(Send(worker.id, wire.Drain(level is Level.STOPPING)))
 
     def _end_released(self, run: Run) -> None:
         self._end(run, Write(run.claim, message=Release()))
@@ -693,7 +696,7 @@ class Core:
     def _finish(self, exit: Exit) -> None:
         if self.exit is None:
             self.exit = exit
-            self._out.append(exit)
+            self._orders.append(exit)
 
     # After every event: what is wanted against what is
 
@@ -704,7 +707,7 @@ class Core:
         for run in self.limits.overdue(now):
             self._out_of_time(run, now)
         if self._deadline is not None and now >= self._deadline:
-            self._out.append(Note("the drain's time is over: what still runs is given back", "warning"))
+            self._orders.append(Note("the drain's time is over: what still runs is given back", "warning"))
             self._happened(Happened.TIME_OVER, now)
         if self.level:
             if not self.runs and not self._saving and not self.scheduling.wanted:
@@ -731,7 +734,7 @@ class Core:
                 worker = Worker(self._next_worker, kind, launched_at=now)
                 self._next_worker += 1
                 self.workers[worker.id] = worker
-                self._out.append(Launch(worker.id, kind))
+                self._orders.append(Launch(worker.id, kind))
             self._dismiss(have - wanted, there, now)
 
     def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
@@ -749,9 +752,6 @@ class Core:
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
 
-    def _order(self, command: Command) -> None:
-        self._out.append(command)
-
     def _save(self, write: Write, urgent: bool = False) -> None:
         self._saving += 1
         run = self.runs.get(write.claim.message_id)
@@ -760,7 +760,7 @@ class Core:
             if write.step is not None and run.crashes:
                 run.crashes = 0  # this is committed before its next crash is: the budget starts anew
                 write = replace(write, forgives=True)
-        self._out.append(Save(write, urgent))
+        self._orders.append(Save(write, urgent))
 
 
 def _unfit(run: Run) -> str | None:
@@ -781,7 +781,8 @@ def _unfit(run: Run) -> str | None:
 
 def _begun(run: Run) -> Write | None:
     """What is written of a run that no worker has begun, in this attempt; None for one that was begun."""
-    run.become(RunState.STARTED)
+    if run.state is not RunState.STARTED:
+        run.become(RunState.STARTED)
     if run.begun:
         return None
     run.begun = True

@@ -26,7 +26,7 @@ ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds
 
 
 class Limits:
-    """Works on the core's own workers and runs; `order` takes a command, `happened` what it may end with."""
+    """Works on the core's own workers and runs; `orders` takes the commands, `happened` what it may end with."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Limits:
         workers: Mapping[int, Worker],
         runs: Mapping[int, Run],
         scheduling: Scheduling,
-        order: Callable[[Command], None],
+        orders: list[Command],
         happened: Callable[[Happened, float, str], None],
     ) -> None:
         self._timed = any(f.timeout_s is not None for f in functions)
@@ -43,7 +43,7 @@ class Limits:
         self._workers = workers
         self._runs = runs
         self._scheduling = scheduling
-        self._order = order
+        self._orders = orders
         self._happened = happened
         self._boot_failures: deque[float] = deque()
         self._start_from: float | None = None
@@ -83,7 +83,7 @@ class Limits:
                 worker.kill_at = now + KILL_GRACE_S
             elif worker.killing is None and cpu and worker.dumped is not cpu and now >= _soft_limit(cpu):
                 worker.dumped = cpu
-                self._order(Dump(worker.id))
+                self._orders.append(Dump(worker.id))
             elif worker.killing is None and worker.left and now >= min(worker.left.values()) + LEAVES_S:
                 self._end_stubborn(worker, min(worker.left, key=worker.left.__getitem__))
             elif worker.state is WorkerState.STARTING and now >= worker.launched_at + BOOT_DEADLINE_S:
@@ -95,7 +95,7 @@ class Limits:
             f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid {worker.pid}), which is killed for "
             "that, and nobody is charged; a bare `except:` or `except BaseException:` around a step must raise again"
         )
-        self._order(Note(text, "warning", run))
+        self._orders.append(Note(text, "warning", run))
         self.kill(worker, "a run did not leave it", force=True)
 
     def _say_what_holds_others_up(self, worker: Worker, now: float) -> None:
@@ -112,7 +112,7 @@ class Limits:
                 f"({others}) wait or waited; where it wants a lock that one of them holds across a step, declare "
                 "@pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
             )
-            self._order(run.note(text, "warning"))
+            self._orders.append(run.note(text, "warning"))
 
     def _end_mutual_wait(self, worker: Worker, cpu_s: float, now: float) -> None:
         """Kills a worker in which a run seems to wait for something that another run of the worker holds, such as a lock: its code
@@ -132,7 +132,7 @@ class Limits:
             f"is killed for that, nobody is charged, and from now on this supervisor's workers execute runs of {', '.join(sorted(names))} "
             "one at a time, as with @pgqrs.workflow(lanes=1)"
         )
-        self._order(Note(text, "warning", run))
+        self._orders.append(Note(text, "warning", run))
         self.kill(worker, "runs in it wait for one another", force=True)
 
     def has_served(self, worker: Worker) -> bool:
@@ -179,7 +179,7 @@ class Limits:
         """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
         if worker.state is WorkerState.READY:
             worker.become(WorkerState.RETIRING)
-            self._order(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
+            self._orders.append(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
             self._scheduling.revoke(worker)
 
     def kill(self, worker: Worker, why: str, force: bool) -> None:
@@ -187,7 +187,7 @@ class Limits:
             worker.become(WorkerState.KILLED)
             worker.killing = worker.killing or why
             worker.kill_at = None
-            self._order(Kill(worker.id, force))
+            self._orders.append(Kill(worker.id, force))
 
     @property
     def may_start(self) -> bool:
@@ -197,7 +197,7 @@ class Limits:
     def boot_failed(self, how: str, now: float) -> None:
         """Waits longer and longer before the next try, and gives up when it happens too often and no other worker is there. Those
         that fail together are one failure."""
-        self._order(Note(f"a worker {how} before it was ready", "error"))
+        self._orders.append(Note(f"a worker {how} before it was ready", "error"))
         if self._start_from is not None:
             return
         self._boot_failures.append(now)

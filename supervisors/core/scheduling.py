@@ -41,7 +41,7 @@ WORTH_S = 0.002
 
 
 class Scheduling:
-    """Works on the core's own queues and workers; `order` takes a command."""
+    """Works on the core's own queues and workers; `orders` takes the commands."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Scheduling:
         kinds: Mapping[Kind, int],
         queues: Mapping[int, Queue],
         workers: Mapping[int, Worker],
-        order: Callable[[Command], None],
+        orders: list[Command],
     ) -> None:
         self.waiting: deque[Run] = deque()  # claimed, with no worker yet
         self._settings = settings
         self._kinds = kinds
         self._queues = queues
         self._workers = workers
-        self._order = order
+        self._orders = orders
         self._last: Worker | None = None  # that was given a run
         self._row_s = 0.0  # of its row, still to come
         self._waiting_functions: set[str] = set()
@@ -196,14 +196,14 @@ class Scheduling:
         run.worker = worker.id
         run.become(RunState.SENT)
         for chunk in _chunks(history):
-            self._order(Send(worker.id, wire.History(run.id, chunk)))
+            self._orders.append(Send(worker.id, wire.History(run.id, chunk)))
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
         left = run.function.timeout_s if run.deadline is None else max(0.0, run.deadline - now)
         frame = wire.Execute(
             run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, (), left
         )
-        self._order(Send(worker.id, frame))
+        self._orders.append(Send(worker.id, frame))
 
     def balance(self, now: float) -> None:
         """What stands behind a long step goes to the other workers, and half of what one has not begun to one that has nothing."""
@@ -253,10 +253,10 @@ class Scheduling:
             asked = worker.wanted_back
             worker.wanted_back = WantedBack(count, begun or (asked is not None and asked.begun))
             if asked is None:
-                self._order(Recall(worker.id))
+                self._orders.append(Recall(worker.id))
             return
         worker.revoking = True
-        self._order(Send(worker.id, wire.Revoke(count)))
+        self._orders.append(Send(worker.id, wire.Revoke(count)))
 
     # Claims
 
@@ -372,7 +372,7 @@ class Scheduling:
             self.wanted += limit
         queue.hinted, queue.lapsed = False, lapsed or looks
         assert queue.consumer_id is not None
-        self._order(
+        self._orders.append(
             Want(
                 queue.function.queue_id,
                 queue.consumer_id,

@@ -23,24 +23,31 @@ from supervisors.core.events import (
     Command,
     Commit,
     Exit,
+    Exited,
     Gone,
     Held,
     Hinted,
     Hurry,
+    Inside,
     Join,
+    Launched,
     LeaseLost,
     LeaseTaken,
     Listen,
     LookAround,
     LookedAround,
+    Measured,
     Note,
     NoWorkers,
     ParentGone,
     Recall,
+    Recalled,
+    Received,
     Registered,
     Renewed,
     Save,
     Saved,
+    Send,
     SessionCommand,
     SessionEvent,
     Sever,
@@ -62,6 +69,10 @@ JOIN_EVERY_S = 1.0  # between attempts to become a supervisor again
 UNANSWERED_S = 5.0  # a supervisor that kills its workers waits no longer than this for a write
 LOCKED_TELL_S = 1.0  # a lock of another session that lasts longer than this is reported
 ORPHAN_GRACE_S = 2.0  # for steps to end after the program that this supervisor works for has died
+
+
+# Most events, by far, are for the core alone.
+HANDED_ON = frozenset({Received, Launched, Exited, Measured, Recalled, Inside, Hinted})
 
 
 class Session:
@@ -121,6 +132,9 @@ class Session:
 
     def take(self, event: SessionEvent, now: float) -> None:
         """Takes note of an event. `settle` says what follows; several events may be taken before that."""
+        if type(event) in HANDED_ON:
+            self.core.take(event, now)  # type: ignore[arg-type]
+            return
         match event:
             case TurnEnded():
                 self._turn_ended(event, now)
@@ -156,7 +170,7 @@ class Session:
             case NoWorkers():
                 self._happened(Happened.NO_WORKERS, event.reason)
             case _:
-                self.core.take(event, now)
+                raise AssertionError(f"no event of a session: {event!r}")
 
     def settle(self, now: float) -> list[SessionCommand]:
         """The commands that follow from all events since the last call, in the order in which they are to be carried out.
@@ -187,16 +201,16 @@ class Session:
             match command:
                 case Save():
                     self._outgoing.add(command.write, now, command.urgent)
+                case Send():
+                    self._orders.append(command)
                 case Hurry():
                     self._outgoing.hurried = True
                 case Want():
                     self._wants.append(command)
                 case Exit():
                     self._end(command)
-                case Recall():
-                    recalls = True
-                    self._orders.append(command)
                 case _:
+                    recalls = recalls or isinstance(command, Recall)
                     self._orders.append(command)
         return recalls
 

@@ -83,10 +83,10 @@ class Run(Struct, eq=False):
     unexplained: int = 0  # workers that died with it and in nobody's code, since it last recorded a step
     refused: Write | None = None  # the database refused what it wrote: this last write says so
     outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
+    id: int = 0  # the message's
 
-    @property
-    def id(self) -> int:
-        return self.claim.message_id
+    def __post_init__(self) -> None:
+        self.id = self.claim.message_id
 
     @property
     def isolated(self) -> bool:
@@ -102,7 +102,9 @@ class Run(Struct, eq=False):
         return self.state is RunState.ENDING
 
     def become(self, state: RunState) -> None:
-        self.state = follow(RUNS, self.state, state)
+        if state not in RUNS[self.state]:
+            follow(RUNS, self.state, state)
+        self.state = state
 
     def note(self, text: str, level: NoteLevel) -> Note:
         return Note(text, level, self.id, is_message=self.function.kind == "handler")

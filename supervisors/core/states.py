@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TypeVar
 
-State = TypeVar("State", bound=Enum)
+
+class _State(Enum):
+    # By identity. Enum's own hash is a call of Python for each look into a table.
+    __hash__ = object.__hash__
 
 
-class RunState(Enum):
+class RunState(_State):
     """A run (or a plain message) from its claim to the write that ends the claim. Then the supervisor forgets it."""
 
     WAITING = "claimed, and not with a worker"
@@ -30,7 +33,7 @@ RUNS: Mapping[RunState, frozenset[RunState]] = {
 }
 
 
-class WorkerState(Enum):
+class WorkerState(_State):
     """A worker process from the order to start it until it is buried. It may die in every state."""
 
     STARTING = "ordered, and not yet ready"
@@ -47,7 +50,7 @@ WORKERS: Mapping[WorkerState, frozenset[WorkerState]] = {
 }
 
 
-class Standing(Enum):
+class Standing(_State):
     """What this supervisor is to its database."""
 
     OUTSIDE = "not registered: before the first join, and after a lost lease"
@@ -60,6 +63,9 @@ STANDINGS: Mapping[Standing, frozenset[Standing]] = {
     Standing.JOINING: frozenset({Standing.JOINED, Standing.OUTSIDE}),
     Standing.JOINED: frozenset({Standing.OUTSIDE}),
 }
+
+
+State = TypeVar("State", bound=_State)
 
 
 def follow(table: Mapping[State, frozenset[State]], now: State, then: State) -> State:

@@ -129,7 +129,12 @@ class Credit:
             _refuse_nul(frame, step.name, step.place.path if step.place else None)
         _refuse_no_json(frame, step.output)
         _refuse_no_json(frame, step.error)
-        _check_outcome(frame, step)
+        if (
+            type(frame) is not wire.Checkpoint
+            or step.status is not WorkflowStatus.Success
+            or step.error is not None
+        ):
+            _check_outcome(frame, step)
 
     def _leaves(self, message_id: int) -> None:
         if (given := self._given.pop(message_id, None)) is None:
@@ -143,15 +148,14 @@ class Credit:
 
 def _check_outcome(frame: wire.Checkpoint | wire.StepFailed | wire.Paused, step: Step) -> None:
     """That a step's status, output and error belong together, and to this frame."""
-    if isinstance(frame, wire.Paused):
+    if step.status is WorkflowStatus.Success:
+        fits = type(frame) is wire.Checkpoint and step.error is None and step.retry_in_s is None
+    elif isinstance(frame, wire.Paused):
         fits = step.status is WorkflowStatus.Paused and step.error is None
         _refuse_nul(frame, _text(frame, step.output))
-    elif isinstance(frame, wire.StepFailed):
-        fits = step.status is WorkflowStatus.Error and step.error is not None and step.retry_in_s is not None
-    elif step.status is WorkflowStatus.Success:
-        fits = step.error is None and step.retry_in_s is None
     else:
         fits = step.status is WorkflowStatus.Error and step.error is not None
+        fits = fits and (type(frame) is wire.Checkpoint or step.retry_in_s is not None)
     if not fits or (step.error is not None and step.output is not None):
         raise wire.WireError(f"a {type(frame).__name__} of a step that is {step.status.value}")
 

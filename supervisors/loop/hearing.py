@@ -10,6 +10,7 @@ Pure but for the memory of the board; the simulation hears its workers with this
 from collections.abc import Callable
 
 from supervisors import wire
+from supervisors.core.events import Received
 from supervisors.loop.credible import Credit
 from supervisors.worker.board import FRAMES_BYTES_MAX, BoardReader, OnBoard
 
@@ -17,18 +18,21 @@ AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX  # read from a board and not yet come th
 
 
 class Hearing:
-    """`hear` takes each frame. `distrust` is called once, with the reason, when the worker says what it cannot."""
+    """`handle` takes each frame of worker `n`, as an event. `distrust` is called once, with the reason, when the worker says what
+    it cannot."""
 
     def __init__(
         self,
+        n: int,
         board: BoardReader | None,
-        hear: Callable[[wire.Up], None],
+        handle: Callable[[Received], None],
         distrust: Callable[[str], None],
     ) -> None:
         self.credit = Credit()
         self.distrusted = False
+        self._n = n
         self._board = board
-        self._hear = hear
+        self._handle = handle
         self._distrust = distrust
         self._parser = wire.Parser("supervisor")
         self._received = 0  # bytes, through the pipe
@@ -80,7 +84,7 @@ class Hearing:
         if running := self._board and (self._board.last_on_cpu() if last else self._board.on_cpu()):
             self._says(running)
         if self._hides and (suspect := self.credit.suspect()):
-            self._hear(suspect)
+            self._handle(Received(self._n, suspect))
 
     def _says(self, running: OnBoard) -> None:
         """As the worker itself would have."""
@@ -106,7 +110,7 @@ class Hearing:
         """Raises WireError for what this worker cannot have to say."""
         self.credit.check(frame)
         try:
-            self._hear(frame)
+            self._handle(Received(self._n, frame))
         except Exception as e:  # a mistake of ours, which is to cost this worker and not all that runs
             raise wire.WireError(f"a {type(frame).__name__} was met by {type(e).__name__}: {e}") from e
 

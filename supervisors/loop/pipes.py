@@ -77,11 +77,7 @@ class Pipes:
 
     def adopt(self, child: Child) -> None:
         n = child.worker
-        hearing = Hearing(
-            child.board,
-            lambda frame: self._handle(events.Received(n, frame)),
-            lambda why: self._distrust(n, why),
-        )
+        hearing = Hearing(n, child.board, self._handle, partial(self._distrust, n))
         self._pipes[n] = _Pipe(child, hearing)
         self._selector.register(child.sock, selectors.EVENT_READ, lambda: self._serve(n))
         self._selector.register(child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))

@@ -89,7 +89,7 @@ def an_answer_before_the_commit() -> Iterator[None]:
         run = self.runs.get(write.claim.message_id)
         if write.step is not None and write.message is None and run is not None and run.worker is not None:
             told = wire.Committed(((run.id, run.claim.claim_no),))
-            self._out.append(events.Send(run.worker, told))
+            self._orders.append(events.Send(run.worker, told))
 
     with patch.object(core.Core, "_save", eager):
         yield

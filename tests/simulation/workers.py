@@ -74,7 +74,7 @@ class SimWorker:
         self.gated = fd is not None
         self._their_board = None if fd is None else Board(os.dup(fd))
         self.board = None if fd is None else BoardReader(fd)
-        self.hearing = Hearing(self.board, self._heard, self._distrusted)
+        self.hearing = Hearing(worker_id, self.board, supervisor.hears, self._distrusted)
         self.is_up = False
         self._said_at = 0.0  # when the last thing in the pipe is read
         self._heard_at = 0.0
@@ -186,9 +186,6 @@ class SimWorker:
     def _read(self) -> None:
         while self._in_pipe:
             self.hearing.come(self._in_pipe.popleft())
-
-    def _heard(self, frame: wire.Up) -> None:
-        self.supervisor.hears(events.Received(self.id, frame))
 
     def _distrusted(self, why: str) -> None:
         raise AssertionError(f"worker {self.id} is distrusted: {why}")
