@@ -11,6 +11,7 @@ from pgqrs.cli import output
 from pgqrs.cli.options import Count, Database, Id, Name, database_options, json_option
 from pgqrs.cli.output import ago, local, preview, took
 from pgqrs.model.printable import printable_lines
+from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.states import WorkflowStatus
 
 if TYPE_CHECKING:
@@ -241,7 +242,9 @@ def _facts(record: "RunRecord", steps: "list[StepRecord]", now: datetime) -> lis
         ("waits", _waits(record, steps, now)),
         (
             "paused",
-            output.clean(str(_message(record.error))) if record.status is WorkflowStatus.Paused else "",
+            output.clean(RecordedError.read(record.error).message)
+            if record.status is WorkflowStatus.Paused
+            else "",
         ),
         ("result", preview(record.output, VALUE_LENGTH_MAX)),
         ("error", _error(record.error, VALUE_LENGTH_MAX) if record.status is WorkflowStatus.Error else ""),
@@ -320,21 +323,13 @@ def _outcome(record: "RunRecord", now: datetime) -> str:
 def _error(error: Any, length_max: int = output.PREVIEW_LENGTH_MAX) -> str:
     if not isinstance(error, dict):
         return preview(error, length_max)
-    kind = (
-        str(error.get("type") or error.get("code") or "")
-        .removeprefix("builtins.")
-        .removeprefix("pgqrs.errors.")
-    )
-    return output.cut(f"{kind}: {_message(error)}" if kind else str(_message(error)), length_max)
-
-
-def _message(error: Any) -> Any:
-    return error.get("message", "") if isinstance(error, dict) else "" if error is None else error
+    told = RecordedError.read(error)
+    kind = (told.type or told.code).removeprefix("builtins.").removeprefix("pgqrs.errors.")
+    return output.cut(f"{kind}: {told.message}" if kind else told.message, length_max)
 
 
 def _traceback(record: "RunRecord") -> str:
-    error = record.error if record.status is WorkflowStatus.Error else None
-    return str(error.get("traceback") or "") if isinstance(error, dict) else ""
+    return RecordedError.read(record.error).traceback if record.status is WorkflowStatus.Error else ""
 
 
 def _crashes(count: int, crash: Any) -> str:

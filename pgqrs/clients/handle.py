@@ -5,12 +5,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import msgspec
-
 from pgqrs import errors
 from pgqrs.arguments import durations
 from pgqrs.arguments.durations import Duration
 from pgqrs.flows import flow
+from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.records import RunRecord, StepRecord
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.store.store import Settled
@@ -148,21 +147,17 @@ class RunHandle(Generic[R]):
 
 
 def _failure(run_id: int, settled: Settled) -> errors.RunFailedError:
-    told: Any = (
-        msgspec.json.decode(settled.error) if settled.error else (settled.dead_reason or "no reason recorded")
-    )
-    message = str(told.get("message", "")) if isinstance(told, dict) else str(told)
-    short = errors.without_traceback(message)
-    if isinstance(told, dict):
-        short = f"{told.get('type', 'error')}: {short}"
+    told = RecordedError.read(settled.error or settled.dead_reason or "no reason recorded")
+    short = errors.without_traceback(told.message)
+    if told.whole is not None:
+        short = f"{told.type or 'error'}: {short}"
     error = errors.RunFailedError(f"run {run_id} failed: {short}; its steps: pgqrs run {run_id}")
     error.run_id = run_id
-    error.error = told if isinstance(told, dict) else {"message": message}
-    if isinstance(told, dict) and told.get("type"):
-        error.__cause__ = errors.rebuild(told)
-    elif isinstance(told, dict):
-        if told.get("traceback"):
-            error.add_note(str(told["traceback"]))
-    elif short != message:
-        error.add_note(message)
+    error.error = {"message": told.message} if told.whole is None else told.whole
+    if told.type:
+        error.__cause__ = errors.rebuild(told.whole)
+    elif told.traceback:
+        error.add_note(told.traceback)
+    elif told.whole is None and short != told.message:
+        error.add_note(told.message)
     return error

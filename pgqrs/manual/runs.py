@@ -12,6 +12,7 @@ from pgqrs import errors
 from pgqrs.arguments import durations, names, times
 from pgqrs.arguments.durations import Duration
 from pgqrs.config import Config
+from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.records import QueueMessage, iso
 from pgqrs.model.states import StepResultStatus, WorkflowStatus
 from pgqrs.model.writes import Claim
@@ -248,17 +249,16 @@ def result_of(state: RunState | None) -> tuple[bool, Any]:
     if state.status is WorkflowStatus.Cancelled:
         raise errors.RunCancelledError(f"Workflow run {state.message_id} was cancelled")
     told = (state.error or b"null").decode()
-    described = _decoded(state.error)
-    trace = described.get("traceback") if isinstance(described, dict) else None
+    recorded = RecordedError.read(state.error or b"null")
     # The record was made by a supervisor. Keep the fields that 0.15 records, and the type.
-    if trace:
-        kept = {k: v for k, v in described.items() if k in _TOLD_OF_A_FAILURE}
+    if recorded.traceback and recorded.whole is not None:
+        kept = {k: v for k, v in recorded.whole.items() if k in _TOLD_OF_A_FAILURE}
         told = msgspec.json.encode(kept).decode()
     error = errors.PgqrsError(
         f"Workflow run {state.message_id} failed: {told}; its steps: pgqrs run {state.message_id}"
     )
-    if trace:
-        error.add_note(str(trace))
+    if recorded.traceback:
+        error.add_note(recorded.traceback)
     raise error
 
 

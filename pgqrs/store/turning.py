@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs import errors
+from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Mark, Taken, Turn, Want, Watermark
 from pgqrs.model.writes import (
@@ -117,9 +118,7 @@ def _contained(database: Database, wanted: Want) -> Taken:
 
 def _give_up_oldest(database: Database, wanted: Want, why: str) -> None:
     reason = f"the database refused to hand it out: {why}"[:500]
-    error = msgspec.json.encode(
-        {"code": "NON_RETRYABLE", "type": "pgqrs.errors.DatabaseError", "message": reason}
-    )
+    error = RecordedError("NON_RETRYABLE", "pgqrs.errors.DatabaseError", reason).encode()
     with database.transaction() as tx:
         found = tx.run(
             "ready",

@@ -1,11 +1,9 @@
 """What is written of a run that ends, or leaves its worker, otherwise than by returning: pure functions, no decisions kept."""
 
-from typing import Any
-
-import msgspec
 from msgspec import Struct
 
 from pgqrs.flows.flow import Definition
+from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.writes import Archive, Begin, Crash, Release, Settle, Step, Write
 from supervisors.core.events import Exited, Note
@@ -21,13 +19,6 @@ class Ending(Struct, frozen=True):
     write: Write
     note: Note | None = None
     failed: bool = False
-
-
-def error(code: str, kind: str, message: str, transient: bool = False, **more: Any) -> bytes:
-    """An error as runs and steps keep it: JSON."""
-    return msgspec.json.encode(
-        {"code": code, "is_transient": transient, "type": kind, "message": message, "args": [message], **more}
-    )
 
 
 def raised(run: Run, told: bytes, settings: Settings) -> Ending:
@@ -46,7 +37,7 @@ def unfit(run: Run, why: str) -> Ending:
     note = run.note(f"given up: {why}", "error")
     if workflow_id is None:
         return Ending(Write(run.claim, message=Archive(why)), note, failed=True)
-    settle = Settle(WorkflowStatus.Error, error=error("NON_RETRYABLE", "pgqrs.errors.ValidationError", why))
+    settle = Settle(WorkflowStatus.Error, error=_error("NON_RETRYABLE", "pgqrs.errors.ValidationError", why))
     begin = Begin(workflow_id, run.claimed.attempt + 1)
     return Ending(Write(run.claim, begin=begin, settle=settle, message=Archive(why)), note, failed=True)
 
@@ -70,7 +61,7 @@ def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
 
 def refused(run: Run, failure: str) -> Ending:
     """The database refused what the run wrote."""
-    told = error("NON_RETRYABLE", "pgqrs.errors.DatabaseError", failure)
+    told = _error("NON_RETRYABLE", "pgqrs.errors.DatabaseError", failure)
     settle = Settle(WorkflowStatus.Error, error=told) if run.function.workflow_id is not None else None
     write = Write(run.claim, settle=settle, message=Archive(failure[:500]))
     return Ending(write, run.note(f"the database refused its values: {failure}", "error"), failed=True)
@@ -94,7 +85,7 @@ def crashed(
     if crash.crash_count < CRASHES_MAX:
         return Ending(Write(run.claim, crash=crash, message=None if held else Release()))
     reason = f"its worker died {crash.crash_count} times without a checkpoint between: {text}"
-    settle = Settle(WorkflowStatus.Error, error=error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
+    settle = Settle(WorkflowStatus.Error, error=_error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(reason))
     return Ending(write, run.note(f"given up: {reason}", "error"), failed=True)
 
@@ -105,18 +96,18 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
     text = f"step {cpu.step!r} was killed at its {cpu.limit} limit"
     if memory:
         text += f" of {cpu.memory_bytes or 0:,} bytes"
-    told = error(
+    told = RecordedError(
         "MEMORY" if memory else "TIMEOUT",
         "builtins.MemoryError" if memory else "builtins.TimeoutError",
         text,
-        transient=cpu.retry_in_s is not None,
-        **_traceback(event),
+        is_transient=cpu.retry_in_s is not None,
+        traceback=event.stacks or "",
     )
     step = Step(
         cpu.position,
         cpu.step or "",
         WorkflowStatus.Error,
-        error=told,
+        error=told.encode(),
         seconds=now - cpu.since,
         cpu_seconds=event.cpu_seconds,
         peak_rss_bytes=event.peak_rss_bytes,
@@ -144,7 +135,7 @@ def run_killed_at_limit(
     if run.function.workflow_id is None:
         return _undelivered(run, text, settings)
     crash = _crash("timeout", text, run, worker, event, cpu)
-    return _timed_out(run, text, crash, **_traceback(event))
+    return _timed_out(run, text, crash, event.stacks or "")
 
 
 def run_over_limit(run: Run, settings: Settings) -> Ending:
@@ -153,8 +144,9 @@ def run_over_limit(run: Run, settings: Settings) -> Ending:
     return _undelivered(run, text, settings) if run.function.workflow_id is None else _timed_out(run, text)
 
 
-def _timed_out(run: Run, text: str, crash: Crash | None = None, **more: Any) -> Ending:
-    settle = Settle(WorkflowStatus.Error, error=error("TIMEOUT", "builtins.TimeoutError", text, **more))
+def _timed_out(run: Run, text: str, crash: Crash | None = None, traceback: str = "") -> Ending:
+    told = RecordedError("TIMEOUT", "builtins.TimeoutError", text, traceback=traceback)
+    settle = Settle(WorkflowStatus.Error, error=told.encode())
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(text))
     return Ending(write, run.note(text, "error"), failed=True)
 
@@ -179,20 +171,13 @@ def _crash(cause: str, text: str, run: Run, worker: Worker, event: Exited, cpu: 
     )
 
 
-def _traceback(event: Exited) -> dict[str, str]:
-    return {"traceback": event.stacks} if event.stacks else {}
+def _error(code: str, kind: str, message: str) -> bytes:
+    return RecordedError(code, kind, message).encode()
 
 
 def _reason(told: bytes) -> str:
     """One line of an error that a worker described."""
-    try:
-        found = msgspec.json.decode(told)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return told[:500].decode(errors="replace")
-    if not isinstance(found, dict):
-        return str(found)[:500]
-    kind = str(found.get("type", "")).rpartition(".")[2]
-    return f"{kind}: {found.get('message', '')}"[:500]
+    return RecordedError.read(told).line[:500]
 
 
 def how(event: Exited) -> str:

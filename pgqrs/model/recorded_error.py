@@ -1,0 +1,67 @@
+"""The recorded error of a step or a run: one JSON object, which is written and read here."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+
+class RecordedError(Struct, frozen=True):
+    """What every recorded error has. `errors.describe` adds what `errors.rebuild` needs to build the exception again.
+
+    `code`: NON_RETRYABLE, TIMEOUT, MEMORY, CRASHED, CANCELLED, or that of a TransientStepError. `type`: "module.qualname" of the
+    exception, empty if a client of 0.15 or a caller recorded the error. `message` may have many lines. `whole`: all that is
+    recorded, if that is an object.
+    """
+
+    code: str = ""
+    type: str = ""
+    message: str = ""
+    is_transient: bool = False
+    traceback: str = ""
+    whole: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, told: object) -> "RecordedError":
+        """From raw JSON or from its decoded form. Never raises: anything can be in a row that another program has written. What is
+        no object becomes the message."""
+        if isinstance(told, bytes):
+            told = _decoded(told)
+        if not isinstance(told, dict):
+            return cls(message="" if told is None else str(told))
+        code, kind, message, trace = (_text(told.get(k)) for k in ("code", "type", "message", "traceback"))
+        return cls(code, kind, message, bool(told.get("is_transient")), trace, told)
+
+    def encode(self) -> bytes:
+        """As raw JSON, for an error that no exception describes."""
+        told: dict[str, Any] = {
+            "code": self.code,
+            "is_transient": self.is_transient,
+            "type": self.type,
+            "message": self.message,
+            "args": [self.message],
+        }
+        if self.traceback:
+            told["traceback"] = self.traceback
+        return msgspec.json.encode(told)
+
+    @property
+    def name(self) -> str:
+        """The exception's class without its module; the code if no class is recorded."""
+        return self.type.rpartition(".")[2] or self.code
+
+    @property
+    def line(self) -> str:
+        """For people: the class and the message."""
+        return f"{self.name}: {self.message}" if self.name else self.message
+
+
+def _decoded(raw: bytes) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return raw.decode(errors="replace")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
