@@ -11,10 +11,10 @@ from typing import Any, Literal
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 from pgqrs.errors import ConfigError
-from pgqrs.model.bounds import DURATION_S_MAX
-from pgqrs.model.states import Named
 from pgqrs.program.interpreter import DSN_VARIABLE as DSN_VARIABLE
 from pgqrs.program.interpreter import dsn_of
+from pgqrs.settings import SETTINGS, TEXT
+from pgqrs.settings import DurabilityMode as DurabilityMode
 
 Backend = Literal["postgres", "sqlite", "turso", "s3"]
 
@@ -32,50 +32,6 @@ MASK = "***"
 LOCK_TIME_SECONDS = 5
 # What dequeue() of 0.15 used instead. This version uses it unless the setting is given.
 DEQUEUE_LOCK_SECONDS = 30
-
-
-class DurabilityMode(Named):
-    """When a write to an S3 store reaches S3: before its call returns, or at the next `sync()`."""
-
-    Durable = "durable"
-    Local = "local"
-
-
-# Settings that are whole numbers, with their least value.
-_COUNTS = {
-    "max_connections": 1, "default_max_batch_size": 1, "max_read_ct": 1, "max_payload_size_bytes": 1, "max_string_length": 0,
-    "max_object_depth": 0, "max_enqueue_per_second": 1, "max_enqueue_burst": 1, "poll_interval_ms": 1,
-}  # fmt: skip
-_SECONDS = {
-    "connection_timeout_seconds", "default_lock_time_seconds", "heartbeat_interval_seconds", "reclaim_after_seconds",
-}  # fmt: skip
-_LISTS = ("forbidden_keys", "required_keys")
-_MAY_BE_NONE = {
-    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds", "prepared_statements",
-    "listen_dsn",
-}  # fmt: skip
-
-# Settings that a Config object holds only if they were given. The class holds their defaults.
-_UNLESS_GIVEN = {"prepared_statements", "listen_dsn"}
-
-# Settings by environment variable. Each variable has the prefix PGQRS_.
-_VARIABLES = {
-    "DSN": "dsn",
-    "SCHEMA": "schema",
-    "MAX_CONNECTIONS": "max_connections",
-    "CONNECTION_TIMEOUT": "connection_timeout_seconds",
-    "DEFAULT_LOCK_TIME": "default_lock_time_seconds",
-    "DEFAULT_BATCH_SIZE": "default_max_batch_size",
-    "MAX_READ_CT": "max_read_ct",
-    "HEARTBEAT_INTERVAL": "heartbeat_interval_seconds",
-    "POLL_INTERVAL_MS": "poll_interval_ms",
-    "RECLAIM_AFTER": "reclaim_after_seconds",
-    "SQLITE_USE_WAL": "sqlite_use_wal",
-    "PREPARED_STATEMENTS": "prepared_statements",
-    "LISTEN_DSN": "listen_dsn",
-    "S3_MODE": "s3_mode",
-    "S3_CACHE_DIR": "s3_cache_dir",
-}
 
 
 class Config:
@@ -174,7 +130,7 @@ class Config:
         _refuse_misfit(name, value)
         if name == "s3_mode":
             value = DurabilityMode(value)
-        if name in _LISTS:
+        if isinstance(value, list | tuple):
             value = list(value)
         super().__setattr__(name, value)
 
@@ -215,7 +171,11 @@ class Config:
         return cls._of(
             (_of_file(file) if file else {})
             | _of_environment(os.environ)
-            | {name: value for name, value in given.items() if value is not None or name in _MAY_BE_NONE}
+            | {
+                name: value
+                for name, value in given.items()
+                if value is not None or (name in SETTINGS and SETTINGS[name].may_be_none)
+            }
         )
 
     @classmethod
@@ -279,7 +239,7 @@ class Config:
 
     def to_dict(self) -> dict[str, object]:
         """Returns every setting as a dict, for another pgqrs process. The settings in
-        `_UNLESS_GIVEN` are included only if given. The dict contains the password.
+        `unless_given` are included only if given. The dict contains the password.
         """
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
@@ -303,34 +263,22 @@ def _refuse_misfit(name: str, value: object) -> None:
             name, [n for n in vars(Config) | Config.__annotations__ if n[0] != "_"], 1
         )
         raise AttributeError(f"Config has no setting {name!r}" + (f"; is it {near[0]}?" if near else ""))
-    if value is None and name in _MAY_BE_NONE:
+    setting = SETTINGS.get(name)
+    if setting is None or setting.kind.fits(value) or (value is None and setting.may_be_none):
         return
-    if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < _COUNTS[name]):
-        raise ConfigError(f"{name} is a whole number of at least {_COUNTS[name]}, not {value!r}")
-    if name in _SECONDS and not _is_seconds(value):
-        raise ConfigError(
-            f"{name} is a number of seconds from 0 to {DURATION_S_MAX:.0f} (a hundred years), not {value!r}"
-        )
-    if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
-        raise ConfigError(f"{name} is a list of text, not {value!r}")
-    if name == "s3_mode" and value not in list(DurabilityMode):
-        raise ConfigError(f"s3_mode is DurabilityMode.Durable or DurabilityMode.Local, not {value!r}")
-    if name == "prepared_statements" and not isinstance(value, bool):
-        raise ConfigError(f"prepared_statements is True, False or None (unless pooled), not {value!r}")
-    if name in ("dsn", "listen_dsn") and not isinstance(value, str):
+    if setting.kind is TEXT:  # a DSN holds a password
         raise ConfigError(f"a {name} is text, not {type(value).__name__}")
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= DURATION_S_MAX
+    raise ConfigError(f"{name} {setting.kind.rule}, not {value!r}")
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, object]:
-    return {
-        name: _checked(f"PGQRS_{variable}", name, text)
-        for variable, name in _VARIABLES.items()
-        if (text := dsn_of(environ) if variable == "DSN" else environ.get("PGQRS_" + variable, ""))
-    }
+    found: dict[str, object] = {}
+    for name, setting in SETTINGS.items():
+        if setting.variable is not None:
+            variable = f"PGQRS_{setting.variable}"
+            if text := dsn_of(environ) if name == "dsn" else environ.get(variable, ""):
+                found[name] = _checked(variable, name, text)
+    return found
 
 
 def _checked(source: str, name: str, value: object) -> object:
@@ -354,12 +302,11 @@ def _of_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"the configuration file {path} cannot be read: {e.strerror}") from e
     except ValueError as e:
         raise ConfigError(f"the configuration file {path} is malformed: {e}") from e
-    known = {name.lstrip("_") for name in vars(Config(DSN_DEFAULT))} | _UNLESS_GIVEN
     if not isinstance(settings, dict):
         raise ConfigError(f"the configuration file {path} holds no settings: name = value is expected")
-    if unknown := sorted(settings.keys() - known):
+    if unknown := sorted(settings.keys() - SETTINGS.keys()):
         raise ConfigError(
-            f"the configuration file {path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            f"the configuration file {path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(SETTINGS))}"
         )
     return {k: _checked(f"the configuration file {path}", k, v) for k, v in settings.items()}
 
@@ -390,32 +337,11 @@ def _parsed(path: Path) -> Any:
 
 def _read(name: str, text: str) -> object:
     """Converts the text of a setting. Raises ValueError."""
-    if name in _COUNTS or name in _SECONDS:
-        whole = name in _COUNTS
-        try:
-            return int(text) if whole else float(text)
-        except ValueError:
-            raise ValueError(f"say a {'whole number' if whole else 'number of seconds'}") from None
-    if name in ("sqlite_use_wal", "prepared_statements"):
-        wanted = {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }
-        if text.lower() not in wanted:
-            raise ValueError("say true or false")
-        return wanted[text.lower()]
-    if name == "s3_mode":
-        try:
-            return DurabilityMode(text.lower())
-        except ValueError:
-            raise ValueError("say durable or local") from None
-    return text
+    kind = SETTINGS[name].kind
+    try:
+        return kind.read(text)
+    except ValueError:
+        raise ValueError(kind.say) from None
 
 
 def backend_of(dsn: str) -> Backend:

@@ -1,5 +1,6 @@
 """Where a DSN leads, and that its password is never shown."""
 
+import inspect
 from urllib.parse import quote
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from pgqrs.config import Config, DurabilityMode, backend_of, conninfo, redact, scrub, sqlite_path
 from pgqrs.errors import ConfigError
+from pgqrs.settings import SETTINGS
 
 
 def test_the_defaults_are_those_of_0_15():
@@ -237,3 +239,17 @@ def test_a_very_short_password_does_not_tear_other_words_apart():
 def test_a_text_without_the_password_stays_as_it_is():
     assert scrub("server closed the connection", "pg://u:geheim@h/d") == "server closed the connection"
     assert scrub("server closed the connection", "pg://h/d") == "server closed the connection"
+
+
+def test_the_signature_and_the_table_name_the_same_settings():
+    assert list(inspect.signature(Config).parameters) == list(SETTINGS)
+    assert all(s.name == name and s.meaning for name, s in SETTINGS.items())
+    variables = [s.variable for s in SETTINGS.values() if s.variable]
+    assert len(variables) == len(set(variables))
+
+
+def test_every_default_fits_its_row():
+    config = Config("sqlite::memory:")
+    for name, setting in SETTINGS.items():
+        value = getattr(config, name)
+        assert setting.kind.fits(value) or (value is None and setting.may_be_none), name

@@ -10,6 +10,7 @@ import pytest
 
 import pgqrs
 from pgqrs import Config, ConfigError, DurabilityMode
+from pgqrs.settings import SETTINGS
 from tests.cli_runner import COMMAND
 
 GIVEN = {
@@ -38,7 +39,7 @@ GIVEN = {
 @pytest.fixture(autouse=True)
 def an_empty_folder_and_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for variable in pgqrs.config._VARIABLES:
+    for variable in [s.variable for s in SETTINGS.values() if s.variable]:
         monkeypatch.delenv(f"PGQRS_{variable}", raising=False)
     monkeypatch.delenv("PGQRS_CONFIG_FILE", raising=False)
 
