@@ -22,6 +22,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that stand beside docs/."""
     for outside, inside in PAGES_OUTSIDE.items():
         text = (PROJECT / outside).read_text().replace("](docs/", "](")
+        for other, its_page in PAGES_OUTSIDE.items():
+            text = text.replace(f"]({other}", f"]({its_page}")
         files.append(File.generated(config, inside, content=text))
     return files
 
