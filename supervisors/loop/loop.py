@@ -74,6 +74,7 @@ class Loop:
         self._watched_away: str | None = None
         self._clock_ahead_s = time.time() - time.monotonic()
         self._backlog: int | None = None
+        self._says_stopping = False
         self._recalls = False  # a board was asked, and the session is to hear the answer
         self._parent_end: int | None = None
 
@@ -434,11 +435,12 @@ class Loop:
         if self._view.deserted and not self._signals.stays:
             self._signals.hung_up()
         if self._signals.asked > self._session.told:
-            if not self._session.told:
-                for listener in self._listeners:
-                    listener.stopping()
             self._handle(events.Stop(min(self._signals.asked, 3)))
             self._settle()
+        if self._session.told and not self._says_stopping:
+            self._says_stopping = True
+            for listener in self._listeners:
+                listener.stopping()
 
     def _suspend(self) -> None:
         """Stops the workers and then this process, until another process continues it. By then the lease may be over and another
