@@ -653,6 +653,29 @@ def test_a_plain_step_in_an_async_run_waits_as_well():
         assert pipe.commit_all()[-1].output == b"[1,2,1]"
 
 
+def test_an_async_run_that_has_left_may_end_as_it_likes():
+    """It said that it leaves, to try a step again. What its code makes of that is no end of the run."""
+
+    @pgqrs.step(retry=1)
+    async def flaky():
+        raise ValueError
+
+    @pgqrs.workflow
+    async def flow():
+        try:
+            await flaky()
+        finally:
+            raise KeyboardInterrupt  # instead of what takes the run off its worker
+
+    with Pipe(flow, atwo, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        pipe.until(wire.StepFailed)
+        said = pipe.until(wire.Left)
+        assert not [f for f in said if isinstance(f, wire.Failed | wire.Finished | wire.Returned)]
+        pipe.execute(atwo, 2)
+        assert pipe.commit_all()[-1].output == b"3", "its worker goes on"
+
+
 def test_a_cancelled_async_run_stops_at_its_next_step():
     with Pipe(atwo, kind="async") as pipe:
         pipe.execute(atwo, 1)

@@ -70,7 +70,10 @@ def turn(
         if not ready or not _is_lock(e):
             raise
         done = _with_claims(database, _in_parts(database, ready, unsure), wanted)
-    return Turn(done.outcomes + unfit, done.taken, done.put_off) if unfit else done
+    done = Turn(done.outcomes + unfit, done.taken, done.put_off) if unfit else done
+    assert len(done.outcomes) + len(done.put_off) == len(writes), "a write has an outcome or is put off"
+    assert len(done.taken) == len(wanted), "each claim is answered"
+    return done
 
 
 def _with_claims(database: Database, done: Turn, wanted: Sequence[Want]) -> Turn:

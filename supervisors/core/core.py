@@ -427,11 +427,13 @@ class Core:
         durable: dict[int, list[tuple[int, int]]] = {}  # by worker
         for outcome in outcomes:
             self._saving -= 1
+            assert self._saving >= 0, "each write that was handed over has one outcome"
             write = outcome.write
             run = self.runs.get(write.claim.message_id)
             if run is None or run.claim != write.claim:
                 continue
             run.unsaved -= 1
+            assert run.unsaved >= 0, "an outcome is of a write of this claim"
             if not outcome.applied:
                 self._not_applied(run, outcome, now)
             elif write.message is not None:
@@ -495,6 +497,7 @@ class Core:
             queue.poll_s, queue.hinted = POLL_MIN_S, False
             self.scheduling.wake(queue, now)
             return
+        assert len(event.messages) <= event.want.limit, "a claim takes no more than was asked for"
         whole = queue.after is None
         queue.backlog = len(event.messages) >= event.want.limit
         if queue.backlog:

@@ -188,6 +188,8 @@ class Scheduling:
         )
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
+        assert worker.ready, "a worker that is told to end is given nothing"
+        assert not run.unsaved, "a run goes on from what is durable"
         history = run.history()
         run.bytes = len(run.claimed.payload) + sum(map(_size, history))
         worker.take(run)

@@ -211,6 +211,7 @@ class Worker(Struct, eq=False):
         return self.noted is not None and self.noted is self.on_cpu
 
     def take(self, run: Run) -> None:
+        assert run.id not in self.runs, "a message is at a worker once"
         self.runs[run.id] = run
         self.bytes += run.bytes
         self.of_queue[run.function.queue_id] += 1

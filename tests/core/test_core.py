@@ -805,6 +805,25 @@ def test_what_a_dying_worker_has_runs_nowhere_else_before_it_is_dead():
     assert [f.message_id for f in scene.sent(wire.Execute, new)] == [1]
 
 
+def test_what_was_written_under_an_earlier_claim_says_nothing_of_the_run_that_was_taken_again():
+    """A lease is lost while a write is under way. The message is claimed anew before the answer comes."""
+    scene = in_step().says(1, checkpoint(1))
+    [late] = [w for w in scene.take_unsaved() if w.step is not None]
+    scene.tell(events.LeaseLost(1)).dies(1, "SIGKILL")
+    scene.wants.clear()
+    scene.registered().after(1.0).boot().after(1.0)
+    worker = next(iter(scene.core.workers))
+    scene.takes(message(1, claim_no=2)).says(worker, started(1, claim_no=2)).says(
+        worker, checkpoint(1, claim_no=2)
+    )
+    unsaved = scene.core.runs[1].unsaved
+    scene.tell(events.Saved([Outcome(late, True, RUNNING)]))
+    assert scene.core.runs[1].unsaved == unsaved
+    assert scene.sent(wire.Committed) == []
+    scene.tell(events.Saved([Outcome(late, False)]))
+    assert 1 in scene.core.runs, "it is ours again, whatever became of the earlier claim"
+
+
 # Time limits
 
 
@@ -826,6 +845,7 @@ def test_shortly_before_its_limit_it_is_asked_where_it_is_and_that_is_recorded()
     scene.dies(1, "SIGTERM", stacks='  File "x.py", line 3 in spin')
     [write] = scene.take_unsaved()
     assert msgspec.json.decode(write.step.error)["traceback"] == '  File "x.py", line 3 in spin'
+    assert write.step.seconds == pytest.approx(9.8 + 0.11 + 0.01 + 0.1)
 
 
 def test_what_ends_in_time_after_all_is_not_killed():
