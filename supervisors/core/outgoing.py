@@ -25,7 +25,8 @@ AGAIN_MAX_S = 1.0
 class Outgoing:
     def __init__(self) -> None:
         self._writes: deque[Write] = deque()
-        self._bytes = 0  # of their values
+        # Bytes of the values of `_writes`.
+        self._bytes = 0
         self._put_off: list[Write] = []
         # The claims of the writes that are put off.
         self._claims: set[Claim] = set()
