@@ -1,4 +1,6 @@
-"""What the databases give without an engine: the same tables, one connection, batches of 100, nothing run in between."""
+"""The rate of a database without an engine: the same tables, one connection, batches of 100,
+nothing executed in between.
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +12,9 @@ BATCH = 100
 
 
 def claim_and_archive(dsn: str, consumer: int, payloads: bool = False) -> float:
-    """Seconds to claim every message of the only queue behind a watermark, and to archive it: two transactions a batch."""
+    """Returns the seconds to claim every message of the only queue behind a watermark, and to
+    archive it: two transactions for each batch.
+    """
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
         for ids in _claimed(connection, consumer, payloads):
@@ -22,7 +26,7 @@ def claim_and_archive(dsn: str, consumer: int, payloads: bool = False) -> float:
 def _claimed(
     connection: psycopg.Connection[Any], consumer: int, payloads: bool = False
 ) -> Iterator[list[int]]:
-    """One batch of message ids after another, each claimed and committed, until there is none."""
+    """Yields batches of message ids, each claimed and committed, until no message is left."""
     after_vt, after_id = "-infinity", 0
     claim = CLAIM + (", c.payload::text" if payloads else "")
     while rows := connection.execute(claim.encode(), (after_vt, after_id, BATCH, consumer)).fetchall():
@@ -46,7 +50,9 @@ returning c.id, c.vt::text
 
 
 def step_writes(dsn: str, consumer: int, commits: int) -> float:
-    """Seconds to write what runs of three steps leave: run, three steps, end; `commits` transactions a batch (3 is strict)."""
+    """Returns the seconds to write the rows of runs of three steps: run, three steps, end.
+    `commits` is the number of transactions for each batch (3 is strict).
+    """
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
         for ids in _claimed(connection, consumer):

@@ -9,7 +9,9 @@ NOW = "strftime('%Y-%m-%d %H:%M:%f')"
 
 
 def claim_and_archive(path: str, consumer: int) -> float:
-    """Seconds to claim every message of the only queue and to archive it: two transactions a batch."""
+    """Returns the seconds to claim every message of the only queue and to archive it: two
+    transactions for each batch.
+    """
     began = time.perf_counter()
     file = _opened(path)
     for ids in _claimed(file, consumer):
@@ -21,7 +23,9 @@ def claim_and_archive(path: str, consumer: int) -> float:
 
 
 def step_writes(path: str, consumer: int) -> float:
-    """Seconds to write what runs of three steps leave, a transaction for each step of a batch."""
+    """Returns the seconds to write the rows of runs of three steps, in one transaction for each
+    step of a batch.
+    """
     began = time.perf_counter()
     file = _opened(path)
     for ids in _claimed(file, consumer):
