@@ -98,8 +98,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test.add_argument(
         "--newest-python",
         action="store_true",
-        help="run the tests on the newest supported Python of this machine, in a venv of its own beside .venv; "
-        "run nothing where that is the Python that runs dev.py",
+        help="run the tests on the newest supported Python of this machine, in a venv of its own beside "
+        ".venv; run nothing where that is the Python that runs dev.py",
     )
     test.add_argument(
         "-n",
@@ -127,7 +127,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     run = commands.add_parser(
         "run",
-        help=f"run NAME ARGS: {', '.join(MODULES)}, a program of .venv/bin (python, ruff, pgqrs ...), or a script",
+        help=f"run NAME ARGS: {', '.join(MODULES)}, a program "
+        "of .venv/bin (python, ruff, pgqrs ...), or a script",
         usage="dev.py run NAME [ARGS ...]",
         add_help=False,
         allow_abbrev=False,
@@ -382,9 +383,10 @@ def make_venv(python: str) -> None:
         # `python -m venv` leaves a half-made folder behind when ensurepip is missing.
         shutil.rmtree(VENV, ignore_errors=True)
     raise CannotSetUp(
-        f"{sys.executable} could not make a virtual environment:\n{said.strip()}\n"
-        "If it lacks ensurepip and pip: `apt install python3-venv` on Debian and Ubuntu, elsewhere install pip "
-        "or uv. Then run this again."
+        f"{sys.executable} could not make a virtual environment:\n"
+        f"{said.strip()}\n"
+        "If it lacks ensurepip and pip: `apt install python3-venv` on Debian "
+        "and Ubuntu, elsewhere install pip or uv. Then run this again."
     )
 
 

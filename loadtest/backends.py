@@ -49,7 +49,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(BACKENDS))
     args = parser.parse_args()
     print(
-        "| backend | enqueue, one call each | enqueue_many | one-step runs | three-step runs | PUTs of the two drains |"
+        "| backend | enqueue, one call each | enqueue_many | "
+        "one-step runs | three-step runs | PUTs of the two drains |"
     )
     print("|---|---|---|---|---|---|")
     for backend in args.only.split(","):

@@ -48,7 +48,8 @@ def svg(group: Sequence[Found]) -> str:
     title = escape("; ".join(found.scenario for found in group))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 4}" width="{width}" role="img">',
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 '
+            f'0 {width} {y + 4}" width="{width}" role="img">',
             f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             *body,

@@ -65,8 +65,8 @@ def _read(server: PostgresServer, dsn: str) -> dict[str, float]:
             found |= {"WAL bytes": float(row[0]), "fsyncs of WAL": float(row[1])}
         if connection.execute("select 1 from pg_extension where extname = 'pg_stat_statements'").fetchone():
             row = connection.execute(
-                "select coalesce(sum(calls), 0) from pg_stat_statements s join pg_database d on d.oid = s.dbid "
-                "where d.datname = %s",
+                "select coalesce(sum(calls), 0) from pg_stat_statements s "
+                "join pg_database d on d.oid = s.dbid where d.datname = %s",
                 (dsn.rpartition("/")[2],),
             ).fetchone()
             found["statements"] = float(row[0]) if row else 0.0

@@ -100,7 +100,8 @@ def ends(dsn: str) -> tuple[float, int]:
     if dsn.startswith("sqlite"):
         with sqlite3.connect(dsn.removeprefix("sqlite://")) as file:
             last, count = file.execute(
-                "select (julianday(max(archived_at)) - 2440587.5) * 86400, count(archived_at) from pgqrs_messages"
+                "select (julianday(max(archived_at)) - 2440587.5) "
+                "* 86400, count(archived_at) from pgqrs_messages"
             ).fetchone()
     else:
         with psycopg.connect(dsn) as connection:

@@ -42,8 +42,8 @@ def markdown(results: Results) -> str:
 def _said(results: Results) -> str:
     context = results.context
     return (
-        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, {context['load']}, "
-        f"`{context['command']}`"
+        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, "
+        f"{context['load']}, `{context['command']}`"
     )
 
 

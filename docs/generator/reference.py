@@ -19,8 +19,10 @@ SETTINGS = {
     "schema": "The schema of the tables on PostgreSQL. It must exist.",
     "max_connections": "The largest number of connections that a program opens to PostgreSQL.",
     "connection_timeout_seconds": "How long a call waits for a free connection.",
-    "default_lock_time_seconds": "How long `dequeue()` holds a message. Unset, `dequeue()` holds a message for 30 s.",
-    "default_max_batch_size": "The number of messages that a consumer takes at a time, unless the call names a number.",
+    "default_lock_time_seconds": "How long `dequeue()` holds "
+    "a message. Unset, `dequeue()` holds a message for 30 s.",
+    "default_max_batch_size": "The number of messages that a "
+    "consumer takes at a time, unless the call names a number.",
     "max_read_ct": "The number of deliveries of a plain message before the message is dead.",
     "heartbeat_interval_seconds": "How often a consumer that polls renews its heartbeat.",
     "poll_interval_ms": "How often a consumer that polls looks for messages.",
@@ -29,16 +31,19 @@ SETTINGS = {
     "max_object_depth": "Producers of the 0.15 API: the deepest nesting of a payload.",
     "forbidden_keys": "Producers of the 0.15 API: keys that a payload must not have.",
     "required_keys": "Producers of the 0.15 API: keys that a payload must have.",
-    "max_enqueue_per_second": "Producers of the 0.15 API: the rate of one producer. `None` switches the limit off.",
-    "max_enqueue_burst": "Producers of the 0.15 API: messages that may exceed the rate at once. `None` switches the limit off.",
-    "reclaim_after_seconds": "A supervisor takes over messages that pgqrs 0.15 clients have held for this time after their "
-    "lock expired. `None`: never.",
+    "max_enqueue_per_second": "Producers of the 0.15 API: "
+    "the rate of one producer. `None` switches the limit off.",
+    "max_enqueue_burst": "Producers of the 0.15 API: messages that "
+    "may exceed the rate at once. `None` switches the limit off.",
+    "reclaim_after_seconds": "A supervisor takes over messages that pgqrs 0.15 clients have held for this "
+    "time after their lock expired. `None`: never.",
     "sqlite_use_wal": "Whether SQLite uses a write-ahead log.",
     "prepared_statements": "Whether prepared statements are used on PostgreSQL. `None`: unless there is a "
     "[connection pooler](../pgbouncer.md).",
     "listen_dsn": "A direct connection on which a supervisor listens, if `dsn` leads through a "
     "[connection pooler](../pgbouncer.md).",
-    "s3_mode": "When a write is in S3: `durable` (before its call returns) or `local` (at the next `sync()`).",
+    "s3_mode": "When a write is in S3: `durable` (before "
+    "its call returns) or `local` (at the next `sync()`).",
     "s3_cache_dir": "The folder of the local copy of an S3 object. `None`: a folder in the user's cache.",
 }
 

@@ -83,7 +83,8 @@ def wait(dsn, count, work):
             time.sleep(0.1)
         # Processes work as soon as they are launched, so the clock starts with the first workflow.
         times = connection.execute(
-            "select min(started_at_epoch_ms) / 1000.0, max(completed_at) / 1000.0 from dbos.workflow_status where name = %s",
+            "select min(started_at_epoch_ms) / 1000.0, max(completed_at) "
+            "/ 1000.0 from dbos.workflow_status where name = %s",
             (work,),
         ).fetchone()
         print(*map(float, times), flush=True)

@@ -124,8 +124,8 @@ def _rates(dsn: str, began: float, slice_s: float) -> list[float]:
     with psycopg.connect(dsn) as connection:
         counted: dict[int, int] = dict(
             connection.execute(
-                "select floor((extract(epoch from archived_at) - %s) / %s)::int, count(*) from pgqrs_messages "
-                "where archived_at is not null group by 1",
+                "select floor((extract(epoch from archived_at) - %s) / %s)::int, count(*) from "
+                "pgqrs_messages where archived_at is not null group by 1",
                 (began, slice_s),
             ).fetchall()
         )

@@ -362,11 +362,15 @@ class Core:
         blocked = sum(w.blocked and w.kind == worker.kind for w in self.workers.values())
         if blocked > WAITING_MAX:
             return (
-                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, which starts no more than so many "
-                "in their place; let the workflow end and another one go on from there, or wait in an async workflow"
+                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, "
+                "which starts no more than so many in their place; let the workflow end and "
+                "another one go on from there, or wait in an async workflow"
             )
         if not worker.gated and waited.run in worker.runs and worker.runs[waited.run].started:
-            return f"{text}, which has begun in the same worker and cannot go on there; start more workers (--workers)"
+            return (
+                f"{text}, which has begun in the same worker and "
+                "cannot go on there; start more workers (--workers)"
+            )
         return ""
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
@@ -840,7 +844,10 @@ def _unfit(run: Run) -> str | None:
     for step in claimed.steps:
         size = len(step.output or b"") + len(step.error or b"") + len(step.name.encode(errors="replace"))
         if size > most:
-            return f"what is recorded of its step {step.name[:80]!r} is {size:,} bytes, and a worker can be sent {most:,}"
+            return (
+                f"what is recorded of its step {step.name[:80]!r} is "
+                f"{size:,} bytes, and a worker can be sent {most:,}"
+            )
     return None
 
 

@@ -103,8 +103,9 @@ class Limits:
 
     def _end_stubborn(self, worker: Worker, run: int) -> None:
         text = (
-            f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid {worker.pid}), which is killed for "
-            "that, and nobody is charged; a bare `except:` or `except BaseException:` around a step must raise again"
+            f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid "
+            f"{worker.pid}), which is killed for that, and nobody is charged; a bare `except:` or `except "
+            "BaseException:` around a step must raise again"
         )
         self._orders.append(Note(text, "warning", run))
         self.kill(worker, "a run did not leave it", force=True)
@@ -121,9 +122,9 @@ class Limits:
         if worker.kind == "sync" and run is not None and run.function.workflow_id is not None and others:
             worker.noted, worker.noted_use = cpu, None
             text = (
-                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for {HOLDS_UP_S:g} s, in which other runs "
-                f"({others}) wait or waited; where it wants a lock that one of them holds across a step, declare "
-                "@pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
+                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for "
+                f"{HOLDS_UP_S:g} s, in which other runs ({others}) wait or waited; where it wants a lock "
+                "that one of them holds across a step, declare @pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
             )
             self._orders.append(run.note(text, "warning"))
 
@@ -143,9 +144,10 @@ class Limits:
                 self._scheduling.set_apart(each.function)
                 names.add(each.function.name)
         text = (
-            f"its code waits, as it seems for what another run of worker {worker.id} (pid {worker.pid}) holds across a step: the worker "
-            f"is killed for that, nobody is charged, and from now on this supervisor's workers execute runs of {', '.join(sorted(names))} "
-            "one at a time, as with @pgqrs.workflow(lanes=1)"
+            f"its code waits, as it seems for what another run of worker {worker.id} (pid "
+            f"{worker.pid}) holds across a step: the worker is killed for that, nobody is "
+            "charged, and from now on this supervisor's workers execute runs of "
+            f"{', '.join(sorted(names))} one at a time, as with @pgqrs.workflow(lanes=1)"
         )
         self._orders.append(Note(text, "warning", run))
         self.kill(worker, "runs in it wait for one another", force=True)
@@ -226,7 +228,10 @@ class Limits:
             self._boot_failures.popleft()
         failures = len(self._boot_failures)
         if failures >= RESTARTS_MAX and not any(w.ready for w in self._workers.values()):
-            reason = f"workers died while starting {failures} times within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            reason = (
+                f"workers died while starting {failures} times "
+                f"within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            )
             self._happened(Happened.NO_WORKERS, now, reason)
         elif failures > 1:
             self._start_from = now + min(START_AGAIN_S * 2 ** (failures - 2), START_AGAIN_MAX_S)

@@ -316,8 +316,8 @@ class Session:
             self._told_locked = True
             ids = sorted({w.claim.message_id for w in writes})
             text = (
-                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to be written there waits, "
-                f"all else goes on (see pg_locks); the first is message {ids[0]}"
+                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to "
+                f"be written there waits, all else goes on (see pg_locks); the first is message {ids[0]}"
             )
             self._orders.append(Note(text, "warning", ids[0]))
 
@@ -380,7 +380,10 @@ class Session:
                 f"took back {count(event.reclaimed, 'message')} that clients of pgqrs 0.15 held too long"
             )
         if event.brought_back:
-            text = f"the clock went back: {count(event.brought_back, 'message')} that waited by the old time are due by the new one"
+            text = (
+                f"the clock went back: {count(event.brought_back, 'message')} "
+                "that waited by the old time are due by the new one"
+            )
             self._orders.append(Note(text, "warning"))
         if event.recovered or event.reclaimed or event.brought_back:
             self.core.take(Hinted(), now)
@@ -427,10 +430,16 @@ class Session:
 
     def _give_up_silence(self) -> None:
         if self._committing is not None:
-            self._turn_away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
+            self._turn_away = (
+                f"a transaction has had no answer for {UNANSWERED_S:g} "
+                "s: somebody may hold a lock that it waits for"
+            )
             self._orders.append(Sever(lease=False))
         else:
-            self._turn_away = f"the last results have waited {UNANSWERED_S:g} s to be written: somebody may hold a lock on their rows"
+            self._turn_away = (
+                f"the last results have waited {UNANSWERED_S:g} s to "
+                "be written: somebody may hold a lock on their rows"
+            )
         self._told_away = True
         self._orders.append(Note(self._turn_away, "warning"))
 

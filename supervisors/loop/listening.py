@@ -51,7 +51,8 @@ class Listener:
         if not self._pooled:
             return None
         return (
-            f"PostgreSQL is reached through a connection pooler, where nobody can listen: new work is looked for every {POLL_POOLED_S:g} s; "
+            "PostgreSQL is reached through a connection pooler, where nobody "
+            f"can listen: new work is looked for every {POLL_POOLED_S:g} s; "
             "to hear of it at once, name a direct way in PGQRS_LISTEN_DSN"
         )
 

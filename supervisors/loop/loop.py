@@ -400,7 +400,10 @@ class Loop:
         self._aside.ask(lambda: told.put(self._membership.waiting_for_their_time(consumers)), lambda _: None)
         with suppress(Empty):
             if count := told.get(timeout=SIGN_OFF_S):
-                text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
+                text = (
+                    f"{count:,} wait for their time, for a retry, a "
+                    "delay or the end of a pause: supervise again then"
+                )
                 self._view.note(events.Note(text))
 
     def _sign_off(self) -> None:

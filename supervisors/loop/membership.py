@@ -98,8 +98,8 @@ class Membership:
                 same = False
             if not same:
                 raise errors.SchemaError(
-                    f"the database was replaced by another: queue {name!r} is not the one in it that this supervisor knew; "
-                    "start the supervisor again"
+                    f"the database was replaced by another: queue {name!r} is not the one in it that this "
+                    "supervisor knew; start the supervisor again"
                 )
 
     def _take_back(self) -> int:

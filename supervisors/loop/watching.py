@@ -93,8 +93,8 @@ class DataVersion:
             if self._file.stat().st_ino == self._inode:
                 return
         raise errors.SchemaError(
-            f"the database file {self._file} was removed or replaced while this supervisor had it open: nobody else sees what is "
-            "done in the old one; start the supervisor again"
+            f"the database file {self._file} was removed or replaced while this supervisor had it open: "
+            "nobody else sees what is done in the old one; start the supervisor again"
         )
 
     def close(self) -> None:

@@ -133,8 +133,8 @@ def _hub() -> greenlet.greenlet:
     parent = greenlet.getcurrent().parent
     if parent is None:
         raise errors.ValidationError(
-            "a plain step was called from a callback of the event loop, which cannot wait; call it from a coroutine, for "
-            "example one that the callback makes a task of"
+            "a plain step was called from a callback of the event loop, which cannot wait; call it from a "
+            "coroutine, for example one that the callback makes a task of"
         )
     return parent
 

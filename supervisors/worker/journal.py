@@ -257,8 +257,8 @@ class PipeJournal:
         if self.leaving:
             return wire.Returned((self.message_id,))
         own = errors.ValidationError(
-            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
-            "to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
+            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is "
+            "to leave its worker; to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
         )
         return wire.Failed(self.message_id, self.claim_no, flow.Refused(own).error)
 
