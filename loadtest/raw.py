@@ -46,7 +46,7 @@ with due as (
 update pgqrs_messages c set consumer_worker_id = %s, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = now()
 from due where c.id = due.due_id
 returning c.id, c.vt::text
-"""
+"""  # noqa: E501
 
 
 def step_writes(dsn: str, consumer: int, commits: int) -> float:
@@ -71,7 +71,7 @@ BEGIN = """
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, started_at, attempt)
 select w.id, m.id, 'RUNNING', m.payload, now(), now(), now(), 1
 from pgqrs_messages m join pgqrs_workflows w on w.queue_id = m.queue_id where m.id = any(%s)
-"""
+"""  # noqa: E501
 STEP = """
 insert into pgqrs_workflow_steps (run_id, step_name, status, output, started_at, completed_at, position)
 select id, %s, 'SUCCESS', '1', now(), now(), %s from pgqrs_workflow_runs where message_id = any(%s)

@@ -68,13 +68,13 @@ where id in (
     order by vt, id limit ?
 )
 returning id
-"""
+"""  # noqa: E501
 ARCHIVE = f"update pgqrs_messages set archived_at = {NOW} where id = ?"
 BEGIN = f"""
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, started_at, attempt)
 select w.id, m.id, 'RUNNING', m.payload, {NOW}, {NOW}, {NOW}, 1
 from pgqrs_messages m join pgqrs_workflows w on w.queue_id = m.queue_id where m.id = ?
-"""
+"""  # noqa: E501
 STEP = f"""
 insert into pgqrs_workflow_steps (run_id, step_name, status, output, started_at, completed_at, position)
 select id, ?, 'SUCCESS', '1', {NOW}, {NOW}, ? from pgqrs_workflow_runs where message_id = ?

@@ -43,16 +43,18 @@ class DurabilityMode(Named):
 
 # Settings that are whole numbers, with their least value.
 _COUNTS = {
-    "max_connections": 1, "default_max_batch_size": 1, "max_read_ct": 1, "max_payload_size_bytes": 1, "max_string_length": 0,
+    "max_connections": 1, "default_max_batch_size": 1, "max_read_ct": 1, "max_payload_size_bytes": 1,
+    "max_string_length": 0,
     "max_object_depth": 0, "max_enqueue_per_second": 1, "max_enqueue_burst": 1, "poll_interval_ms": 1,
 }  # fmt: skip
 _SECONDS = {
-    "connection_timeout_seconds", "default_lock_time_seconds", "heartbeat_interval_seconds", "reclaim_after_seconds",
+    "connection_timeout_seconds", "default_lock_time_seconds", "heartbeat_interval_seconds",
+    "reclaim_after_seconds",
 }  # fmt: skip
 _LISTS = ("forbidden_keys", "required_keys")
 _MAY_BE_NONE = {
-    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds", "prepared_statements",
-    "listen_dsn",
+    "max_enqueue_per_second", "max_enqueue_burst", "reclaim_after_seconds", "default_lock_time_seconds",
+    "prepared_statements", "listen_dsn",
 }  # fmt: skip
 
 # Settings that a Config object holds only if they were given. The class holds their defaults.

@@ -46,8 +46,8 @@ def drain(dsn, children, work):
     """The worker listens to another queue until it is told to start."""
     worker = subprocess.Popen(
         [
-            sys.executable, "-m", "celery", "-A", "run_celery", "worker", "-Q", IDLE, "-c", children, "-l", "ERROR",
-            "--without-gossip", "--without-mingle", "--without-heartbeat",
+            sys.executable, "-m", "celery", "-A", "run_celery", "worker", "-Q", IDLE, "-c", children, "-l",
+            "ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat",
         ],
         cwd=os.path.dirname(os.path.abspath(__file__)),
         env=os.environ | {"LOAD_BROKER": dsn},

@@ -237,8 +237,8 @@ class PanelView:
         for w in state.workers:
             doing = f"{w.function} · {w.step}" if w.step else (w.function or "")
             table.add_row(
-                str(w.id), str(w.pid or "…"), Text(w.state, colours[w.state]), str(w.run or ""), Text(printable(doing)),
-                duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
+                str(w.id), str(w.pid or "…"), Text(w.state, colours[w.state]), str(w.run or ""),
+                Text(printable(doing)), duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
         title = (

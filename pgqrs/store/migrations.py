@@ -25,8 +25,8 @@ from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.sql import Dialect
 
 TABLES = (
-    "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
-    "pgqrs_supervisors", "pgqrs_database",
+    "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs",
+    "pgqrs_workflow_steps", "pgqrs_supervisors", "pgqrs_database",
 )  # fmt: skip
 # Limits the wait for each lock. Other statements queue behind a migration that waits.
 LOCK_TIMEOUT = "5s"

@@ -622,7 +622,8 @@ def _no_run(message_id: int) -> errors.RunNotFoundError:
 
 def _run_record(r: Row) -> RunRecord:
     return RunRecord(
-        r[0], r[1], r[2], read_status(r[3] or "QUEUED", f"run {r[0]}"), _triggered_with(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+        r[0], r[1], r[2], read_status(r[3] or "QUEUED", f"run {r[0]}"), _triggered_with(r[4]),
+        json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
         r[9], r[10] or 0, r[11] or 0, json_value(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
 

@@ -317,7 +317,8 @@ class Listen(Struct, frozen=True):
 
 
 SessionEvent = (
-    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone | NoWorkers
+    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone
+    | NoWorkers
 )  # fmt: skip
 SessionCommand = (
     Launch | Send | Recall | Dump | Kill | Note | Exit | Commit | Join | LookAround | Sever | Listen

@@ -29,9 +29,14 @@ REQUEST_BYTES_MAX = 8192
 # The delay before the next attempt to accept a connection.
 WITHOUT_DESCRIPTORS_S = 0.2
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Request "
-"Header Fields Too Large", 503: "Service "
-"Unavailable"}  # fmt: skip
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 class _Connection(Struct, eq=False):

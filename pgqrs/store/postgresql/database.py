@@ -147,7 +147,8 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
     if steady_plans:
         return None
     return (
-        config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds, config.prepared_statements,
+        config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds,
+        config.prepared_statements,
     )  # fmt: skip
 
 
