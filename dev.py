@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Set up and run pgqrs from a checkout: `python3 dev.py demo` is all that a fresh machine needs.
 
-Only the standard library, and a Python that has ensurepip, pip or a `uv` beside it. Everything lands in .venv next to this
-file; the system's packages are never touched. A second call finds its stamp in .venv and starts at once. PGQRS_DEV_VENV names
-another folder than .venv, for a second Python beside the first.
+This script needs only the standard library, and a Python that has ensurepip, pip or a `uv` beside
+it. Everything is installed in .venv next to this file; the system's packages are never touched. A
+second call finds its stamp in .venv and starts at once. PGQRS_DEV_VENV names another folder than
+.venv, for a second Python beside the first.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import NoReturn
 
 OLDEST_PYTHON = (3, 11)
-# Tried in this order when the Python that runs us is too old.
+# Tried in this order when the Python that runs this script is too old.
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.14")
 
-# The newest first: what the suite is run on besides, with `dev.py test --newest-python`.
+# The newest first. `dev.py test --newest-python` runs the suite on the newest of them too.
 SUPPORTED_PYTHONS = ("3.13", "3.12", "3.11")
 
 VENV_VARIABLE = "PGQRS_DEV_VENV"
@@ -36,7 +37,7 @@ STAMP = VENV / "pgqrs-dev.json"
 SITE = PROJECT / "site"
 LOCK = VENV.with_name(f"{VENV.name}.lock")
 
-# `dev.py run NAME` for the programs that live in the test suite.
+# The programs of the test suite for `dev.py run NAME`.
 MODULES = {
     "simulate": "tests.simulation",
     "chaos": "tests.crashes.chaos",
@@ -62,7 +63,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command with its own options, and what it hands on to the program it runs, in the order given."""
+    """Returns the command with its own options, and the words for the program that the command
+    runs, in the order given.
+    """
     parser = argparse.ArgumentParser(
         prog="dev.py",
         description="Set up and run pgqrs from a checkout. Everything is made on first use, in .venv.",
@@ -79,7 +82,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     setup.set_defaults(do=set_up_only)
 
-    # What hands everything on hands on --help as well, so these have none of their own.
+    # Commands that pass all options on pass --help on too, so they have no options of their own.
     demo = commands.add_parser(
         "demo", help="pgqrs demo; options go to it", add_help=False, allow_abbrev=False
     )
@@ -95,8 +98,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test.add_argument(
         "--newest-python",
         action="store_true",
-        help="run the tests on the newest supported Python of this machine, in a venv of its own beside .venv; "
-        "run nothing where that is the Python that runs dev.py",
+        help="run the tests on the newest supported Python of this machine, in a venv of its own beside "
+        ".venv; run nothing where that is the Python that runs dev.py",
     )
     test.add_argument(
         "-n",
@@ -124,7 +127,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     run = commands.add_parser(
         "run",
-        help=f"run NAME ARGS: {', '.join(MODULES)}, a program of .venv/bin (python, ruff, pgqrs ...), or a script",
+        help=f"run NAME ARGS: {', '.join(MODULES)}, a program "
+        "of .venv/bin (python, ruff, pgqrs ...), or a script",
         usage="dev.py run NAME [ARGS ...]",
         add_help=False,
         allow_abbrev=False,
@@ -176,21 +180,24 @@ def run_tests_on_the_newest_python(arguments: argparse.Namespace, rest: Sequence
 
 
 def newest_python() -> tuple[str, str]:
-    """The version and the path of the newest supported Python of this machine: the one that runs us, one on PATH, or one of pyenv's."""
+    """Returns the version and the path of the newest supported Python of this machine: the one that
+    runs this script, one on PATH, or one of pyenv's.
+    """
     ours = ".".join(map(str, sys.version_info[:3]))
     for minor in SUPPORTED_PYTHONS:
         if ours.startswith(f"{minor}."):
             return ours, sys.executable
         for python in pythons_of(minor):
-            # A pyenv shim is on PATH for versions that are not switched on, and then fails.
+            # A pyenv shim is on PATH for versions that are not enabled, and then fails.
             asked = run([python, "-c", "import sys; print('.'.join(map(str, sys.version_info[:3])))"])
             if asked.returncode == 0 and asked.stdout.startswith(f"{minor}."):
                 return asked.stdout.strip(), python
-    return ours, sys.executable  # newer than any that is supported
+    # This Python is newer than any supported one.
+    return ours, sys.executable
 
 
 def pythons_of(minor: str) -> list[str]:
-    """Where a Python of this version may be, the likeliest first."""
+    """Returns where a Python of this version may be, the likeliest place first."""
     on_path = shutil.which(f"python{minor}")
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     patches = [p for p in pyenv.glob(f"{minor}.*") if p.name.removeprefix(f"{minor}.").isdigit()]
@@ -199,16 +206,17 @@ def pythons_of(minor: str) -> list[str]:
 
 
 def pytest_arguments(fast: bool, processes: str, rest: Sequence[str]) -> list[str]:
-    # Ours come first: of an option given twice, such as -m, pytest heeds the last.
-    # Who has nothing left takes from the others: plain `load` hands the slow files, which come first, to one process.
+    # Options of this script come first: if an option is given twice, such as -m, pytest uses the
+    # last. An idle process takes tests from the others, because plain `load` gives the slow files,
+    # which come first, to one process.
     return ["-n", processes, "--dist", "worksteal", *(["-m", "not slow"] if fast else []), *rest]
 
 
 def run_lint(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    # The other extras as well: mypy follows imports into what they bring.
+    # mypy follows imports into what the other extras install.
     set_up(["lint", "test", "docs"])
     checks = ["ruff check", "ruff format --check", "mypy"]
-    # All of them, even after one has failed: one run shows everything there is to mend.
+    # All checks run even after one has failed: one run shows everything to fix.
     failed = [
         check for check in checks if subprocess.call([str(PYTHON), "-m", *check.split()], cwd=PROJECT) != 0
     ]
@@ -220,7 +228,7 @@ def run_lint(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def build_docs(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     set_up(["docs"])
     os.chdir(PROJECT)
-    # Material warns at length of a release of MkDocs that pyproject.toml excludes.
+    # Material prints a long warning about a release of MkDocs that pyproject.toml excludes.
     os.environ["NO_MKDOCS_2_WARNING"] = "1"
     mkdocs = [str(PYTHON), "-m", "mkdocs"]
     if arguments.serve:
@@ -232,7 +240,7 @@ def build_docs(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def run_load(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    # The test extra brings the PostgreSQL that the scenarios run against.
+    # The test extra installs the PostgreSQL for the scenarios.
     set_up(["test"])
     os.chdir(PROJECT)
     become(PYTHON, "-m", "loadtest", *rest)
@@ -251,7 +259,7 @@ def program(name: str) -> list[str | Path]:
 
 
 def become(*command: str | Path) -> NoReturn:
-    """Replace this process, so that signals and the exit status are the command's own."""
+    """Replaces this process, so that signals and the exit status are the command's own."""
     words = [str(word) for word in command]
     sys.stdout.flush()
     try:
@@ -265,11 +273,12 @@ def become(*command: str | Path) -> NoReturn:
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """What an environment is made of. A venv cannot be moved, so where it stands is part of it."""
+    """What an environment is made of. A venv cannot be moved, so its path is part of the stamp."""
 
     python: str
     venv: str
-    pyproject: str  # sha256
+    # The sha256 of pyproject.toml.
+    pyproject: str
     extras: tuple[str, ...]
 
 
@@ -283,7 +292,9 @@ def stamp(pyproject: bytes, extras: Sequence[str], python: tuple[int, ...], venv
 
 
 def missing(found: Stamp | None, want: Stamp) -> str:
-    """What a set-up still has to make: "nothing", "packages" (into the venv that is there) or "everything"."""
+    """Returns what a set-up still has to make: "nothing", "packages" (into the existing venv) or
+    "everything".
+    """
     if found is None or (found.python, found.venv) != (want.python, want.venv):
         return "everything"
     if found.pyproject != want.pyproject or not set(want.extras) <= set(found.extras):
@@ -295,15 +306,18 @@ COMPILED = ("pgqrs", "supervisors", "loadtest", "tests")
 
 
 def set_up(extras: Sequence[str] = ()) -> None:
-    """Make .venv hold pgqrs (editable) with these extras, compiled. Extras that it has already stay."""
+    """Makes .venv hold pgqrs (editable) with these extras, compiled. Extras that it has already
+    stay.
+    """
     install_what_lacks(extras)
-    # Also where PYTHONDONTWRITEBYTECODE is set: every process that a test starts would compile all of it again.
+    # Compiled even if PYTHONDONTWRITEBYTECODE is set. Otherwise every process that a test starts
+    # would compile everything again.
     subprocess.call([str(PYTHON), "-m", "compileall", "-q", *COMPILED], cwd=PROJECT)
 
 
 def install_what_lacks(extras: Sequence[str]) -> None:
     want = stamp((PROJECT / "pyproject.toml").read_bytes(), extras, sys.version_info[:2], VENV)
-    # Looked at without the lock first: whoever lacks nothing need not wait for somebody else's set-up.
+    # Checked without the lock first: a caller that lacks nothing need not wait for another set-up.
     if missing(read_stamp(), want) == "nothing":
         return
     with only_one_set_up():
@@ -314,14 +328,16 @@ def install_what_lacks(extras: Sequence[str]) -> None:
         if lack == "everything" or found is None:
             make_venv(want.python)
         else:
-            # If this is cut short, the old stamp stays, which asks for it again.
+            # If this is interrupted, the old stamp stays, and the next call installs again.
             want = dataclasses.replace(want, extras=tuple(sorted({*want.extras, *found.extras})))
         install(want.extras)
         STAMP.write_text(json.dumps(dataclasses.asdict(want)))
 
 
 def read_stamp() -> Stamp | None:
-    """None where there is no environment, or none that a set-up has finished, or whose Python has gone."""
+    """Returns None if there is no environment, if no set-up has finished it, or if its Python is
+    gone.
+    """
     if not os.access(PYTHON, os.X_OK):
         return None
     try:
@@ -335,7 +351,8 @@ def read_stamp() -> Stamp | None:
 def only_one_set_up() -> Iterator[None]:
     import fcntl
 
-    # The lock dies with its holder. The file stays: removing it would let two holders lock two files of one name.
+    # The lock ends with its holder. The file stays, because removing it would let two holders lock
+    # two files of the same name.
     with LOCK.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -353,7 +370,8 @@ def make_venv(python: str) -> None:
     ways = [[sys.executable, "-m", "venv", str(VENV)]]
     if uv():
         ways.insert(0, [uv(), "venv", "--quiet", "--python", sys.executable, str(VENV)])
-    # Debian packs ensurepip apart from venv. The venv then borrows the pip of the Python that made it.
+    # Debian packages ensurepip separately from venv. The venv then uses the pip of the Python that
+    # made it.
     if has_pip(sys.executable):
         ways.append([sys.executable, "-m", "venv", "--without-pip", str(VENV)])
     said = ""
@@ -365,9 +383,10 @@ def make_venv(python: str) -> None:
         # `python -m venv` leaves a half-made folder behind when ensurepip is missing.
         shutil.rmtree(VENV, ignore_errors=True)
     raise CannotSetUp(
-        f"{sys.executable} could not make a virtual environment:\n{said.strip()}\n"
-        "If it lacks ensurepip and pip: `apt install python3-venv` on Debian and Ubuntu, elsewhere install pip "
-        "or uv. Then run this again."
+        f"{sys.executable} could not make a virtual environment:\n"
+        f"{said.strip()}\n"
+        "If it lacks ensurepip and pip: `apt install python3-venv` on Debian "
+        "and Ubuntu, elsewhere install pip or uv. Then run this again."
     )
 
 
@@ -377,7 +396,8 @@ def install(extras: Sequence[str]) -> None:
     ways = []
     if uv():
         ways.append([uv(), "pip", "install", "--quiet", "--python", str(PYTHON), "--editable", what])
-    # uv reads none of pip's configuration: where only pip knows the way to the packages, pip must follow.
+    # uv ignores pip's configuration. If only pip is configured to reach the packages, pip must
+    # follow.
     pip = ["install", "--quiet", "--editable", what]
     if has_pip(str(PYTHON)):
         ways.append([str(PYTHON), "-m", "pip", *pip])
@@ -393,7 +413,7 @@ def install(extras: Sequence[str]) -> None:
 
 
 def uv() -> str:
-    """The `uv` of this machine, or "". Never installed by us."""
+    """Returns the path of this machine's `uv`, or "". This script never installs it."""
     return shutil.which("uv") or ""
 
 
@@ -402,7 +422,7 @@ def has_pip(python: str) -> bool:
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # A person's settings may send packages elsewhere than into the venv.
+    # A user's settings may install packages elsewhere than into the venv.
     elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     environment.update(PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
@@ -421,12 +441,15 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def use_a_python_new_enough(argv: Sequence[str]) -> None:
-    """Return if this Python will do; else become one that does, or leave with one line."""
+    """Returns if this Python is new enough. Otherwise replaces this process by one that is, or
+    exits with one line.
+    """
     if sys.version_info >= OLDEST_PYTHON:
         return
     for name in NEWER_PYTHONS:
         python = shutil.which(name)
-        # Asked first: a pyenv shim is on PATH for versions that are not switched on, and then fails.
+        # Checked first, because a pyenv shim is on PATH for versions that are not enabled, and then
+        # fails.
         if python and new_enough(python):
             os.execv(python, [python, str(Path(__file__).resolve()), *argv])
     sys.exit(too_old(sys.version_info, sys.executable))

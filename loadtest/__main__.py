@@ -1,7 +1,8 @@
-"""What pgqrs does a second, beside the bare database and beside its peers, measured in one run.
+"""Measures pgqrs beside the bare database and beside its peers, all in one run.
 
-Every measure has a fresh database; its backlog is enqueued before the clock starts; the sides of a scenario take turns, and what
-counts is the median of the rounds and of their ratios. PostgreSQL is a private one with fsync and synchronous_commit on.
+Every measurement has a fresh database, whose backlog is enqueued before the clock starts. The sides
+of a scenario take turns. The result is the median of the rounds and of their ratios. PostgreSQL is
+a private server with fsync and synchronous_commit on.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def _end(*_: object) -> None:
-    """As Ctrl-C does: whatever was started is ended."""
+    """Exits as Ctrl-C does, so that everything started is ended."""
     sys.exit(1)
 
 

@@ -1,11 +1,14 @@
-"""The same work on each backend: enqueue one by one and at once, then one-step runs and three-step runs under a supervisor.
+"""The same work on each backend: enqueue one by one and in bulk, then runs of one step and of three
+steps under a supervisor.
 
-    python3 dev.py run python -m loadtest.backends [--runs 2000] [--workers 2] [--latency-ms 60] [--only turso,s3]
+    python3 dev.py run python -m loadtest.backends [--runs 2000] [--workers 2]
+        [--latency-ms 60] [--only turso,s3]
 
 `turso-shared` is Turso with its experimental multi-process WAL.
 
-PostgreSQL is a private one with fsync and synchronous_commit on, S3 an emulator behind a proxy that takes its time over each
-request. A drain's clock runs from the start of the first body to the archiving of the last message.
+PostgreSQL is a private server with fsync and synchronous_commit on. S3 is an emulator behind a
+proxy that delays each request. A drain is measured from the start of the first body to the
+archiving of the last message.
 """
 
 import argparse
@@ -46,7 +49,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(BACKENDS))
     args = parser.parse_args()
     print(
-        "| backend | enqueue, one call each | enqueue_many | one-step runs | three-step runs | PUTs of the two drains |"
+        "| backend | enqueue, one call each | enqueue_many | "
+        "one-step runs | three-step runs | PUTs of the two drains |"
     )
     print("|---|---|---|---|---|---|")
     for backend in args.only.split(","):
@@ -71,7 +75,7 @@ def main() -> int:
 
 
 def addresses(backend: str, folder: Path, stack: ExitStack) -> tuple[list[str], Proxy | None]:
-    """Three empty databases, each with its schema."""
+    """Returns three empty databases, each with its schema."""
     proxy = None
     if backend == "postgres":
         server = stack.enter_context(PostgresServer.start(durable=True))
@@ -92,7 +96,7 @@ def addresses(backend: str, folder: Path, stack: ExitStack) -> tuple[list[str], 
 
 
 def enqueued(dsn: str) -> tuple[float, float]:
-    """Messages a second: one call each, and in one call."""
+    """Returns messages per second: with one call each, and in one call."""
     with pgqrs.connect(dsn) as store:
         store.enqueue("load", 0)
         began = time.monotonic()
@@ -105,7 +109,7 @@ def enqueued(dsn: str) -> tuple[float, float]:
 
 
 def drained(dsn: str, workflow: object, runs: int, workers: int, folder: Path) -> float:
-    """Runs a second."""
+    """Returns runs per second."""
     mark = folder / f"started {time.monotonic()}"
     os.environ[VARIABLE] = str(mark)
     with Store(Config(dsn), insist=True) as store:

@@ -1,4 +1,4 @@
-"""Where measures are made: a fresh database for each, and what ours cost beside its rate."""
+"""A fresh database for each measurement, and the cost of pgqrs beside its rate."""
 
 import itertools
 import time
@@ -24,9 +24,8 @@ class Bench:
         self.folder = folder
         self.scale = scale
         self.peers = peers
-        self.costs: dict[
-            str, list[dict[str, float]]
-        ] = {}  # of each measure of ours, for one of what it counts
+        # The cost of each measurement of pgqrs, per message or run.
+        self.costs: dict[str, list[dict[str, float]]] = {}
         self._numbers = itertools.count()
         self._last: str | None = None
 
@@ -41,14 +40,16 @@ class Bench:
         return quick if self.quick else full
 
     def postgres(self, template: str | None = None) -> str:
-        """An empty database, or a copy of a template. The one before it is dropped: a million rows take half a gigabyte."""
+        """Returns an empty database, or a copy of a template. The previous one is dropped, because
+        a million rows take half a gigabyte.
+        """
         if self._last:
             self.server.drop_database(self._last)
         self._last = f"load_{next(self._numbers)}"
         return self.server.create_database(self._last, template)
 
     def template(self, name: str, fill: Callable[[str], object]) -> str:
-        """The name of a database to copy, filled and settled on first use."""
+        """Returns the name of a database to copy, filled and settled on first use."""
         with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
             known = connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchone()
         if not known:
@@ -61,7 +62,7 @@ class Bench:
         return f"sqlite://{self.folder}/{next(self._numbers)}.db"
 
     def filled(self, fill: Fill, dsn: str | None = None) -> str:
-        """A database with a backlog, and nothing left to do for the filling."""
+        """Returns a database with a backlog, after the work that filling left behind is done."""
         dsn = dsn or self.postgres()
         with pgqrs.connect(dsn) as store:
             store.install()
@@ -72,7 +73,7 @@ class Bench:
     def drained(
         self, dsn: str, target: str, count: int, workers: int = 2, lanes: int | None = None
     ) -> ours.Drained:
-        """Our supervisor over the backlog of `dsn`."""
+        """Drains the backlog of `dsn` with a supervisor."""
         server = None if dsn.startswith("sqlite") else self.server
         options = ["--lanes", str(lanes)] if lanes else []
         found = ours.drain(dsn, f"{FUNCTIONS}/{target}", count, workers, server, *options)
@@ -92,7 +93,9 @@ def runs(flow: Callable[..., object], n: int, *arguments: object) -> Fill:
 
 
 def settle(dsn: str) -> None:
-    """What filling has left to do is not to be done meanwhile."""
+    """Does the work that filling has left behind, so that it does not happen during a
+    measurement.
+    """
     if not dsn.startswith("sqlite"):
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("vacuum analyze")
@@ -100,7 +103,7 @@ def settle(dsn: str) -> None:
 
 
 def consumer_of_only_queue(dsn: str) -> int:
-    """Somebody to claim for, in a raw loop."""
+    """Returns a consumer to claim for in a raw loop."""
     with pgqrs.connect(dsn) as store:
         return store.consumer(store.queues()[0].queue_name)._worker_id
 

@@ -1,4 +1,6 @@
-"""Bars as SVG, written by hand: a picture that GitHub shows, light or dark, and that a diff can be read of."""
+"""Bar charts as SVG without a library. GitHub shows them, light or dark, and a diff of them can be
+read.
+"""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -6,7 +8,8 @@ from html import escape
 
 from loadtest.results import Found, Results, number
 
-CHARACTER, BOLD_CHARACTER = 7.2, 8.2  # no font is measured: a little more than most letters take
+# No font is measured: a little wider than most letters.
+CHARACTER, BOLD_CHARACTER = 7.2, 8.2
 BARS = 420
 VALUE = 90
 BAR = 16
@@ -26,13 +29,15 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 
 
 def charts(results: Results) -> dict[str, str]:
-    """SVG by the name of the chart."""
+    """Returns SVG by the name of the chart."""
     names = dict.fromkeys(found.chart for found in results.found if found.chart and found.values)
     return {name: svg([f for f in results.found if f.chart == name and f.values]) for name in names}
 
 
 def svg(group: Sequence[Found]) -> str:
-    """The scenarios of a chart below each other, each with a scale of its own: their units differ."""
+    """Draws the scenarios of a chart below each other, each with a scale of its own, because their
+    units differ.
+    """
     body: list[str] = []
     y = 8
     left = max(len(side) for found in group for side in found.values) * CHARACTER + 10
@@ -43,7 +48,8 @@ def svg(group: Sequence[Found]) -> str:
     title = escape("; ".join(found.scenario for found in group))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 4}" width="{width}" role="img">',
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 '
+            f'0 {width} {y + 4}" width="{width}" role="img">',
             f"<title>{title}</title>",
             f"<style>{STYLE}</style>",
             *body,

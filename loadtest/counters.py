@@ -1,4 +1,4 @@
-"""What a private PostgreSQL counted: statements, bytes of WAL, and flushes of it to disk."""
+"""Counters of a private PostgreSQL: statements, bytes of WAL, and flushes of WAL to disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +7,15 @@ import psycopg
 
 from tests.postgres_server import PostgresServer, default_binaries, version_of
 
-# As in PEERS: what a server of this size would have. The rest is PostgreSQL's own default, fsync and synchronous_commit on.
+# Typical settings of a server of this size. Everything else is PostgreSQL's default, with fsync and
+# synchronous_commit on.
 SETTINGS = {"shared_buffers": "512MB", "max_wal_size": "4GB"}
 
 
 def start_server() -> PostgresServer:
-    """Durable, and counting statements where its installation can: a wheel's has no contrib modules."""
+    """Starts a durable server. It counts statements if its installation has the module; the one
+    from a wheel has no contrib modules.
+    """
     counting = {
         "shared_preload_libraries": "pg_stat_statements",
         "pg_stat_statements.max": "20000",
@@ -39,7 +42,9 @@ def has_library(binaries: Path, name: str) -> bool:
 
 
 def counting(server: PostgresServer, dsn: str) -> Callable[[], dict[str, float]]:
-    """Begins to count; the call gives what came since. What the server cannot tell is left out."""
+    """Starts to count. The returned function gives the counts since then, without those that the
+    server cannot report.
+    """
     before = _read(server, dsn)
     return lambda: {k: v - before.get(k, 0.0) for k, v in _read(server, dsn).items()}
 
@@ -60,8 +65,8 @@ def _read(server: PostgresServer, dsn: str) -> dict[str, float]:
             found |= {"WAL bytes": float(row[0]), "fsyncs of WAL": float(row[1])}
         if connection.execute("select 1 from pg_extension where extname = 'pg_stat_statements'").fetchone():
             row = connection.execute(
-                "select coalesce(sum(calls), 0) from pg_stat_statements s join pg_database d on d.oid = s.dbid "
-                "where d.datname = %s",
+                "select coalesce(sum(calls), 0) from pg_stat_statements s "
+                "join pg_database d on d.oid = s.dbid where d.datname = %s",
                 (dsn.rpartition("/")[2],),
             ).fetchone()
             found["statements"] = float(row[0]) if row else 0.0

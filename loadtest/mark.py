@@ -1,4 +1,4 @@
-"""When the first body of all started: the clock starts there, whatever the start-up took."""
+"""Records when the first body started. The clock starts there, however long the start-up took."""
 
 import os
 import time
@@ -9,7 +9,7 @@ _marked = False
 
 
 def mark_start() -> None:
-    """Costs nothing from the second call of a process on."""
+    """Costs nothing after the first call in a process."""
     global _marked
     if not _marked:
         _marked = True

@@ -1,4 +1,4 @@
-"""Takes the measures of a scenario, its sides in turn."""
+"""Measures a scenario, its sides in turn."""
 
 import statistics
 import sys
@@ -10,7 +10,9 @@ from loadtest.scenario import Scenario
 
 
 def measure(scenario: Scenario, bench: Bench, rounds: int) -> Found:
-    """A side that fails is left out from then on, and said: what others give is worth an hour."""
+    """Measures each side in each round. A side that fails is reported and left out from then on,
+    because the other sides' results may be worth an hour.
+    """
     rounds = scenario.rounds or rounds
     values: dict[str, list[float]] = {side: [] for side in scenario.sides}
     costs: dict[str, list[dict[str, float]]] = {}

@@ -1,7 +1,9 @@
-"""Peers, each at a pinned version in an environment of its own, made on first use beside the project's.
+"""Peers, each at a pinned version in an environment of its own, made on first use inside the
+project's.
 
-A peer's program is called as `fill DSN COUNT WORK`, `drain DSN OPTION WORK` and, where its drainers run until they are told to
-stop, `wait DSN COUNT WORK`. WORK is `noop` or `steps`. Drainers and the waiting one say `ready` and wait for a line.
+A peer's program is called as `fill DSN COUNT WORK`, `drain DSN OPTION WORK` and, if its drainers
+run until they are told to stop, `wait DSN COUNT WORK`. WORK is `noop` or `steps`. The drainers and
+the waiting program print `ready` and wait for a line.
 """
 
 import os
@@ -27,10 +29,13 @@ Work = Literal["noop", "steps"]
 
 
 class Setting(Struct, frozen=True):
-    """The best that was found for it. `share` of the scenario's count: a slow one needs no more to be measured."""
+    """The best setting found for the peer. `share` is its share of the scenario's count: a slow
+    peer needs fewer jobs to be measured.
+    """
 
     processes: int
-    option: int  # the batch of a claim, or what runs at once in a process
+    # The batch of a claim, or the number of concurrent jobs in a process.
+    option: int
     says: str
     share: float = 1.0
 
@@ -42,7 +47,8 @@ class Peer(Struct, frozen=True):
     noop: Setting
     steps: Setting | None = None
     waited_for: bool = True
-    redis: bool = False  # its DSN is a Redis server's
+    # Whether its DSN is that of a Redis server.
+    redis: bool = False
 
     def setting(self, work: Work) -> Setting:
         found = self.noop if work == "noop" else self.steps
@@ -103,14 +109,17 @@ ALL = (PGQUEUER, PGQRS_0_15, ABSURD, DBOS, PROCRASTINATE, CELERY)
 
 
 def python_of(peer: Peer) -> Path:
-    """Raises RuntimeError where it cannot be installed."""
+    """Returns the Python of the peer's environment. Raises RuntimeError if the peer cannot be
+    installed.
+    """
     folder = ENVIRONMENTS / peer.program.removesuffix(".py")
     python = folder / "bin" / "python"
     made = folder / "made"
     wanted = "\n".join(peer.requirements)
     if not made.exists() or made.read_text() != wanted:
         venv.create(folder, with_pip=True, clear=True)
-        # By the file: pip's own words for a package that cannot be had belong on the screen.
+        # Run with the terminal's output, because pip's message about a missing package belongs on
+        # the screen.
         asked = subprocess.run([python, "-m", "pip", "install", "--quiet", "--quiet", *peer.requirements])
         if asked.returncode:
             raise RuntimeError(f"{peer.name} could not be installed")
@@ -119,7 +128,9 @@ def python_of(peer: Peer) -> Path:
 
 
 def drain(peer: Peer, dsn: str, count: int, work: Work) -> float:
-    """Seconds for its processes, started and connected before, to work off `count` jobs that were there."""
+    """Returns the seconds that the peer's processes, started and connected before, take for `count`
+    jobs that were enqueued before.
+    """
     command = [str(python_of(peer)), str(PROGRAMS / peer.program)]
     setting = peer.setting(work)
     with ExitStack() as stack:
@@ -185,8 +196,10 @@ def _say_go(process: subprocess.Popen[str]) -> None:
 
 
 def _told_times(process: subprocess.Popen[str], log: IO[str]) -> list[float]:
-    """What the waiting program says in the end, in epoch seconds: when the last job ended, and before that when the first began,
-    where drainers cannot be held back once they are connected."""
+    """Reads what the waiting program prints at the end, in epoch seconds: when the last job ended.
+    If the drainers cannot be held back once they are connected, the time of the first start comes
+    before it.
+    """
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -195,7 +208,7 @@ def _told_times(process: subprocess.Popen[str], log: IO[str]) -> list[float]:
 
 
 def _environment() -> dict[str, str]:
-    """Theirs is not to import our pgqrs."""
+    """The environment for a peer, which must not import this pgqrs."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
@@ -206,7 +219,7 @@ def _tail(log: IO[str]) -> str:
 
 @contextmanager
 def _redis(peer: Peer) -> Iterator[str]:
-    """The server that a wheel brings, with nothing kept on disk, as is Celery's usual set-up."""
+    """Starts the server from a wheel, with nothing stored on disk, as is usual for Celery."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(

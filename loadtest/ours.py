@@ -1,4 +1,4 @@
-"""A supervisor over a database: one that works a backlog off, and one that stays."""
+"""A supervisor over a database: one that drains a backlog and ends, and one that stays."""
 
 import os
 import sqlite3
@@ -22,8 +22,11 @@ LOOK_S = 0.02
 
 
 class Drained(Struct, frozen=True):
-    seconds: float  # from the first body's start to the last message's archiving, both by the same clock
-    spent: dict[str, float]  # CPU seconds by kind of process from then on; and what PostgreSQL counted in all
+    # From the first body's start to the last message's archiving, both by the same clock.
+    seconds: float
+    # CPU seconds by kind of process from then on, and the counters of PostgreSQL for the whole
+    # drain.
+    spent: dict[str, float]
 
 
 def drain(
@@ -57,7 +60,9 @@ def drain(
 
 
 def _ended(process: subprocess.Popen[bytes], options: int = 0) -> bool:
-    """Waits for its end, or looks once with WNOHANG, and leaves it to be reaped: until then /proc has its account."""
+    """Waits for the end of the process, or looks once with WNOHANG. Does not reap it: until then
+    /proc has its CPU times.
+    """
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | options) is not None
 
 
@@ -71,7 +76,9 @@ def command(dsn: str, target: str, workers: int, *options: str) -> list[str]:
 def supervising(
     dsn: str, target: str, workers: int, mark: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One that runs until the block ends, and then drains. In `mark` it notes when the first body started."""
+    """Runs a supervisor until the block ends, and then drains it. The supervisor notes in `mark`
+    when the first body started.
+    """
     process = subprocess.Popen(
         command(dsn, target, workers),
         env=os.environ | {VARIABLE: str(mark or os.devnull)},
@@ -89,11 +96,12 @@ def supervising(
 
 
 def ends(dsn: str) -> tuple[float, int]:
-    """When the last message was archived (epoch seconds), and how many are."""
+    """Returns when the last message was archived (epoch seconds), and how many are archived."""
     if dsn.startswith("sqlite"):
         with sqlite3.connect(dsn.removeprefix("sqlite://")) as file:
             last, count = file.execute(
-                "select (julianday(max(archived_at)) - 2440587.5) * 86400, count(archived_at) from pgqrs_messages"
+                "select (julianday(max(archived_at)) - 2440587.5) "
+                "* 86400, count(archived_at) from pgqrs_messages"
             ).fetchone()
     else:
         with psycopg.connect(dsn) as connection:

@@ -1,4 +1,6 @@
-"""Puts a run's table and charts into docs/benchmarks.md, between two comments; the prose around them is written by hand."""
+"""Puts a run's table and charts into docs/benchmarks.md, between two comments. The prose around
+them is written by hand.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,7 @@ END = "<!-- made by `python3 dev.py load --write-docs`: end -->"
 
 
 def write(results: Results, page: Path = PAGE) -> None:
-    """Raises ValueError where the page has no place for it."""
+    """Raises ValueError if the page lacks the two comments."""
     text = page.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

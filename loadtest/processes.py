@@ -1,4 +1,4 @@
-"""What processes take, by /proc: CPU seconds by kind, and memory."""
+"""CPU seconds by kind of process, and memory, from /proc."""
 
 import os
 import time
@@ -9,8 +9,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(supervisor: int, postmaster: int | None) -> dict[str, float]:
-    """So far, by kind of process. Those that have ended are in it, by the account that the kernel keeps for whoever reaped them:
-    nothing has to watch while time is measured. Of a zombie it still tells."""
+    """Returns the CPU seconds so far, by kind of process. Ended processes are included, because the
+    kernel adds their time to the process that reaped them. So nothing has to watch during a
+    measurement. The time of a zombie can still be read.
+    """
     own, of_reaped = _cpu(supervisor)
     found = {"supervisor": own, "workers": of_reaped + sum(sum(_cpu(pid)) for pid in children(supervisor))}
     if postmaster is not None:
@@ -29,11 +31,12 @@ def cpu_seconds_over(supervisor: int, postmaster: int | None, seconds: float) ->
 
 
 def _cpu(pid: int) -> tuple[float, float]:
-    """Its own, and that of the children it has reaped."""
+    """Returns the CPU time of the process, and that of the children it has reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0, 0.0  # it was reaped just now
+        # The process was reaped just now.
+        return 0.0, 0.0
     user, system, reaped_user, reaped_system = (int(field) / _TICKS for field in fields[11:15])
     return user + system, reaped_user + reaped_system
 
@@ -48,12 +51,12 @@ def children(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """The most that it ever held at once."""
+    """The most memory that the process ever held at once."""
     return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:") * 1024
 
 
 def private_bytes(pid: int) -> int:
-    """What nobody else has: what a fork shares with its parent is not in it."""
+    """The memory that only this process has, without what a fork shares with its parent."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Private_") * 1024
 
 

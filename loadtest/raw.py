@@ -1,4 +1,6 @@
-"""What the databases give without an engine: the same tables, one connection, batches of 100, nothing run in between."""
+"""The rate of a database without an engine: the same tables, one connection, batches of 100,
+nothing executed in between.
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +12,9 @@ BATCH = 100
 
 
 def claim_and_archive(dsn: str, consumer: int, payloads: bool = False) -> float:
-    """Seconds to claim every message of the only queue behind a watermark, and to archive it: two transactions a batch."""
+    """Returns the seconds to claim every message of the only queue behind a watermark, and to
+    archive it: two transactions for each batch.
+    """
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
         for ids in _claimed(connection, consumer, payloads):
@@ -22,7 +26,7 @@ def claim_and_archive(dsn: str, consumer: int, payloads: bool = False) -> float:
 def _claimed(
     connection: psycopg.Connection[Any], consumer: int, payloads: bool = False
 ) -> Iterator[list[int]]:
-    """One batch of message ids after another, each claimed and committed, until there is none."""
+    """Yields batches of message ids, each claimed and committed, until no message is left."""
     after_vt, after_id = "-infinity", 0
     claim = CLAIM + (", c.payload::text" if payloads else "")
     while rows := connection.execute(claim.encode(), (after_vt, after_id, BATCH, consumer)).fetchall():
@@ -42,11 +46,13 @@ with due as (
 update pgqrs_messages c set consumer_worker_id = %s, claim_no = c.claim_no + 1, read_ct = c.read_ct + 1, dequeued_at = now()
 from due where c.id = due.due_id
 returning c.id, c.vt::text
-"""
+"""  # noqa: E501
 
 
 def step_writes(dsn: str, consumer: int, commits: int) -> float:
-    """Seconds to write what runs of three steps leave: run, three steps, end; `commits` transactions a batch (3 is strict)."""
+    """Returns the seconds to write the rows of runs of three steps: run, three steps, end.
+    `commits` is the number of transactions for each batch (3 is strict).
+    """
     began = time.perf_counter()
     with psycopg.connect(dsn) as connection:
         for ids in _claimed(connection, consumer):
@@ -65,7 +71,7 @@ BEGIN = """
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, started_at, attempt)
 select w.id, m.id, 'RUNNING', m.payload, now(), now(), now(), 1
 from pgqrs_messages m join pgqrs_workflows w on w.queue_id = m.queue_id where m.id = any(%s)
-"""
+"""  # noqa: E501
 STEP = """
 insert into pgqrs_workflow_steps (run_id, step_name, status, output, started_at, completed_at, position)
 select id, %s, 'SUCCESS', '1', now(), now(), %s from pgqrs_workflow_runs where message_id = any(%s)

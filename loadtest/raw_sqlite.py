@@ -9,7 +9,9 @@ NOW = "strftime('%Y-%m-%d %H:%M:%f')"
 
 
 def claim_and_archive(path: str, consumer: int) -> float:
-    """Seconds to claim every message of the only queue and to archive it: two transactions a batch."""
+    """Returns the seconds to claim every message of the only queue and to archive it: two
+    transactions for each batch.
+    """
     began = time.perf_counter()
     file = _opened(path)
     for ids in _claimed(file, consumer):
@@ -21,7 +23,9 @@ def claim_and_archive(path: str, consumer: int) -> float:
 
 
 def step_writes(path: str, consumer: int) -> float:
-    """Seconds to write what runs of three steps leave, a transaction for each step of a batch."""
+    """Returns the seconds to write the rows of runs of three steps, in one transaction for each
+    step of a batch.
+    """
     began = time.perf_counter()
     file = _opened(path)
     for ids in _claimed(file, consumer):
@@ -64,13 +68,13 @@ where id in (
     order by vt, id limit ?
 )
 returning id
-"""
+"""  # noqa: E501
 ARCHIVE = f"update pgqrs_messages set archived_at = {NOW} where id = ?"
 BEGIN = f"""
 insert into pgqrs_workflow_runs (workflow_id, message_id, status, input, created_at, updated_at, started_at, attempt)
 select w.id, m.id, 'RUNNING', m.payload, {NOW}, {NOW}, {NOW}, 1
 from pgqrs_messages m join pgqrs_workflows w on w.queue_id = m.queue_id where m.id = ?
-"""
+"""  # noqa: E501
 STEP = f"""
 insert into pgqrs_workflow_steps (run_id, step_name, status, output, started_at, completed_at, position)
 select id, ?, 'SUCCESS', '1', {NOW}, {NOW}, ? from pgqrs_workflow_runs where message_id = ?

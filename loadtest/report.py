@@ -1,4 +1,4 @@
-"""The results for people: one table on the screen, the same as Markdown, and what each thing cost."""
+"""The results for people: one table on the screen, the same as Markdown, and the costs."""
 
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +22,7 @@ def show(results: Results) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The table, and below it what ours cost."""
+    """Returns the table, and below it the costs of pgqrs."""
     parts = [f"{_said(results)}. Medians of the rounds, ratios round by round."]
     parts += ["\n".join(_rows(COLUMNS, (_emphatic(cells) for cells in _cells(results))))]
     costs = [
@@ -42,13 +42,13 @@ def markdown(results: Results) -> str:
 def _said(results: Results) -> str:
     context = results.context
     return (
-        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, {context['load']}, "
-        f"`{context['command']}`"
+        f"{context['machine']}, {context['server']}, {context['date']}, commit {context['commit']}, "
+        f"{context['load']}, `{context['command']}`"
     )
 
 
 def _cells(results: Results) -> Iterator[tuple[str, ...]]:
-    """What a line repeats of the one above it is left out."""
+    """Yields the cells of each line, without those that repeat the line above."""
     above: Line | None = None
     for line in lines(results):
         same = above is not None and above.scenario == line.scenario

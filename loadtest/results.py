@@ -1,4 +1,4 @@
-"""What a run found, as it is kept in a file; and whether it reached its aims."""
+"""The results of a run, as they are stored in a file, and whether they reach their aims."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from supervisors.machine.quota import cores
 
 
 class Found(Struct, frozen=True):
-    """Of one scenario: each side's value in every round, ours first."""
+    """The results of one scenario: each side's value in every round, pgqrs first."""
 
     scenario: str
     unit: str
@@ -26,20 +26,23 @@ class Found(Struct, frozen=True):
     aims: dict[str, Aim]
     apart: bool = False
     chart: str = ""
-    costs: dict[str, dict[str, float]] = {}  # of each side of ours, by kind, for each message: medians
-    failed: dict[str, str] = {}  # sides that gave no value, and why
+    # Of each side that is pgqrs, by kind, per message: medians.
+    costs: dict[str, dict[str, float]] = {}
+    # The sides without a value, and why.
+    failed: dict[str, str] = {}
 
     @property
     def ours(self) -> str:
         return next(iter(self.values), "")
 
     def ratios(self, side: str) -> list[float]:
-        """Of ours to that side, round by round."""
+        """The ratios of pgqrs to that side, round by round."""
         return [a / b for a, b in zip(self.values[self.ours], self.values[side], strict=True)]
 
 
 class Results(Struct, frozen=True):
-    context: dict[str, str]  # date, commit, machine, server, command
+    # Date, commit, machine, server, command.
+    context: dict[str, str]
     found: list[Found]
 
     def write(self, file: Path) -> None:
@@ -51,7 +54,7 @@ def read(file: Path) -> Results:
 
 
 class Line(Struct, frozen=True):
-    """One line of the table. `reached` None where nothing is aimed at."""
+    """One line of the table. `reached` is None if there is no aim."""
 
     scenario: str
     ours: str
@@ -72,7 +75,8 @@ def _lines(found: Found) -> list[Line]:
     for side in found.values:
         aim = found.aims.get(side, Aim())
         if side == found.ours and len(found.values) > 1 and not found.apart:
-            continue  # it stands in the lines of the others
+            # The lines of the other sides contain it.
+            continue
         told.append(_line(found, side, aim))
     if found.failed:
         told.append(Line(_title(found), "", _failures(found), "", "", None))

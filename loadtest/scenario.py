@@ -1,4 +1,4 @@
-"""What a scenario is: measures beside each other, and what is aimed at."""
+"""A scenario: measurements beside each other, and their aims."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -9,21 +9,29 @@ Measure = Callable[[], float]
 
 
 class Aim(Struct, frozen=True, omit_defaults=True):
-    """Bounds: at least where more is better, at most where less is."""
+    """Bounds: at least where more is better, at most where less is better."""
 
-    ratio: float | None = None  # of ours to the side; the median of the rounds
-    ratio_bound: float | None = None  # of the same ratio's 95 % confidence bound
-    value: float | None = None  # of the side itself
+    # The ratio of pgqrs to the side: the median of the rounds.
+    ratio: float | None = None
+    # The 95 % confidence bound of the same ratio.
+    ratio_bound: float | None = None
+    # The value of the side itself.
+    value: float | None = None
 
 
 class Scenario(Struct, frozen=True):
-    """`sides` in the order in which they are measured and shown, ours first. `aims` by a side's name."""
+    """`sides` are in the order in which they are measured and shown, pgqrs first. `aims` are by a
+    side's name.
+    """
 
     name: str
     unit: str
     better: Literal["more", "less"]
     sides: Mapping[str, Measure]
     aims: Mapping[str, Aim] = {}
-    rounds: int | None = None  # where it needs another number of them than the rest
-    apart: bool = False  # its sides are several values of ours, which have no ratio to each other
-    chart: str = ""  # the picture that shows it
+    # The number of rounds, if the scenario needs another one than the rest.
+    rounds: int | None = None
+    # Whether its sides are several values of pgqrs, which have no ratio to each other.
+    apart: bool = False
+    # The chart that shows it.
+    chart: str = ""

@@ -1,4 +1,4 @@
-"""The work of the comparison of backends: steps that do nothing."""
+"""The work for the comparison of backends: steps that do nothing."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -23,8 +23,8 @@ FILE_VARIABLE = "PGQRS_CONFIG_FILE"
 # Looked up in the current folder.
 FILES = ("pgqrs.toml", "pgqrs.yaml", "pgqrs.yml", "pgqrs.json")
 SCHEMES = (
-    "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), turso:// (as sqlite://), "
-    "s3://bucket/key"
+    "postgresql://, postgres://, sqlite:// (sqlite:///absolute, sqlite://relative, sqlite::memory:), "
+    "turso:// (as sqlite://), s3://bucket/key"
 )
 TURSO_SHARED = "experimental=multiprocess_wal"
 MASK = "***"
@@ -222,7 +222,8 @@ class Config:
     def schema(self, name: str) -> None:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$]{0,62}", name):
             raise ConfigError(
-                f"{name!r} cannot name a schema: 1 to 63 letters, digits, '_' and '$', the first of them no digit"
+                f"{name!r} cannot name a schema: 1 to 63 letters, "
+                "digits, '_' and '$', the first of them no digit"
             )
         self._schema = name
 
@@ -306,7 +307,8 @@ def _of_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"the configuration file {path} holds no settings: name = value is expected")
     if unknown := sorted(settings.keys() - SETTINGS.keys()):
         raise ConfigError(
-            f"the configuration file {path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(SETTINGS))}"
+            f"the configuration file {path} has the unknown setting "
+            f"{unknown[0]!r}; known are {', '.join(sorted(SETTINGS))}"
         )
     return {k: _checked(f"the configuration file {path}", k, v) for k, v in settings.items()}
 
@@ -323,7 +325,8 @@ def _parsed(path: Path) -> Any:
                 import yaml  # type: ignore[import-untyped,unused-ignore]
             except ImportError:
                 raise ConfigError(
-                    f"reading {path} takes PyYAML: pip install 'pgqrs[yaml]', or write the settings to pgqrs.toml"
+                    f"reading {path} takes PyYAML: pip install "
+                    "'pgqrs[yaml]', or write the settings to pgqrs.toml"
                 ) from None
             try:
                 return yaml.safe_load(text) or {}
@@ -373,7 +376,8 @@ def sqlite_path(dsn: str) -> str:
         raise ConfigError(f"{redact(dsn)!r} names no SQLite file: it holds a NUL")
     if backend_of(dsn) != "sqlite" or not path:
         raise ConfigError(
-            f"{redact(dsn)!r} names no SQLite file; use sqlite:///absolute, sqlite://relative or sqlite::memory:"
+            f"{redact(dsn)!r} names no SQLite file; use "
+            "sqlite:///absolute, sqlite://relative or sqlite::memory:"
         )
     if query == "mode=memory":
         return ":memory:"
@@ -391,7 +395,8 @@ def turso_file(dsn: str) -> tuple[str, bool]:
     path, _, query = dsn.partition("://")[2].partition("?")
     if backend_of(dsn) != "turso" or not path or "\0" in path or path == ":memory:":
         raise ConfigError(
-            f"{redact(dsn)!r} names no Turso file; use turso:///absolute or turso://relative (in memory: sqlite::memory:)"
+            f"{redact(dsn)!r} names no Turso file; use turso:///absolute "
+            "or turso://relative (in memory: sqlite::memory:)"
         )
     if query not in ("", TURSO_SHARED):
         raise ConfigError(f"{redact(dsn)!r} asks Turso for {query!r}; only ?{TURSO_SHARED} is known")

@@ -585,7 +585,10 @@ class _Rebuilder:
         if found is not None:
             return f"{kind} cannot be built again from its arguments."
         if "<locals>" in kind:
-            return f"{kind} is defined inside a function. Define it at the top of a module, and `except` catches it."
+            return (
+                f"{kind} is defined inside a function. Define it "
+                "at the top of a module, and `except` catches it."
+            )
         if isinstance(self._finder.any(kind), type):
             return f"{kind} is no Exception, and nothing else is raised again."
         return (

@@ -1,7 +1,9 @@
-"""The settings of a Config: one row each, with what a value may be, the variable of the environment, and what it means.
+"""The table of the settings of a Config: the values that each accepts, its environment variable,
+and its meaning.
 
-`config.Config` checks and reads its attributes by this table, and docs/reference/settings.md is made from it. A setting's default
-is in the signature of `Config`, where editors and type checkers see it.
+`config.Config` checks and reads its attributes by this table. docs/reference/settings.md is made
+from it. The default of a setting is in the signature of `Config`, where editors and type checkers
+see it.
 """
 
 from collections.abc import Callable
@@ -20,8 +22,9 @@ class DurabilityMode(Named):
 
 
 class Kind(Struct, frozen=True):
-    """What a value may be (`fits`; `rule` says it in words), and how it is read from text (`read`; `say` is for a text that cannot
-    be read)."""
+    """The values that a setting accepts, and how a value is read from text. `rule` describes in words
+    what `fits` checks. `say` is the advice for a text that `read` refuses with ValueError.
+    """
 
     fits: Callable[[object], bool]
     rule: str
@@ -30,8 +33,9 @@ class Kind(Struct, frozen=True):
 
 
 class Setting(Struct, frozen=True):
-    """`variable` is without its prefix PGQRS_. With `unless_given`, a Config has the attribute only if it was given; its class has
-    the default."""
+    """One row. `variable` lacks its prefix PGQRS_. With `unless_given`, a Config object holds the
+    setting only if it was given, and the class holds the default.
+    """
 
     name: str
     kind: Kind
@@ -155,14 +159,15 @@ SETTINGS = {
         Setting(
             "max_enqueue_burst",
             at_least(1),
-            "Producers of the 0.15 API: messages that may exceed the rate at once. `None` switches the limit off.",
+            "Producers of the 0.15 API: messages that may exceed the rate at once. "
+            "`None` switches the limit off.",
             may_be_none=True,
         ),
         Setting(
             "reclaim_after_seconds",
             SECONDS,
-            "A supervisor takes over messages that pgqrs 0.15 clients have held for this time after their lock expired. `None`: "
-            "never.",
+            "A supervisor takes over messages that pgqrs 0.15 clients have held for this time after "
+            "their lock expired. `None`: never.",
             "RECLAIM_AFTER",
             may_be_none=True,
         ),
@@ -170,7 +175,8 @@ SETTINGS = {
         Setting(
             "prepared_statements",
             SWITCH_OR_NONE,
-            "Whether prepared statements are used on PostgreSQL. `None`: unless there is a [connection pooler](../pgbouncer.md).",
+            "Whether prepared statements are used on PostgreSQL. `None`: unless there is a "
+            "[connection pooler](../pgbouncer.md).",
             "PREPARED_STATEMENTS",
             may_be_none=True,
             unless_given=True,
@@ -178,7 +184,8 @@ SETTINGS = {
         Setting(
             "listen_dsn",
             TEXT,
-            "A direct connection on which a supervisor listens, if `dsn` leads through a [connection pooler](../pgbouncer.md).",
+            "A direct connection on which a supervisor listens, if `dsn` leads through a "
+            "[connection pooler](../pgbouncer.md).",
             "LISTEN_DSN",
             may_be_none=True,
             unless_given=True,

@@ -156,8 +156,9 @@ class Started(Frame, frozen=True):
 
 
 class Checkpoint(Frame, frozen=True):
-    """A step has a result to record; the run waits for Committed. A step that failed has failed for good, unless `step.retry_in_s`
-    says when the run, which stays in its worker, tries it again."""
+    """A step has a result to record. The run waits for Committed. A step that failed has failed
+    finally, unless `step.retry_in_s` says when the run, which stays in its worker, retries it.
+    """
 
     message_id: Id
     claim_no: Number
@@ -165,7 +166,9 @@ class Checkpoint(Frame, frozen=True):
 
 
 class StepFailed(Frame, frozen=True):
-    """A step failed and is to be tried again after `step.retry_in_s`: the run leaves the worker until then."""
+    """A step failed and is retried after `step.retry_in_s`. The run leaves the worker until
+    then.
+    """
 
     message_id: Id
     claim_no: Number

@@ -1,4 +1,4 @@
-"""docs/guarantees.md says what the fault tests prove, no less and no more."""
+"""docs/guarantees.md says exactly what the fault tests prove."""
 
 from tests.crashes.guarantees import BEGIN, END, PAGE, claims, rewritten, rows, table
 

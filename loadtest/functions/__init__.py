@@ -1,1 +1,1 @@
-"""What the supervisors under test are pointed at."""
+"""The functions that the measured supervisors execute."""

@@ -1,9 +1,12 @@
-"""The work of the CPU comparison: three steps of some 10 ms of pure Python, a fixed number of iterations each."""
+"""The work for the CPU comparison: three steps of about 10 ms of pure Python, a fixed number of
+iterations each.
+"""
 
 import pgqrs
 from loadtest.mark import mark_start
 
-ITERATIONS = 140_000  # about 10 ms on the machine that the published numbers come from; the ratio does not depend on it
+# About 10 ms on the machine of the published numbers. The ratio does not depend on it.
+ITERATIONS = 140_000
 
 
 def burn(seed: int, iterations: int) -> int:

@@ -1,4 +1,4 @@
-"""A step that notes each of its starts, and that only ends when it is started again."""
+"""A step that notes each of its starts, and that ends only on its second start."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What drains and workflows do: nothing, so that what is measured is the engine."""
+"""The functions of drains and workflows. They do nothing, so that only the engine is measured."""
 
 import pgqrs
 from loadtest.mark import mark_start

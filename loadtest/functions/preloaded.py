@@ -1,4 +1,6 @@
-"""A module that holds 200 MB of small objects once it is imported, as a model or a table of words would."""
+"""A module that holds 200 MB of small objects once it is imported, as a model or a word list
+would.
+"""
 
 import pgqrs
 

@@ -1,1 +1,1 @@
-"""Programs that run in the peers' own environments: see loadtest/others.py."""
+"""Programs that run in the peers' own environments. See loadtest/others.py."""

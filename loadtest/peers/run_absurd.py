@@ -1,4 +1,6 @@
-"""Absurd 0.5.1. Its workers' own loop; tasks are spawned by its SQL function, all in one transaction."""
+"""Absurd 0.5.1. Its workers use their own loop. Tasks are spawned by its SQL function, all in one
+transaction.
+"""
 
 import sys
 import time

@@ -43,11 +43,11 @@ def fill(dsn, count, work):
 
 
 def drain(dsn, children, work):
-    """The worker listens to another queue until it is told to go."""
+    """The worker listens to another queue until it is told to start."""
     worker = subprocess.Popen(
         [
-            sys.executable, "-m", "celery", "-A", "run_celery", "worker", "-Q", IDLE, "-c", children, "-l", "ERROR",
-            "--without-gossip", "--without-mingle", "--without-heartbeat",
+            sys.executable, "-m", "celery", "-A", "run_celery", "worker", "-Q", IDLE, "-c", children, "-l",
+            "ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat",
         ],
         cwd=os.path.dirname(os.path.abspath(__file__)),
         env=os.environ | {"LOAD_BROKER": dsn},
@@ -55,7 +55,8 @@ def drain(dsn, children, work):
     )  # fmt: skip
 
     def stop(*_):
-        worker.kill()  # its children end when their pipe does
+        # The children of the worker end when their pipe is closed.
+        worker.kill()
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, stop)
@@ -68,7 +69,9 @@ def drain(dsn, children, work):
 
 
 def wait(dsn, count, work):
-    """Nothing waits and nothing is handed out, seen three times in a row: a chain's next link is sent while neither holds it."""
+    """Waits until no job is queued and none is handed out, three times in a row: the next link of a
+    chain is sent while neither holds it.
+    """
     client = redis.Redis.from_url(dsn)
     ready()
     seen = []

@@ -1,4 +1,6 @@
-"""DBOS 3.4.0: processes with executor ids of their own on one queue, which is looked at every 20 ms."""
+"""DBOS 3.4.0: processes with executor ids of their own on one queue, which is polled every 20
+ms.
+"""
 
 import os
 import sys
@@ -54,7 +56,8 @@ def launch(dsn, at_once, executor):
 
 
 def fill(dsn, count, work):
-    launch(dsn, 1, "filler")  # it makes the schema
+    # Creates the schema.
+    launch(dsn, 1, "filler")
     DBOS.destroy()
     client = DBOSClient(system_database_url=dsn)
     options = {"queue_name": QUEUE, "workflow_name": work, "app_version": VERSION}
@@ -78,9 +81,10 @@ def wait(dsn, count, work):
         left = "select exists (select 1 from dbos.workflow_status where name = %s and status <> 'SUCCESS')"
         while connection.execute(left, (work,)).fetchone()[0]:
             time.sleep(0.1)
-        # Whatever is launched works at once, so the clock starts with the first workflow.
+        # Processes work as soon as they are launched, so the clock starts with the first workflow.
         times = connection.execute(
-            "select min(started_at_epoch_ms) / 1000.0, max(completed_at) / 1000.0 from dbos.workflow_status where name = %s",
+            "select min(started_at_epoch_ms) / 1000.0, max(completed_at) "
+            "/ 1000.0 from dbos.workflow_status where name = %s",
             (work,),
         ).fetchone()
         print(*map(float, times), flush=True)

@@ -1,4 +1,6 @@
-"""pgqrs 0.15.3: in each process some tasks that claim a hundred at a time, each with a consumer of its own."""
+"""pgqrs 0.15.3: several tasks in each process, each with a consumer of its own, claim a hundred
+messages at a time.
+"""
 
 import asyncio
 import os
@@ -12,7 +14,7 @@ BATCH = 100
 
 
 async def fill(dsn, count, work):
-    """Straight into its table: its own producers are limited to so many messages a second."""
+    """Inserts straight into the table, because the rate of its own producers is limited."""
     store = await pgqrs.connect(dsn)
     await pgqrs.admin(store).install()
     if work == "steps":
@@ -35,7 +37,8 @@ async def drain(dsn, tasks, work):
     sys.stdin.readline()
     each = steps if work == "steps" else noops
     await asyncio.gather(*(each(store, consumer) for consumer in consumers))
-    os._exit(0)  # its threads now and then crash an interpreter that ends in order
+    # Its threads sometimes crash an interpreter that exits normally.
+    os._exit(0)
 
 
 async def noops(store, consumer):

@@ -1,4 +1,4 @@
-"""All that is measured, in the order of the table. Each module has the scenarios of one subject."""
+"""All scenarios, in the order of the table. Each module has the scenarios of one subject."""
 
 from collections.abc import Iterator
 

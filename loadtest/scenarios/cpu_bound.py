@@ -1,4 +1,6 @@
-"""Runs that need the CPU, beside a process pool that records nothing: many short pairs, since a machine's speed drifts."""
+"""Runs that need the CPU, beside a process pool that records nothing. Many short pairs, because a
+machine's speed drifts.
+"""
 
 import os
 import tempfile
@@ -31,7 +33,7 @@ def scenarios(bench: Bench) -> Iterator[Scenario]:
 
 
 def _pool(n: int) -> float:
-    """Seconds from the start of the first body."""
+    """Returns the seconds from the start of the first body."""
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark"
         os.environ[VARIABLE] = str(mark)

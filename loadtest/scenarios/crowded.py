@@ -1,4 +1,6 @@
-"""Drains beside what makes claims slow elsewhere: a million finished rows, and a transaction that holds xmin."""
+"""Drains under conditions that make claims slow elsewhere: a million finished rows, and a
+transaction that holds xmin.
+"""
 
 import statistics
 import time
@@ -17,7 +19,8 @@ ARCHIVED = 1_000_000
 SLICES = 6
 SLICE_S = 10.0
 QUICK_SLICE_S = 2.0
-RATE_MAX = 25_000  # messages a second that the backlog suffices for
+# The rate in messages per second for which the backlog suffices.
+RATE_MAX = 25_000
 
 
 def scenarios(bench: Bench) -> Iterator[Scenario]:
@@ -42,7 +45,9 @@ def _with_archived(bench: Bench) -> Scenario:
 
 
 def fill(dsn: str, count: int, archived: bool) -> None:
-    """Rows of the queue `noop`, by one statement: a million one by one would take an hour."""
+    """Inserts rows into the queue `noop` with one statement. A million one by one would take an
+    hour.
+    """
     with pgqrs.connect(dsn) as store:
         store.install()
         queue_id = store.queue("noop").id
@@ -74,7 +79,7 @@ def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
         free: lambda: statistics.mean(_slices(bench, slice_s, hold=False)),
     }
     name = f"{seconds:.0f} s of draining while another session's transaction holds xmin"
-    # One round: each takes two minutes, and is itself many measures.
+    # One round, because a round takes two minutes and consists of many measurements.
     yield Scenario(name, "messages/s", "more", sides, {free: Aim(ratio=0.8)}, rounds=1, chart="crowded")
     first = f"the first {slice_s:g} s"
     flat: dict[str, Measure] = {
@@ -95,8 +100,10 @@ def _with_xmin_held(bench: Bench) -> Iterator[Scenario]:
 
 
 def _slices(bench: Bench, slice_s: float, hold: bool) -> list[float]:
-    """Messages a second in each slice of time. Nothing is added or counted meanwhile: to look at the queue would itself get slower
-    with every version of a row that cannot be removed."""
+    """Returns the messages per second in each slice of time. Nothing is added or counted meanwhile,
+    because each look at the queue would itself get slower with every version of a row that cannot
+    be removed.
+    """
     backlog = round(RATE_MAX * slice_s * SLICES)
     dsn = with_backlog(bench, backlog)
     mark = bench.folder / f"mark of {dsn.rpartition('/')[2]}"
@@ -117,8 +124,8 @@ def _rates(dsn: str, began: float, slice_s: float) -> list[float]:
     with psycopg.connect(dsn) as connection:
         counted: dict[int, int] = dict(
             connection.execute(
-                "select floor((extract(epoch from archived_at) - %s) / %s)::int, count(*) from pgqrs_messages "
-                "where archived_at is not null group by 1",
+                "select floor((extract(epoch from archived_at) - %s) / %s)::int, count(*) from "
+                "pgqrs_messages where archived_at is not null group by 1",
                 (began, slice_s),
             ).fetchall()
         )

@@ -1,4 +1,4 @@
-"""A backlog of messages that is worked off: of no-ops beside raw loops and peers, and of large payloads."""
+"""Draining a backlog of messages: of no-ops beside raw loops and peers, and of large payloads."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,8 @@ from loadtest import others, raw
 from loadtest.bench import Bench, consumer_of_only_queue, noops
 from loadtest.scenario import Aim, Measure, Scenario
 
-LEAST = 500  # jobs: fewer are over before all the processes have some
+# The fewest jobs. Fewer would be done before every process has some.
+LEAST = 500
 RAW = "raw claim and archive, batch 100"
 
 
@@ -43,7 +44,7 @@ def peer_rate(bench: Bench, peer: others.Peer, work: others.Work, full: int) -> 
 
 def _payloads(bench: Bench, size: int, n: int) -> Scenario:
     name = f"drain of {n:,} messages of {size // 1000:,} KB"
-    # Under the limit with the two quotes.
+    # Below the limit, including the two quotes.
     payloads = ["x" * (size - 2)] * n
 
     def filled() -> str:

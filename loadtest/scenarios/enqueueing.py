@@ -1,4 +1,6 @@
-"""Getting messages in: many in one call, one a call, and from many producers while consumers drain."""
+"""Enqueueing: many messages in one call, one per call, and from many producers while consumers
+drain.
+"""
 
 import multiprocessing
 import time
@@ -104,7 +106,7 @@ def _fan_in(bench: Bench) -> Scenario:
 
 
 def _produce(dsn: str, each: int) -> float:
-    """When they began, all connected, in epoch seconds."""
+    """Returns when the producers, all connected, began, in epoch seconds."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(PRODUCERS + 1)
     producers = [

@@ -1,4 +1,4 @@
-"""What a supervisor takes: while nothing happens, and of memory."""
+"""The resources of a supervisor: CPU while nothing happens, and memory."""
 
 import time
 from collections.abc import Iterator
@@ -79,7 +79,9 @@ def _backlog(bench: Bench) -> Scenario:
 
 def _private(bench: Bench) -> Scenario:
     def measure() -> float:
-        """The most of any of its children but the nursery, which holds what they share."""
+        """Returns the most of any child except the nursery, which holds the memory that they
+        share.
+        """
         dsn = bench.postgres()
         with pgqrs.connect(dsn) as store:
             store.install()

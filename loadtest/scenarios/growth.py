@@ -1,4 +1,6 @@
-"""What one more costs: a message with more workers, a step in longer workflows. CPU of all processes, PostgreSQL's too."""
+"""The cost of one more: a message with more workers, a step in longer workflows. CPU of all
+processes, including PostgreSQL.
+"""
 
 from collections.abc import Iterator
 
@@ -30,7 +32,9 @@ def _workers(bench: Bench) -> Scenario:
 
 
 def _steps(bench: Bench) -> Scenario:
-    """As many runs under way in each, since what a turn of the supervisor costs is shared by all of them."""
+    """Each length has the same number of runs under way, because they share the cost of a
+    supervisor's turn.
+    """
     lanes = 2 if bench.quick else 16
     in_all = 1000 * WORKERS * lanes
     name = f"CPU of a step, by the steps of a workflow, {lanes} lanes a worker"

@@ -1,4 +1,6 @@
-"""From before an enqueue to its handler's start: one at a time on an idle system, and at steady rates."""
+"""The time from before an enqueue to its handler's start: one at a time on an idle system, and at
+steady rates.
+"""
 
 import statistics
 import tempfile
@@ -11,8 +13,10 @@ from loadtest import ours
 from loadtest.bench import FUNCTIONS, Bench, wait_until
 from loadtest.scenario import Aim, Measure, Scenario
 
-RATES = (200, 1000, 5000)  # a second
-GROUP_S = 0.01  # a steady rate is sent so often
+# Messages per second.
+RATES = (200, 1000, 5000)
+# The interval at which messages of a steady rate are sent.
+GROUP_S = 0.01
 
 
 def scenarios(bench: Bench) -> Iterator[Scenario]:
@@ -64,7 +68,9 @@ def _one_by_one(dsn: str, n: int) -> list[float]:
 
 
 def _at_rate(dsn: str, rate: int, seconds: float) -> list[float]:
-    """Sent in groups at fixed times: what is late is not forgiven, each message's time counts from when it was due."""
+    """Sends messages in groups at fixed times. Delays count: each message's time is measured from
+    when it was due.
+    """
     with _Timed(dsn, workers=2) as timed:
         began = time.time()
         sent = 0
@@ -79,7 +85,7 @@ def _at_rate(dsn: str, rate: int, seconds: float) -> list[float]:
 
 
 class _Timed:
-    """A supervisor that is up, whose handler writes into a file how old each message is."""
+    """A running supervisor, whose handler writes the age of each message into a file."""
 
     def __init__(self, dsn: str, workers: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -111,5 +117,5 @@ class _Timed:
             self._store.enqueue_many("timed", [payload] * many)
 
     def seen(self) -> list[float]:
-        """Seconds."""
+        """The ages in seconds."""
         return [float(line) for line in self._file.read_text().split()[self._first :]]

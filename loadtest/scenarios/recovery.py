@@ -1,4 +1,6 @@
-"""`kill -9` of a worker that is in a step: how long until the step's body starts again, in another worker."""
+"""`kill -9` of a worker that is in a step: how long until the step's body starts again, in another
+worker.
+"""
 
 import os
 import signal
@@ -14,7 +16,8 @@ from loadtest.bench import FUNCTIONS, Bench, wait_until
 from loadtest.functions import killed
 from loadtest.scenario import Aim, Measure, Scenario
 
-P99_MS = 100.0  # DESIGN: resumed within 100 ms where a worker is free
+# The aim: resumed within 100 ms if a worker is free.
+P99_MS = 100.0
 
 
 def scenarios(bench: Bench) -> Iterator[Scenario]:
@@ -34,7 +37,7 @@ def scenarios(bench: Bench) -> Iterator[Scenario]:
 
 
 def _times(dsn: str, n: int) -> list[float]:
-    """Seconds from each kill to the second start of the body that was killed."""
+    """Returns the seconds from each kill to the second start of the killed body."""
     found = []
     with tempfile.TemporaryDirectory() as folder, pgqrs.connect(dsn) as store:
         store.install()
@@ -48,13 +51,13 @@ def _times(dsn: str, n: int) -> list[float]:
                 os.kill(pid, signal.SIGKILL)
                 handle.result(timeout=60)
                 found.append(_starts(starts)[1][1] - killed_at)
-                # Another worker is up again: with none at hand its start would be measured.
+                # Waits until another worker is up again. Otherwise its start would be measured.
                 time.sleep(0.2)
     return found
 
 
 def _starts(file: Path) -> list[tuple[int, float]]:
-    """The process and the time of each start."""
+    """Returns the process and the time of each start."""
     if not file.exists():
         return []
     return [(int(pid), float(at)) for pid, at in (line.split() for line in file.read_text().splitlines())]

@@ -30,8 +30,8 @@ def identity(value: object, of: str = "a run") -> int:
 
 # The attribute with the id, for objects that callers pass instead of one.
 _ID_OF = {
-    "RunHandle": "id", "RunRecord": "message_id", "QueueMessage": "id", "Run": "message_id", "WorkerInfo": "id",
-    "QueueInfo": "id", "Consumer": "worker_id", "Producer": "worker_id",
+    "RunHandle": "id", "RunRecord": "message_id", "QueueMessage": "id", "Run": "message_id",
+    "WorkerInfo": "id", "QueueInfo": "id", "Consumer": "worker_id", "Producer": "worker_id",
 }  # fmt: skip
 
 

@@ -30,7 +30,8 @@ def seconds(value: float | timedelta | str) -> float:
     found = _read(value)
     if found is None or not 0 <= found <= DURATION_S_MAX:
         raise ValidationError(
-            f"{_shown(value)} is no duration: give seconds (0 to {DURATION_S_MAX:.0f}), a timedelta, or text such as "
+            f"{_shown(value)} is no duration: give seconds (0 to "
+            f"{DURATION_S_MAX:.0f}), a timedelta, or text such as "
             '"500ms", "1.5s", "10m", "1h30m" or "2 days"'
         )
     return found

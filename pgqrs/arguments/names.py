@@ -13,7 +13,8 @@ def checked(name: object, kind: str) -> str:
     """Returns the name. Raises ValidationError if it is not valid."""
     if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX or not storable(name):
         raise ValidationError(
-            f"{str(name)[:80]!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} characters, no NUL and no half of a surrogate pair"
+            f"{str(name)[:80]!r} cannot name a {kind}: 1 to {NAME_CHARS_MAX} "
+            "characters, no NUL and no half of a surrogate pair"
         )
     return name
 

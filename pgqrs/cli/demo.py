@@ -126,7 +126,8 @@ class DemoView:
 
     def started(self, report: "Report") -> None:
         click.echo(
-            f"{self._total} modules, {count(report.workers, 'worker')}, {report.dsn.partition(':')[0]}, {'chaos' if self._chaos else 'no chaos'}"
+            f"{self._total} modules, {count(report.workers, 'worker')}, {report.dsn.partition(':')[0]}, "
+            f"{'chaos' if self._chaos else 'no chaos'}"
         )
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -228,6 +229,7 @@ def _show(summaries: "list[Summary]", seconds: float) -> None:
     console.print(table)
     files, lines, size = (sum(getattr(s, f) for s in summaries) for f in ("files", "lines", "bytes"))
     click.echo(
-        f"{len(summaries)} runs, {files:,} files, {lines:,} lines, {size / 1e6:.1f} MB in {seconds:.1f} s: "
-        f"{len(summaries) / seconds:.1f} runs/s, {lines / seconds:,.0f} lines/s, {size / 1e6 / seconds:.2f} MB/s"
+        f"{len(summaries)} runs, {files:,} files, {lines:,} lines, "
+        f"{size / 1e6:.1f} MB in {seconds:.1f} s: {len(summaries) / seconds:.1f} "
+        f"runs/s, {lines / seconds:,.0f} lines/s, {size / 1e6 / seconds:.2f} MB/s"
     )

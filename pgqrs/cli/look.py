@@ -66,7 +66,8 @@ def runs(workflow: str | None, status: str | None, limit: int, database: Databas
         return
     rows = [
         (
-            str(r.message_id), r.workflow, r.status.value, ago(r.enqueued_at, now), took(r.started_at, r.completed_at),
+            str(r.message_id), r.workflow, r.status.value, ago(r.enqueued_at, now),
+            took(r.started_at, r.completed_at),
             str(r.attempt or ""), str(r.crash_count or ""), preview(r.input, INPUT_LENGTH_MAX) or "null",
             _outcome(r, now),
         )

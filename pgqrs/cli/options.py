@@ -59,7 +59,8 @@ class Database:
             raise errors.ConfigError("the DSN is not UTF-8")
         if config.backend == "s3" and config.s3_mode is DurabilityMode.Local:
             raise errors.ConfigError(
-                "in s3_mode local, writes stay on this machine until sync(), which only a program can call; use durable"
+                "in s3_mode local, writes stay on this machine until "
+                "sync(), which only a program can call; use durable"
             )
         return config
 

@@ -69,5 +69,8 @@ def _no_worker(pid: int) -> str | None:
         parent = []
     listens = int(status["SigCgt"], 16) >> (signal.SIGUSR1 - 1) & 1
     if not listens or not ({"supervise", "supervisors"} & set(parent)):
-        return f"process {pid} is neither a supervisor with workers nor one of them; for the pids of supervisors: pgqrs workers"
+        return (
+            f"process {pid} is neither a supervisor with workers nor "
+            "one of them; for the pids of supervisors: pgqrs workers"
+        )
     return None

@@ -21,7 +21,8 @@ from pgqrs.program import interpreter, targets
 @click.option(
     "--lanes",
     type=Count(1, 1024),
-    help="Number of runs that a worker holds at a time [default: chosen from the duration of the steps; 100 for async functions].",
+    help="Number of runs that a worker holds at a time [default: "
+    "chosen from the duration of the steps; 100 for async functions].",
 )
 @click.option("--burst", is_flag=True, help="Exit when no message is due any more.")
 @click.option(
@@ -57,7 +58,8 @@ from pgqrs.program import interpreter, targets
 @click.option(
     "--max-rss",
     type=Size(),
-    help="Replace a worker between two runs when its memory exceeds this size, such as 2GiB [default: never].",
+    help="Replace a worker between two runs when its memory "
+    "exceeds this size, such as 2GiB [default: never].",
 )
 @click.option(
     "--max-read-ct",
@@ -67,7 +69,8 @@ from pgqrs.program import interpreter, targets
 @click.option(
     "--reclaim-after",
     type=Duration(),
-    help="Take over messages that pgqrs 0.15 clients have held for this time after their lock expired [default: never].",
+    help="Take over messages that pgqrs 0.15 clients have held "
+    "for this time after their lock expired [default: never].",
 )
 @click.option(
     "--http",

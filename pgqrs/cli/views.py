@@ -125,8 +125,8 @@ class PlainView:
         self._summary_at, self._told = now + SUMMARY_EVERY_S, counts
         busy = sum(w.state == "busy" for w in state.workers)
         self._print(
-            f"{state.finished:,} finished, {state.failed:,} failed, {count(state.crashes, 'crash')}, {state.held:,} at hand, "
-            f"{busy} of {count(len(state.workers), 'worker')} busy, {rate:,.0f}/s"
+            f"{state.finished:,} finished, {state.failed:,} failed, {count(state.crashes, 'crash')}, "
+            f"{state.held:,} at hand, {busy} of {count(len(state.workers), 'worker')} busy, {rate:,.0f}/s"
         )
 
     def ended(self, code: int, reason: str, state: "State") -> None:
@@ -237,11 +237,14 @@ class PanelView:
         for w in state.workers:
             doing = f"{w.function} · {w.step}" if w.step else (w.function or "")
             table.add_row(
-                str(w.id), str(w.pid or "…"), Text(w.state, colours[w.state]), str(w.run or ""), Text(printable(doing)),
-                duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
+                str(w.id), str(w.pid or "…"), Text(w.state, colours[w.state]), str(w.run or ""),
+                Text(printable(doing)), duration(round(w.seconds, 1)) if w.run else "", str(w.runs or ""),
             )  # fmt: skip
         backlog = "" if state.backlog is None else f" · backlog {state.backlog:,}"
-        title = f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · {count(state.crashes, 'crash')}{backlog}"
+        title = (
+            f"pgqrs · {rate:,.0f}/s · {state.finished:,} finished · {state.failed:,} failed · "
+            f"{count(state.crashes, 'crash')}{backlog}"
+        )
         says = "the database is away" if state.away else STOPPING[min(state.stopping, len(STOPPING) - 1)]
         return Panel(table, title=title, subtitle=says, border_style="red" if state.away else "blue")
 
@@ -254,8 +257,8 @@ def report_lines(report: "Report") -> list[str]:
     """Describes what the supervisor is about to do."""
     lines = [
         f"{report.target} on {redact(report.dsn)}",
-        f"{count(report.workers, 'worker')}{' + 1 for async' if report.async_workers else ''}, start method {report.start_method}, "
-        f"imported in {duration(report.import_s)}",
+        f"{count(report.workers, 'worker')}{' + 1 for async' if report.async_workers else ''}, start "
+        f"method {report.start_method}, imported in {duration(report.import_s)}",
     ]
     lines += [
         f"  {f.kind} {f.name}{' (async)' if f.is_async else ''} from queue {f.queue}"
@@ -266,7 +269,8 @@ def report_lines(report: "Report") -> list[str]:
     )
     if report.threads:
         lines.append(
-            f"{count(report.threads, 'thread')} started while importing, by {', '.join(report.thread_makers) or 'unknown'}: not there "
+            f"{count(report.threads, 'thread')} started while importing, "
+            f"by {', '.join(report.thread_makers) or 'unknown'}: not there "
             "in forked workers; if a worker hangs, use --start-method spawn"
         )
     if report.recovered:
@@ -287,5 +291,8 @@ def _of(run: int | None, is_message: bool) -> str:
 
 
 def ending(code: int, reason: str, state: "State", seconds: float) -> str:
-    counts = f"{state.finished:,} finished, {state.failed:,} failed, {count(state.crashes, 'crash')} in {duration(round(seconds, 1))}"
+    counts = (
+        f"{state.finished:,} finished, {state.failed:,} failed, "
+        f"{count(state.crashes, 'crash')} in {duration(round(seconds, 1))}"
+    )
     return f"{reason}: {counts}" if code == 0 else f"error: {reason} ({counts})"

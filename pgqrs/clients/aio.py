@@ -478,8 +478,9 @@ def _borrowed(store: blocking.Store, connection: "psycopg.AsyncConnection[Any]")
 
     if not isinstance(connection, psycopg.AsyncConnection):
         raise errors.ValidationError(
-            f"an async store's using(connection) takes a psycopg.AsyncConnection, not {type(connection).__name__}; for a "
-            "psycopg.Connection use a blocking store: with pgqrs.connect(…) as store"
+            "an async store's using(connection) takes a psycopg.AsyncConnection, "
+            f"not {type(connection).__name__}; for a psycopg.Connection use a "
+            "blocking store: with pgqrs.connect(…) as store"
         )
     return Borrowed(connection)
 

@@ -241,8 +241,9 @@ class Store:
         """
         if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
             raise errors.ValidationError(
-                f"a blocking store's using(connection) takes a psycopg.Connection, not {type(connection).__name__}; for an async "
-                "connection use an async store: store = await pgqrs.connect(…)"
+                "a blocking store's using(connection) takes a psycopg.Connection, "
+                f"not {type(connection).__name__}; for an async connection use an "
+                "async store: store = await pgqrs.connect(…)"
             )
         return Using(self, connection)
 
@@ -438,8 +439,8 @@ def _each_call(calls: Iterable[Any]) -> list[_Call]:
     """
     if isinstance(calls, str | bytes | bytearray | Mapping) or not isinstance(calls, Iterable):
         raise errors.ValidationError(
-            f"trigger_many() takes a list of arguments, one for each run, and not a {type(calls).__name__}; for one run "
-            "use trigger()"
+            "trigger_many() takes a list of arguments, one for each run, and not a "
+            f"{type(calls).__name__}; for one run use trigger()"
         )
     return [call if _is_call(call) else ((call,), {}) for call in calls]
 

@@ -87,7 +87,8 @@ class Connecting(Coroutine[Any, Any, aio.Store]):
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
-            f"connect() has connected to nothing yet, so there is no {name!r}: `await` it, use `with` or `async with`, or .open() it"
+            "connect() has connected to nothing yet, so there is no "
+            f"{name!r}: `await` it, use `with` or `async with`, or .open() it"
         )
 
     def __del__(self) -> None:

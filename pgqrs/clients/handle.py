@@ -94,7 +94,8 @@ class RunHandle(Generic[R]):
             self._store._refuse_without_workers()
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(
-                    f"run {self.id} is still {settled.status.value} after {durations.text(durations.seconds(timeout or 0))}; "
+                    f"run {self.id} is still {settled.status.value} after "
+                    f"{durations.text(durations.seconds(timeout or 0))}; "
                     "is a supervisor running for its workflow?"
                 )
             await ways.sleep(

@@ -141,8 +141,8 @@ def local_supervisor(
 
 def told_death(how: str) -> str:
     return (
-        f"the supervisor of store.workers() ended before its block did ({how}); nothing is lost: what it ran is given "
-        "back, and waits for the next supervisor"
+        f"the supervisor of store.workers() ended before its block did ({how}); nothing is lost: what it "
+        "ran is given back, and waits for the next supervisor"
     )
 
 
@@ -154,13 +154,14 @@ def _refuse_unshared(config: Config) -> None:
         )
     if config.backend == "turso" and not turso_file(config.dsn)[1]:
         raise errors.ValidationError(
-            "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one process, here the one "
-            f"that has this store: use `pgqrs supervise`, a DSN with ?{TURSO_SHARED} (an experiment of the driver's), or sqlite://"
+            "store.workers() runs its supervisor in a process of its own, and a Turso file belongs to one "
+            f"process, here the one that has this store: use `pgqrs supervise`, a DSN with ?{TURSO_SHARED} "
+            "(an experiment of the driver's), or sqlite://"
         )
     if config.backend == "s3" and config.s3_mode is DurabilityMode.Local:
         raise errors.ValidationError(
-            "in s3_mode Local, this program's writes stay in its own copy, which the supervisor of store.workers() would not see; use "
-            "DurabilityMode.Durable"
+            "in s3_mode Local, this program's writes stay in its own copy, which the supervisor of "
+            "store.workers() would not see; use DurabilityMode.Durable"
         )
 
 

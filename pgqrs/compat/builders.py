@@ -365,7 +365,8 @@ class DequeueBuilder:
             raise ValueError('Queue name is required. Use .from_queue("queue-name") or .worker(consumer)')
         if kind == "message" and self._batch != 1:
             raise errors.ValidationError(
-                f"Validation failed: single-message handlers require batch size = 1, got {self._batch}; use handle_batch()"
+                "Validation failed: single-message handlers require "
+                f"batch size = 1, got {self._batch}; use handle_batch()"
             )
         core, ways = apart(store)
         interval_ms = core.config.poll_interval_ms if self._interval_ms is None else self._interval_ms

@@ -33,7 +33,8 @@ class Proof(Struct, frozen=True):
             return "none" if not wrong else f"{len(wrong)}: " + ", ".join(wrong[:5])
 
         return [
-            f"database: {self.runs - len(self.not_success)} of {self.runs} runs SUCCESS, {self.steps:,} steps recorded",
+            f"database: {self.runs - len(self.not_success)} of "
+            f"{self.runs} runs SUCCESS, {self.steps:,} steps recorded",
             f"runs or steps that did not succeed: {verdict(self.not_success)}",
             f"earlier steps that started again after a later one: {verdict(self.restarted)}",
             f"recorded steps whose body left no trace: {verdict(self.unwitnessed)}",

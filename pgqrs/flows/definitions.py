@@ -72,8 +72,8 @@ def workflow(
     """
     if lanes not in (None, 1):
         raise errors.ValidationError(
-            f"lanes={lanes!r} is not a choice: 1 executes one run of the workflow at a time in a worker, None lets the worker "
-            "go on with others while a run waits for a commit"
+            f"lanes={lanes!r} is not a choice: 1 executes one run of the workflow at a time in a worker, "
+            "None lets the worker go on with others while a run waits for a commit"
         )
     if all(told is None for told in (function, name, queue, timeout, lanes)):
         from pgqrs.compat.builders import WorkflowBuilder
@@ -179,8 +179,8 @@ def step(
         )
         if definition.is_async and memory is not None:
             raise errors.ValidationError(
-                f"step {definition.name!r} is async: such steps share one process, whose memory is nobody's alone; "
-                "a limit of memory takes a plain function"
+                f"step {definition.name!r} is async: such steps share one process, whose memory is "
+                "nobody's alone; a limit of memory takes a plain function"
             )
         if definition.is_async:
             # This is not an `async def`, because a call takes its place among the calls of its task
@@ -237,8 +237,9 @@ def refuse_replaced(module: ModuleType) -> None:
         # Compare the type itself: a lazy proxy may raise an exception in `isinstance`.
         if type(value) is functools._lru_cache_wrapper and (step := getattr(value, "__pgqrs_step__", None)):
             raise errors.ValidationError(
-                f"{name}: a cache above @pgqrs.step answers in the place of step {step.name!r}, which a run then does "
-                "not record; write the cache below @pgqrs.step, or leave it out: a run's steps are remembered"
+                f"{name}: a cache above @pgqrs.step answers in the place of step "
+                f"{step.name!r}, which a run then does not record; write the cache "
+                "below @pgqrs.step, or leave it out: a run's steps are remembered"
             )
 
 
@@ -278,7 +279,8 @@ def _defined(f: F, definition: Definition) -> F:
         f.__pgqrs__ = definition  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
         raise errors.ValidationError(
-            f"{definition.name!r} is a {type(f).__name__}, which cannot be a {definition.kind}; write a def that calls it"
+            f"{definition.name!r} is a {type(f).__name__}, which "
+            f"cannot be a {definition.kind}; write a def that calls it"
         ) from None
     module = sys.modules.get(getattr(f, "__module__", None) or "")
     if module is not None and "<locals>" not in getattr(f, "__qualname__", "<locals>"):
@@ -290,13 +292,13 @@ def _misplaced(outer: object, inner: Definition) -> str:
     decorator = _ORDER[inner.kind]
     if inspect.ismethod(outer):
         return (
-            f"{inner.kind} {inner.name!r} is a method here, bound to {type(outer.__self__).__name__}, of which a worker "
-            f"knows nothing; make it a function, or write @staticmethod above {decorator}"
+            f"{inner.kind} {inner.name!r} is a method here, bound to {type(outer.__self__).__name__}, of "
+            f"which a worker knows nothing; make it a function, or write @staticmethod above {decorator}"
         )
     what = f"{getattr(outer, '__qualname__', type(outer).__qualname__)} ({type(outer).__name__})"
     return (
-        f"{what} wraps {inner.kind} {inner.name!r}, and the workers would run {inner.name!r} without it; write "
-        f"{decorator} above all other decorators"
+        f"{what} wraps {inner.kind} {inner.name!r}, and the workers would run {inner.name!r} without it; "
+        f"write {decorator} above all other decorators"
     )
 
 
@@ -345,7 +347,8 @@ def _refuse_order(f: Any, kind: str) -> None:
     if isinstance(f, staticmethod | classmethod):
         told = "staticmethod" if isinstance(f, staticmethod) else "classmethod"
         raise errors.ValidationError(
-            f"@pgqrs.{kind} stands above @{told}, which hides the function from it; write @{told} above @pgqrs.{kind}"
+            f"@pgqrs.{kind} stands above @{told}, which hides the "
+            f"function from it; write @{told} above @pgqrs.{kind}"
         )
     if isinstance(f, property):
         raise errors.ValidationError(f"@pgqrs.{kind} cannot decorate a property; write a method")
@@ -371,8 +374,8 @@ def _refuse_order(f: Any, kind: str) -> None:
         )
     if kind != "step" and (first := _bound_to(f)):
         raise errors.ValidationError(
-            f"{kind} {f.__qualname__!r} takes {first!r}, and a worker has no object to give it; make it a function, or "
-            f"write @staticmethod above {_ORDER[kind]}"
+            f"{kind} {f.__qualname__!r} takes {first!r}, and a worker has no object to give it; make it a "
+            f"function, or write @staticmethod above {_ORDER[kind]}"
         )
 
 

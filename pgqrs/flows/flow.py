@@ -381,7 +381,8 @@ def call_async_step(
         return definition.function(*args, **kwargs)  # type: ignore[no-any-return]
     if not scope.context.is_async:
         raise errors.ValidationError(
-            f"step {definition.name!r} is async but workflow {scope.context.workflow!r} is not; make the workflow `async def`"
+            f"step {definition.name!r} is async but workflow "
+            f"{scope.context.workflow!r} is not; make the workflow `async def`"
         )
     coroutine: Any = _settled_side_by_side(scope, definition, args, kwargs)
     coroutine.__name__ = coroutine.__qualname__ = definition.name
@@ -566,8 +567,8 @@ def _enclosing(definition: StepDefinition) -> Scope | None:
     if scope is None:
         if _inside_worker and threading.current_thread() is not threading.main_thread():
             raise errors.WrongThreadError(
-                f"step {definition.name!r} was called from thread {threading.current_thread().name!r}, which is in no "
-                "run; a run's steps are called from the thread that the run started on"
+                f"step {definition.name!r} was called from thread {threading.current_thread().name!r}, "
+                "which is in no run; a run's steps are called from the thread that the run started on"
             )
         return None
     if scope.context.kind != "workflow" or scope.step is not None:

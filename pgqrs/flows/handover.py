@@ -196,9 +196,9 @@ class Handover:
             return
         what = "being cancelled again" if due in self._to_be_cancelled else "being asked for"
         error = errors.ReplayMismatchError(
-            f"step {self._names.get(due, str(due))!r} was the run's number {due} to end, and nothing in this replay leads to "
-            f"its {what}; a workflow must take the same way on every replay, and what it asks of the outside "
-            "(timers, sockets, threads) belongs into steps"
+            f"step {self._names.get(due, str(due))!r} was the run's number {due} to end, and nothing in "
+            f"this replay leads to its {what}; a workflow must take the same way on every replay, and what "
+            "it asks of the outside (timers, sockets, threads) belongs into steps"
         )
         stuck = [*self._asked.values(), *self._to_be_cancelled.values()]
         self._asked, self._to_be_cancelled = {}, {}

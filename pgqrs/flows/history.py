@@ -119,8 +119,9 @@ class History:
         """
         if name in self._ambiguous:
             raise errors.ReplayMismatchError(
-                f"this run was begun by an older version of pgqrs, which recorded step {name!r} without the task that "
-                f"called it; several tasks call it now, so nobody can tell whose result it is. Trigger the run anew"
+                "this run was begun by an older version of pgqrs, which recorded "
+                f"step {name!r} without the task that called it; several tasks call "
+                "it now, so nobody can tell whose result it is. Trigger the run anew"
             )
         found = self._next(self._placeless.get(name))
         if found is not None and place.path:
@@ -153,11 +154,12 @@ class History:
             return self._other_step(name, place, recorded)
         then = min(changed, key=lambda s: (s.place or Place("", s.position)).count)
         return (
-            f"step {place.count + 1} of {_whose(place)} is now {name!r} with the arguments ({_shown(arguments)}), fingerprint "
-            f"{_hex(place.fingerprint)}, but {then.name!r} was recorded with other arguments, fingerprint "
-            f"{_hex(then.place.fingerprint if then.place else None)}; a workflow must call its steps with the same arguments on "
-            "every replay. If an argument is meant to differ, such as a time stamp or a temporary path, declare the step "
-            "with @pgqrs.step(compare=False)"
+            f"step {place.count + 1} of {_whose(place)} is now {name!r} with the arguments "
+            f"({_shown(arguments)}), fingerprint {_hex(place.fingerprint)}, but {then.name!r} was "
+            "recorded with other arguments, fingerprint "
+            f"{_hex(then.place.fingerprint if then.place else None)}; a workflow must call its "
+            "steps with the same arguments on every replay. If an argument is meant to differ, such "
+            "as a time stamp or a temporary path, declare the step with @pgqrs.step(compare=False)"
         )
 
     def _other_step(self, name: str, place: Place, recorded: RecordedStep) -> str:

@@ -75,7 +75,8 @@ class StepRetryPolicy(Struct, frozen=True):
         count = self.max_attempts
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= RETRIES_MAX:
             raise ValidationError(
-                f"{count!r} is no number of retries: give 0 (never) to {RETRIES_MAX:,}, which come after the first try"
+                f"{count!r} is no number of retries: give 0 (never) "
+                f"to {RETRIES_MAX:,}, which come after the first try"
             )
         if self.backoff is not None and not isinstance(self.backoff, BackoffStrategy):
             raise ValidationError(

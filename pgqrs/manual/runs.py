@@ -57,7 +57,10 @@ class Run:
         return cls(messages, config, state, Held(state.id, message.id, claim))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(message_id={self.message_id}, id={self._state.id}, {self._state.status.value})"
+        return (
+            f"{type(self).__name__}(message_id={self.message_id}, "
+            f"id={self._state.id}, {self._state.status.value})"
+        )
 
     def id(self) -> int:
         """The number of the run's row, as in 0.15. `Store.run` and the command line take

@@ -97,7 +97,8 @@ def _look(value: Any, limits: ValidationConfig, depth: int) -> None:
         length = len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
         if length > limits.max_string_length:
             raise _refused(
-                f"String length {length} exceeds limit {limits.max_string_length}; raise Config.max_string_length"
+                f"String length {length} exceeds limit "
+                f"{limits.max_string_length}; raise Config.max_string_length"
             )
     elif isinstance(value, dict):
         for key, member in value.items():
@@ -108,7 +109,8 @@ def _look(value: Any, limits: ValidationConfig, depth: int) -> None:
             _look(member, limits, depth + 1)
     elif not (value is None or isinstance(value, str | bool | int | float)):
         raise errors.SerializationError(
-            f"Object of type {kind.__name__} is not JSON serializable; turn it into text, numbers, lists or dicts first"
+            f"Object of type {kind.__name__} is not JSON serializable; "
+            "turn it into text, numbers, lists or dicts first"
         )
 
 
@@ -121,7 +123,8 @@ def _look_at_key(key: object, limits: ValidationConfig) -> None:
         raise _refused(f"Forbidden key {key!r} found in payload; rename it, or change Config.forbidden_keys")
     if isinstance(key, str) and len(key.encode(errors="surrogatepass")) > limits.max_string_length:
         raise _refused(
-            f"Key {key[:40]!r}… is longer than the limit {limits.max_string_length}; raise Config.max_string_length"
+            f"Key {key[:40]!r}… is longer than the limit "
+            f"{limits.max_string_length}; raise Config.max_string_length"
         )
 
 
@@ -142,8 +145,9 @@ class RateLimiter:
             self._fill()
             if count > self._burst:
                 raise errors.RateLimitedError(
-                    f"Rate limit exceeded: {count} messages at once are more than the burst of {self._burst} can ever let "
-                    "through; send fewer at a time, or raise Config.max_enqueue_burst"
+                    f"Rate limit exceeded: {count} messages at once are more "
+                    f"than the burst of {self._burst} can ever let through; "
+                    "send fewer at a time, or raise Config.max_enqueue_burst"
                 )
             if count > self._tokens:
                 wait_s = max(1, round((count - self._tokens) / self._per_second))

@@ -1,6 +1,7 @@
-"""How long names may be, how large numbers, how many steps: what a run's data has to keep to.
+"""How long names may be, how large numbers, how many steps: the limits for the data of a run.
 
-The pipe's decoder refuses values beyond these types (supervisors/wire.py). So what reaches a database fits its columns.
+The pipe's decoder refuses values beyond these types (supervisors/wire.py). So what reaches a
+database fits its columns.
 """
 
 from typing import Annotated

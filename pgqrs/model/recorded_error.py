@@ -7,11 +7,14 @@ from msgspec import Struct
 
 
 class RecordedError(Struct, frozen=True):
-    """What every recorded error has. `errors.describe` adds what `errors.rebuild` needs to build the exception again.
+    """The fields that every recorded error has. `errors.describe` adds the fields that
+    `errors.rebuild` needs to build the exception again.
 
-    `code`: NON_RETRYABLE, TIMEOUT, MEMORY, CRASHED, CANCELLED, or that of a TransientStepError. `type`: "module.qualname" of the
-    exception, empty if a client of 0.15 or a caller recorded the error. `message` may have many lines. `whole`: all that is
-    recorded, if that is an object.
+    - code: NON_RETRYABLE, TIMEOUT, MEMORY, CRASHED, CANCELLED, or the code of a TransientStepError
+    - type: "module.qualname" of the exception; empty if a client of 0.15 or a caller recorded the
+      error
+    - message: may have many lines
+    - whole: the complete record, if it is an object
     """
 
     code: str = ""
@@ -23,8 +26,9 @@ class RecordedError(Struct, frozen=True):
 
     @classmethod
     def read(cls, told: object) -> "RecordedError":
-        """From raw JSON or from its decoded form. Never raises: anything can be in a row that another program has written. What is
-        no object becomes the message."""
+        """Reads raw JSON or its decoded form. A record that is not an object becomes the message.
+        Never raises, because another program may have written the row.
+        """
         if isinstance(told, bytes):
             told = _decoded(told)
         if not isinstance(told, dict):
@@ -33,7 +37,7 @@ class RecordedError(Struct, frozen=True):
         return cls(code, kind, message, bool(told.get("is_transient")), trace, told)
 
     def encode(self) -> bytes:
-        """As raw JSON, for an error that no exception describes."""
+        """Returns raw JSON, for an error without an exception."""
         told: dict[str, Any] = {
             "code": self.code,
             "is_transient": self.is_transient,
@@ -47,12 +51,12 @@ class RecordedError(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The exception's class without its module; the code if no class is recorded."""
+        """The class of the exception without its module, or the code if no class is recorded."""
         return self.type.rpartition(".")[2] or self.code
 
     @property
     def line(self) -> str:
-        """For people: the class and the message."""
+        """The class and the message, for people."""
         return f"{self.name}: {self.message}" if self.name else self.message
 
 

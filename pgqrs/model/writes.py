@@ -107,11 +107,13 @@ class Crash(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True, array_like=True):
-    """A step's result, as the worker made it and as its row keeps it. Recorded once: a row that is SUCCESS never changes.
+    """A step's result, as the worker made it and as its row keeps it. Recorded once: a row that is
+    SUCCESS never changes.
 
-    `output` and `error` are raw JSON. `status` is SUCCESS, or ERROR with an `error`; a call of `pgqrs.pause()` is PAUSED until its
-    row is written, with its text as `output`. `retry_in_s`: when the step is to be tried again, or the run to go on after a pause;
-    None for never. `ended`: see RecordedStep. `peak_rss_bytes`: the most memory that the worker's process has held until then.
+    `output` and `error` are raw JSON. `status` is SUCCESS, or ERROR with an `error`. A call of
+    `pgqrs.pause()` is PAUSED until its row is written, with its text as `output`. `retry_in_s`:
+    when the step is retried, or the run continues after a pause; None: never. `ended`: see
+    RecordedStep. `peak_rss_bytes`: the most memory that the worker's process has held until then.
     """
 
     position: Position

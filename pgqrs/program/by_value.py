@@ -192,8 +192,8 @@ def _save_type(pickler: _Pickler, kind: type) -> None:
         pickler.save_reduce(_enum, _described_enum(kind), obj=kind)
     elif hasattr(kind, "__pydantic_core_schema__") and kind.__module__ in sys.modules:
         raise errors.TargetError(
-            f"the pydantic model {kind.__qualname__} is in no file, and cannot be sent to another process; put it into a "
-            "file that the functions import, or use a dataclass"
+            f"the pydantic model {kind.__qualname__} is in no file, and cannot be sent to another process; "
+            "put it into a file that the functions import, or use a dataclass"
         )
     else:
         if "__msgspec_cache__" in vars(
@@ -214,8 +214,8 @@ def _refuse_file(pickler: _Pickler, file: Any) -> None:
     open for writing.
     """
     raise errors.TargetError(
-        f"the functions use the open file {getattr(file, 'name', file)!r}, which cannot be sent to another process; "
-        "open it in the function that needs it"
+        f"the functions use the open file {getattr(file, 'name', file)!r}, which cannot be sent to another "
+        "process; open it in the function that needs it"
     )
 
 
@@ -229,7 +229,8 @@ for _name in ("TextIOWrapper", "BufferedReader", "BufferedWriter", "BufferedRand
 
 def _unsendable(what: str, why: str) -> errors.TargetError:
     return errors.TargetError(
-        f"{what} cannot be sent to another process ({why}); put the functions into a file, which the workers import"
+        f"{what} cannot be sent to another process ({why}); put "
+        "the functions into a file, which the workers import"
     )
 
 

@@ -102,8 +102,8 @@ def refuse_another_start() -> None:
         )
     if STARTED_VARIABLE in os.environ:
         raise errors.SupervisorError(
-            f"this program was started in place of a Python interpreter: {sys.executable} (sys.executable) is "
-            "not one. Run workers by `pgqrs supervise` of an installed Python"
+            f"this program was started in place of a Python interpreter: {sys.executable} (sys.executable) "
+            "is not one. Run workers by `pgqrs supervise` of an installed Python"
         )
 
 

@@ -246,8 +246,9 @@ def _refuse_unguarded_line(path: str, line: int) -> None:
                     return
                 nodes.append(child)
     raise errors.ValidationError(
-        f"store.workers() stands in {path}, line {line}, where it is executed whenever that file is imported. The "
-        "workers import the file for its functions, and would start workers of their own: put store.workers(), and "
+        f"store.workers() stands in {path}, line {line}, where it is executed "
+        "whenever that file is imported. The workers import the file for its "
+        "functions, and would start workers of their own: put store.workers(), and "
         "all else that must not happen once more, under `if __name__ == '__main__':`"
     )
 
@@ -262,8 +263,8 @@ def refuse_while_loading() -> None:
     """
     if loading:
         raise errors.ValidationError(
-            "store.workers() was called while its own supervisor imported this script: put it, and all that should not "
-            "happen on import, under `if __name__ == '__main__':`"
+            "store.workers() was called while its own supervisor imported this script: put it, and all "
+            "that should not happen on import, under `if __name__ == '__main__':`"
         )
 
 
@@ -304,7 +305,8 @@ def _loaded(target: Target) -> list[Definition]:
         raise errors.TargetError(
             f"{target} is a folder; name a file in it that holds workflows"
             if folders
-            else f"{target} holds no workflow; decorate a function with @pgqrs.workflow or @pgqrs.handler(queue=…)"
+            else f"{target} holds no workflow; decorate a function "
+            "with @pgqrs.workflow or @pgqrs.handler(queue=…)"
         )
     return distinct(found)
 
@@ -344,8 +346,9 @@ def _imported(source: Source) -> ModuleType:
             raise errors.TargetError(f"{source}: no module named {e.name!r} on {where}, …") from e
         if e.name is not None and e.name.startswith("supervisors."):
             raise errors.TargetError(
-                f"{_told(source, e)}\n`supervisors` is a package of pgqrs, which Python finds before a folder of "
-                "that name without an __init__.py: put one into yours, in front on sys.path, or rename it"
+                f"{_told(source, e)}\n"
+                "`supervisors` is a package of pgqrs, which Python finds before a folder of that name "
+                "without an __init__.py: put one into yours, in front on sys.path, or rename it"
             ) from e
         raise errors.TargetError(_told(source, e)) from e
     except errors.TargetError:
@@ -396,9 +399,10 @@ def _keeping_files(path: str, its_globals: dict[str, Any]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if os.stat(args[0]).st_size and os.path.isfile(args[0]):
                 raise errors.TargetError(
-                    f"{path}, line {frame.f_lineno}, opens {os.fsdecode(args[0])!r} for writing whenever the file is "
-                    "imported. The workers import it for its functions, and would empty what it has written there: "
-                    "put that under `if __name__ == '__main__':`, or into the function that needs it"
+                    f"{path}, line {frame.f_lineno}, opens {os.fsdecode(args[0])!r} for "
+                    "writing whenever the file is imported. The workers import it for its "
+                    "functions, and would empty what it has written there: put that under "
+                    "`if __name__ == '__main__':`, or into the function that needs it"
                 )
 
     sys.addaudithook(hook)

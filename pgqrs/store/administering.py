@@ -279,7 +279,8 @@ def runs(database: Database) -> list[RunRecord]:
         rows = tx.run("run_rows")
     return [
         RunRecord(
-            r[0], r[1], r[2], read_status(r[3], f"run {r[0]}"), json_value(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+            r[0], r[1], r[2], read_status(r[3], f"run {r[0]}"), json_value(r[4]), json_value(r[5]),
+            json_value(r[6]), iso(r[7]), iso(r[8]),
         )
         for r in rows
     ]  # fmt: skip

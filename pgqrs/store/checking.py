@@ -52,17 +52,20 @@ def cautions(database: Database) -> list[str]:
             told.append(_needs(role, lacking))
         if makers := [name for (name,) in tx.run("creators")]:
             told.append(
-                f"{_listed(makers)} may create objects in the schema that holds the tables, and so plant functions and triggers there "
-                "under names that pgqrs may use one day; give pgqrs a schema of its own, or revoke it: revoke create on schema …"
+                f"{_listed(makers)} may create objects in the schema that holds the tables, and so plant "
+                "functions and triggers there under names that pgqrs may use one day; give pgqrs a schema "
+                "of its own, or revoke it: revoke create on schema …"
             )
         if hidden := [name for (name,) in tx.run("filtered_tables", [(t,) for t in TABLES])]:
             told.append(
-                f"row-level security hides rows of {_listed(hidden)} from the role {role!r}: what it does not see is never done; "
-                "use a role with BYPASSRLS, or disable row level security on these tables"
+                f"row-level security hides rows of {_listed(hidden)} from the "
+                f"role {role!r}: what it does not see is never done; use a role "
+                "with BYPASSRLS, or disable row level security on these tables"
             )
         if encoding not in ENCODINGS:
             told.append(
-                f"the database is encoded in {encoding}: a run with a text that it cannot hold fails; UTF8 holds every text"
+                f"the database is encoded in {encoding}: a run with a "
+                "text that it cannot hold fails; UTF8 holds every text"
             )
     return told
 
@@ -76,7 +79,10 @@ def lacking_grants(tx: Transaction) -> list[str]:
 
 
 def _needs(role: str, lacking: Iterable[str]) -> str:
-    return f"the role {role!r} lacks what a supervisor needs: {'; '.join(lacking)} (docs/roles.md has the grants)"
+    return (
+        f"the role {role!r} lacks what a supervisor needs: "
+        f"{'; '.join(lacking)} (docs/roles.md has the grants)"
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,7 +20,8 @@ from pgqrs.store.store import message_record
 # Why a status change is refused, by the requested status. The texts are those of 0.15.
 _NEEDED = {
     WorkerStatus.Ready: "Worker must be Polling or Suspended to become Ready",
-    WorkerStatus.Polling: "Worker must be Ready to poll; create another consumer, or resume() a suspended one",
+    WorkerStatus.Polling: "Worker must be Ready to poll; "
+    "create another consumer, or resume() a suspended one",
     WorkerStatus.Suspended: "Worker must be Ready, Polling, or Interrupted to suspend",
     WorkerStatus.Interrupted: "Worker must be in Polling state to be interrupted",
     WorkerStatus.Stopped: "Worker must be in Suspended state to shut down; call suspend() first",

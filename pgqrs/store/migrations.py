@@ -25,8 +25,8 @@ from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.sql import Dialect
 
 TABLES = (
-    "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs", "pgqrs_workflow_steps",
-    "pgqrs_supervisors", "pgqrs_database",
+    "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs",
+    "pgqrs_workflow_steps", "pgqrs_supervisors", "pgqrs_database",
 )  # fmt: skip
 # Limits the wait for each lock. Other statements queue behind a migration that waits.
 LOCK_TIMEOUT = "5s"
@@ -44,8 +44,9 @@ def install(database: Database) -> int:
         if getattr(e.__cause__, "sqlstate", None) != LOCKED:
             raise
         raise errors.PgqrsConnectionError(
-            f"install waited for {LOCK_TIMEOUT} for a lock that another transaction holds on a table of pgqrs, and changed nothing; "
-            "run it again, or end that transaction first (pg_stat_activity shows it, pg_terminate_backend ends it)"
+            f"install waited for {LOCK_TIMEOUT} for a lock that another transaction "
+            "holds on a table of pgqrs, and changed nothing; run it again, or end that "
+            "transaction first (pg_stat_activity shows it, pg_terminate_backend ends it)"
         ) from e
 
 
@@ -105,7 +106,8 @@ def verify(database: Database) -> int:
         there = _columns(tx, database.dialect)
     if version < VERSION:
         raise errors.SchemaError(
-            f"the schema is at version {version}, this pgqrs needs {VERSION}; run: pgqrs install {database.options}"
+            f"the schema is at version {version}, this pgqrs needs "
+            f"{VERSION}; run: pgqrs install {database.options}"
         )
     for table, columns in _expected_columns().items():
         if missing := sorted(columns - there.get(table, frozenset())):
@@ -115,8 +117,8 @@ def verify(database: Database) -> int:
                 else f"the table {table} is missing"
             )
             raise errors.SchemaError(
-                f"the schema is said to be at version {version}, but {lost}; restore the database from a backup, or name an "
-                f"empty one and run: pgqrs install {database.options}"
+                f"the schema is said to be at version {version}, but {lost}; restore the database from a "
+                f"backup, or name an empty one and run: pgqrs install {database.options}"
             )
     return version
 
@@ -154,8 +156,8 @@ def _refuse_newer(version: int, row: list[Row]) -> None:
     oldest = row[0][2] if row and row[0][1] == version else version
     if oldest > VERSION:
         raise errors.SchemaError(
-            f"the schema is at version {version}, newer than this pgqrs knows ({VERSION}), and takes no code that is older than "
-            f"version {oldest}; upgrade the package"
+            f"the schema is at version {version}, newer than this pgqrs knows ({VERSION}), and takes no "
+            f"code that is older than version {oldest}; upgrade the package"
         )
 
 

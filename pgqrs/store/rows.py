@@ -49,5 +49,6 @@ def read_status(value: Any, what: str) -> WorkflowStatus:
         return WorkflowStatus(value)
     except ValueError:
         raise errors.DatabaseError(
-            f"the status of {what} is {str(value)[:40]!r} in the database, which is none; somebody else has written there"
+            f"the status of {what} is {str(value)[:40]!r} in the "
+            "database, which is none; somebody else has written there"
         ) from None

@@ -173,7 +173,10 @@ def _sqlite_words() -> Callable[[str], str]:
             return ":now"
         if m := _MOVED.fullmatch(text):
             # A null number of seconds must give null, as on PostgreSQL. `||` ensures that.
-            return f"strftime('%Y-%m-%d %H:%M:%f', {':now' if m[1] == 'now' else m[1]}, '{m[2]}' || {m[3]} || ' seconds')"
+            return (
+                f"strftime('%Y-%m-%d %H:%M:%f', {':now' if m[1] == 'now' else m[1]}, "
+                f"'{m[2]}' || {m[3]} || ' seconds')"
+            )
         if text.startswith("seconds since "):
             return f"((julianday(:now) - julianday({text[14:]})) * 86400.0)"
         if text.startswith("rows: "):

@@ -26,8 +26,8 @@ BUSY_SLICE_MS = 50
 # Errors caused by a value: a constraint, a text or number that is too large, an unsupported type.
 OF_VALUES = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 LOCKED_BY = (
-    "; somebody else holds it for longer than we wait: another process that is writing, or has it open with turso://. Wait for its "
-    "end, or stop it"
+    "; somebody else holds it for longer than we wait: another process that is writing, or has it open "
+    "with turso://. Wait for its end, or stop it"
 )
 
 
@@ -146,7 +146,8 @@ class SqliteDatabase:
                 call.go_on()
             if time.monotonic() >= until:
                 raise errors.PgqrsConnectionError(
-                    f"{self.dsn} is locked: somebody else in this process has not ended a transaction for {self._patience_s:g} s"
+                    f"{self.dsn} is locked: somebody else in this process "
+                    f"has not ended a transaction for {self._patience_s:g} s"
                 )
 
     def _begin(self, connection: Connection, begin: str) -> None:
@@ -217,8 +218,9 @@ class File:
         """Raises SchemaError if the file was removed or replaced. Waiting cannot repair that."""
         if self._there() != self._opened:
             raise errors.SchemaError(
-                f"the database file {self._path} was removed or replaced while this {holder} had it open: nobody else sees what is "
-                f"done in the old one; {'connect' if holder == 'store' else 'start the supervisor'} again"
+                f"the database file {self._path} was removed or replaced while this {holder} had it open: "
+                "nobody else sees what is done in the old one; "
+                f"{'connect' if holder == 'store' else 'start the supervisor'} again"
             )
 
     def _there(self) -> tuple[int, int] | None:
@@ -283,7 +285,8 @@ def _utc_now() -> datetime:
 def open_file(path: str, patience_s: float) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < VERSION_MIN:
         raise errors.PgqrsConnectionError(
-            f"pgqrs needs SQLite {'.'.join(map(str, VERSION_MIN))} or newer; this Python has {sqlite3.sqlite_version}"
+            f"pgqrs needs SQLite {'.'.join(map(str, VERSION_MIN))} "
+            f"or newer; this Python has {sqlite3.sqlite_version}"
         )
     make_private(path)
     try:
@@ -301,7 +304,8 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
             told += (
                 f"; {folder} is a folder: name a file in it"
                 if folder.is_dir()
-                else f"; this process may not read and write {folder}: look at its owner and mode, and whether its disk is read-only"
+                else f"; this process may not read and write {folder}: look "
+                "at its owner and mode, and whether its disk is read-only"
                 if folder.exists() and not os.access(folder, os.R_OK | os.W_OK)
                 else f"; the folder {folder.parent} must exist and be writable"
             )
@@ -360,7 +364,8 @@ def _in_our_words(dsn: str, error: sqlite3.Error) -> errors.PgqrsError:
         )
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return errors.PgqrsConnectionError(
-            f"SQLite database {dsn}: {said}; the file is damaged, or was overwritten: restore it from a backup"
+            f"SQLite database {dsn}: {said}; the file is damaged, "
+            "or was overwritten: restore it from a backup"
         )
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in said:
         return errors.PgqrsConnectionError(f"the store on {dsn} was closed")

@@ -141,8 +141,9 @@ class MessageStore:
             found = tx.run("workflow_by_name", name=arguments.name(name, "a workflow"))
         if not found:
             raise errors.WorkflowNotFoundError(
-                f"no workflow is named {name!r}; one is known once it was supervised, or made: store.trigger(function, …) makes it, "
-                "and so does pgqrs.workflow().name(…).store(…).create()"
+                f"no workflow is named {name!r}; one is known once it was supervised, or made: "
+                "store.trigger(function, …) makes it, and so does "
+                "pgqrs.workflow().name(…).store(…).create()"
             )
         return WorkflowRecord(found[0][0], name, found[0][1])
 
@@ -154,7 +155,8 @@ class MessageStore:
                 queue_id = _ensure_queue(tx, queue)
                 if other := [n for _, n in tx.run("workflow_of_queue", queue_id=queue_id) if n != name]:
                     raise errors.ValidationError(
-                        f"queue {queue!r} carries workflow {other[0]!r} already; give {name!r} a queue of its own"
+                        f"queue {queue!r} carries workflow {other[0]!r} "
+                        f"already; give {name!r} a queue of its own"
                     )
                 tx.run("add_workflow", name=name, queue_id=queue_id)
                 found = tx.run("workflow_by_name", name=name)
@@ -340,8 +342,8 @@ class MessageStore:
             status = WorkflowStatus.Cancelling if held else WorkflowStatus.Cancelled
             if m.workflow_id is None and held:
                 raise errors.ValidationError(
-                    f"message {message_id} is being handled; a plain handler has no step to stop at: end it where it is, with "
-                    "cancel --now, or cancel(now=True)"
+                    f"message {message_id} is being handled; a plain handler has no step to stop at: end "
+                    "it where it is, with cancel --now, or cancel(now=True)"
                 )
             if m.run_id is not None:
                 tx.run("set_run_status", run_id=m.run_id, status=status.value, done=not held)
@@ -497,8 +499,8 @@ def _names(known: Known | None) -> dict[str, str]:
 def _gone(queue_id: int, known: Known | None) -> errors.QueueNotFoundError:
     name = repr(known.queue) if known else f"with the id {queue_id}"
     return errors.QueueNotFoundError(
-        f"queue {name} is not in this database any more: it was deleted, or the database was made anew. Nothing was sent; make "
-        "the queue, and a new producer"
+        f"queue {name} is not in this database any more: it was deleted, or the database was made anew. "
+        "Nothing was sent; make the queue, and a new producer"
     )
 
 
@@ -620,7 +622,8 @@ def _no_run(message_id: int) -> errors.RunNotFoundError:
 
 def _run_record(r: Row) -> RunRecord:
     return RunRecord(
-        r[0], r[1], r[2], read_status(r[3] or "QUEUED", f"run {r[0]}"), _triggered_with(r[4]), json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
+        r[0], r[1], r[2], read_status(r[3] or "QUEUED", f"run {r[0]}"), _triggered_with(r[4]),
+        json_value(r[5]), json_value(r[6]), iso(r[7]), iso(r[8]),
         r[9], r[10] or 0, r[11] or 0, json_value(r[12]), iso(r[13]), iso(r[14]), iso(r[15]), iso(r[16]),
     )  # fmt: skip
 

@@ -307,9 +307,9 @@ def _made_ready(writes: Sequence[Write], dialect: Dialect) -> tuple[list[Ready],
 def _step_row(claim: Claim, s: Step, dialect: Dialect) -> Row:
     exact = exact_text(s.output, dialect)
     return (
-        claim.message_id, s.name, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect), s.seconds,
-        s.retry_count, s.retry_in_s, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes, encoded(exact, dialect),
-        *_place_row(s.place), s.ended,
+        claim.message_id, s.name, s.status.value, encoded(s.output, dialect), encoded(s.error, dialect),
+        s.seconds, s.retry_count, s.retry_in_s, s.position, s.pid, s.cpu_seconds, s.peak_rss_bytes,
+        encoded(exact, dialect), *_place_row(s.place), s.ended,
     )  # fmt: skip
 
 

@@ -89,7 +89,8 @@ def drive(coroutine: Coroutine[Any, Any, R]) -> R:
         return result
     coroutine.close()
     raise errors.ValidationError(
-        "a blocking store cannot wait for async code: give it plain functions, or use `await pgqrs.connect(…)`"
+        "a blocking store cannot wait for async code: give "
+        "it plain functions, or use `await pgqrs.connect(…)`"
     )
 
 
@@ -150,8 +151,8 @@ class Threads:
         if self._withdraw(job):
             job.fail(
                 errors.PgqrsConnectionError(
-                    f"no connection became free within {self._patience_s:g}s: all {self._count_max} are busy; "
-                    "raise max_connections or connection_timeout_seconds, or do less at once"
+                    f"no connection became free within {self._patience_s:g}s: all {self._count_max} are "
+                    "busy; raise max_connections or connection_timeout_seconds, or do less at once"
                 )
             )
 

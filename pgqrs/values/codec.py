@@ -35,8 +35,8 @@ from pgqrs.values.survival import LEAVES, Change, changed, exact_time, is_plain,
 NESTING_MAX = 500
 
 PLAIN_DATA = (
-    "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, pydantic models, enums, "
-    "dates and times, Decimal, UUID and Path"
+    "numbers, text, bytes, lists, tuples, sets, dicts, dataclasses, msgspec Structs, attrs classes, "
+    "pydantic models, enums, dates and times, Decimal, UUID and Path"
 )
 
 
@@ -77,8 +77,8 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
         raise SerializationError(f"{what} cannot be stored as JSON: {_at(path)}{_why_unfit(e, part)}") from e
     if limit is not None and len(raw) > limit:
         raise ValidationError(
-            f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; raise Config.max_payload_size_bytes, "
-            "or store the data elsewhere and pass its path or key"
+            f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; raise "
+            "Config.max_payload_size_bytes, or store the data elsewhere and pass its path or key"
         )
     if annotation is not UNCHECKED:
         _refuse_what_would_change(value, raw, annotation, what)
@@ -223,7 +223,8 @@ def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
         found = _TRIGGERED.decode(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
         raise SerializationError(
-            f'the message\'s payload is not {{"input": …}}, which a trigger stores: {e or "nested too deeply"}'
+            'the message\'s payload is not {"input": …}, which '
+            f"a trigger stores: {e or 'nested too deeply'}"
         ) from e
     return bytes(found.input), found.pgqrs_bound if found.pgqrs_bound in (NONE, ALONE, BY_NAME) else None
 
@@ -421,7 +422,8 @@ def _refuse_what_jsonb_refuses(value: object) -> None:
             waiting += [(item, (place, index)) for index, item in enumerate(part)]
         elif isinstance(part, str) and "\0" in part:
             raise _Unfit(
-                f"{_at(_path(place))}text with a NUL character, which PostgreSQL refuses; remove it, or use bytes"
+                f"{_at(_path(place))}text with a NUL character, "
+                "which PostgreSQL refuses; remove it, or use bytes"
             )
         elif isinstance(part, float) and not math.isfinite(part):
             raise _Unfit(f"{_at(_path(place))}{part} is no JSON number; use None, or text")
@@ -463,7 +465,10 @@ def _parts(value: Any) -> Iterable[tuple[object, object]]:
 
 def _why_unfit(error: Exception, part: object) -> str:
     if isinstance(error, UnicodeEncodeError):
-        return "text with half of a surrogate pair, which is no character; decode it with errors='replace', or use bytes"
+        return (
+            "text with half of a surrogate pair, which is no "
+            "character; decode it with errors='replace', or use bytes"
+        )
     if isinstance(part, dict):  # each of its values can be encoded by itself
         return f"a dict's keys must be text, numbers or dates: {error}"
     return str(error) or type(error).__name__
@@ -662,7 +667,10 @@ def _unfit_types(found: object) -> Iterator[str]:
         if isinstance(one, msgspec.inspect.DataclassType):
             for attribute in getattr(one.cls, "__attrs_attrs__", ()):
                 if attribute.name.startswith("_"):
-                    yield f"{_type_name(one.cls)}.{attribute.name} would be lost, for msgspec skips private attrs attributes"
+                    yield (
+                        f"{_type_name(one.cls)}.{attribute.name} would be "
+                        "lost, for msgspec skips private attrs attributes"
+                    )
 
 
 def _is_path(kind: object) -> bool:

@@ -293,8 +293,8 @@ class Signature:
             return self.annotation(name)
         except NameError as e:
             raise SerializationError(
-                f"{self._what(name)} has an annotation that cannot be looked up: {e}; define or import what it names at "
-                "module level, and not under `if TYPE_CHECKING`"
+                f"{self._what(name)} has an annotation that cannot be looked up: {e}; define or import "
+                "what it names at module level, and not under `if TYPE_CHECKING`"
             ) from e
 
     def _what(self, name: str) -> str:

@@ -126,7 +126,10 @@ class _Comparison:
         if kind is dt.datetime:
             return _moments(value, again)
         if kind is dt.time and (value.tzinfo is None) is not (again.tzinfo is None):
-            return f"a datetime.time with the time zone {value.tzinfo} comes back without; it has no offset of its own"
+            return (
+                f"a datetime.time with the time zone {value.tzinfo} "
+                "comes back without; it has no offset of its own"
+            )
         if _is_model(kind):
             return None  # it was compared when it was encoded
         names = field_names(kind)
@@ -150,8 +153,8 @@ class _Comparison:
                     pairs.append((key, key, again_key))
                 elif key != again_key or (type(key) is bool) is not (type(again_key) is bool):
                     return (
-                        f"a key that is a {_name(type(key))} comes back as a {_name(type(again_key))}; annotate the keys "
-                        f"(dict[{_name(type(key))}, …]), or make them text"
+                        f"a key that is a {_name(type(key))} comes back as a {_name(type(again_key))}; "
+                        f"annotate the keys (dict[{_name(type(key))}, …]), or make them text"
                     )
             if type(part) not in self._skipped:
                 pairs.append((key, part, other))
@@ -233,8 +236,9 @@ def _moments(value: dt.datetime, again: dt.datetime) -> str | None:
         return None
     where = "in a pydantic model, which does not keep it; " if isinstance(zone, ZoneInfo) else ""
     return (
-        f"a datetime with the time zone {zone} comes back with {other}: {where}only a zone of zoneinfo in an argument or a "
-        "result that is annotated as datetime is kept; else use .astimezone(datetime.timezone.utc)"
+        f"a datetime with the time zone {zone} comes back with {other}: "
+        f"{where}only a zone of zoneinfo in an argument or a result that is "
+        "annotated as datetime is kept; else use .astimezone(datetime.timezone.utc)"
     )
 
 
@@ -284,7 +288,8 @@ def exact_time(value: Any) -> Any:
         raise ValueError("NaT is no JSON value; use None")
     if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
         raise ValueError(
-            f"a {_name(type(value))} with nanoseconds is no JSON value; round it (.round('us')), or use its .value"
+            f"a {_name(type(value))} with nanoseconds is no JSON "
+            "value; round it (.round('us')), or use its .value"
         )
     if isinstance(value, dt.datetime):
         date, time = (value.year, value.month, value.day), (value.hour, value.minute, value.second)
@@ -320,8 +325,8 @@ def model_changed(model: Any, again: Any) -> Change | None:
             reason = f"{found.reason}; is it excluded, or changed by a serializer or validator of the model?"
             if "Secret" in type(fields.get(name)).__name__:
                 reason = (
-                    "a secret is not written into the database; pass the name under which a step finds it, or, if it may be "
-                    "stored, its get_secret_value()"
+                    "a secret is not written into the database; pass the name under which a step finds it, "
+                    "or, if it may be stored, its get_secret_value()"
                 )
             return Change((name, *found.path), reason)
     more = compare.changed(model.__pydantic_extra__, again.__pydantic_extra__)
@@ -350,8 +355,8 @@ def _name(kind: type) -> str:
 
 def _told_apart(kind: type, other: type) -> str:
     return (
-        f"a {_name(kind)} comes back as a {_name(other)}, for JSON does not tell the members of the union apart; "
-        "annotate one type, or write the union so that their JSON differs"
+        f"a {_name(kind)} comes back as a {_name(other)}, for JSON does not tell the members of the union "
+        "apart; annotate one type, or write the union so that their JSON differs"
     )
 
 
@@ -362,8 +367,11 @@ def _differ(kind: type, other: type) -> str:
             way = f"pass {other.__name__}(…) of it"
         return f"a {_name(kind)} comes back as a {_name(other)} without what it has beyond that; {way}"
     if issubclass(kind, enum.Enum):
-        return f"a {_name(kind)} comes back as a {_name(other)}; annotate it as {kind.__qualname__}, or pass its .value"
+        return (
+            f"a {_name(kind)} comes back as a {_name(other)}; "
+            f"annotate it as {kind.__qualname__}, or pass its .value"
+        )
     return (
-        f"a {_name(kind)} comes back as a {_name(other)}; annotate it as {kind.__qualname__}, or convert it to what "
-        "the annotation says"
+        f"a {_name(kind)} comes back as a {_name(other)}; annotate it as "
+        f"{kind.__qualname__}, or convert it to what the annotation says"
     )

@@ -62,9 +62,10 @@ def refuse_patched() -> None:
     ):
         if getattr(sys.modules.get(module), attribute, None):
             raise errors.TargetError(
-                f"the module applies the monkey patching of {library}, which replaces the sockets, threads and forks "
-                "that a worker is made of: apply it where the module is a program (under `if __name__ == "
-                "'__main__':`), not where it is imported. `async def` steps wait for many things at once without it"
+                f"the module applies the monkey patching of {library}, which replaces the "
+                "sockets, threads and forks that a worker is made of: apply it where the "
+                "module is a program (under `if __name__ == '__main__':`), not where it "
+                "is imported. `async def` steps wait for many things at once without it"
             )
 
 
@@ -177,8 +178,8 @@ def _told_descriptor(fd: int, descriptor: Descriptor) -> str | None:
         return None
     name = _owner(fd)
     return (
-        f"{f'{name}: ' if name else ''}{what} was opened while the module was imported, and all workers share it: "
-        f"{harm}. Open it in the step, or in a function with @functools.cache that the step calls"
+        f"{f'{name}: ' if name else ''}{what} was opened while the module was imported, and all workers "
+        f"share it: {harm}. Open it in the step, or in a function with @functools.cache that the step calls"
     )
 
 
@@ -267,8 +268,8 @@ def _is_generator(value: Any) -> str | None:
 def _told_generator(found: tuple[str, str]) -> str:
     name, kind = found
     return (
-        f"{name} ({kind}) was made while the module was imported, and every worker draws the same numbers from it: make "
-        "it in the step, or in a function with @functools.cache that the step calls"
+        f"{name} ({kind}) was made while the module was imported, and every worker draws the same numbers "
+        "from it: make it in the step, or in a function with @functools.cache that the step calls"
     )
 
 

@@ -1,1 +1,3 @@
-"""The decisions of a supervisor. Pure: events go in, commands come out; no I/O, no clock, no threads."""
+"""The decisions of a supervisor. Pure: events go in, commands come out; no I/O, no clock, no
+threads.
+"""

@@ -1,12 +1,16 @@
-"""The supervisor's decisions: events in, commands out. No I/O, no clock, no randomness; `now` is monotonic seconds.
+"""The supervisor's decisions about runs and workers: events in, commands out. No I/O, no clock, no
+randomness; `now` is monotonic seconds.
 
-    a message's way   Claimed → Execute sent → Started → Checkpoint … → Finished; each write goes out as `Save` and comes
-                      back as an `Outcome`, and only then does the worker hear `Committed`
-    a worker's way    Launch → Ready → busy and idle → Exited; its pipe is drained before `Exited` is reported, so what it
-                      sent is in, and what it had on the CPU is the one thing its death can be charged to
+    a message:  Claimed → Execute sent → Started → Checkpoint … → Finished
+                each write goes out as `Save` and comes back as an `Outcome`;
+                only then is `Committed` sent to the worker
+    a worker:   Launch → Ready → busy and idle → Exited
 
-A run is in `runs` from its claim until the write that ends our claim on it is known to be applied. Whatever a worker
-says of a run that is not there under that claim is of the past, and is dropped.
+A worker's pipe is drained before `Exited` is reported. So every frame that the worker sent has been
+received, and its death can only be charged to the run that was on its CPU.
+
+A run is in `runs` from its claim until the write that ends the claim is known to be applied. A
+frame about a run that is not in `runs` under that claim is outdated, and is dropped.
 """
 
 import math
@@ -53,11 +57,17 @@ from supervisors.core.states import RunState, WorkerState
 from supervisors.core.stopping import TOLD, Happened, Level, after
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
-WAITING_MAX = 16  # workers of a kind in which a run waits for another one, and which others stand in for
-SPARE_S = 1.0  # how long one that stood in is kept when it has nothing to do
-ASYNC_LEAVING_MAX = 3  # async workers beside the one that takes what is new: they end with their longest runs
-UNEXPLAINED_MAX = 3  # deaths of idle workers, one after another, that do not charge a run which they held
-FULL_SCAN_S = 1.0  # how long a message that committed late, behind the watermark, may be overlooked
+# The number of blocked workers of a kind that other workers replace. A worker is blocked while a
+# run in it waits for another run.
+WAITING_MAX = 16
+# How long an idle replacement of a blocked worker is kept.
+SPARE_S = 1.0
+# Retiring async workers beside the one that takes new runs. Each ends with its longest run.
+ASYNC_LEAVING_MAX = 3
+# Consecutive deaths of idle workers that are not charged to a run which they held.
+UNEXPLAINED_MAX = 3
+# How long a message may be overlooked that was committed late, behind the watermark.
+FULL_SCAN_S = 1.0
 
 
 class Core:
@@ -72,7 +82,8 @@ class Core:
         self.finished = 0
         self.failed = 0
         self.crashes = 0
-        self._orders: list[Command] = []  # the parts of the core append to the same list
+        # The scheduling and the limits append to the same list.
+        self._orders: list[Command] = []
         self._kinds: dict[Kind, int] = {}
         if any(not f.is_async for f in functions):
             self._kinds["sync"] = settings.workers
@@ -84,20 +95,26 @@ class Core:
             functions, settings, self.workers, self.runs, self.scheduling, self._orders, self._happened
         )
         self._next_worker = 1
-        self._deadline: float | None = None  # of finishing what runs
+        # When the drain is over.
+        self._deadline: float | None = None
         self._saving = 0
         self._timer: float | None = None
         self._claim_from = 0.0
-        self._until = -math.inf  # of our lease
+        # When this supervisor's lease ends.
+        self._until = -math.inf
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """What follows from this event."""
+        """Takes one event and returns the commands that follow from it."""
         self.take(event, now)
         return self.settle(now)
 
     def settle(self, now: float, claim_from: float = 0.0) -> list[Command]:
-        """What follows from all that was taken since: orders given, and then what is wanted against what is. Nothing is claimed
-        before `claim_from`: where a turn waits for company, its claim is to be what there is room for by then."""
+        """Returns the commands that follow from all events taken since the last call: first those
+        that the events ordered, then those that bring the workers and claims to what is wanted.
+
+        Nothing is claimed before `claim_from`. If a turn waits for more writes, its claim should
+        use the room that there is by then.
+        """
         self._claim_from = claim_from
         self._reconcile(now)
         self._timer = self._next_timer()
@@ -106,7 +123,9 @@ class Core:
         return orders
 
     def take(self, event: Event, now: float) -> None:
-        """Takes note of an event. `settle` says what follows; several may be taken before that."""
+        """Records an event. Several events may be taken before `settle`, which says what follows
+        from them.
+        """
         match event:
             case Received():
                 self._received(event, now)
@@ -119,7 +138,8 @@ class Core:
             case Launched():
                 if worker := self.workers.get(event.worker):
                     worker.pid, worker.gated = event.pid, event.gated
-                    if worker.killing is not None:  # there was nothing to kill yet
+                    # The worker had no pid when it was to be killed.
+                    if worker.killing is not None:
                         self.limits.kill(worker, worker.killing, force=True)
             case Hinted():
                 self._hinted(event, now)
@@ -157,7 +177,9 @@ class Core:
                 pass
 
     def next_timer(self) -> float | None:
-        """When `handle(Tick())` is wanted at the latest, in monotonic seconds, by what `settle` found."""
+        """When `handle(Tick())` is due at the latest, in monotonic seconds, by the last
+        `settle`.
+        """
         return self._timer
 
     def _next_timer(self) -> float | None:
@@ -172,7 +194,7 @@ class Core:
             times.append(max(due, self._claim_from))
         return min(times, default=None)
 
-    # What workers say
+    # Frames of workers
 
     def _received(self, event: Received, now: float) -> None:
         worker = self.workers[event.worker]
@@ -188,7 +210,8 @@ class Core:
                     self._orders.append(Send(worker.id, wire.Drain(self.level is Level.STOPPING)))
             case wire.Idle():
                 worker.on_cpu = None
-                if worker.given:  # else it is new, and waits for no commit
+                # A worker without runs is new, and waits for no commit.
+                if worker.given:
                     self._orders.append(Hurry())
             case wire.Left():
                 worker.left.pop(frame.message_id, None)
@@ -209,10 +232,12 @@ class Core:
                 if run is not None and run.claim.claim_no == frame.claim_no and not run.ending:
                     self._of_run(worker, run, frame, now)
                 elif isinstance(frame, wire.Started) and frame.message_id in worker.leaving | worker.recalled:
-                    # It began before it heard that this is not ours: no limit of time would end it any more.
+                    # The worker began the run before it read that the run is lost. No time limit
+                    # would end the run.
                     self.limits.kill(worker, "it runs what is no longer ours", force=True)
                 elif not isinstance(frame, wire.Started | wire.Checkpoint | wire.Waiting):
-                    worker.leaving.discard(frame.message_id)  # it ended before it heard that it was to stop
+                    # The run ended before the worker read that it should stop.
+                    worker.leaving.discard(frame.message_id)
                     worker.recalled.discard(frame.message_id)
                     if not isinstance(frame, wire.StepFailed | wire.Paused):
                         worker.left.pop(frame.message_id, None)
@@ -241,14 +266,16 @@ class Core:
         if isinstance(frame, wire.Waiting):
             self._waits(worker, run, frame)
             return
-        if (begun := _begun(run)) and begun.begin:  # nobody said so while it lasted
+        # The first step ended before its begin was reported.
+        if (begun := _begun(run)) and begun.begin:
             self._save(begun)
         worker.last_run = run.id
         began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
         self._off_cpu(worker, run.id)
         match frame:
             case wire.Checkpoint():
-                # The function's own code goes on from here, until another run starts or the worker says it is idle.
+                # The function's own code continues here, until another run starts or the worker
+                # reports Idle.
                 step = frame.step
                 worker.on_cpu = _in_its_own_code(worker, run, step.position + 1, now)
                 run.record(step)
@@ -281,7 +308,8 @@ class Core:
             case wire.Finished():
                 run.outcome = "finished"
                 if frame.seconds is not None:
-                    self._measured(run, frame.seconds)  # a plain handler is one step
+                    # A plain handler counts as one step.
+                    self._measured(run, frame.seconds)
                 elif run.function.workflow_id is None and began is not None:
                     self._measured(run, now - began)
                 settle_ok = (
@@ -291,11 +319,14 @@ class Core:
             case wire.Failed():
                 worker.leave(run.id)
                 self._end_as(run, endings.raised(run, frame.error, self.settings))
-        if not self.queues[run.function.queue_id].measured:  # its first run is over, and had no step
+        # The queue's first run has ended without a step.
+        if not self.queues[run.function.queue_id].measured:
             self._measured(run, 0.0 if began is None else now - began)
 
     def _waits(self, worker: Worker, run: Run, frame: wire.Waiting) -> None:
-        """What it waits for must not stand behind it, nor want a worker where each is taken by a run that waits."""
+        """Records that the run waits for another run, or no longer waits. The awaited run must not
+        be queued behind it, and must find a worker even if every worker holds a run that waits.
+        """
         before, run.waits_for = (
             run.waits_for,
             Waited(frame.of, frame.workflow, frame.blocks) if frame.of else None,
@@ -312,7 +343,7 @@ class Core:
             self.scheduling.revoke(worker, begun=True)
 
     def _hopeless(self, worker: Worker, run: Run, waited: Waited) -> str:
-        """Why what this run waits for could never come to its end; empty where it can."""
+        """Returns why the run that this run waits for could never end, or an empty text."""
         text = f"run {run.id} waits for run {waited.run}"
         then = waited
         for _ in range(len(self.runs) + 1):
@@ -331,15 +362,19 @@ class Core:
         blocked = sum(w.blocked and w.kind == worker.kind for w in self.workers.values())
         if blocked > WAITING_MAX:
             return (
-                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, which starts no more than so many "
-                "in their place; let the workflow end and another one go on from there, or wait in an async workflow"
+                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, "
+                "which starts no more than so many in their place; let the workflow end and "
+                "another one go on from there, or wait in an async workflow"
             )
         if not worker.gated and waited.run in worker.runs and worker.runs[waited.run].started:
-            return f"{text}, which has begun in the same worker and cannot go on there; start more workers (--workers)"
+            return (
+                f"{text}, which has begun in the same worker and "
+                "cannot go on there; start more workers (--workers)"
+            )
         return ""
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
-        """The run is off its worker, and this write ends our claim."""
+        """Ends the claim of a run that has left its worker."""
         worker.leave(run.id)
         self._end(run, write)
 
@@ -347,7 +382,8 @@ class Core:
         run.become(RunState.ENDING)
         run.worker, run.waits_for = None, None
         if isinstance(write.message, Release) and write.message.delay_s is None:
-            # It keeps its place, behind the watermark; a claim of the very turn that releases it must find it.
+            # A released run keeps its place, behind the watermark. A claim in the turn that
+            # releases it must find it.
             queue = self.queues[run.function.queue_id]
             queue.after = None
             self.scheduling.wake(queue, 0.0)
@@ -361,8 +397,10 @@ class Core:
         self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
-        """From a worker that did not end it: never started there, or left at a boundary, or there when that died. It goes on in
-        another, under the same claim and from its last recorded step, once that is committed."""
+        """Continues a run that a worker held and did not end: the worker never started it, or left
+        it at a step boundary, or died. The run continues in another worker, under the same claim
+        and after its last recorded step, as soon as that step is committed.
+        """
         if run.ending:
             return
         run.worker, run.waits_for = None, None
@@ -379,7 +417,9 @@ class Core:
             self._orders.append(Hurry())
 
     def _recalled(self, event: Recalled, now: float) -> None:
-        """The worker goes into nothing before it hears what was taken: all but the run that it is in can be."""
+        """Takes runs back from a worker that enters no run before it reads which were taken. Every
+        run can be taken back except the one that the worker is in.
+        """
         worker = self.workers.get(event.worker)
         if worker is None or worker.wanted_back is None:
             return
@@ -399,7 +439,9 @@ class Core:
             self._came_back(run)
 
     def _inside(self, event: Inside, now: float) -> None:
-        """A run that was taken from the worker ends there too, once its code has the CPU: if it does not, it is watched."""
+        """Records which run's code the worker is in although the run was taken from it. That run
+        ends in the worker as soon as its code executes again. Until then its time there is limited.
+        """
         worker = self.workers.get(event.worker)
         if worker is None:
             return
@@ -417,14 +459,16 @@ class Core:
         queue = self.queues[run.function.queue_id]
         if queue.measured:
             queue.step_s += 0.1 * (seconds - queue.step_s)
-        else:  # a first one that is tiny says little of those that follow it
+        else:
+            # A first step that is tiny predicts little about the steps that follow.
             queue.step_s, queue.measured = max(queue.step_s, seconds), True
         self.scheduling.measured(queue)
 
-    # What the database says
+    # Answers of the database
 
     def _saved(self, outcomes: Iterable[Outcome], now: float) -> None:
-        durable: dict[int, list[tuple[int, int]]] = {}  # by worker
+        # By worker: the runs with a step that is now durable.
+        durable: dict[int, list[tuple[int, int]]] = {}
         for outcome in outcomes:
             self._saving -= 1
             assert self._saving >= 0, "each write that was handed over has one outcome"
@@ -465,10 +509,13 @@ class Core:
             run.refused = ending.write
             self._end_as(run, ending, urgent=True)
         elif outcome.write is run.refused:
-            self._drop(run, now)  # even that was refused: leave it to the lease
+            # The database refused even that write. The end of the lease releases the run.
+            self._drop(run, now)
 
     def _drop(self, run: Run, now: float) -> None:
-        """Forgets a run that is not ours any more; its worker stops it at the next boundary."""
+        """Forgets a run that no longer belongs to this supervisor. The worker stops the run at its
+        next step boundary.
+        """
         self.runs.pop(run.id, None)
         if run in self.waiting:
             self.waiting.remove(run)
@@ -481,13 +528,17 @@ class Core:
                 self._stop_at(worker, run, now)
 
     def _stop_at(self, worker: Worker, run: Run, now: float) -> None:
-        """Until it has, the worker does not get this message again: what it says of the one could be taken for the other."""
+        """Tells a worker to stop a run that is no longer its own. Until it has stopped, the worker
+        does not get this message again: a frame about the old execution could be taken for one
+        about the new.
+        """
         if worker.leave(run.id):
             worker.leaving.add(run.id)
             self._orders.append(
                 Send(worker.id, wire.Cancel(run.id, run.claim.claim_no, now=worker.kind == "async"))
             )
-            if worker.kind == "async":  # which hears it at once
+            # An event loop reads the order at once.
+            if worker.kind == "async":
                 worker.left[run.id] = now
 
     def _taken(self, event: Taken, now: float) -> None:
@@ -521,7 +572,8 @@ class Core:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
             if known is not None:
-                self._drop(known, now)  # we lost it and took it again
+                # This supervisor lost the run and claimed it again.
+                self._drop(known, now)
             self.runs[run.id] = run
             self._admit(run, now)
 
@@ -532,7 +584,8 @@ class Core:
         if status is WorkflowStatus.Cancelling:
             self._end(run, Write(run.claim, settle=Settle(WorkflowStatus.Cancelled), message=Archive()))
         elif status is not None and status.terminal:
-            self._end(run, Write(run.claim, message=Archive()))  # it ended, but its message was left
+            # The run has ended, but its message was left behind.
+            self._end(run, Write(run.claim, message=Archive()))
         elif self.level:
             self._end(run, Write(run.claim, message=Release()))
         elif why := _unfit(run):
@@ -541,7 +594,9 @@ class Core:
             self.waiting.append(run)
 
     def _held(self, event: Held) -> None:
-        """A claim whose answer was lost left messages ours that we never saw: back they go."""
+        """Releases messages that this supervisor has claimed and never seen, because the answer to
+        the claim was lost.
+        """
         known = {r.claim for r in self.runs.values()}
         for claim in event.claims:
             if claim not in known:
@@ -559,7 +614,8 @@ class Core:
 
     def _lease_lost(self, in_flight: int, now: float) -> None:
         self._saving = in_flight
-        # What is ordered and not yet written is dropped with what waits for its turn.
+        # Writes that were ordered and are not yet under way are dropped, like those that wait for
+        # their turn.
         self._orders[:] = [c for c in self._orders if not isinstance(c, Save)]
         self._orders.append(
             Note("the lease ran out: what ran here is another's now; starting afresh", "error")
@@ -590,10 +646,12 @@ class Core:
         how = endings.how(event)
         over = exceeded(worker)
         if over is None and worker.kind == "async" and worker.on_cpu is None:
-            over = worker.over_limit  # its loop went on, so nobody else held it up: it did not heed its limit
+            # The event loop kept running, so no other run delayed this one: it ignored its limit.
+            over = worker.over_limit
         blamed = over or (worker.on_cpu if worker.killing is None else None)
         if blamed is None and worker.over_limit is not None and worker.kind == "async":
-            # It was killed for somebody's limit, and another's code is what held its event loop.
+            # The worker was killed for the limit of one run, while the code of another run held its
+            # event loop.
             blamed, event = worker.on_cpu, replace(event, failure=endings.HELD_THE_LOOP)
         if blamed is None and worker.ready and worker.kind == "sync":
             blamed = self._suspect(worker, now)
@@ -619,13 +677,18 @@ class Core:
             text = f"worker {worker.id} (pid {worker.pid}) {how}{where}"
             if blamed and (charged := worker.runs.get(blamed.run)):
                 self._orders.append(charged.note(text, "warning"))
-            else:  # no run, or one that it no longer has
+            else:
+                # The worker executed no run, or one that it no longer has.
                 self._orders.append(Note(text, "warning", blamed.run if blamed else None))
 
     def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
-        """The run that is charged with the death of a worker that executed no run. The first deaths of this kind charge nobody. After
-        UNEXPLAINED_MAX of them a run is charged, because a run that ends its worker before it begins would otherwise do so for
-        ever. A run that is charged by mistake is alone in its next worker, and its next checkpoint clears the count."""
+        """The run that is charged with the death of a worker that executed no run.
+
+        The first UNEXPLAINED_MAX deaths of this kind are charged to no run. Then a run is charged,
+        because a run that ends its worker before it begins would otherwise do so forever. A run
+        that is charged by mistake is alone in its next worker, and its next checkpoint clears the
+        count.
+        """
         suspect = None
         for run in worker.runs.values():
             run.unexplained += 1
@@ -634,7 +697,9 @@ class Core:
         return None if suspect is None else OnCpu(suspect.id, None, 0, now, None, "time", 0, None)
 
     def _crashed(self, run: Run, ending: endings.Ending) -> None:
-        """Once it is recorded that it killed its worker, it goes on under the same claim, to kill no more than that."""
+        """Records that the run killed its worker. Once that is committed, the run continues under
+        the same claim, in a worker where it can harm no other run.
+        """
         if ending.write.message is not None:
             self._end_as(run, ending, urgent=True)
             return
@@ -665,7 +730,8 @@ class Core:
         limit_s = self.settings.drain_timeout_s
         if level is Level.KILLING:
             self._deadline = None
-        elif self._deadline is None:  # also where it is told twice at once
+        elif self._deadline is None:
+            # A supervisor that is told twice at once skips a level, and still has a deadline.
             self._deadline = now + limit_s
         match level:
             case Level.FINISHING:
@@ -682,12 +748,13 @@ class Core:
                 self.limits.kill(worker, "stopping", force=True)
             else:
                 for run in worker.runs.values():
-                    if run.waits_for is not None:  # for what nobody may be left to do
+                    # Perhaps no worker is left that could execute the awaited run.
+                    if run.waits_for is not None:
                         self._orders.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
                 if worker.gated:
-                    self.scheduling.revoke(
-                        worker
-                    )  # it may read its pipe late, and what it has not begun need not wait for that
+                    # The worker may read its pipe late. Runs that it has not begun need not wait
+                    # for that.
+                    self.scheduling.revoke(worker)
                 self._orders.append(Send(worker.id, wire.Drain(level is Level.STOPPING)))
 
     def _end_released(self, run: Run) -> None:
@@ -701,7 +768,7 @@ class Core:
             self.exit = exit
             self._orders.append(exit)
 
-    # After every event: what is wanted against what is
+    # After every event: bring workers and claims to what is wanted
 
     def _reconcile(self, now: float) -> None:
         if self.exit:
@@ -731,7 +798,7 @@ class Core:
             there = [w for w in self.workers.values() if w.kind == kind and w.killing is None]
             have = len(there) - min(WAITING_MAX, sum(w.blocked for w in there))
             if kind == "async":
-                # Its runs may wait for hours, and nothing new may wait for them.
+                # The runs of a retiring worker may wait for hours. New runs must not wait for them.
                 have -= min(ASYNC_LEAVING_MAX, sum(self.limits.has_served(w) for w in there))
             for _ in range(wanted - have):
                 worker = Worker(self._next_worker, kind, launched_at=now)
@@ -741,7 +808,7 @@ class Core:
             self._dismiss(have - wanted, there, now)
 
     def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
-        """Those that stood in for others, once they have had nothing to do for a while."""
+        """Retires replacements of blocked workers that have been idle for SPARE_S."""
         idle = [w for w in there if w.state is WorkerState.READY and not w.runs]
         idle = idle[-spare:] if spare > 0 else []
         for worker in there:
@@ -761,13 +828,15 @@ class Core:
         if run is not None and run.claim == write.claim:
             run.unsaved += 1
             if write.step is not None and run.crashes:
-                run.crashes = 0  # this is committed before its next crash is: the budget starts anew
+                # This step is committed before the next crash of the run, so the count of crashes
+                # starts again.
+                run.crashes = 0
                 write = replace(write, forgives=True)
         self._orders.append(Save(write, urgent))
 
 
 def _unfit(run: Run) -> str | None:
-    """Why no worker can be sent it."""
+    """Returns why the run cannot be sent to any worker, or None."""
     claimed, most = run.claimed, wire.VALUE_BYTES_MAX
     if claimed.unreadable is not None:
         return claimed.unreadable
@@ -778,12 +847,17 @@ def _unfit(run: Run) -> str | None:
     for step in claimed.steps:
         size = len(step.output or b"") + len(step.error or b"") + len(step.name.encode(errors="replace"))
         if size > most:
-            return f"what is recorded of its step {step.name[:80]!r} is {size:,} bytes, and a worker can be sent {most:,}"
+            return (
+                f"what is recorded of its step {step.name[:80]!r} is "
+                f"{size:,} bytes, and a worker can be sent {most:,}"
+            )
     return None
 
 
 def _begun(run: Run) -> Write | None:
-    """What is written of a run that no worker has begun, in this attempt; None for one that was begun."""
+    """Marks the run as begun. Returns the write that records the beginning of this attempt, or None
+    if it was recorded before.
+    """
     if run.state is not RunState.STARTED:
         run.become(RunState.STARTED)
     if run.begun:
@@ -795,11 +869,14 @@ def _begun(run: Run) -> Write | None:
     return Write(run.claim, begin=Begin(workflow_id, run.claimed.attempt + 1))
 
 
-FOREVER_S = 100 * 365 * 86_400.0  # a pause without an end
+# The length of a pause without an end.
+FOREVER_S = 100 * 365 * 86_400.0
 
 
 def _on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
-    """Under the nearer of two limits: the step's and the run's."""
+    """The run that the worker executes now. Its deadline is the nearer one of the step's and the
+    run's.
+    """
     grace = ASYNC_GRACE_S if worker.kind == "async" else 0.0
     of_step = math.inf if frame.timeout_s is None else now + frame.timeout_s
     of_run = math.inf if run.deadline is None else run.deadline

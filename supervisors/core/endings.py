@@ -1,4 +1,6 @@
-"""What is written of a run that ends, or leaves its worker, otherwise than by returning: pure functions, no decisions kept."""
+"""The writes for a run that ends or leaves its worker other than by returning. Pure functions;
+nothing is decided or kept here.
+"""
 
 from msgspec import Struct
 
@@ -10,11 +12,12 @@ from supervisors.core.events import Exited, Note
 from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
 
 HELD_THE_LOOP = "was killed for holding its event loop beyond the time limit of what else runs there:"
-CRASHES_MAX = 5  # deaths of one run without a checkpoint between them
+# Deaths of a run's workers without a checkpoint in between, until the run is given up.
+CRASHES_MAX = 5
 
 
 class Ending(Struct, frozen=True):
-    """What to write, what to tell people, and whether it is the end of a run that then counts as failed."""
+    """The write, the note for the log, and whether the run has ended and counts as failed."""
 
     write: Write
     note: Note | None = None
@@ -22,7 +25,9 @@ class Ending(Struct, frozen=True):
 
 
 def raised(run: Run, told: bytes, settings: Settings) -> Ending:
-    """The function raised. A workflow is over; a plain message is delivered again while it has deliveries left."""
+    """The function raised. A workflow ends; a plain message is delivered again while it has
+    deliveries left.
+    """
     reason = _reason(told)
     if run.function.workflow_id is not None:
         settle = Settle(WorkflowStatus.Error, error=told)
@@ -32,7 +37,7 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
 
 
 def unfit(run: Run, why: str) -> Ending:
-    """It cannot be handed to a worker, now or at any other time."""
+    """The run cannot be sent to a worker, now or later."""
     workflow_id = run.function.workflow_id
     note = run.note(f"given up: {why}", "error")
     if workflow_id is None:
@@ -52,7 +57,8 @@ def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
     if tries >= settings.read_ct_max:
         note = run.note(f"dead after {tries} deliveries: {reason}", "error")
         return Ending(Write(run.claim, message=Archive(reason)), note, failed=True)
-    # The middle of the back-off's jitter: this module has no randomness, and a queue's deliveries are spread anyway.
+    # The middle of the back-off's jitter. This module has no randomness, and the deliveries of a
+    # queue are spread anyway.
     delay = settings.handler_backoff.delay(tries, lambda: 0.5)
     text = f"delivery {tries} of {settings.read_ct_max} failed, again in {delay:g} s: {reason}"
     note = run.note(text, "warning")
@@ -60,7 +66,7 @@ def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
 
 
 def refused(run: Run, failure: str) -> Ending:
-    """The database refused what the run wrote."""
+    """The database refused the values that the run wrote."""
     told = _error("NON_RETRYABLE", "pgqrs.errors.DatabaseError", failure)
     settle = Settle(WorkflowStatus.Error, error=told) if run.function.workflow_id is not None else None
     write = Write(run.claim, settle=settle, message=Archive(failure[:500]))
@@ -70,7 +76,9 @@ def refused(run: Run, failure: str) -> Ending:
 def crashed(
     run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Settings, held: bool = False
 ) -> Ending:
-    """Its worker died while the run had the CPU. `held`: a workflow that has a life left stays claimed."""
+    """The worker died while the run was on its CPU. `held`: a workflow that has crashes left stays
+    claimed.
+    """
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
     if run.function.workflow_id is None:
@@ -91,7 +99,9 @@ def crashed(
 
 
 def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float) -> Ending:
-    """Recorded as the step's failure: with tries left it is tried again, without it raises in the workflow's replay."""
+    """The step was killed at its limit. That is recorded as the step's failure: the step is retried
+    if it has tries left, and raises in the workflow's replay otherwise.
+    """
     memory = cpu.limit == "memory"
     text = f"step {cpu.step!r} was killed at its {cpu.limit} limit"
     if memory:
@@ -122,14 +132,18 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
 
 
 def within(run: Run, delay_s: float, now: float) -> float:
-    """A wait that outlasts the run's own time ends with that: then it is claimed, and over."""
+    """Shortens a wait that would outlast the run's own time limit. The run is then claimed after
+    the limit, and ends.
+    """
     return delay_s if run.deadline is None else max(0.0, min(delay_s, run.deadline - now + 0.01))
 
 
 def run_killed_at_limit(
     run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float, settings: Settings
 ) -> Ending:
-    """The run's own time was over while it had the CPU: no try is left, whatever the step's policy says."""
+    """The run's own time ended while the run was on the CPU. The step is not retried, whatever its
+    policy says.
+    """
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"{over_time(run.function)}: killed{where}"
     if run.function.workflow_id is None:
@@ -139,7 +153,7 @@ def run_killed_at_limit(
 
 
 def run_over_limit(run: Run, settings: Settings) -> Ending:
-    """The run's own time was over while it waited: in its queue, or for its turn on a worker."""
+    """The run's own time ended while the run waited in its queue or in a worker."""
     text = over_time(run.function)
     return _undelivered(run, text, settings) if run.function.workflow_id is None else _timed_out(run, text)
 
@@ -176,12 +190,12 @@ def _error(code: str, kind: str, message: str) -> bytes:
 
 
 def _reason(told: bytes) -> str:
-    """One line of an error that a worker described."""
+    """Returns one line for an error that a worker described."""
     return RecordedError.read(told).line[:500]
 
 
 def how(event: Exited) -> str:
-    """How a worker ended, in words that follow "the worker"."""
+    """Returns how a worker ended, in words that follow "the worker"."""
     if event.failure:
         return event.failure
     if event.oom:

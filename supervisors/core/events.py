@@ -1,7 +1,8 @@
 """Events (past tense) and commands (imperative) of the session and the core. Data only.
 
-The loop hands events to the session, which hands most of them on to the core. The core's commands come back the same way. The
-session keeps `Save`, `Hurry` and `Want` for itself, because it decides what the next turn is made of.
+The loop hands events to the session, which hands most of them on to the core. The core's commands
+come back the same way. The session keeps `Save`, `Hurry` and `Want` for itself, because it decides
+what is in the next turn.
 """
 
 import math
@@ -21,7 +22,7 @@ Kind = Literal["sync", "async"]
 
 
 class Launched(Struct, frozen=True):
-    """`gated`: runs can be recalled from it without its help (board.py)."""
+    """A worker process exists. `gated`: its runs can be recalled without its help (board.py)."""
 
     worker: int
     pid: int
@@ -34,7 +35,9 @@ class Received(Struct, frozen=True):
 
 
 class Exited(Struct, frozen=True):
-    """A worker is gone and its pipe is drained. `oom`: the kernel's out-of-memory killer took it."""
+    """A worker has died and its pipe is drained. `oom`: the kernel's out-of-memory killer killed
+    it.
+    """
 
     worker: int
     signal: str | None
@@ -42,8 +45,10 @@ class Exited(Struct, frozen=True):
     cpu_seconds: float | None = None
     peak_rss_bytes: int | None = None
     oom: bool = False
-    failure: str | None = None  # why we ended it ourselves, or why it could not be started
-    stacks: str | None = None  # where its threads were when a Dump asked for that
+    # Why the supervisor ended the worker, or why the worker could not be started.
+    failure: str | None = None
+    # Where the worker's threads were when a Dump asked for that.
+    stacks: str | None = None
 
 
 class Saved(Struct, frozen=True):
@@ -51,19 +56,23 @@ class Saved(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """What the database says that we hold, asked after a transaction whose outcome nobody saw."""
+    """The claims that the database lists for this supervisor, asked after a transaction whose
+    outcome is unknown.
+    """
 
     claims: list[Claim]
 
 
 class Gone(Struct, frozen=True):
-    """These are ours no more, by the database's word: somebody has ended them, or given them to another."""
+    """These claims no longer belong to this supervisor, according to the database: the runs were
+    ended or claimed by somebody else.
+    """
 
     claims: list[Claim]
 
 
 class Measured(Struct, frozen=True):
-    """How much memory a worker's process holds just now, and how much CPU time it has used in all."""
+    """The memory that a worker's process holds now, and the CPU time that it has used in all."""
 
     worker: int
     rss_bytes: int
@@ -71,53 +80,63 @@ class Measured(Struct, frozen=True):
 
 
 class Recalled(Struct, frozen=True):
-    """The answer to a Recall, at once. All that the worker said before is received. It is in the run `entered` (0: in none), and
-    goes into no other before it is sent a Recall."""
+    """The immediate answer to a Recall. Every frame that the worker sent earlier has been received.
+    The worker is in the run `entered` (0: in none), and enters no other run before it is sent a
+    Recall frame.
+    """
 
     worker: int
     entered: int
 
 
 class Inside(Struct, frozen=True):
-    """The board says that the worker is in the code of this run, which it does not have, as far as we know; 0: no more."""
+    """The board says that the worker is in the code of this run, which the core has not given to
+    it. 0: no longer.
+    """
 
     worker: int
     message_id: int
 
 
 class ClaimLost(Struct, frozen=True):
-    """A Want came to nothing: the database was away."""
+    """A Want was not answered, because the database was away."""
 
     queue_id: int
 
 
 class Hinted(Struct, frozen=True):
-    """These queues may hold something new; None: any of them."""
+    """These queues may hold new messages. None: any queue may."""
 
     queues: tuple[str, ...] | None = None
 
 
 class Stop(Struct, frozen=True):
-    """The level it was asked with so far: 1 drain, 2 stop at the next step boundary, 3 now."""
+    """The highest level of stopping asked for so far: 1 drain, 2 stop at the next step boundary, 3
+    stop now.
+    """
 
     level: int
 
 
 class LeaseLost(Struct, frozen=True):
-    """Everything that we hold may be another's. `in_flight` writes are on their way; the others were dropped."""
+    """Every run that this supervisor holds may belong to another one. `in_flight` writes are under
+    way; the others were dropped.
+    """
 
     in_flight: int
 
 
 class Registered(Struct, frozen=True):
-    """We are a supervisor again, with these consumers (queue id to consumer id), until then."""
+    """The supervisor is registered, with these consumers (queue id to consumer id), until the time
+    `until`.
+    """
 
     consumers: dict[int, int]
     until: float = math.inf
 
 
 class Renewed(Struct, frozen=True):
-    """The lease holds until then."""
+    """The lease holds until the time `until`."""
 
     until: float
 
@@ -136,24 +155,32 @@ Event = (
 
 
 class Unreachable(Struct, frozen=True):
-    """The database cannot be reached, or refuses the turn for a reason that is no value's fault. The turn is being retried."""
+    """The database cannot be reached, or refuses the turn for a reason other than a value. The turn
+    is being retried.
+    """
 
     error: str
 
 
 class Watched(Struct, frozen=True):
-    """What the connection that listens for hints says of the database: why it is away, None while it is there."""
+    """The state of the database as seen by the connection that listens for hints: why the database
+    is away, or None while it answers.
+    """
 
     away: str | None
 
 
 class LeaseTaken(Struct, frozen=True):
-    """The database says that our lease is over: another supervisor has taken over what we held."""
+    """The database says that the lease is over: another supervisor has taken over the runs of this
+    one.
+    """
 
 
 class LookedAround(Struct, frozen=True):
-    """The answer to a LookAround. `gone`: which of the claims are no longer ours. The counts are of messages: taken back from
-    dead supervisors, taken back from clients of 0.15, and due again because the clock went back."""
+    """The answer to a LookAround. `gone`: the claims that no longer belong to this supervisor. The
+    counts are of messages: taken back from dead supervisors, taken back from clients of 0.15, and
+    due again because the clock went back.
+    """
 
     gone: Sequence[Claim]
     recovered: int = 0
@@ -162,15 +189,15 @@ class LookedAround(Struct, frozen=True):
 
 
 class Unanswered(Struct, frozen=True):
-    """A Join or a LookAround came to nothing: the database was away."""
+    """A Join or a LookAround was not answered, because the database was away."""
 
 
 class ParentGone(Struct, frozen=True):
-    """The program that this supervisor works for has died."""
+    """The program that started this supervisor has died."""
 
 
 class NoWorkers(Struct, frozen=True):
-    """No worker can be started any more."""
+    """No more workers can be started."""
 
     reason: str
 
@@ -189,13 +216,13 @@ class Send(Struct, frozen=True):
 
 
 class Recall(Struct, frozen=True):
-    """The worker is to go into no other run than the one that it is in."""
+    """The worker must enter no run other than the one that it is in."""
 
     worker: int
 
 
 class Dump(Struct, frozen=True):
-    """It is to say where its threads are: what it says comes with its Exited."""
+    """The worker must report where its threads are. The report comes with its Exited."""
 
     worker: int
 
@@ -206,21 +233,21 @@ class Kill(Struct, frozen=True):
 
 
 class Save(Struct, frozen=True):
-    """To be committed; `urgent`: at once, for somebody waits for it."""
+    """A write to commit. `urgent`: at once, because somebody waits for it."""
 
     write: Write
     urgent: bool = False
 
 
 class Hurry(Struct, frozen=True):
-    """What is waiting to be committed is waited for."""
+    """Somebody waits for the writes that are not yet committed."""
 
 
 NoteLevel = Literal["info", "warning", "error"]
 
 
 class Note(Struct, frozen=True):
-    """For people. `run` is the message's id; `is_message`: of a plain message."""
+    """A line of the log. `run` is the message's id; `is_message`: it is a plain message."""
 
     text: str
     level: NoteLevel = "info"
@@ -240,8 +267,12 @@ Command = Launch | Send | Recall | Dump | Kill | Save | Hurry | Want | Note | Ex
 
 
 class Commit(Struct, frozen=True):
-    """A turn: one transaction with these writes and claims. `again`: writes that were put off because another session had locked
-    their rows. They are written after the others, in a transaction of their own, and may have been committed before, unseen."""
+    """A turn: one transaction with these writes and claims.
+
+    `again`: writes that were put off because another session had locked their rows. They are
+    written after the others, in a transaction of their own. They may have been committed before
+    without an answer.
+    """
 
     writes: Sequence[Write]
     wants: Sequence[Want]
@@ -249,8 +280,9 @@ class Commit(Struct, frozen=True):
 
 
 class TurnEnded(Struct, frozen=True):
-    """The answer to a Commit. `held` is what the database says that we hold; it is asked only after a failure, when the answers to
-    the claims were lost."""
+    """The answer to a Commit. `held`: the claims that the database lists for this supervisor. It is
+    asked only after a failure in which the answers to the claims were lost.
+    """
 
     commit: Commit
     turn: Turn
@@ -258,19 +290,22 @@ class TurnEnded(Struct, frozen=True):
 
 
 class Join(Struct, frozen=True):
-    """Become a supervisor: again, after a lost lease. The answer is Registered or Unanswered."""
+    """Registers this supervisor again after a lost lease. Answered by Registered or Unanswered."""
 
 
 class LookAround(Struct, frozen=True):
-    """Take back what dead supervisors held, and ask which of these claims are still ours. The answer is LookedAround or
-    Unanswered."""
+    """Takes back the runs of dead supervisors, and asks which of these claims still belong to this
+    one. The answer is LookedAround or Unanswered.
+    """
 
     claims: Sequence[Claim]
     consumers: Sequence[int]
 
 
 class Sever(Struct, frozen=True):
-    """Break off what waits for an answer of the database: the turn, and with `lease` the lease's renewal too."""
+    """Breaks off the turn that waits for an answer of the database. With `lease`, the renewal of
+    the lease is broken off too.
+    """
 
     lease: bool
 
@@ -282,7 +317,8 @@ class Listen(Struct, frozen=True):
 
 
 SessionEvent = (
-    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone | NoWorkers
+    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone
+    | NoWorkers
 )  # fmt: skip
 SessionCommand = (
     Launch | Send | Recall | Dump | Kill | Note | Exit | Commit | Join | LookAround | Sever | Listen

@@ -1,4 +1,6 @@
-"""What a worker may take: time, memory, runs, and to start. Part of the core: it decides, and does nothing itself."""
+"""Limits of workers: on time, memory, runs, and attempts to start. Part of the core: decisions
+only.
+"""
 
 import math
 from collections import deque
@@ -13,20 +15,27 @@ from supervisors.core.states import WorkerState
 from supervisors.core.stopping import Happened
 
 KILL_GRACE_S = 1.0
-LEAVES_S = 5.0  # for the code of a run to end that is to leave its worker: its `finally` blocks
-HOLDS_UP_S = 10.0  # code between two steps, beside other runs, before somebody is told
-# From then on: it waits, and does not compute, where it uses less of the CPU than this share for so long.
+# For the code of a run that must leave its worker: its `finally` blocks.
+LEAVES_S = 5.0
+# For code between two steps while other runs are in the worker, before a warning.
+HOLDS_UP_S = 10.0
+# After that warning: code that uses less than this share of the CPU for this long is waiting, not
+# computing.
 WAITS_S, WAITS_SHARE = 2.0, 0.05
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
 RESTARTS_MAX, RESTARTS_WINDOW_S = 5, 30.0
-# After a second failure, and twice as long after each that follows: what kept it from starting may pass.
+# The delay after a second failed start. It doubles with each further failure, because the cause may
+# pass.
 START_AGAIN_S, START_AGAIN_MAX_S = 0.25, 5.0
-ASYNC_GRACE_S = 5.0  # `async def` code ends itself at its limit; one that holds its event loop cannot
+# `async def` code ends itself at its limit, unless it holds its event loop.
+ASYNC_GRACE_S = 5.0
 
 
 class Limits:
-    """Works on the core's own workers and runs; `orders` takes the commands, `happened` what it may end with."""
+    """Reads the core's own workers and runs. Appends its commands to `orders`, and calls `happened`
+    when no worker can be started.
+    """
 
     def __init__(
         self,
@@ -49,7 +58,7 @@ class Limits:
         self._start_from: float | None = None
 
     def next_timers(self) -> Iterator[float]:
-        """When one of them may be reached, in monotonic seconds."""
+        """The times at which a limit may be reached, in monotonic seconds."""
         for worker in self._workers.values():
             if worker.kill_at is not None:
                 yield worker.kill_at
@@ -66,7 +75,9 @@ class Limits:
             yield self._start_from
 
     def watch(self, now: float) -> None:
-        """Kills what is over its time: in a step, in a run, in dying, in starting, in serving."""
+        """Kills workers that are over a limit: in a step, in a run, in dying, in starting, or in
+        runs served.
+        """
         if self._start_from is not None and now >= self._start_from:
             self._start_from = None
         for worker in self._workers.values():
@@ -92,14 +103,17 @@ class Limits:
 
     def _end_stubborn(self, worker: Worker, run: int) -> None:
         text = (
-            f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid {worker.pid}), which is killed for "
-            "that, and nobody is charged; a bare `except:` or `except BaseException:` around a step must raise again"
+            f"its code went on for {LEAVES_S:g} s after it was to leave worker {worker.id} (pid "
+            f"{worker.pid}), which is killed for that, and nobody is charged; a bare `except:` or `except "
+            "BaseException:` around a step must raise again"
         )
         self._orders.append(Note(text, "warning", run))
         self.kill(worker, "a run did not leave it", force=True)
 
     def _say_what_holds_others_up(self, worker: Worker, now: float) -> None:
-        """Code between two steps that does not come to the next may wait for what another run of this worker holds."""
+        """Warns of code between two steps that runs for long. The code may wait for a lock that
+        another run of this worker holds.
+        """
         cpu = worker.on_cpu
         if cpu is None or cpu is worker.noted or cpu.step is not None or now < cpu.since + HOLDS_UP_S:
             return
@@ -108,15 +122,17 @@ class Limits:
         if worker.kind == "sync" and run is not None and run.function.workflow_id is not None and others:
             worker.noted, worker.noted_use = cpu, None
             text = (
-                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for {HOLDS_UP_S:g} s, in which other runs "
-                f"({others}) wait or waited; where it wants a lock that one of them holds across a step, declare "
-                "@pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
+                f"its code between two steps has kept worker {worker.id} (pid {worker.pid}) for "
+                f"{HOLDS_UP_S:g} s, in which other runs ({others}) wait or waited; where it wants a lock "
+                "that one of them holds across a step, declare @pgqrs.workflow(lanes=1) (see: pgqrs stacks)"
             )
             self._orders.append(run.note(text, "warning"))
 
     def _end_mutual_wait(self, worker: Worker, cpu_s: float, now: float) -> None:
-        """Kills a worker in which a run seems to wait for something that another run of the worker holds, such as a lock: its code
-        has occupied the worker for HOLDS_UP_S, and has used no CPU for WAITS_S. The runs continue one at a time in each worker."""
+        """Kills a worker in which a run seems to wait for something that another run of the worker
+        holds, such as a lock: its code has occupied the worker for HOLDS_UP_S, and has used no CPU
+        for WAITS_S. The runs continue one at a time in each worker.
+        """
         at, used_s = worker.noted_use or (now, cpu_s)
         if worker.noted_use is None or now - at >= WAITS_S:
             worker.noted_use = now, cpu_s
@@ -128,26 +144,29 @@ class Limits:
                 self._scheduling.set_apart(each.function)
                 names.add(each.function.name)
         text = (
-            f"its code waits, as it seems for what another run of worker {worker.id} (pid {worker.pid}) holds across a step: the worker "
-            f"is killed for that, nobody is charged, and from now on this supervisor's workers execute runs of {', '.join(sorted(names))} "
-            "one at a time, as with @pgqrs.workflow(lanes=1)"
+            f"its code waits, as it seems for what another run of worker {worker.id} (pid "
+            f"{worker.pid}) holds across a step: the worker is killed for that, nobody is "
+            "charged, and from now on this supervisor's workers execute runs of "
+            f"{', '.join(sorted(names))} one at a time, as with @pgqrs.workflow(lanes=1)"
         )
         self._orders.append(Note(text, "warning", run))
         self.kill(worker, "runs in it wait for one another", force=True)
 
     def has_served(self, worker: Worker) -> bool:
-        """It gets nothing more, and ends with what it has."""
+        """Whether the worker gets no further run, and ends after those that it has."""
         most = self._settings.max_runs_per_worker
         return worker.state is WorkerState.RETIRING or (most is not None and worker.given >= most)
 
     def overdue(self, now: float) -> list[Run]:
-        """Runs whose own time is over while they have no CPU: nothing needs to be killed for them."""
+        """Returns the runs whose own time is over while they are not on a CPU. No worker needs to
+        be killed for them.
+        """
         if not self._timed:
             return []
         return [run for run, deadline in self._timed_off_cpu() if now >= deadline]
 
     def _timed_off_cpu(self) -> Iterator[tuple[Run, float]]:
-        """Asked for after every event, but not where no run can have a time of its own."""
+        """Called after every event, unless no function has a time limit."""
         for run in self._runs.values():
             if run.deadline is not None and self._off_cpu(run):
                 yield run, run.deadline
@@ -158,7 +177,7 @@ class Limits:
         worker = self._workers.get(run.worker) if run.worker is not None else None
         if worker is None:
             return True
-        # What an event loop runs is on the CPU in turn with others: it sees to its limits itself.
+        # The runs of an event loop share the CPU. The loop enforces their limits itself.
         return worker.kind == "sync" and not (worker.on_cpu and worker.on_cpu.run == run.id)
 
     def weigh(self, event: Measured, now: float) -> None:
@@ -172,11 +191,14 @@ class Limits:
             worker.over_limit = msgspec.structs.replace(cpu, limit="memory")
             self.kill(worker, "memory limit", force=True)
         elif most is not None and worker.given and event.rss_bytes > most:
-            # One that has had no run holds what every fresh one would: to replace it would go on for ever.
+            # A worker without a run holds as much as every new one would. Replacing it would never
+            # end.
             self._retire(worker, f"holds {event.rss_bytes:,} bytes")
 
     def _retire(self, worker: Worker, why: str) -> None:
-        """It gets nothing more, finishes what it has begun, and makes room for a fresh one."""
+        """Gives the worker no further run. The worker finishes the runs that it has begun, and is
+        replaced.
+        """
         if worker.state is WorkerState.READY:
             worker.become(WorkerState.RETIRING)
             self._orders.append(Note(f"worker {worker.id} (pid {worker.pid}) {why}: it is replaced"))
@@ -191,12 +213,13 @@ class Limits:
 
     @property
     def may_start(self) -> bool:
-        """False for a while after workers that could not be started."""
+        """False for a while after workers failed to start."""
         return self._start_from is None
 
     def boot_failed(self, how: str, now: float) -> None:
-        """Waits longer and longer before the next try, and gives up when it happens too often and no other worker is there. Those
-        that fail together are one failure."""
+        """Delays the next start, longer each time. Gives up after too many failures if no other
+        worker is there. Failures at the same time count once.
+        """
         self._orders.append(Note(f"a worker {how} before it was ready", "error"))
         if self._start_from is not None:
             return
@@ -205,14 +228,19 @@ class Limits:
             self._boot_failures.popleft()
         failures = len(self._boot_failures)
         if failures >= RESTARTS_MAX and not any(w.ready for w in self._workers.values()):
-            reason = f"workers died while starting {failures} times within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            reason = (
+                f"workers died while starting {failures} times "
+                f"within {RESTARTS_WINDOW_S:g} s; the last one {how}"
+            )
             self._happened(Happened.NO_WORKERS, now, reason)
         elif failures > 1:
             self._start_from = now + min(START_AGAIN_S * 2 ** (failures - 2), START_AGAIN_MAX_S)
 
 
 def exceeded(worker: Worker) -> OnCpu | None:
-    """What a dead worker was killed for, if it was still at it: a step that ended in its grace has kept its limit."""
+    """Returns the limit that a dead worker was killed for, if the worker was still executing the
+    same step or run. A step that ended within the grace period has kept its limit.
+    """
     over, cpu = worker.over_limit, worker.on_cpu
     if over is None or cpu is None or over.run != cpu.run:
         return None
@@ -220,7 +248,9 @@ def exceeded(worker: Worker) -> OnCpu | None:
 
 
 def _soft_limit(cpu: OnCpu) -> float:
-    """When to ask where it is, if it has a time limit: there is time for the answer then, before it is killed."""
+    """When to ask the worker for its stack: shortly before its deadline, so that it can answer
+    before it is killed.
+    """
     if cpu.deadline is None:
         return math.inf
     return cpu.deadline - min(DUMP_BEFORE_S, (cpu.deadline - cpu.since) / 2)

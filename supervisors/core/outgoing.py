@@ -1,7 +1,9 @@
-"""Writes on their way to the database: which of them make up the next turn, and when it is due.
+"""Writes on their way to the database: which of them are in the next turn, and when the turn is
+due.
 
-A turn is bounded by its writes and by their bytes. Writes whose rows another session has locked are put off, and are tried again
-beside the turns that follow. A later write of the same claim waits for them: a run's writes are made in their order.
+A turn is limited by the number of its writes and by their bytes. Writes whose rows another session
+has locked are put off, and are retried beside the turns that follow. A later write of the same
+claim waits for them, because the writes of a run keep their order.
 """
 
 from collections import deque
@@ -11,23 +13,29 @@ from pgqrs.model.turns import follows_refused
 from pgqrs.model.writes import Claim, Outcome, Write
 
 TURN_WRITES_MAX = 1000
-TURN_BYTES_MAX = 8 * 1024 * 1024  # of values: encoded in 0.1 s, and far below any limit of a server
-# What may wait for a turn, in writes and in bytes of their values. With more, workers wait with what they have to say.
+# Bytes of values. Encoding that many takes 0.1 s, and no server has a limit near it.
+TURN_BYTES_MAX = 8 * 1024 * 1024
+# Bytes of the values of `_writes`.
 WRITES_MAX, WRITES_BYTES_MAX = 10 * TURN_WRITES_MAX, 256 * 1024 * 1024
-AGAIN_S = 0.05  # until what is locked is tried again; twice as long after each further time
+# The delay before locked writes are retried. It doubles with each further attempt.
+AGAIN_S = 0.05
 AGAIN_MAX_S = 1.0
 
 
 class Outgoing:
     def __init__(self) -> None:
         self._writes: deque[Write] = deque()
-        self._bytes = 0  # of their values
+        # Bytes of the values of `_writes`.
+        self._bytes = 0
         self._put_off: list[Write] = []
-        self._claims: set[Claim] = set()  # of what is put off
+        # The claims of the writes that are put off.
+        self._claims: set[Claim] = set()
         self._again_at = 0.0
         self._again_s = AGAIN_S
-        self.oldest: float | None = None  # when the first of them came that no turn has taken
-        self.hurried = False  # somebody waits for them
+        # When the oldest write arrived that no turn has taken.
+        self.oldest: float | None = None
+        # Whether somebody waits for the writes.
+        self.hurried = False
         self.locked_since: float | None = None
 
     def __bool__(self) -> bool:
@@ -54,11 +62,13 @@ class Outgoing:
         self._again_s = AGAIN_S
 
     def next_again(self) -> float | None:
-        """When what is put off is to be tried again."""
+        """When to retry the writes that were put off."""
         return self._again_at if self._put_off else None
 
     def take(self, now: float) -> tuple[list[Write], Sequence[Write]]:
-        """The writes of the next turn, and what was put off where it is time to try that again."""
+        """Returns the writes of the next turn, and the writes that were put off if it is time to
+        retry them.
+        """
         if len(self._writes) <= TURN_WRITES_MAX and self._bytes <= TURN_BYTES_MAX and not self._put_off:
             taken = list(self._writes)
             self._writes.clear()
@@ -85,14 +95,17 @@ class Outgoing:
         return taken, again
 
     def drop_behind(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Takes out whatever comes behind a refused write of the same claim: a run must not end with a step missing. What became
-        of it."""
+        """Removes every write that follows a refused write of the same claim: a run must not end
+        with a step missing. Returns their outcomes.
+        """
         dropped = follows_refused(self._writes, outcomes)
         self._bytes -= sum(o.write.size for o in dropped)
         return dropped + follows_refused(self._put_off, outcomes)
 
     def put_off(self, writes: Sequence[Write], now: float) -> None:
-        """What a turn could not write because of somebody else's locks; called after every turn."""
+        """Stores the writes that a turn could not make because another session had locked their
+        rows. Called after every turn.
+        """
         self._put_off = [*writes, *self._put_off]
         self._claims = {w.claim for w in self._put_off}
         if not writes:

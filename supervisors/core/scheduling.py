@@ -1,4 +1,6 @@
-"""Which run goes to which worker, and how much to claim. Part of the core: it decides, and does nothing itself."""
+"""Which run goes to which worker, and how many messages to claim. Part of the core: decisions
+only.
+"""
 
 import math
 from collections import Counter, deque
@@ -13,35 +15,40 @@ from supervisors.core.events import Command, Kind, Recall, Send
 from supervisors.core.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
 from supervisors.core.states import RunState, WorkerState
 
-CLAIM_MAX = 256  # messages in one claim: larger ones were no faster when measured
+# The most messages in one claim. Larger claims were no faster when measured.
+CLAIM_MAX = 256
 LANES_MIN, LANES_MAX = 2, 256
-# A worker has one run at a time behind steps as long as this, and before a queue's first step has ended. This supervisor could take
-# back what waits there, but another supervisor's idle worker could not have it, and the wait for the next run, some ten
-# milliseconds, is little beside such a step.
+# A worker gets one run at a time from a queue whose steps take this long, and until the first step
+# of a queue has ended. This supervisor could take back a run queued in the worker, but an idle
+# worker of another supervisor could not get it. And the wait for the next run, some ten
+# milliseconds, is short compared with such a step.
 LONG_STEP_S = 0.5
-LANES_BYTES_MAX = (
-    8 * 1024 * 1024
-)  # of payloads and histories out at one worker: with that it is given no more
+# Payloads and histories at one worker. A worker with more gets no further run.
+LANES_BYTES_MAX = 8 * 1024 * 1024
 ASYNC_LANES = 100
 HISTORY_CHUNK_BYTES = 4 * 1024 * 1024
 REBALANCE_S = 0.05
 LAPSED_EVERY_S = 1.0
-# Behind a backlog, how often a claim looks first for what was claimed before and is due again: a statement more each time.
+# While there is a backlog, how often a claim looks first for messages that were claimed before and
+# are due again. That costs one more statement.
 AGAIN_EVERY_S = 0.1
-# Payloads and histories in one claim, by the average of the queue's messages: all of them are in memory at once.
+# The limit of payloads and histories in one claim, by the average of the queue's messages. All of
+# them are in memory at once.
 CLAIM_BYTES_MAX = 64 * 1024 * 1024
-# With more queues than these, their lanes are not counted anew after every event, and a hint that names no queue asks for a look
-# before any claim.
+# With more queues than this, lanes are not counted again after every event, and a hint that names
+# no queue is followed by a look before any claim.
 QUEUES_FEW = 16
-COMES_S = 1.0  # at most, until a new worker is ready: forked in milliseconds, spawned in a part of a second
-# Work that goes to one worker in a row. Of tiny steps many then share a frame, and a worker that is waked.
+# The longest wait for a new worker. A fork takes milliseconds, a spawn a fraction of a second.
+COMES_S = 1.0
+# Work given to one worker in a row. Many tiny steps then share a frame and one wake-up of the
+# worker.
 ROW_S = 0.001
-# Work that is worth being moved to a worker that has nothing: more than what it costs both to hear of it.
+# The least work that is moved to an idle worker: more than the move costs both workers.
 WORTH_S = 0.002
 
 
 class Scheduling:
-    """Works on the core's own queues and workers; `orders` takes the commands."""
+    """Reads and changes the core's own queues and workers. Appends its commands to `orders`."""
 
     def __init__(
         self,
@@ -51,22 +58,29 @@ class Scheduling:
         workers: Mapping[int, Worker],
         orders: list[Command],
     ) -> None:
-        self.waiting: deque[Run] = deque()  # claimed, with no worker yet
+        # Claimed runs that no worker has.
+        self.waiting: deque[Run] = deque()
         self._settings = settings
         self._kinds = kinds
         self._queues = queues
         self._workers = workers
         self._orders = orders
-        self._last: Worker | None = None  # that was given a run
-        self._row_s = 0.0  # of its row, still to come
+        # The worker that got the last run.
+        self._last: Worker | None = None
+        # The rest of the work that this worker gets in a row.
+        self._row_s = 0.0
         self._waiting_functions: set[str] = set()
-        self._asked: int | None = None  # the demand that `claim` found, where it has ordered nothing since
-        self.wanted = 0  # messages, by all claims under way
-        # When each queue may be claimed from, the earliest first: (time, entry, queue). With a thousand queues, no event may cost a
-        # walk over all of them. An entry is of the past once its queue has a newer one or a claim under way.
+        # The demand found by `claim`, if `claim` has ordered nothing since.
+        self._asked: int | None = None
+        # The messages that all claims under way ask for.
+        self.wanted = 0
+        # When each queue may be claimed from, the earliest first: (time, entry, queue). A heap,
+        # because no event may walk over a thousand queues. An entry is outdated once its queue has
+        # a newer one or a claim under way.
         self._due: list[tuple[float, int, Queue]] = []
         self._entries = 0
-        # The most lanes of any queue of a kind. Of few queues they are counted when needed; of many they are kept up to date.
+        # The most lanes of any queue of a kind. With few queues the lanes are counted when needed;
+        # with many they are kept up to date.
         self._few = len(queues) <= QUEUES_FEW
         self._lanes: dict[Kind, dict[int, int]] = {kind: {} for kind in kinds}
         for q in queues.values():
@@ -75,23 +89,29 @@ class Scheduling:
 
     @property
     def commit_every_s(self) -> float:
-        """How long what nobody waits for may wait for company: half of what workers have at hand."""
+        """How long a write that nobody waits for may wait for others: half of the work that workers
+        have at hand.
+        """
         return self._settings.commit_hide_s / 2
 
     def dispatch(self, now: float) -> None:
-        """Waiting runs to workers, the emptiest first and tiny ones in rows. What has killed a worker before gets one to itself."""
+        """Gives waiting runs to workers: to the emptiest worker first, and tiny runs in a row to
+        one worker. A run that has killed a worker gets a worker to itself.
+        """
         self._asked = self._last = None
         self._find_waiting_functions()
         for worker in self._workers.values():
             worker.stands = worker.gated and self._is_long(worker, now)
             if worker.exclusive and not any(r.isolated for r in worker.runs.values()):
                 worker.exclusive = False
-        if not any(r.isolated for r in self.waiting):  # nor any longer: it may have been cancelled meanwhile
+        # No isolated run waits any more: it may have been cancelled meanwhile.
+        if not any(r.isolated for r in self.waiting):
             self._open_all()
         if not self.waiting:
             return
         put_back: list[Run] = []
-        # A message never runs in two workers: one that it is still to leave, or that is dying with it, comes first.
+        # A message never runs in two workers. Another worker may still have to leave it, or may be
+        # dying with it.
         elsewhere = {i for w in self._workers.values() for i in (*w.leaving, *w.left)}
         while self.waiting:
             run = self.waiting.popleft()
@@ -108,7 +128,9 @@ class Scheduling:
         self.waiting.extendleft(reversed(put_back))
 
     def _holds_back(self, queue: Queue) -> bool:
-        """Runs of a function that waits for others in as many workers as there are to be: what they wait for comes first."""
+        """Whether the queue's runs must wait. They wait for other runs in as many workers as there
+        should be, so the awaited runs come first.
+        """
         return queue.function.name in self._waiting_functions
 
     def _find_waiting_functions(self) -> None:
@@ -153,35 +175,39 @@ class Scheduling:
             return last
         emptiest, least = None, math.inf
         for w in self._workers.values():
-            # A worker in a long step reads nothing before its end, nor what is to come back from it.
+            # A worker in a long step reads nothing until the step ends, not even that a run is
+            # taken back.
             burden = len(w.runs) + (LANES_MAX if self._is_long(w, now) else 0)
             if run.id in w.recalled:
-                continue  # of which it has not yet heard
+                # The worker has not yet read that the run was recalled.
+                continue
             if burden < least and w.kind == kind and _open(w) and self._free(w, lanes, queue):
                 emptiest, least = w, burden
         self._last, self._row_s = emptiest, ROW_S - step_s
         return emptiest
 
     def _is_long(self, worker: Worker, now: float) -> bool:
-        """Whether it has been in one step for longer than all is meant to take that it has at hand, or in code that was to end."""
+        """Whether the worker has been in one step for longer than all its runs together should
+        take, or in code that should have ended.
+        """
         since = math.inf if worker.on_cpu is None else worker.on_cpu.since
         if worker.left and worker.kind == "sync":
             since = min(since, *worker.left.values())
         return now - since > self._settings.commit_hide_s
 
     def _open_all(self) -> None:
-        """None is being emptied any more; for the next run that must be alone, one will be again."""
+        """Stops draining workers for an isolated run. The next isolated run starts that again."""
         for worker in self._workers.values():
             worker.reserved = False
 
     def go_on(self, run: Run) -> None:
-        """It waits again, before what is new and behind what must be alone."""
+        """Puts the run back into the waiting runs: before new runs and after isolated ones."""
         run.become(RunState.WAITING)
         ahead = 0 if run.isolated else sum(1 for _ in takewhile(lambda r: r.isolated, self.waiting))
         self.waiting.insert(ahead, run)
 
     def _one_comes(self, now: float) -> bool:
-        """A new worker, which will be empty sooner than one that is at work."""
+        """Whether a new worker is starting. It will be empty sooner than a busy one."""
         return any(
             w.kind == "sync" and w.state is WorkerState.STARTING and now - w.launched_at < COMES_S
             for w in self._workers.values()
@@ -208,7 +234,9 @@ class Scheduling:
         self._orders.append(Send(worker.id, frame))
 
     def balance(self, now: float) -> None:
-        """What stands behind a long step goes to the other workers, and half of what one has not begun to one that has nothing."""
+        """Moves the runs queued behind a long step to other workers, and half of the runs that a
+        worker has not begun to an idle one.
+        """
         sync = [w for w in self._workers.values() if w.kind == "sync" and w.ready]
         if len(sync) < 2 or not any(w.runs for w in sync):
             return
@@ -232,8 +260,10 @@ class Scheduling:
                     richest.revoked_at = now
 
     def _behind(self, worker: Worker, now: float) -> int:
-        """How many of its runs are worth another worker's while. What it is about to begin is not; nor is what it will have done
-        before the other has heard of it, unless that was so for long."""
+        """How many of the worker's runs are worth moving. The run that it is about to begin is not.
+        Nor are runs that it would finish before the other worker could begin, unless that has been
+        so for long.
+        """
         fresh = [r for r in worker.runs.values() if not r.started]
         if not fresh:
             return 0
@@ -245,12 +275,16 @@ class Scheduling:
         return len(fresh) if work_s >= WORTH_S or now - worker.given_at >= REBALANCE_S else 0
 
     def revoke(self, worker: Worker, begun: bool = False) -> None:
-        """All that it has not begun; with `begun`, also what waits there for a commit, where that can be had."""
+        """Takes back all runs that the worker has not begun. With `begun`, also those that wait in
+        the worker for a commit, if the worker has a gate.
+        """
         if worker.runs and worker.killing is None:
             self._revoke(worker, len(worker.runs), begun)
 
     def _revoke(self, worker: Worker, count: int, begun: bool = False) -> None:
-        """Takes runs back, the last sent first. A worker without a gate is asked for them, and answers when it next reads."""
+        """Takes runs back, the last sent first. A worker without a gate is asked for them, and
+        answers when it next reads.
+        """
         if worker.gated:
             asked = worker.wanted_back
             worker.wanted_back = WantedBack(count, begun or (asked is not None and asked.begun))
@@ -263,7 +297,9 @@ class Scheduling:
     # Claims
 
     def wake(self, queue: Queue, at: float) -> None:
-        """The queue may be claimed from then. Whoever changes `next_claim_at`, or ends what made a claim impossible, says so here."""
+        """Sets when the queue may be claimed from. Called by every change of `next_claim_at`, and
+        at the end of everything that made a claim impossible.
+        """
         listed = queue.listed and queue.next_claim_at == at
         queue.next_claim_at = at
         if not listed and queue.consumer_id is not None and not queue.wanted:
@@ -275,7 +311,7 @@ class Scheduling:
         heappush(self._due, (queue.next_claim_at, queue.listed, queue))
 
     def _unlist_first(self) -> Queue | None:
-        """None where the entry is of the past."""
+        """Removes the first entry. Returns its queue, or None if the entry is outdated."""
         _, entry, queue = heappop(self._due)
         stands = self._stands(entry, queue)
         if entry == queue.listed:
@@ -286,19 +322,21 @@ class Scheduling:
         return entry == queue.listed and not queue.wanted and queue.consumer_id is not None
 
     def hint(self, queue: Queue, now: float, surely: bool) -> None:
-        """There may be something new in it. Not `surely`: in any of so many queues that a look comes first."""
+        """The queue may hold something new. Without `surely`, any of many queues may, and a look
+        comes before a claim.
+        """
         queue.hinted = queue.wanting
         queue.poll_s = POLL_MIN_S if surely else self._settings.poll_max_s
         self.wake(queue, min(queue.next_claim_at, now))
 
     def answered(self, queue: Queue) -> None:
-        """Its claim, or its look, is over."""
+        """The claim or the look of the queue has ended."""
         if not queue.looking:
             self.wanted -= queue.wanted
         queue.wanted, queue.looking = 0, False
 
     def measured(self, queue: Queue) -> None:
-        """Its steps take another time than before."""
+        """The measured step time of the queue has changed."""
         if self._few:
             return
         kind, queue_id = _kind(queue), queue.function.queue_id
@@ -317,7 +355,9 @@ class Scheduling:
         return most
 
     def claim(self, now: float) -> None:
-        """From the queues that have waited longest, a share for each. One look is for all queues of which nothing is expected."""
+        """Claims from the queues that have waited longest, a share for each. One look serves all
+        queues of which nothing is expected.
+        """
         free = self._asked = self._demand()
         if free == 0:
             return
@@ -338,7 +378,9 @@ class Scheduling:
             self._want(queue, limit, now)
 
     def _ripe(self, now: float, most: int) -> tuple[list[tuple[Queue, int]], bool]:
-        """The queues that are due and have room, at most so many, with their room; and whether one of which nothing is expected is due."""
+        """Returns at most `most` queues that are due and have room, with their room, and whether a
+        queue is due of which nothing is expected.
+        """
         due: list[tuple[Queue, int]] = []
         crowded: list[Queue] = []
         idle, room_of = False, self._rooms()
@@ -366,7 +408,8 @@ class Scheduling:
             queue.odd = not queue.odd
             queue.again_at = now + AGAIN_EVERY_S
         if lapsed and not first and queue.backlog and not looks:
-            lapsed = False  # it is the turn of what is fresh
+            # Fresh messages have their turn now.
+            lapsed = False
         if lapsed and not looks:
             queue.lapsed_at = now + LAPSED_EVERY_S
         queue.wanted, queue.looking = limit, looks
@@ -388,11 +431,13 @@ class Scheduling:
         )
 
     def _idle(self, queue: Queue) -> bool:
-        """Nothing was there time and again, nor was there a hint since."""
+        """Whether the queue was found empty repeatedly, without a hint since."""
         return queue.poll_s >= self._settings.poll_max_s
 
     def next_claim(self) -> float | None:
-        """When the next claim is due: of queues that have room, for another would be due at once and again and again."""
+        """When the next claim is due. Only queues with room count, because any other would be due
+        at once, again and again.
+        """
         if not self._due or not (self._demand() if self._asked is None else self._asked):
             return None
         crowded: list[Queue] = []
@@ -409,8 +454,10 @@ class Scheduling:
         return first
 
     def _demand(self) -> int:
-        """How many messages to ask for; 0 where it is not worth a claim yet. Each claim is a transaction, which takes CPU
-        from the steps: while no worker runs short, a quarter of what they can have at hand is gathered first."""
+        """How many messages to ask for, or 0 if a claim is not worth its transaction yet. A claim
+        takes CPU from the steps. So while no worker runs short, a claim waits until there is room
+        for a quarter of the runs that workers can have at hand.
+        """
         lanes = self._lanes_most()
         waiting = len(self.waiting)
         if self._waiting_functions:
@@ -427,12 +474,15 @@ class Scheduling:
         return free if short or free * 4 >= free + at_hand else 0
 
     def _rooms(self) -> Callable[[Queue], int]:
-        """A function that says how many more of a queue's messages the workers can have at hand, as the workers are now."""
+        """Returns a function that says how many more of a queue's messages the workers can have at
+        hand now.
+        """
         able: dict[Kind, list[Worker]] = {kind: [] for kind in self._kinds}
         for w in self._workers.values():
             if _open(w):
                 able[w.kind].append(w)
-        same: dict[tuple[Kind, int], int] = {}  # of queues with as many lanes
+        # The room of queues with the same number of lanes.
+        same: dict[tuple[Kind, int], int] = {}
 
         def room_of(queue: Queue) -> int:
             if self._waiting_functions and self._holds_back(queue):
@@ -448,7 +498,9 @@ class Scheduling:
         return room_of
 
     def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
-        """How many more runs, of this queue, it may be given. Asked many times after every event, as all here."""
+        """How many more runs of this queue the worker may get. Called many times after every event,
+        like everything here.
+        """
         free = lanes - len(worker.runs)
         if worker.kind == "async":
             free += worker.waits
@@ -466,7 +518,9 @@ class Scheduling:
         return free if free > 0 else 0
 
     def _owes_one(self, worker: Worker, queue: Queue) -> bool:
-        """The runs of queues with short steps, which are many, would keep one with long steps out for ever."""
+        """Whether the worker gets one run of the queue in excess of its lanes. Otherwise the many
+        runs of queues with short steps would keep out a queue with long ones forever.
+        """
         if (
             self._settings.lanes is not None
             or worker.kind == "async"
@@ -477,11 +531,15 @@ class Scheduling:
         return at_hand_s <= 2 * self._settings.commit_hide_s
 
     def set_apart(self, function: Function) -> None:
-        """From now on a worker holds one run of this function at a time, because its runs have waited for each other."""
+        """From now on a worker holds one run of this function at a time, because its runs have
+        waited for each other.
+        """
         self._queues[function.queue_id].apart = True
 
     def lanes(self, function: Function) -> int:
-        """Runs that a worker should have at hand: one for long steps, many for tiny ones."""
+        """How many runs of the function a worker should have at hand: one if steps are long, many
+        if they are tiny.
+        """
         if self._queues[function.queue_id].apart:
             return 1
         if self._settings.lanes is not None:
@@ -499,7 +557,7 @@ def _kind(queue: Queue) -> Kind:
 
 
 def _open(w: Worker) -> bool:
-    """Whether it may be given more at all."""
+    """Whether the worker may get another run."""
     return _able(w) and not w.reserved and not w.stands and w.bytes < LANES_BYTES_MAX
 
 

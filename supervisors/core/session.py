@@ -1,12 +1,15 @@
-"""A supervisor's session with its database: turns, the lease, taking over, levels of stopping. Pure, like the core.
+"""A supervisor's session with its database: turns, the lease, taking over, levels of stopping.
+Pure, like the core.
 
-The session stands between the loop and the core. The loop hands it events and carries out its commands:
+The session stands between the loop and the core. The loop hands it events and carries out its
+commands:
 
-    loop ── take(event) ──▶ session ── take(event) ──▶ core      which run goes where, what is written of it
+    loop ── take(event) ──▶ session ── take(event) ──▶ core     decides about runs and writes
     loop ◀── settle(now) ── session ◀── settle(now) ── core
 
-The core decides about runs and workers. The session decides when a turn is due and what is in it, when a lease is lost, when this
-supervisor joins again, and what keeps it from ending. Neither reads a clock or waits; `now` is monotonic seconds.
+The core decides about runs and workers. The session decides when a turn is due and what is in it,
+when a lease is lost, when this supervisor registers again, and what keeps it from ending. Neither
+reads a clock or waits; `now` is monotonic seconds.
 
 The simulation (tests/simulation) runs this class and the core on simulated time.
 """
@@ -63,15 +66,22 @@ from supervisors.core.state import Function, Settings
 from supervisors.core.states import STANDINGS, Standing, follow
 from supervisors.core.stopping import Happened, Level, after
 
-RECOVER_EVERY_S = 1.0  # between looks at what dead supervisors held, and at what is still ours
-FENCE_MARGIN_S = 1.0  # workers are killed so long before the lease ends
-JOIN_EVERY_S = 1.0  # between attempts to become a supervisor again
-UNANSWERED_S = 5.0  # a supervisor that kills its workers waits no longer than this for a write
-LOCKED_TELL_S = 1.0  # a lock of another session that lasts longer than this is reported
-ORPHAN_GRACE_S = 2.0  # for steps to end after the program that this supervisor works for has died
+# The time between two checks for runs of dead supervisors and for runs that no longer belong to
+# this one.
+RECOVER_EVERY_S = 1.0
+# Workers are killed this long before the lease ends.
+FENCE_MARGIN_S = 1.0
+# The time between two attempts to register again.
+JOIN_EVERY_S = 1.0
+# The longest wait for a write after the workers were killed.
+UNANSWERED_S = 5.0
+# A lock of another session is reported when it lasts longer than this.
+LOCKED_TELL_S = 1.0
+# The time for steps to end after the program that started this supervisor has died.
+ORPHAN_GRACE_S = 2.0
 
 
-# Most events, by far, are for the core alone.
+# By far most events concern the core alone.
 HANDED_ON = frozenset({Received, Launched, Exited, Measured, Recalled, Inside, Hinted})
 
 
@@ -79,9 +89,12 @@ class Session:
     def __init__(self, functions: Sequence[Function], settings: Settings) -> None:
         self.core = Core(functions, settings)
         self.exit: Exit | None = None
-        self.told = 0  # the highest level of stopping that was asked for
-        self.consumers: dict[int, int] = {}  # queue id to consumer id, while joined
-        self.until = math.inf  # of the lease
+        # The highest level of stopping asked for so far.
+        self.told = 0
+        # Queue id to consumer id, while registered.
+        self.consumers: dict[int, int] = {}
+        # When the lease ends.
+        self.until = math.inf
         self.standing = Standing.OUTSIDE
         self._settings = settings
         self._orders: list[SessionCommand] = []
@@ -89,15 +102,18 @@ class Session:
         self._outgoing = Outgoing()
         self._wants: list[Want] = []
         self._committing: Commit | None = None
-        self._asked_at = -math.inf  # for the turn under way
-        self._ended_at = -math.inf  # the last turn
+        # When the turn under way was ordered.
+        self._asked_at = -math.inf
+        # When the last turn ended.
+        self._ended_at = -math.inf
         self._listens = True
-        # The database, as far as it answers.
+        # Whether the database answers.
         self._turn_away: str | None = None
         self._watch_away: str | None = None
         self._told_away = False
         self._told_locked = False
-        self._looking = False  # a LookAround is under way
+        # Whether a LookAround is under way.
+        self._looking = False
         self._next_look = -math.inf
         self._next_join = -math.inf
         # The end.
@@ -108,7 +124,7 @@ class Session:
 
     @property
     def away(self) -> str | None:
-        """Why the database is away; None while it answers."""
+        """Why the database is away, or None while it answers."""
         return self._turn_away or self._watch_away
 
     @property
@@ -116,7 +132,7 @@ class Session:
         return self.standing is Standing.JOINED
 
     def next_timer(self) -> float:
-        """When `settle` is wanted at the latest, in monotonic seconds; infinity for never."""
+        """When `settle` is due at the latest, in monotonic seconds. Infinity means never."""
         times = [self._orphan_until, self.core.next_timer()]
         if self.standing is Standing.JOINED:
             times.append(self.until - FENCE_MARGIN_S)
@@ -131,7 +147,9 @@ class Session:
     # Events
 
     def take(self, event: SessionEvent, now: float) -> None:
-        """Takes note of an event. `settle` says what follows; several events may be taken before that."""
+        """Records an event. Several events may be taken before `settle`, which says what follows
+        from them.
+        """
         if type(event) in HANDED_ON:
             self.core.take(event, now)  # type: ignore[arg-type]
             return
@@ -173,9 +191,11 @@ class Session:
                 raise AssertionError(f"no event of a session: {event!r}")
 
     def settle(self, now: float) -> list[SessionCommand]:
-        """The commands that follow from all events since the last call, in the order in which they are to be carried out.
+        """Returns the commands that follow from all events since the last call, in the order in
+        which they are to be carried out.
 
-        A Recall is answered at once (`Recalled`). No turn is made up before that answer, so call this again if there was one.
+        A Recall is answered at once (`Recalled`). No turn is assembled before that answer, so call
+        this again if there was one.
         """
         if self.standing is Standing.JOINED and now >= self.until - FENCE_MARGIN_S:
             self._lose_lease(now)
@@ -195,7 +215,9 @@ class Session:
         return orders
 
     def _relay(self, commands: Sequence[Command], now: float) -> bool:
-        """Keeps what concerns turns, and hands the rest on. True if a Recall is among it."""
+        """Keeps the commands that concern turns, and hands the rest on. Returns True if a Recall is
+        among them.
+        """
         recalls = False
         for command in commands:
             match command:
@@ -217,7 +239,9 @@ class Session:
     # Turns
 
     def _commit(self, now: float) -> None:
-        """Makes up the next turn when it is due. While one is under way, what comes gathers for the next: that is the group commit."""
+        """Assembles the next turn when it is due. While a turn is under way, writes gather for the
+        next one: group commit.
+        """
         if self._committing is not None:
             return
         outgoing, again_at = self._outgoing, self._outgoing.next_again()
@@ -234,7 +258,7 @@ class Session:
             self._orders.append(self._committing)
 
     def _due_at(self) -> float | None:
-        """When the next turn is due, by its writes and claims."""
+        """When the next turn is due because of its writes and claims."""
         oldest = self._outgoing.oldest
         if oldest is None:
             return -math.inf if self._wants else None
@@ -244,13 +268,17 @@ class Session:
         return max(gathered_at, oldest + self.core.scheduling.commit_every_s)
 
     def _gathered_at(self) -> float:
-        """When the next turn has waited long enough for company: what the last turn claimed should be part of it."""
+        """When the next turn has waited long enough for other writes: the results of the runs that
+        the last turn claimed should be part of it.
+        """
         if not self._settings.gather_s:
             return -math.inf
         return max(self._outgoing.oldest or -math.inf, self._ended_at) + self._settings.gather_s
 
     def _claim_from(self) -> float:
-        """When claims may be ordered. A claim belongs into the same turn as the writes that make room for it."""
+        """When claims may be ordered. A claim belongs into the same turn as the writes that make
+        room for it.
+        """
         if not self._settings.gather_s:
             return 0.0
         return math.inf if self._committing is not None else self._gathered_at()
@@ -272,12 +300,14 @@ class Session:
             self._taken(taken, now)
 
     def _taken(self, taken: Taken, now: float) -> None:
-        """A claim that was asked for under a lost lease belongs to nobody here."""
+        """Hands on the answer to a claim, unless the claim was ordered under a lease that is
+        lost.
+        """
         if taken.want.consumer_id == self.consumers.get(taken.want.queue_id):
             self.core.take(taken, now)
 
     def _put_off(self, writes: Sequence[Write], now: float) -> None:
-        """Another session holds locks on the rows of these writes."""
+        """Another session has locked the rows of these writes."""
         self._outgoing.put_off(writes, now)
         since = self._outgoing.locked_since
         if since is None:
@@ -286,8 +316,8 @@ class Session:
             self._told_locked = True
             ids = sorted({w.claim.message_id for w in writes})
             text = (
-                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to be written there waits, "
-                f"all else goes on (see pg_locks); the first is message {ids[0]}"
+                f"another session holds a lock on {count(len(ids), 'message')}, run or step: what was to "
+                f"be written there waits, all else goes on (see pg_locks); the first is message {ids[0]}"
             )
             self._orders.append(Note(text, "warning", ids[0]))
 
@@ -297,19 +327,24 @@ class Session:
         self.standing = follow(STANDINGS, self.standing, standing)
 
     def _lose_lease(self, now: float) -> None:
-        """What we held may be another supervisor's: nothing may run on, and nothing more is written. Then this process joins again."""
+        """The runs of this supervisor may belong to another one now: they must stop, and nothing
+        more is written. Then this process registers again.
+        """
         if self.standing is not Standing.JOINED:
             return
         self._stand(Standing.OUTSIDE)
         self._next_join = now
-        self._relay(self.core.settle(now), now)  # what was ordered before is dropped with the rest
+        # Writes ordered before are dropped with the others.
+        self._relay(self.core.settle(now), now)
         self._drop_unwritten()
         self.consumers = {}
         commit = self._committing
         self.core.take(LeaseLost(len(commit.writes) + len(commit.again) if commit else 0), now)
-        self._relay(self.core.settle(now), now)  # kills, before anything that may wait
+        # Workers are killed before anything that may wait.
+        self._relay(self.core.settle(now), now)
         self._drop_unwritten()
-        # A link may be silent without being closed. What waits for an answer on it must not wait longer.
+        # A connection may be silent without being closed. A thread that waits for an answer on it
+        # must not wait longer.
         self._orders.append(Sever(lease=True))
 
     def _drop_unwritten(self) -> None:
@@ -334,7 +369,8 @@ class Session:
     def _looked_around(self, event: LookedAround, now: float) -> None:
         self._looking = False
         if self.standing is not Standing.JOINED:
-            return  # asked under a lease that is lost
+            # The LookAround was ordered under a lease that is lost.
+            return
         if event.gone:
             self.core.take(Gone(list(event.gone)), now)
         if event.recovered:
@@ -344,13 +380,18 @@ class Session:
                 f"took back {count(event.reclaimed, 'message')} that clients of pgqrs 0.15 held too long"
             )
         if event.brought_back:
-            text = f"the clock went back: {count(event.brought_back, 'message')} that waited by the old time are due by the new one"
+            text = (
+                f"the clock went back: {count(event.brought_back, 'message')} "
+                "that waited by the old time are due by the new one"
+            )
             self._orders.append(Note(text, "warning"))
         if event.recovered or event.reclaimed or event.brought_back:
             self.core.take(Hinted(), now)
 
     def _tell_away(self) -> None:
-        """Once, whichever connection noticed. An idle supervisor asks nothing that it would miss an answer of, but its watch does."""
+        """Reports once that the database is away or back, whichever connection noticed. An idle
+        supervisor sends no statement that would fail, but its listening connection notices.
+        """
         away = self.away
         if (away is not None) == self._told_away:
             return
@@ -368,7 +409,9 @@ class Session:
             self.core.take(Stop(level), now)
 
     def _mind_ending(self, now: float) -> None:
-        """Whatever cannot be written keeps no supervisor from ending once its workers are killed."""
+        """Once the workers are killed, a write that cannot be made does not keep the supervisor
+        from ending.
+        """
         if self.core.level is Level.KILLING:
             self._killing_since = now if self._killing_since is None else self._killing_since
             if self._turn_away is None and now - self._silent_from() >= UNANSWERED_S:
@@ -377,7 +420,7 @@ class Session:
             self._happened(Happened.AWAY)
 
     def _silent_from(self) -> float:
-        """Since when a write has had no answer; infinity where none is waited for."""
+        """Since when a write has had no answer, or infinity if no answer is awaited."""
         if self._committing is not None:
             return self._asked_at
         if self._outgoing.locked_since is None:
@@ -387,10 +430,16 @@ class Session:
 
     def _give_up_silence(self) -> None:
         if self._committing is not None:
-            self._turn_away = f"a transaction has had no answer for {UNANSWERED_S:g} s: somebody may hold a lock that it waits for"
+            self._turn_away = (
+                f"a transaction has had no answer for {UNANSWERED_S:g} "
+                "s: somebody may hold a lock that it waits for"
+            )
             self._orders.append(Sever(lease=False))
         else:
-            self._turn_away = f"the last results have waited {UNANSWERED_S:g} s to be written: somebody may hold a lock on their rows"
+            self._turn_away = (
+                f"the last results have waited {UNANSWERED_S:g} s to "
+                "be written: somebody may hold a lock on their rows"
+            )
         self._told_away = True
         self._orders.append(Note(self._turn_away, "warning"))
 

@@ -1,4 +1,6 @@
-"""What the core knows: its functions and settings, the runs it holds, its workers, its queues. Data only."""
+"""The data of the core: functions, settings, runs, workers and queues. No behaviour beyond their
+own fields.
+"""
 
 from collections import Counter
 from typing import Literal
@@ -15,15 +17,18 @@ from supervisors.core.events import Kind, Note, NoteLevel
 from supervisors.core.states import RUNS, WORKERS, RunState, WorkerState, follow
 
 POLL_MIN_S = 0.005
-# Of a run's steps, kept for the death of its worker; with more, it is claimed anew.
+# The recorded steps of a run that are kept in case its worker dies. A run with more is claimed
+# again.
 RECORDED_BYTES_MAX = 64 * 1024
-RECORDED_STEP_BYTES = 400  # the objects of one
+# The memory for the objects of one recorded step.
+RECORDED_STEP_BYTES = 400
 
-Limit = Literal["time", "memory", "run"]  # of a step, of its process, of the whole run
+# The time of a step, the memory of its process, the time of the whole run.
+Limit = Literal["time", "memory", "run"]
 
 
 class Function(Struct, frozen=True):
-    """One workflow or handler that the workers know, and where its messages are."""
+    """A workflow or handler that the workers know, with its queue."""
 
     name: str
     kind: wire.Kind
@@ -31,17 +36,19 @@ class Function(Struct, frozen=True):
     queue: str
     queue_id: int
     workflow_id: int | None
-    timeout_s: float | None = None  # of a whole run, or of one delivery of a message
+    # Limits a whole run, or one delivery of a message.
+    timeout_s: float | None = None
 
 
-# Work that a worker should have at hand to be busy until it is committed: 20 lanes of 10 ms steps. Each turn costs some 3 ms of CPU
-# on both sides, so few turns are good for the steps.
+# The work that a worker should have at hand to stay busy until a commit: 20 lanes with steps of 10
+# ms. Each turn costs about 3 ms of CPU on both sides, so fewer turns leave more CPU for the steps.
 COMMIT_HIDE_S = 0.2
 
 
 class Settings(Struct, frozen=True):
     workers: int
-    lanes: int | None = None  # of each worker; None follows the measured step time
+    # The lanes of each worker. None: they follow the measured step time.
+    lanes: int | None = None
     read_ct_max: int = 5
     poll_max_s: float = 0.35
     drain_timeout_s: float = 30.0
@@ -50,12 +57,16 @@ class Settings(Struct, frozen=True):
     max_rss_bytes: int | None = None
     handler_backoff: BackoffStrategy = BackoffStrategy.exponential(1.0, 60.0)
     commit_hide_s: float = COMMIT_HIDE_S
-    gather_s: float = 0.0  # even a turn that somebody waits for waits this long for company
-    database: str = ""  # its identity, for the workers
+    # How long a turn waits for more writes, even if somebody waits for it.
+    gather_s: float = 0.0
+    # The identity of the database, for the workers.
+    database: str = ""
 
 
 class Waited(Struct, frozen=True):
-    """The run that one waits for. `blocks`: nothing else goes on in the worker of the one that waits."""
+    """The run that another run waits for. `blocks`: nothing else executes in the waiting run's
+    worker meanwhile.
+    """
 
     run: int
     workflow: str
@@ -63,7 +74,7 @@ class Waited(Struct, frozen=True):
 
 
 class Run(Struct, eq=False):
-    """A message that we hold."""
+    """A message that this supervisor has claimed."""
 
     claim: Claim
     function: Function
@@ -71,26 +82,38 @@ class Run(Struct, eq=False):
     crashes: int
     state: RunState = RunState.WAITING
     worker: int | None = None
-    begun: bool = False  # its row says so of this attempt, or will
-    unsaved: int = 0  # writes on their way
-    # Since it was claimed; None: too much to keep.
+    # Whether the row of the run says that this attempt has begun, or a write that says so is under
+    # way.
+    begun: bool = False
+    # The number of writes under way.
+    unsaved: int = 0
+    # The steps recorded since the claim. None: too many to keep.
     recorded: list[Step] | None = msgspec.field(default_factory=list)
     recorded_bytes: int = 0
-    bytes: int = 0  # of its payload and its history, as they were sent to a worker
+    # Bytes of the payload and the history, as they were sent to a worker.
+    bytes: int = 0
     cancelling: bool = False
-    waits_for: Waited | None = None  # another run
-    deadline: float | None = None  # when its own time is over, in monotonic seconds
-    unexplained: int = 0  # workers that died with it and in nobody's code, since it last recorded a step
-    refused: Write | None = None  # the database refused what it wrote: this last write says so
-    outcome: Literal["finished", "failed"] | None = None  # counts once it is recorded
-    id: int = 0  # the message's
+    # The run that this run waits for.
+    waits_for: Waited | None = None
+    # When the run's own time is over, in monotonic seconds.
+    deadline: float | None = None
+    # How many workers died with the run while executing no run, since the run last recorded a step.
+    unexplained: int = 0
+    # The last write of a run whose values the database refused.
+    refused: Write | None = None
+    # Counted once the end is recorded.
+    outcome: Literal["finished", "failed"] | None = None
+    # The id of the message.
+    id: int = 0
 
     def __post_init__(self) -> None:
         self.id = self.claim.message_id
 
     @property
     def isolated(self) -> bool:
-        """To be alone in its worker. An event loop is for all of its kind."""
+        """Whether the run must be alone in its worker. An event loop is shared by all async
+        runs.
+        """
         return self.crashes > 0 and not self.function.is_async
 
     @property
@@ -110,7 +133,7 @@ class Run(Struct, eq=False):
         return Note(text, level, self.id, is_message=self.function.kind == "handler")
 
     def begin_anew(self) -> None:
-        """Under the same claim: its function is called another time."""
+        """Counts another attempt under the same claim."""
         self.claimed = replace(self.claimed, attempt=self.claimed.attempt + 1)
         self.begun = False
 
@@ -123,7 +146,7 @@ class Run(Struct, eq=False):
             self.recorded.append(step)
 
     def history(self) -> tuple[RecordedStep, ...]:
-        """What was recorded of it, before it was claimed and since."""
+        """The steps recorded before and since the claim."""
         if not self.recorded:
             return self.claimed.steps
         latest = {s.name: s for s in self.claimed.steps}
@@ -133,23 +156,26 @@ class Run(Struct, eq=False):
 
 
 class OnCpu(Struct, frozen=True):
-    """What a worker said it is running, and since when."""
+    """The run and step that a worker reported as executing, and since when."""
 
     run: int
     step: str | None
     position: int
     since: float
     deadline: float | None
-    limit: Limit  # which it would be over then
+    # The limit that ends at the deadline.
+    limit: Limit
     retry_count: int
     retry_in_s: float | None
     memory_bytes: int | None = None
-    place: Place | None = None  # of the step
+    # The place of the step's call.
+    place: Place | None = None
 
 
 class WantedBack(Struct, frozen=True):
-    """What to take back from a worker: how many runs at most, the last sent first; `begun`: also those that wait there for a
-    commit."""
+    """How many runs at most to take back from a worker, the last sent first. `begun`: also runs
+    that wait in the worker for a commit.
+    """
 
     count: int
     begun: bool = False
@@ -160,46 +186,68 @@ class Worker(Struct, eq=False):
     kind: Kind
     launched_at: float
     pid: int | None = None
-    gated: bool = False  # runs can be recalled from it without its help
+    # Whether runs can be recalled from the worker without its help.
+    gated: bool = False
     state: WorkerState = WorkerState.STARTING
     runs: dict[int, Run] = msgspec.field(default_factory=dict)
     on_cpu: OnCpu | None = None
-    last_run: int | None = None  # that had the CPU: what it printed may be read after it has ended
-    exclusive: bool = False  # carries one isolated run and nothing beside it
-    reserved: bool = False  # being emptied for one
-    over_limit: OnCpu | None = None  # what we are killing it for
-    given: int = 0  # runs, those that it gave back apart
-    killing: str | None = None  # why we are killing it
-    dumped: OnCpu | None = None  # was asked where it was in this, shortly before its time was over
-    kill_at: float | None = None  # when to stop asking nicely
+    # The last run that had the CPU. Its output may be read after its end.
+    last_run: int | None = None
+    # Whether the worker has one isolated run and gets no other.
+    exclusive: bool = False
+    # Whether the worker is being drained for an isolated run.
+    reserved: bool = False
+    # The limit for which the worker is being killed.
+    over_limit: OnCpu | None = None
+    # The number of runs given to the worker, without those that it gave back.
+    given: int = 0
+    # Why the worker is being killed.
+    killing: str | None = None
+    # The step during which the worker was asked for its stacks, shortly before the deadline.
+    dumped: OnCpu | None = None
+    # When to follow up with SIGKILL.
+    kill_at: float | None = None
     revoking: bool = False
-    revoked_at: float = -1.0  # when it was last asked for runs, or a recall gave none
-    given_at: float = 0.0  # its last run
+    # When the worker was last asked for runs, or when a recall returned none.
+    revoked_at: float = -1.0
+    # When the worker got its last run.
+    given_at: float = 0.0
 
-    bytes: int = 0  # that its runs were sent with
-    of_queue: Counter[int] = msgspec.field(default_factory=Counter)  # how many of its runs, by their queue
+    # Bytes of the payloads and histories of its runs.
+    bytes: int = 0
+    # The number of its runs by queue id.
+    of_queue: Counter[int] = msgspec.field(default_factory=Counter)
 
-    # Lost runs that it was told to stop, and has not yet.
+    # Lost runs that the worker was told to stop and has not stopped yet.
     leaving: set[int] = msgspec.field(default_factory=set)
-    # Runs that were recalled from it, of which it has not yet heard: it goes into none of them, but cannot get them again.
+    # Recalled runs that the worker has not read about yet. It enters none of them, but cannot get
+    # them again before that.
     recalled: set[int] = msgspec.field(default_factory=set)
-    # It is in one step, and has been for so long that it gets nothing more and loses what it has not begun.
+    # Whether the worker has been in one step for so long that it gets no further run and its runs
+    # that have not begun are taken back.
     stands: bool = False
-    # Runs that said they leave, or were told to stop at once, and since when their code has not ended.
+    # Runs that reported that they leave, or were told to stop at once, and since when their code
+    # has not ended.
     left: dict[int, float] = msgspec.field(default_factory=dict)
-    stray: int = 0  # the run that it was in at the last look, and does not have
-    noted: OnCpu | None = None  # what it was told of that it holds others up
-    noted_use: tuple[float, float] | None = (
-        None  # when its CPU time was last looked at since then, and that time
-    )
-    waits: int = 0  # how many of its runs wait for another run
-    spare_since: float | None = None  # it stood in for a blocked one, and has nothing to do
-    blocked: bool = False  # a run in it waits for another: somebody else does its work meanwhile
-    wanted_back: WantedBack | None = None  # by the Recall under way
+    # The run that the worker was in at the last look although the worker does not have it.
+    stray: int = 0
+    # The code of which a note said that it holds up other runs.
+    noted: OnCpu | None = None
+    # When the CPU time of the worker was last read since then, and that CPU time.
+    noted_use: tuple[float, float] | None = None
+    # How many of its runs wait for another run.
+    waits: int = 0
+    # Since when the worker, a replacement of a blocked one, has been idle.
+    spare_since: float | None = None
+    # Whether a run in the worker blocks it while it waits for another run. Another worker does its
+    # work meanwhile.
+    blocked: bool = False
+    # What the Recall under way should take back.
+    wanted_back: WantedBack | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether it executes what it has, and is not being killed."""
+        """Whether the worker executes its runs and is not being killed."""
         return self.state is WorkerState.READY or self.state is WorkerState.RETIRING
 
     def become(self, state: WorkerState) -> None:
@@ -207,7 +255,7 @@ class Worker(Struct, eq=False):
 
     @property
     def holds_up(self) -> bool:
-        """Whether it still is in the code that holds other runs up."""
+        """Whether the worker is still in the code that holds up other runs."""
         return self.noted is not None and self.noted is self.on_cpu
 
     def take(self, run: Run) -> None:
@@ -231,23 +279,36 @@ class Queue(Struct, eq=False):
     function: Function
     consumer_id: int | None = None
     after: Watermark | None = None
-    wanted: int = 0  # asked for by a claim under way
-    looking: bool = False  # what is under way only looks whether there is anything, and claims nothing
-    listed: int = 0  # the number of its entry in the scheduling's heap; an older one is of the past
-    backlog: bool = False  # the last claim got all that it asked for
-    again_at: float = 0.0  # when to look next, ahead of the backlog, for what was claimed before
-    odd: bool = False  # the next such claim takes the larger half of an odd limit for that
-    message_bytes: float = 0.0  # a moving average: payload and history of one message
+    # The messages that a claim under way asks for.
+    wanted: int = 0
+    # Whether the claim under way only looks for messages and claims none.
+    looking: bool = False
+    # The number of the queue's entry in the scheduling's heap. An older entry is outdated.
+    listed: int = 0
+    # Whether the last claim got as many messages as it asked for.
+    backlog: bool = False
+    # When to look next for messages that were claimed before, ahead of the backlog.
+    again_at: float = 0.0
+    # Whether the next such claim spends the larger half of an odd limit on them.
+    odd: bool = False
+    # A moving average of the payload and history of one message.
+    message_bytes: float = 0.0
     hinted: bool = False
     next_claim_at: float = 0.0
     full_scan_at: float = 0.0
-    lapsed_at: float = 0.0  # when to look for lapsed messages next
-    lapsed: bool = False  # the claim under way does
+    # When to look for lapsed messages next.
+    lapsed_at: float = 0.0
+    # Whether the claim under way looks for lapsed messages.
+    lapsed: bool = False
     poll_s: float = POLL_MIN_S
-    empty: bool = False  # the last look at the whole of it found nothing
-    step_s: float = 0.02  # a moving average: how long this queue's steps take
-    measured: bool = False  # else that is a guess
-    apart: bool = False  # its runs have waited for one another in a worker
+    # Whether the last look at the whole queue found nothing.
+    empty: bool = False
+    # A moving average of the time that a step of this queue takes.
+    step_s: float = 0.02
+    # Whether `step_s` is measured. Otherwise it is a guess.
+    measured: bool = False
+    # Whether its runs have waited for one another in a worker.
+    apart: bool = False
 
     @property
     def wanting(self) -> bool:

@@ -1,7 +1,9 @@
-"""What a run, a worker and the supervisor itself may become: three tables, which the core and the session obey.
+"""The states of a run, a worker and the supervisor itself: three tables that the core and the
+session obey.
 
-Each table says, for each state, which states may follow. `Run.become`, `Worker.become` and `Session._stand` are the only places
-where a state changes, and refuse what the tables do not say. docs/architecture.md is drawn from them (`dev.py run states`).
+Each table lists which states may follow each state. A state changes only in `Run.become`,
+`Worker.become` and `Session._stand`, which refuse every change that the tables do not list. `dev.py
+run states` draws docs/architecture.md from them.
 """
 
 from collections.abc import Mapping
@@ -10,12 +12,14 @@ from typing import TypeVar
 
 
 class _State(Enum):
-    # By identity. Enum's own hash is a call of Python for each look into a table.
+    # Hashed by identity. Enum's own hash costs a Python call for each lookup in a table.
     __hash__ = object.__hash__
 
 
 class RunState(_State):
-    """A run (or a plain message) from its claim to the write that ends the claim. Then the supervisor forgets it."""
+    """The states of a run or a plain message, from its claim to the write that ends the claim. Then
+    the supervisor forgets it.
+    """
 
     WAITING = "claimed, and not with a worker"
     SENT = "with a worker, which has not begun it"
@@ -34,7 +38,9 @@ RUNS: Mapping[RunState, frozenset[RunState]] = {
 
 
 class WorkerState(_State):
-    """A worker process from the order to start it until it is buried. It may die in every state."""
+    """The states of a worker process, from the order to start it until its exit is reported. A
+    worker may die in every state.
+    """
 
     STARTING = "ordered, and not yet ready"
     READY = "can be given runs"
@@ -51,7 +57,7 @@ WORKERS: Mapping[WorkerState, frozenset[WorkerState]] = {
 
 
 class Standing(_State):
-    """What this supervisor is to its database."""
+    """The states of this supervisor towards its database."""
 
     OUTSIDE = "not registered: before the first join, and after a lost lease"
     JOINING = "asks to be registered"
@@ -69,6 +75,6 @@ State = TypeVar("State", bound=_State)
 
 
 def follow(table: Mapping[State, frozenset[State]], now: State, then: State) -> State:
-    """`then`, if the table lets it follow. A state may always be kept."""
+    """Returns `then` if the table allows the change. A state may always be kept."""
     assert then is now or then in table[now], f"{now.name} does not become {then.name}"
     return then

@@ -1,6 +1,7 @@
-"""How a supervisor stops: one table, which it follows, and from which docs/operating.md is drawn (`dev.py run stopping`).
+"""How a supervisor stops: a table that the supervisor follows. `dev.py run stopping` draws
+docs/operating.md from it.
 
-A level is never left for a lower one: to stop is not taken back.
+A supervisor never returns to a lower level.
 """
 
 from enum import Enum, IntEnum
@@ -26,7 +27,7 @@ DOES = {
 
 
 class Happened(Enum):
-    """What leads to another level, or to the end."""
+    """The events that lead to another level or to the end."""
 
     TOLD = "told to stop"
     TOLD_TWICE = "told twice"
@@ -48,7 +49,8 @@ LEFT_TO_THE_LEASE = Exit(3, "stopped while the database was away; what ran is gi
 TABLE: dict[Level, dict[Happened, Level | Exit]] = {
     Level.RUNNING: {
         Happened.TOLD: Level.FINISHING,
-        Happened.TOLD_TWICE: Level.STOPPING,  # both before it looked, or a program that failed in `with store.workers()`
+        # Two signals before the first was handled, or an exception in `with store.workers()`.
+        Happened.TOLD_TWICE: Level.STOPPING,
         Happened.TOLD_THREE_TIMES: Level.KILLING,
         Happened.NOTHING_TO_DO: Exit(0, "nothing left to do"),
         Happened.NO_WORKERS: STILLBORN,
@@ -78,6 +80,8 @@ TABLE: dict[Level, dict[Happened, Level | Exit]] = {
 
 
 def after(level: Level, happened: Happened, reason: str = "") -> Level | Exit:
-    """Where it goes from here: it stays where the table says nothing. An end says `reason`, where that is known better."""
+    """Returns the level or the exit that follows. The level stays if the table has no entry.
+    `reason`, if given, replaces the text of an exit.
+    """
     then = TABLE[level].get(happened, level)
     return replace(then, reason=reason) if reason and isinstance(then, Exit) else then

@@ -29,7 +29,14 @@ REQUEST_BYTES_MAX = 8192
 # The delay before the next attempt to accept a connection.
 WITHOUT_DESCRIPTORS_S = 0.2
 
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}  # fmt: skip
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
 
 
 class _Connection(Struct, eq=False):
@@ -200,8 +207,11 @@ def _answer(
 ) -> bytes:
     body = json.dumps(told).encode() + b"\n"
     head = (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"{more_headers}Connection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"{more_headers}Connection: close\r\n"
+        "\r\n"
     )
     return head.encode() + (b"" if without_body else body)
 

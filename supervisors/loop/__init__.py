@@ -1,1 +1,3 @@
-"""The supervisor's process: a selector, the threads that talk to the database, the workers' pipes."""
+"""The supervisor's process: a selector, the threads that talk to the database, the workers'
+pipes.
+"""

@@ -1,8 +1,9 @@
 """The three threads that talk to the database, so that the loop never waits for it.
 
-`Turns` carries out one turn after another, each a transaction; while one is under way the loop gathers the next, which is
-the group commit. `Lease` renews on a connection of its own: it must not stand in line behind a slow commit. `Aside` asks for
-all the rest: a database that says nothing, not even no, must not keep the loop from killing what runs when the lease ends.
+`Turns` carries out one turn after another, each in a transaction. While a turn is under way the
+loop gathers the next one: group commit. `Lease` renews the lease on a connection of its own, so
+that a renewal never waits for a slow commit. `Aside` asks everything else. A database that does not
+answer at all must not keep the loop from killing workers when the lease ends.
 """
 
 import queue
@@ -20,17 +21,20 @@ from supervisors.core.events import Commit, TurnEnded, Unreachable
 
 T = TypeVar("T")
 
-RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts to reach a database that is away
+# The delays between attempts to reach a database that is away.
+RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Broken(Struct, frozen=True):
-    """The thread met something that it cannot deal with."""
+    """The thread has met an error that it cannot handle."""
 
     error: BaseException
 
 
 class Turns:
-    """Carries out one Commit at a time (`submit`). Calls `wake`, from its thread, when `news` has something."""
+    """Carries out one Commit at a time (`submit`). Calls `wake`, from its thread, after each
+    addition to `news`.
+    """
 
     def __init__(self, store: MessageStore, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._store = store
@@ -38,7 +42,8 @@ class Turns:
         self._wake = wake
         self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self.news: queue.SimpleQueue[TurnEnded | Unreachable | Broken] = queue.SimpleQueue()
-        self.asked_at: float | None = None  # for the turn under way
+        # When the turn under way was submitted, or None.
+        self.asked_at: float | None = None
         self.consumers: tuple[int, ...] = ()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgqrs-turns", daemon=True)
@@ -71,10 +76,11 @@ class Turns:
                 return TurnEnded(commit, turn)
             again = self._in_parts(commit.again)
         except errors.SchemaError:
-            raise  # no waiting mends that
+            # Waiting does not help.
+            raise
         except (errors.PgqrsConnectionError, errors.DatabaseError) as e:
-            # Whether this attempt was committed is unknown. The writes are safe to repeat, and what a claim took without our
-            # seeing it is found by asking.
+            # Whether this attempt was committed is unknown. The writes are safe to repeat. `_held`
+            # finds the messages that were claimed without an answer.
             self._pause(e, 0)
             turn = self._in_parts([*writes, *commit.again], failures=1)
             again, held = Turn([], []), self._held()
@@ -82,8 +88,10 @@ class Turns:
         return TurnEnded(commit, whole, held)
 
     def _in_parts(self, writes: Sequence[Write], failures: int = 0) -> Turn:
-        """Repeats until all of it is committed. After a failure a transaction has half as many writes as before, and after a success
-        twice as many: the failure may be due to the size of the transaction."""
+        """Repeats the writes until all are committed. After a failure a transaction has half as
+        many writes as before, and after a success twice as many: the failure may be due to the size
+        of the transaction.
+        """
         rest, outcomes, put_off = list(writes), list[Outcome](), list[Write]()
         most = max(1, len(rest) // 2) if failures else len(rest)
         while rest:
@@ -117,7 +125,7 @@ class Turns:
                 failures += 1
 
     def _pause(self, error: errors.PgqrsError, failures: int) -> None:
-        """Raises the error where the thread is to stop."""
+        """Waits before the next attempt. Raises the error if the thread should stop."""
         if not failures:
             self._say(Unreachable(str(error)))
         if self._stopping.wait(RETRY_S[min(failures, len(RETRY_S) - 1)]):
@@ -129,7 +137,9 @@ class Turns:
 
 
 def sever(*stores: MessageStore) -> None:
-    """Breaks off what waits for an answer of the database. Only a network leaves one waiting without an end."""
+    """Breaks off calls that wait for an answer of the database. Only a network can leave a call
+    waiting without end.
+    """
     for store in stores:
         if isinstance(store.database, Severable):
             store.database.sever()
@@ -137,20 +147,22 @@ def sever(*stores: MessageStore) -> None:
 
 @runtime_checkable
 class Severable(Protocol):
-    """A database behind a network."""
+    """A database that is reached over a network."""
 
     def sever(self) -> None: ...
 
 
 class Answer(Struct, frozen=True):
-    """What a call returned, and what is to be done with it in the loop."""
+    """The result of a call, and the function that handles it in the loop."""
 
     then: Callable[[Any], None]
     found: Any
 
 
 class Aside:
-    """Carries out one call at a time. `wake` is called, from the thread, when `news` has its answer."""
+    """Carries out one call at a time. Calls `wake`, from its thread, after each addition to
+    `news`.
+    """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -162,11 +174,13 @@ class Aside:
         self._thread.start()
 
     def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
-        """`then` hears None where the database could not be reached, or refused."""
+        """Calls `call` in the thread. The loop calls `then` with the result, or with None if the
+        database could not be reached or refused.
+        """
         self._calls.put((call, then))
 
     def close(self, timeout_s: float) -> None:
-        """What was asked is still carried out, if that takes no longer."""
+        """Ends the thread after the calls asked for, or after `timeout_s`."""
         self._calls.put(None)
         self._thread.join(timeout_s)
 
@@ -175,7 +189,8 @@ class Aside:
             call, then = asked
             try:
                 self.news.put(Answer(then, call()))
-            except errors.SchemaError as e:  # which no waiting mends
+            except errors.SchemaError as e:
+                # Waiting does not help.
                 self.news.put(Broken(e))
             except (errors.PgqrsConnectionError, errors.DatabaseError):
                 self.news.put(Answer(then, None))
@@ -185,11 +200,14 @@ class Aside:
 
 
 class Lease:
-    """Renews a supervisor's lease every third of its length; `until` is local time, counted from before the lease or its renewal
-    was asked for (`began`), so it ends here before it ends in the database.
+    """Renews a supervisor's lease every third of its length.
 
-    A lease promises other supervisors that this one is at work. So it is renewed only while `at_work` says so: a supervisor whose
-    loop stands, or whose transaction does not end, is taken over from.
+    `until` is local time, counted from before the lease or its renewal was requested (`began`). So
+    the lease ends here before it ends in the database.
+
+    A lease promises other supervisors that this one is at work. So it is renewed only while
+    `at_work` returns True: other supervisors take over the runs of one whose loop hangs or whose
+    transaction does not end.
     """
 
     def __init__(
@@ -230,7 +248,8 @@ class Lease:
             except errors.PgqrsError:
                 wait_s = min(0.5, self._lease_s / 10)
                 continue
-            # From where this one began: over a slow link a renewal takes seconds.
+            # Counted from the beginning of this renewal, because a renewal over a slow network
+            # takes seconds.
             wait_s = max(0.0, began + self._lease_s / 3 - self._clock())
             if renewed:
                 self.until = began + self._lease_s

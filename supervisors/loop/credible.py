@@ -1,10 +1,12 @@
-"""What a worker may say, judged where it is read: in its pipe and on its board.
+"""The checks of everything that a worker sends, where it is read: from its pipe and its board.
 
-A worker runs code that nobody here knows. It may write anything into its pipe, over its board and to its output. A frame
-that has the right shape (wire.py) may still hold numbers that no database takes, speak of runs that the worker was never
-given, or come without an end. Whoever says such a thing is killed; nothing of it reaches the core.
+A worker runs unknown code, which may write anything into its pipe, over its board and to its
+output. A frame of the right shape (wire.py) may still hold numbers that no database accepts, or
+name runs that the worker was never given. Frames may also follow one another without end. A worker
+that sends such frames is killed, and none of them reaches the core.
 
-Numbers, lengths and times are checked by the decoder, at no cost (the types of wire.py); here is what it cannot know.
+The decoder checks numbers, lengths and times at no cost (the types of wire.py). This module checks
+what the decoder cannot know.
 """
 
 import msgspec
@@ -16,27 +18,34 @@ from pgqrs.model.writes import Step
 from supervisors import wire
 
 REMEMBERED_MAX = (
-    16_384  # runs that a worker was given and that have left it: what it printed may be read later
+    # The runs that have left a worker and are remembered, because their output may be read later.
+    16_384
 )
-SAYS_NOTHING_MAX = 10_000  # frames one after another that change nothing
+# The most consecutive frames that change nothing.
+SAYS_NOTHING_MAX = 10_000
 
 
 class _Given(Struct):
     """A run that the worker has."""
 
-    order: wire.Execute  # without its payload
+    # The order without its payload.
+    order: wire.Execute
     is_handler: bool
-    steps: int = 0  # that it has spoken of
+    # The number of steps that the worker has reported.
+    steps: int = 0
 
 
 class Credit:
-    """One worker's: what the supervisor has told it, and so what it may speak of."""
+    """What the supervisor has sent to one worker, and therefore what the worker may report."""
 
     def __init__(self) -> None:
-        self._given: dict[int, _Given] = {}  # the longest first
-        self._left: dict[int, bool] = {}  # whether it was a plain message
+        # The runs of the worker, the oldest first.
+        self._given: dict[int, _Given] = {}
+        # The runs that have left, and whether each was a plain message.
+        self._left: dict[int, bool] = {}
         self._is_ready = False
-        self._said_nothing = 0  # frames
+        # The number of consecutive frames that changed nothing.
+        self._said_nothing = 0
 
     def told(self, frame: wire.Down) -> None:
         self._said_nothing = 0
@@ -46,22 +55,24 @@ class Credit:
             self._given[frame.message_id] = _Given(order, frame.kind == "handler")
 
     def knows(self, run: int | None) -> bool:
-        """Whether the worker was given this run, some time."""
+        """Whether the worker was ever given this run."""
         return run in self._given or run in self._left
 
     def is_message(self, run: int) -> bool:
-        """Whether what goes by this id is a plain message, and no run."""
+        """Whether this id belongs to a plain message."""
         given = self._given.get(run)
         return self._left.get(run, False) if given is None else given.is_handler
 
     def suspect(self) -> wire.Started | None:
-        """Whom to charge with the death of a worker that hides what it runs: the run that it has had longest. Where that is
-        charged without cause, it is alone in its next worker, and another is the suspect then."""
+        """The run to charge with the death of a worker that hides what it executes: the run that
+        the worker has had longest. A run that is charged by mistake is alone in its next worker,
+        and another run is the suspect then.
+        """
         given = next(iter(self._given.values()), None)
         return None if given is None else wire.Started(given.order.message_id, given.order.claim_no)
 
     def check(self, frame: wire.Up) -> None:
-        """Raises WireError for what no worker of ours says."""
+        """Raises WireError for a frame that no worker of pgqrs sends."""
         match frame:
             case wire.Checkpoint() | wire.StepFailed() | wire.Paused():
                 self._check_step(frame)
@@ -110,7 +121,7 @@ class Credit:
             )
 
     def _check_step(self, frame: wire.Checkpoint | wire.StepFailed | wire.Paused) -> None:
-        """Also of a run that has left the worker since."""
+        """Also checks steps of a run that has left the worker meanwhile."""
         given = self._given.get(frame.message_id)
         if given is None:
             self._check_run(frame.message_id, frame)
@@ -147,7 +158,7 @@ class Credit:
 
 
 def _check_outcome(frame: wire.Checkpoint | wire.StepFailed | wire.Paused, step: Step) -> None:
-    """That a step's status, output and error belong together, and to this frame."""
+    """Checks that a step's status, output and error belong together and to this frame."""
     if step.status is WorkflowStatus.Success:
         fits = type(frame) is wire.Checkpoint and step.error is None and step.retry_in_s is None
     elif isinstance(frame, wire.Paused):
@@ -161,7 +172,7 @@ def _check_outcome(frame: wire.Checkpoint | wire.StepFailed | wire.Paused, step:
 
 
 def _text(frame: wire.Up, told: bytes | None) -> str:
-    """Of a pause."""
+    """Decodes the text of a pause."""
     try:
         return _texts.decode(told or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -169,7 +180,7 @@ def _text(frame: wire.Up, told: bytes | None) -> str:
 
 
 def _refuse_nul(frame: wire.Up, *texts: str | None) -> None:
-    """The decoder has seen to the rest of a text: to its length, and that it is UTF-8."""
+    """Refuses NUL. The decoder has checked the length of the text and that it is UTF-8."""
     for text in texts:
         if text is not None and "\0" in text:
             raise wire.WireError(f"a {type(frame).__name__} with the text {text[:40]!r}")
@@ -185,7 +196,9 @@ _raw_json = msgspec.json.Decoder(msgspec.Raw)
 
 
 def is_json(value: bytes) -> bool:
-    """One JSON document in UTF-8, of a depth that can be read. Not every database takes every such document."""
+    """Whether the bytes are one JSON document in UTF-8, of a depth that can be read. Not every
+    database accepts every such document.
+    """
     try:
         _raw_json.decode(value)
         return value.isascii() or bool(value.decode())

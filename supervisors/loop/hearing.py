@@ -1,10 +1,11 @@
-"""What one worker says: the bytes of its frames, from its pipe and from its board, checked and in their order.
+"""The frames of one worker, from its pipe and its board, checked and in order.
 
-A worker's frames are one stream of bytes. Some of it stands on the board before it comes through the pipe (board.py), so that
-nothing is lost with a worker that dies. Here both are put together. Nothing in it is believed unchecked (credible.py): after the
-first thing that no worker of ours says, nothing more is heard.
+A worker's frames are one stream of bytes. Part of it is on the board before it comes through the
+pipe (board.py), so that nothing is lost when a worker dies. This module joins both parts. Every
+frame is checked (credible.py). After the first frame that no worker of pgqrs sends, nothing more is
+read.
 
-Pure but for the memory of the board; the simulation hears its workers with this class too.
+Pure except for the memory of the board. The simulation uses this class too.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from supervisors.core.events import Received
 from supervisors.loop.credible import Credit
 from supervisors.worker.board import FRAMES_BYTES_MAX, BoardReader, OnBoard
 
-AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX  # read from a board and not yet come through the pipe
+# The most bytes read from a board that have not come through the pipe yet.
+AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX
 
 
 class Hearing:
-    """`handle` takes each frame of worker `n`, as an event. `distrust` is called once, with the reason, when the worker says what
-    it cannot."""
+    """Calls `handle` with each frame of worker `n`, as an event. Calls `distrust` once, with the
+    reason, when the worker sends a frame that it cannot have to send.
+    """
 
     def __init__(
         self,
@@ -35,9 +38,12 @@ class Hearing:
         self._handle = handle
         self._distrust = distrust
         self._parser = wire.Parser("supervisor")
-        self._received = 0  # bytes, through the pipe
-        self._ahead = bytearray()  # read from the board, and yet to come through the pipe
-        self._hides = False  # there was nonsense on the board, where the worker says what it runs
+        # The bytes received through the pipe.
+        self._received = 0
+        # The bytes read from the board that are still to come through the pipe.
+        self._ahead = bytearray()
+        # Whether the entry on the board that names the executing run was invalid.
+        self._hides = False
 
     @property
     def known(self) -> int:
@@ -45,7 +51,7 @@ class Hearing:
         return self._received + len(self._ahead)
 
     def come(self, data: bytes) -> None:
-        """From the pipe. What the board has shown before must come as it was."""
+        """Takes bytes from the pipe. Bytes that the board has shown before must come unchanged."""
         seen = min(len(data), len(self._ahead))
         differs = self._ahead[:seen] != data[:seen]
         self._received += len(data)
@@ -56,7 +62,7 @@ class Hearing:
             self._parse(data[seen:])
 
     def look(self) -> None:
-        """Reads what the worker has not sent yet from its board."""
+        """Reads from the board what the worker has not sent yet."""
         if self._board is None or self.distrusted:
             return
         unsent = self._board.unsent(self.known)
@@ -67,17 +73,19 @@ class Hearing:
             self._parse(unsent)
 
     def look_who_runs(self, is_known: Callable[[OnBoard], bool]) -> None:
-        """Has the board say which run has the CPU, where that is not known."""
+        """Reads from the board which run has the CPU, and reports it unless it is known."""
         running = self._board and self._board.on_cpu()
         if running and running.message_id and not self.distrusted and not is_known(running):
             self._says(running)
 
     def last_words(self, by_its_own: bool, is_async: bool) -> None:
-        """The worker is dead, and its pipe is read to the end. Says what it had on the CPU, which its death is charged to.
+        """Reports what the dead worker had on its CPU, which its death is charged to. The pipe has
+        been read to its end.
 
-        `by_its_own`: it was not killed from outside. An event loop's thread may have died for a run that has no entry of its own;
-        and what a worker is killed for having sent was sent by the run that had the CPU last, or the same run would go on from
-        worker to worker. Both are charged to the last entry, even if nobody has the CPU now.
+        `by_its_own`: the worker was not killed from outside. A thread of an event loop may have
+        died for a run without an entry of its own. And a worker that is killed for a frame has sent
+        it for the run that had the CPU last. That run would otherwise continue from worker to
+        worker. In both cases the last entry is charged, even if no run has the CPU now.
         """
         self.look()
         last = (is_async and by_its_own) or self.distrusted
@@ -87,7 +95,7 @@ class Hearing:
             self._handle(Received(self._n, suspect))
 
     def _says(self, running: OnBoard) -> None:
-        """As the worker itself would have."""
+        """Handles the entry like a frame of the worker."""
         frame: wire.Up = wire.Idle()
         if running.message_id:
             frame = wire.Started(running.message_id, running.claim_no, running.step, running.position)
@@ -99,7 +107,8 @@ class Hearing:
 
     def _parse(self, data: bytes) -> None:
         if self.distrusted:
-            return  # what follows nonsense is nonsense
+            # Bytes after an invalid frame are invalid too.
+            return
         try:
             for frame in self._parser.feed(data):
                 self._take(frame)  # type: ignore[arg-type]
@@ -107,11 +116,12 @@ class Hearing:
             self._stop(str(e))
 
     def _take(self, frame: wire.Up) -> None:
-        """Raises WireError for what this worker cannot have to say."""
+        """Raises WireError for a frame that this worker cannot have to send."""
         self.credit.check(frame)
         try:
             self._handle(Received(self._n, frame))
-        except Exception as e:  # a mistake of ours, which is to cost this worker and not all that runs
+        except Exception as e:
+            # A bug of the supervisor should cost this worker, and not all runs.
             raise wire.WireError(f"a {type(frame).__name__} was met by {type(e).__name__}: {e}") from e
 
     def _stop(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""How a supervisor hears of new work from PostgreSQL."""
+"""How a supervisor learns of new messages on PostgreSQL."""
 
 import contextlib
 
@@ -8,19 +8,21 @@ from pgqrs import errors
 from pgqrs.config import Config
 from pgqrs.store.postgresql.database import CHANNEL, connect, is_pooled
 
-POLL_S = 2.0  # while nobody tells
-POLL_POOLED_S = 0.5  # behind a pooler, where LISTEN does not work
+# The polling interval while no connection listens.
+POLL_S = 2.0
+# The polling interval behind a pooler, where LISTEN does not work.
+POLL_POOLED_S = 0.5
 
 
 class Listener:
-    """LISTEN on a connection of its own. When the link breaks, polling goes on until it
-    is mended.
+    """LISTEN on a connection of its own. While the connection is broken, the listener polls.
 
-    Behind a pooler the listener only polls, since LISTEN belongs to a session. `Config.listen_dsn`
-    may name a direct connection.
+    Behind a pooler the listener only polls, because LISTEN belongs to a session.
+    `Config.listen_dsn` may name a direct connection.
     """
 
-    away: str | None = None  # who asks for work hears of it
+    # Always None: turns report that the database is away.
+    away: str | None = None
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -49,7 +51,8 @@ class Listener:
         if not self._pooled:
             return None
         return (
-            f"PostgreSQL is reached through a connection pooler, where nobody can listen: new work is looked for every {POLL_POOLED_S:g} s; "
+            "PostgreSQL is reached through a connection pooler, where nobody "
+            f"can listen: new work is looked for every {POLL_POOLED_S:g} s; "
             "to hear of it at once, name a direct way in PGQRS_LISTEN_DSN"
         )
 

@@ -1,7 +1,8 @@
 """The supervisor process: a selector, threads and pipes, around a session that decides.
 
-One pass of the loop reads what is ready, hands it to the session as events, and carries out the session's commands. The loop
-waits for nothing but the selector: turns, lease and other questions to the database have threads of their own (committing.py).
+One pass of the loop reads what is ready, hands it to the session as events, and carries out the
+session's commands. The loop waits only for the selector: turns, the lease and other questions to
+the database have threads of their own (committing.py).
 """
 
 import gc
@@ -43,15 +44,22 @@ from supervisors.machine.identity import cpu_seconds, end_of, resident_bytes
 from supervisors.machine.quota import cores
 from supervisors.worker.board import OnBoard
 
-ATTEMPT_S = 3.0  # to reach the database
-S3_COMMIT_HIDE_S = 0.25  # a commit is a PUT of some 60 to 100 ms
-S3_GATHER_S = 0.015  # so that a batch of tiny steps is one PUT
-REFRESH_S = 0.25  # between looks at the workers and updates of the view
-SIGN_OFF_S = 5.0  # for the database to hear that this supervisor ends
-CLOCK_BACK_S = 1.0  # a smaller step back is the clock's own correction
-EXIT_FAILED = 1  # where runs failed, with --fail
-# The lease is renewed only while the loop turns and transactions end. A pass of the loop takes milliseconds; a transaction waits
-# 3 s for a silent server, and may have to be repeated.
+# The limit of one attempt to reach the database.
+ATTEMPT_S = 3.0
+# On S3 a commit is a PUT that takes about 60 to 100 ms.
+S3_COMMIT_HIDE_S = 0.25
+# Long enough for a batch of tiny steps to share one PUT.
+S3_GATHER_S = 0.015
+# The time between two looks at the workers and updates of the view.
+REFRESH_S = 0.25
+# The limit for signing off at the database.
+SIGN_OFF_S = 5.0
+# A smaller step back is a correction by the clock itself.
+CLOCK_BACK_S = 1.0
+# With --fail, if runs failed.
+EXIT_FAILED = 1
+# The lease is renewed only while the loop turns and transactions end. A pass of the loop takes
+# milliseconds. A transaction waits 3 s for a silent server, and may have to be repeated.
 LOOP_STANDS_S = 10.0
 TURN_STANDS_S = 30.0
 
@@ -59,7 +67,7 @@ TURN_STANDS_S = 30.0
 class Loop:
     def __init__(self, target: targets.Target, config: Config, options: Options, view: View) -> None:
         self._target = target
-        # The loop asks a database that is away again and again, so one attempt need not be patient.
+        # The loop retries a database that is away, so one attempt can be short.
         self._config = Config.from_dict(config.to_dict() | {"connection_timeout_seconds": ATTEMPT_S})
         self._options = options
         self._view = view
@@ -67,20 +75,24 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._pipes = Pipes(self._selector, self._handle, self._show)
         self._lease: Lease | None = None
-        self._turned_at = time.monotonic()  # the loop
+        # When the last pass of the loop began.
+        self._turned_at = time.monotonic()
         self._next_refresh = 0.0
-        self._next_look = 0.0  # for hints
+        # When to look for hints next.
+        self._next_look = 0.0
         self._watched_fd: int | None = None
         self._watched_away: str | None = None
         self._clock_ahead_s = time.time() - time.monotonic()
         self._backlog: int | None = None
         self._says_stopping = False
-        self._recalls = False  # a board was asked, and the session is to hear the answer
+        # Whether a recall was made whose answer the session has not settled yet.
+        self._recalls = False
         self._parent_end: int | None = None
 
     def run(self) -> int:
-        """Runs until told to stop or, with `burst`, until nothing is left. Returns the exit code. Raises PgqrsError for what keeps
-        the supervisor from starting."""
+        """Runs until told to stop or, with `burst`, until nothing is left. Returns the exit code.
+        Raises PgqrsError if the supervisor cannot start.
+        """
         with ExitStack() as stack:
             self._start(stack)
             self._forever()
@@ -133,7 +145,8 @@ class Loop:
         joined = self._membership.join()
         self._signals.starting = False
         self._joined(joined)
-        # In the reverse order: what a claim under way takes must be signed off too.
+        # Callbacks are called in reverse order: messages that a claim under way takes must be
+        # signed off too.
         stack.callback(self._sign_off)
         stack.callback(lambda: self._turns.close(5.0 if self._session.away is None else 0.1))
         stack.callback(self._pipes.close)
@@ -233,6 +246,7 @@ class Loop:
                 self._do(command)
 
     def _do(self, command: events.SessionCommand) -> None:
+        # The session stores the exit, and the loop ends.
         match command:
             case events.Send():
                 self._pipes.send(command.worker, command.frame)
@@ -258,7 +272,7 @@ class Loop:
             case events.Sever():
                 self._sever(command)
             case events.Exit():
-                pass  # the session keeps it, and the loop ends
+                pass
 
     def _look_around(self, now: float) -> None:
         if self._watch.interval_s is not None and now >= self._next_look:
@@ -324,7 +338,7 @@ class Loop:
             self._handle(events.Renewed(self._lease.until))
 
     def _is_at_work(self) -> bool:
-        """Asked by the lease's thread."""
+        """Called by the lease's thread."""
         now, asked_at = time.monotonic(), self._turns.asked_at
         return now - self._turned_at <= LOOP_STANDS_S and (
             asked_at is None or now - asked_at <= TURN_STANDS_S
@@ -350,7 +364,8 @@ class Loop:
         self._aside.ask(look, self._looked_around)
 
     def _looked_around(self, found: tuple[events.LookedAround, int | None] | None) -> None:
-        self._look_for_hints()  # on a new connection, perhaps
+        # The listening connection may be a new one.
+        self._look_for_hints()
         if found is None:
             self._handle(events.Unanswered())
         else:
@@ -358,7 +373,7 @@ class Loop:
             self._handle(looked)
 
     def _clock_went_back(self) -> bool:
-        """Since the last time that this was asked, and by so much that due times are affected."""
+        """Whether the clock went back since the last call, by enough to affect due times."""
         ahead_s = time.time() - time.monotonic()
         before_s, self._clock_ahead_s = self._clock_ahead_s, ahead_s
         return ahead_s < before_s - CLOCK_BACK_S
@@ -370,7 +385,7 @@ class Loop:
         self._watch_fd()
 
     def _watch_fd(self) -> None:
-        """The watch has another descriptor after it has connected again."""
+        """Registers the descriptor of the watch. A new connection has another descriptor."""
         if (fd := self._watch.fileno()) != self._watched_fd:
             if self._watched_fd is not None:
                 self._selector_forget(self._watched_fd)
@@ -379,19 +394,24 @@ class Loop:
             self._watched_fd = fd
 
     def _say_what_waits(self) -> None:
-        # By the Aside thread: a database that does not answer must not keep this process from ending.
+        # Asked by the Aside thread, because a database that does not answer must not keep this
+        # process from ending.
         told: SimpleQueue[int] = SimpleQueue()
         consumers = dict(self._session.consumers)
         self._aside.ask(lambda: told.put(self._membership.waiting_for_their_time(consumers)), lambda _: None)
         with suppress(Empty):
             if count := told.get(timeout=SIGN_OFF_S):
-                text = f"{count:,} wait for their time, for a retry, a delay or the end of a pause: supervise again then"
+                text = (
+                    f"{count:,} wait for their time, for a retry, a "
+                    "delay or the end of a pause: supervise again then"
+                )
                 self._view.note(events.Note(text))
 
     def _sign_off(self) -> None:
         if self._lease is not None:
             self._lease.close()
-        if self._session.away is None and self._session.is_joined:  # else the lease will say it
+        # Otherwise the end of the lease signs off.
+        if self._session.away is None and self._session.is_joined:
             self._aside.ask(self._membership.retire, lambda _: None)
         self._aside.close(SIGN_OFF_S)
 
@@ -417,7 +437,9 @@ class Loop:
                     pass
 
     def _weigh(self) -> None:
-        """What workers hold in memory, where there is a limit, and whether one that holds others up is computing."""
+        """Measures the memory of workers that have a limit, and the CPU time of a worker that holds
+        up runs.
+        """
         for worker in list(self._session.core.workers.values()):
             limited = worker.on_cpu is not None and worker.on_cpu.memory_bytes is not None
             wanted = limited or self._options.max_rss_bytes is not None or worker.holds_up
@@ -443,8 +465,10 @@ class Loop:
                 listener.stopping()
 
     def _suspend(self) -> None:
-        """Stops the workers and then this process, until another process continues it. By then the lease may be over and another
-        supervisor may have the runs, so the workers go on only after the session has looked at the lease."""
+        """Stops the workers and then this process, until another process continues it. By then the
+        lease may be over and another supervisor may have the runs. So the workers continue only
+        after the session has looked at the lease.
+        """
         self._signals.suspends = False
         text = "stopped by Ctrl-Z, and its workers with it; after the lease others take over what runs"
         self._view.note(events.Note(text, "warning"))
@@ -459,7 +483,9 @@ class Loop:
         self._pipes.stand_still(False)
 
     def _hear_parent(self) -> None:
-        """The level of stopping that the parent wants. The end of the pipe without a word is the parent's death."""
+        """Reads the level of stopping that the parent wants. If the pipe ends without a level, the
+        parent has died.
+        """
         assert self._options.parent_fd is not None
         if told := os.read(self._options.parent_fd, 64):
             self._signals.raise_to(max(told) - ord("0"))
@@ -467,7 +493,9 @@ class Loop:
             self._parent_is_gone()
 
     def _parent_is_gone(self) -> None:
-        """Noticed by the end of the parent's pipe, which a fork of the parent may hold open, or of the parent itself."""
+        """Called at the end of the parent's pipe, which a fork of the parent may hold open, or at
+        the end of the parent itself.
+        """
         for fd in (self._options.parent_fd, self._parent_end):
             if fd is not None:
                 self._selector_forget(fd)
@@ -513,7 +541,9 @@ class Loop:
 
 
 def is_known(core: Core, n: int, running: OnBoard) -> bool:
-    """Whether the core knows that this has the CPU in worker `n`. Runs on an event loop say so themselves, and take turns."""
+    """Whether the core knows that this run and step have the CPU in worker `n`. Runs on an event
+    loop report that themselves, and take turns.
+    """
     worker = core.workers[n]
     if worker.kind == "async":
         return True
@@ -523,14 +553,18 @@ def is_known(core: Core, n: int, running: OnBoard) -> bool:
 
 
 def is_there(core: Core, n: int, message_id: int) -> bool:
-    """Whether this is a run that worker `n` has; for 0, whether it was in no run that it does not have."""
+    """Whether worker `n` has this run. For 0: whether the worker was in no run that it does not
+    have.
+    """
     worker = core.workers[n]
     return message_id in worker.runs or (not message_id and not worker.stray)
 
 
 def _rest_collector() -> None:
-    """Nearly all that a pass of the loop makes is gone after it, and none of it in cycles. Looking for cycles took a fifth of the
-    supervisor's time (3,000 against 4,300 no-op workflows a second, in turns)."""
+    """Makes garbage collections rare. Nearly all objects of a pass of the loop are freed after it,
+    and none are in cycles. The collector took a fifth of the supervisor's time (3,000 against 4,300
+    no-op workflows a second, measured in turns).
+    """
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 

@@ -1,6 +1,6 @@
-"""What a supervisor asks of its database apart from turns: to be registered, to look around, to be retired.
+"""What a supervisor asks its database apart from turns: to register, to look around, to retire.
 
-These are blocking calls. After the start the loop has them made by its Aside thread.
+These calls block. After the start the Aside thread of the loop makes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,24 @@ from supervisors.machine.identity import is_gone, own_identity
 
 
 class Joined(Struct, frozen=True):
-    """A new registration. `began`: when it was asked for, in monotonic seconds, which is before the lease began."""
+    """A new registration. `began`: when it was requested, in monotonic seconds, which is before the
+    lease began.
+    """
 
     id: int
-    consumers: dict[int, int]  # by queue
-    recovered: int  # messages of dead supervisors
+    # Consumer id by queue id.
+    consumers: dict[int, int]
+    # The number of messages taken back from dead supervisors.
+    recovered: int
     began: float
 
 
 class Membership:
-    """One supervisor's registrations, one after another: a lost lease ends one, and `join` makes the next.
+    """The registrations of one supervisor, one after another. A lost lease ends one, and `join`
+    makes the next.
 
-    `queues`: the id of each queue, by its name. `reclaim_s`: for how long a client of 0.15 may hold a message; None for ever.
+    `queues`: the id of each queue by its name. `reclaim_s`: how long a client of 0.15 may hold a
+    message; None: forever.
     """
 
     def __init__(
@@ -45,13 +51,17 @@ class Membership:
         self._read_ct_max = read_ct_max
         self._reclaim_s = reclaim_s
         self._clock = clock
-        self._id: int | None = None  # of the latest registration
+        # The id of the latest registration.
+        self._id: int | None = None
 
     def join(self) -> Joined:
-        """Registers this process. Raises SchemaError if the database is not the one that the first registration was made in."""
+        """Registers this process. Raises SchemaError if this is not the database of the first
+        registration.
+        """
         if self._id is not None:
             self._make_sure_of_queues()
-            # The former registration is dead, and so is all that ran for it: its lease need not be waited for.
+            # The former registration and all its workers are dead, so its lease need not be waited
+            # for.
             self._store.expire_lease(self._id)
         recovered = self._take_back()
         began = self._clock()
@@ -59,7 +69,9 @@ class Membership:
         return Joined(self._id, {self._queues[name]: c for name, c in consumers.items()}, recovered, began)
 
     def look_around(self, asked: LookAround, clock_went_back: bool) -> LookedAround:
-        """Takes back what dead supervisors held, and finds out which of our claims another session has ended or taken over."""
+        """Takes back the runs of dead supervisors, and finds the claims that another session has
+        ended or taken over.
+        """
         brought_back = self._store.bring_back() if clock_went_back else 0
         held: set[Claim] = set(self._store.held(asked.consumers)) if asked.claims else set()
         recovered = self._take_back()
@@ -86,12 +98,14 @@ class Membership:
                 same = False
             if not same:
                 raise errors.SchemaError(
-                    f"the database was replaced by another: queue {name!r} is not the one in it that this supervisor knew; "
-                    "start the supervisor again"
+                    f"the database was replaced by another: queue {name!r} is not the one in it that this "
+                    "supervisor knew; start the supervisor again"
                 )
 
     def _take_back(self) -> int:
-        """What supervisors with an expired lease held, and at once what a dead supervisor of this host held: how many messages."""
+        """Takes back the runs of supervisors with an expired lease, and at once those of dead
+        supervisors on this host. Returns the number of messages.
+        """
         neighbours, is_over = self._store.watched(own_identity())
         for supervisor_id, pid, pid_started in neighbours:
             if supervisor_id != self._id and is_gone(pid, pid_started):
@@ -101,9 +115,11 @@ class Membership:
 
 
 def prepare(store: MessageStore, names: Sequence[tuple[str, str, str]]) -> list[tuple[int, int | None]]:
-    """Makes sure of the schema, and of each function's queue and workflow row. On SQLite this may be the first write.
+    """Checks the schema, and creates the row of each function's queue and workflow. On SQLite this
+    may be the first write.
 
-    `names`: kind, name and queue of each function. Returns each one's queue id and workflow id (None for a handler).
+    `names`: kind, name and queue of each function. Returns the queue id and workflow id of each
+    (None for a handler).
     """
     if store.database.dialect == "sqlite":
         store.install()

@@ -1,8 +1,10 @@
-"""The workers' pipes, as the supervisor holds them: frames down, frames and output up, and the last word of the dead.
+"""The supervisor's ends of the workers' pipes: frames down, frames and output up, and the last
+bytes of dead workers.
 
-Nothing that comes through them is believed, and none of it can hold the loop up: what is read at once is bounded, output
-gets a share of the loop's time, and of a dead worker only that is read which was there when it died, since its descriptors
-may live on in a process that never falls silent. A worker that says what it cannot is killed, and the supervisor goes on.
+Nothing that comes through a pipe is trusted, and nothing can hold up the loop. Each read is
+bounded, and output gets a share of the loop's time. Of a dead worker only those bytes are read that
+were there when it died, because a process that never falls silent may still hold its descriptors. A
+worker that sends an invalid frame is killed, and the supervisor continues.
 """
 
 import fcntl
@@ -29,37 +31,54 @@ from supervisors.machine.oom import OutOfMemory
 from supervisors.worker.board import ENTRY_LOOKS_MAX, OnBoard
 from supervisors.worker.output import Line, LineReader, Stacks
 
-OUTBOX_BYTES_MAX = 1024 * 1024 * 1024  # unread by a worker: more than any one run and what may be beside it
+# The most bytes that a worker may leave unread: more than any one run and the frames beside it.
+OUTBOX_BYTES_MAX = 1024 * 1024 * 1024
 READ_BYTES = 256 * 1024
-OUTPUT_BYTES = 64 * 1024  # read at once
-OUTPUT_SHARE = 0.25  # of the loop's time, at most, for the output of one worker
-OUTPUT_FREE_S = 0.001  # a look at it that took no longer is followed by the next at once
-LAST_BYTES_MAX = 1024 * 1024  # of a dead worker, from each of its descriptors
-MUTE_S = 1.0  # a worker that has closed its pipe is killed after that: it can end nothing that it has
+# The most bytes of output read at once.
+OUTPUT_BYTES = 64 * 1024
+# The largest share of the loop's time for the output of one worker.
+OUTPUT_SHARE = 0.25
+# After a read of output that took no longer, the next may follow at once.
+OUTPUT_FREE_S = 0.001
+# The most bytes read from each descriptor of a dead worker.
+LAST_BYTES_MAX = 1024 * 1024
+# How long a worker that has closed its pipe lives: it can end none of its runs.
+MUTE_S = 1.0
 GOODBYE_S = 1.0
-REAP_S = 2.0  # for what was killed to be dead, when the supervisor ends
+# How long a supervisor that ends waits for killed workers to die.
+REAP_S = 2.0
 LOOKS_MAX = (
-    100  # at a pipe and its board, until all is heard that was said: two are enough where nothing is broken
+    # The most reads of a pipe and its board to receive everything sent so far. Two are enough
+    # unless something is broken.
+    100
 )
-STACKS_WITHIN_S = 1.0  # of being asked: what looks like stacks later is somebody else's word
+# Stacks are accepted this long after a dump was requested. Later lines that look like stacks come
+# from other code.
+STACKS_WITHIN_S = 1.0
 
 
 class _Pipe(Struct):
     child: Child
     hearing: Hearing
-    ended_at: float | None = None  # when its end of the pipe was closed
+    # When the worker closed its end of the pipe.
+    ended_at: float | None = None
     outbox: bytearray = msgspec.field(default_factory=bytearray)
     lines: LineReader = msgspec.field(default_factory=LineReader)
     output_ended: bool = False
-    rests_until: float | None = None  # its output is not read before that
-    killed: bool = False  # by us
-    cause: str | None = None  # why, where the core did not order that
-    stacks: Stacks | None = None  # what it says of its threads since it was asked
+    # The output is not read before this time.
+    rests_until: float | None = None
+    # Whether this supervisor killed the worker.
+    killed: bool = False
+    # Why, if the core did not order that.
+    cause: str | None = None
+    # The stacks of the worker's threads since they were requested.
+    stacks: Stacks | None = None
 
 
 class Pipes:
-    """`handle` takes what the core should know; `show` a line of output, with its worker and, where known, its run, and
-    whether that is a plain message."""
+    """`handle` takes the events for the core. `show` takes a line of output, with its worker and,
+    if known, its run, and whether that is a plain message.
+    """
 
     def __init__(
         self,
@@ -71,8 +90,10 @@ class Pipes:
         self._handle = handle
         self._show = show
         self._pipes: dict[int, _Pipe] = {}
-        self._unsent: set[int] = set()  # whose outbox has something new
-        self._listens = True  # to frames
+        # Workers with something new in their outbox.
+        self._unsent: set[int] = set()
+        # Whether frames are read.
+        self._listens = True
         self._oom = OutOfMemory()
 
     def adopt(self, child: Child) -> None:
@@ -85,7 +106,7 @@ class Pipes:
         self._handle(events.Launched(n, child.pid, gated=child.board is not None and child.kind == "sync"))
 
     def send(self, n: int, frame: wire.Down) -> None:
-        """With the next `flush`. What is for a worker that is gone is dropped."""
+        """Sends a frame with the next `flush`. A frame for a dead worker is dropped."""
         if (pipe := self._pipes.get(n)) is None:
             return
         pipe.outbox += wire.encode(frame)
@@ -102,12 +123,15 @@ class Pipes:
                 self._flush(pipe)
 
     def recall(self, n: int) -> None:
-        """Closes the worker's gate and hears what it said before. It opens with the next Recall frame."""
+        """Closes the worker's gate, and reads what the worker sent before. The next Recall frame
+        opens the gate.
+        """
         if (pipe := self._pipes.get(n)) is None or (board := pipe.child.board) is None:
             return
         board.recall()
         entered, said = board.entered, board.end
-        # What is not on the board any more is in the pipe, and the worker takes it from the board only when all of it is there.
+        # Bytes that left the board are in the pipe: the worker removes them from the board only
+        # after all of them were sent.
         for _ in range(LOOKS_MAX):
             if pipe.hearing.known >= said or pipe.cause is not None:
                 break
@@ -118,7 +142,7 @@ class Pipes:
         self._handle(events.Recalled(n, entered))
 
     def dump(self, n: int) -> None:
-        """Asks for the stacks of all its threads: they come with its Exited."""
+        """Requests the stacks of all threads of the worker. They come with its Exited."""
         if pipe := self._pipes.get(n):
             pipe.stacks = Stacks(time.monotonic() + STACKS_WITHIN_S)
             pipe.child.dump()
@@ -127,46 +151,48 @@ class Pipes:
         if pipe := self._pipes.get(n):
             pipe.killed |= force
             if not force and _idle(pipe.child):
-                # It leaves as a program does. One that does not is killed with `force` soon after.
+                # The worker exits normally. One that does not is killed with `force` soon after.
                 with suppress(OSError):
                     pipe.child.sock.shutdown(socket.SHUT_WR)
             else:
                 pipe.child.kill(force)
 
     def stand_still(self, still: bool) -> None:
-        """Stops all workers with what they have started, or has them go on."""
+        """Stops all workers and the processes that they have started, or continues them."""
         for pipe in self._pipes.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pipe.child.pid, signal.SIGSTOP if still else signal.SIGCONT)
 
     def pids(self) -> set[int]:
-        """Of the workers that are not yet buried."""
+        """The pids of the workers whose exit is not yet reported."""
         return {pipe.child.pid for pipe in self._pipes.values()}
 
     def look_around(self) -> None:
-        """Now and then: at what the kernel has killed, for it to be told from what dies much later."""
+        """Called now and then: reads the kernel's count of out-of-memory kills, to tell them from
+        later deaths.
+        """
         self._oom.look()
 
     def listen(self, listens: bool) -> None:
-        """Whether to read frames. Those that are not read wait with their workers, which wait for that then."""
+        """Whether to read frames. Workers whose frames are not read wait."""
         if listens != self._listens:
             self._listens = listens
             for pipe in self._pipes.values():
                 self._watch_pipe(pipe)
 
     def next_timer(self) -> float | None:
-        """When `go_on` is wanted, in monotonic seconds."""
+        """When `go_on` is due, in monotonic seconds."""
         return min((p.rests_until for p in self._pipes.values() if p.rests_until is not None), default=None)
 
     def go_on(self, now: float) -> None:
-        """Reads the output again of workers that had their share of the loop's time."""
+        """Resumes reading the output of workers that had used their share of the loop's time."""
         for n, pipe in self._pipes.items():
             if pipe.rests_until is not None and now >= pipe.rests_until:
                 pipe.rests_until = None
                 self._watch_output(n, pipe)
 
     def close(self) -> None:
-        """Idle workers end by themselves when their pipe is closed, and say what they still have to say."""
+        """Idle workers exit by themselves when their pipe is closed, after their last output."""
         deadline = time.monotonic() + GOODBYE_S
         for pipe in self._pipes.values():
             with suppress(OSError):
@@ -177,14 +203,15 @@ class Pipes:
             pipe.child.kill(force=True)
         deadline = time.monotonic() + REAP_S
         for n, pipe in self._pipes.items():
-            # Not without a limit: what hangs in the kernel, as on a dead network drive, dies when that lets it.
+            # With a limit, because a process that hangs in the kernel, as on a dead network drive,
+            # does not die before the kernel releases it.
             if select.select([pipe.child.pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 pipe.child.reap()
             self._drain_output(n, pipe)
             pipe.child.close()
 
     def _serve(self, n: int) -> None:
-        """Its pipe can be read, or written."""
+        """The worker's pipe can be read or written."""
         if self._listens:
             self._read(n)
         elif (pipe := self._pipes.get(n)) and pipe.outbox:
@@ -200,7 +227,7 @@ class Pipes:
         except OSError:
             data = b""
         if data == b"":
-            # Its end is closed, but only the pidfd says that it is dead.
+            # The worker has closed its end. Only the pidfd says whether it is dead.
             pipe.ended_at = pipe.ended_at or time.monotonic()
             self._forget(pipe.child.sock.fileno())
         elif data:
@@ -211,8 +238,10 @@ class Pipes:
     def look_at_boards(
         self, is_known: Callable[[int, OnBoard], bool], is_there: Callable[[int, int], bool]
     ) -> None:
-        """Now and then: what workers have not sent yet, and who has the CPU there, where the core does not know. Also what they
-        began to print a while ago, and whether they can still say anything."""
+        """Called now and then: reads what workers have not sent yet, and which run has the CPU
+        unless the core knows. Also shows lines that were begun a while ago, and kills workers that
+        have closed their pipe.
+        """
         now = time.monotonic()
         for n, pipe in list(self._pipes.items()):
             self._show_lines(n, pipe, pipe.lines.overdue(now), now)
@@ -243,11 +272,12 @@ class Pipes:
         except BlockingIOError:
             pass
         except OSError:
-            pipe.outbox.clear()  # it is dying: the pidfd will say so
+            # The worker is dying, as the pidfd will show.
+            pipe.outbox.clear()
         self._watch_pipe(pipe)
 
     def _watch_pipe(self, pipe: _Pipe) -> None:
-        """Has the selector look for what may be done with it now."""
+        """Registers the pipe at the selector for the operations that are possible now."""
         sock = pipe.child.sock
         wanted = 0
         if pipe.ended_at is None and not pipe.hearing.distrusted:
@@ -270,7 +300,7 @@ class Pipes:
             self._selector.register(pipe.child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
 
     def _read_output(self, n: int) -> None:
-        """What is there, and no more of it than the loop has time for: the worker waits where it prints more."""
+        """Reads output, for no longer than the loop has time. A worker that prints more waits."""
         if (pipe := self._pipes.get(n)) is None:
             return
         began = time.monotonic()
@@ -292,8 +322,10 @@ class Pipes:
             self._forget(pipe.child.output_fd)
 
     def _look_at_output(self, pipe: _Pipe) -> tuple[int | None, int]:
-        """Who has the CPU, and how many bytes there were while it had it. What another left among them is marked as its: the worker
-        does that before its board says that the CPU has passed on."""
+        """Returns the run that has the CPU, and how many bytes were in the pipe while that run had
+        it. Bytes that another run left are marked as that run's: the worker writes the mark before
+        its board names the next run.
+        """
         holder, there = self._holder(pipe), 0
         for _ in range(ENTRY_LOOKS_MAX):
             there = _readable_bytes(pipe.child.output_fd)
@@ -303,7 +335,9 @@ class Pipes:
         return holder, there
 
     def _drain_output(self, n: int, pipe: _Pipe) -> None:
-        """What is in the pipe of a dead worker. Others may hold its other end and go on to write."""
+        """Reads the remaining output of a dead worker. Other processes may hold the other end and
+        continue to write.
+        """
         now = time.monotonic()
         left = _readable_bytes(pipe.child.output_fd)
         with suppress(OSError):
@@ -326,12 +360,16 @@ class Pipes:
             self._show(n, of, text, of is not None and pipe.hearing.credit.is_message(of))
 
     def _holder(self, pipe: _Pipe) -> int | None:
-        """The run that has the CPU or had it last: whose a line without a run is, such as a subprocess's."""
+        """The run that has the CPU or had it last. Lines without a run, such as a subprocess's, are
+        shown as its lines.
+        """
         running = pipe.child.board and pipe.child.board.last_on_cpu()
         return running.message_id if running else None
 
     def _bury(self, n: int) -> None:
-        """A worker is dead. First everything that it sent, then how it ended."""
+        """Handles the death of a worker: reads everything that it sent, then reports how it
+        ended.
+        """
         pipe = self._pipes[n]
         child = pipe.child
         name, code, cpu_s, rss = child.reap()
@@ -341,7 +379,7 @@ class Pipes:
                 left -= len(data)
                 pipe.hearing.come(data)
         oom = name == "SIGKILL" and not pipe.killed and self._oom.took()
-        # SIGKILL and SIGTERM come from outside, or from us.
+        # SIGKILL and SIGTERM come from outside or from this supervisor.
         pipe.hearing.last_words(oom or name not in ("SIGKILL", "SIGTERM"), child.kind == "async")
         self._drain_output(n, pipe)
         for fd in (child.sock.fileno(), child.output_fd, child.pidfd):
@@ -369,6 +407,6 @@ def _readable_bytes(fd: int) -> int:
 
 
 def _idle(child: Child) -> bool:
-    """That it runs nothing, where that can be seen."""
+    """Whether the worker is known to execute nothing."""
     running = None if child.board is None else child.board.on_cpu()
     return running is not None and not running.message_id

@@ -1,4 +1,6 @@
-"""Signals and the terminal of a supervisor process: how it is told to stop, to suspend, and that nobody watches it any more."""
+"""Signals and the terminal of a supervisor process: how it is told to stop or to suspend, and that
+its terminal is closed.
+"""
 
 import errno
 import os
@@ -9,20 +11,26 @@ from contextlib import ExitStack, suppress
 
 
 class Signals:
-    """Counts what was asked for; the loop looks at the counts once a turn.
+    """Counts the requests. The loop looks at the counts once a turn.
 
-    SIGINT and SIGTERM each raise the level of stopping (`asked`) by one. SIGHUP asks for the first level, however often it comes:
-    the shell and the kernel may both send it. A process that was started with SIGHUP ignored (nohup) keeps ignoring it.
+    SIGINT and SIGTERM each raise the level of stopping (`asked`) by one. SIGHUP asks for the first
+    level, however often it comes, because the shell and the kernel may both send it. A process that
+    was started with SIGHUP ignored (nohup) keeps ignoring it.
     """
 
     def __init__(self) -> None:
-        self.asked = 0  # the level of stopping
-        self.suspends = False  # by Ctrl-Z
-        self.starting = False  # the import of the target may take for ever, so a signal ends it at once
-        self.stays = False  # when its terminal is closed
+        # The level of stopping asked for.
+        self.asked = 0
+        # Whether Ctrl-Z was pressed.
+        self.suspends = False
+        # While starting, a signal ends the process at once, because the import of the target may
+        # never end.
+        self.starting = False
+        # Whether the process stays when its terminal is closed.
+        self.stays = False
 
     def install(self, wake: socket.socket, stack: ExitStack) -> None:
-        """A signal makes `wake` readable. `stack` puts the former handlers back."""
+        """Makes a signal write to `wake`. `stack` restores the former handlers."""
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, old_fd)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -62,7 +70,7 @@ class Signals:
 
 
 def _leave_terminal() -> None:
-    """A terminal that has hung up refuses every write. What there is to say goes nowhere from now on."""
+    """A terminal that has hung up refuses every write. Output goes to /dev/null from now on."""
     for fd in (1, 2):
         try:
             termios.tcgetattr(fd)

@@ -1,4 +1,4 @@
-"""What a supervisor is told to do, and what it shows of itself. Data, and who takes it."""
+"""The options of a supervisor, and what it shows of itself: data, and the interface of a view."""
 
 from typing import Literal, Protocol
 
@@ -11,26 +11,31 @@ LEASE_S = 15.0
 
 
 class Options(Struct, frozen=True):
-    """What `pgqrs supervise` can be told. `workers` None: the cores that this process may use."""
+    """The options of `pgqrs supervise`. `workers` None: the cores that this process may use."""
 
     workers: int | None = None
     lanes: int | None = None
     burst: bool = False
-    fail: bool = False  # end with 1 where a run failed
+    # Exit with status 1 if a run failed.
+    fail: bool = False
     start_method: StartMethod | None = None
     drain_timeout_s: float = 30.0
     lease_s: float = LEASE_S
     subreaper: bool = True
-    ready_fd: int | None = None  # a byte is written here once messages are being claimed
+    # A byte is written here once messages are being claimed.
+    ready_fd: int | None = None
     max_runs_per_worker: int | None = None
     max_rss_bytes: int | None = None
-    http: tuple[str, int] | None = None  # where to answer /healthz and /readyz
-    parent_fd: int | None = None  # says how to stop; when it ends, so does the supervisor
-    parent_pid: int | None = None  # when that process ends, so does the supervisor
+    # The address for /healthz and /readyz.
+    http: tuple[str, int] | None = None
+    # The pipe that brings the level of stopping. The supervisor stops when it is closed.
+    parent_fd: int | None = None
+    # The supervisor stops when this process ends.
+    parent_pid: int | None = None
 
 
 class Report(Struct, frozen=True):
-    """What it will do, said at the start."""
+    """What the supervisor will do, reported at the start."""
 
     target: str
     start_method: StartMethod
@@ -58,7 +63,7 @@ class WorkerState(Struct, frozen=True):
 
 
 class State(Struct, frozen=True):
-    """A look at everything, for a panel."""
+    """A snapshot of the supervisor, for a panel."""
 
     workers: tuple[WorkerState, ...]
     finished: int
@@ -67,17 +72,18 @@ class State(Struct, frozen=True):
     held: int
     stopping: int
     away: str | None
-    backlog: int | None  # waiting messages, counted up to a bound; only where the view wants it
+    # Waiting messages, counted up to a bound; only if the view wants the number.
+    backlog: int | None
 
 
 class View(Protocol):
-    """Who shows it. Called from the loop: must not block."""
+    """Shows the supervisor to people. Called from the loop, so no method may block."""
 
     wants_backlog: bool
 
     @property
     def deserted(self) -> bool:
-        """Nobody sees any more what it shows, which is as good as a terminal that is closed."""
+        """Whether nobody can see the output any more. That counts like a closed terminal."""
         ...
 
     def started(self, report: Report) -> None: ...
@@ -91,7 +97,9 @@ class View(Protocol):
     def ended(self, code: int, reason: str, state: State) -> None: ...
 
     def suspended(self) -> None:
-        """The supervisor is about to be stopped, as by Ctrl-Z: the terminal is the shell's then."""
+        """The supervisor is about to be stopped, as by Ctrl-Z. The terminal belongs to the shell
+        then.
+        """
         ...
 
     def resumed(self) -> None: ...

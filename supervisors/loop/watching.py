@@ -1,4 +1,6 @@
-"""How a supervisor hears that there may be something new. Only a hint: it polls all the same, ever more slowly."""
+"""How a supervisor notices that there may be new messages. These are only hints: the supervisor
+also polls, ever less often.
+"""
 
 import contextlib
 import threading
@@ -10,25 +12,32 @@ from pgqrs.config import Config, sqlite_path, turso_file
 from pgqrs.store import open_database
 
 SQLITE_LOOK_S = 0.004
-S3_HINT_LOOK_S = 0.01  # at a file's time
-S3_LOOK_S = 1.0  # at 0.4 cents for 10,000 such requests, 3.5 cents a day
+# The interval of looks at the time of a file.
+S3_HINT_LOOK_S = 0.01
+# At 0.4 cents for 10,000 such requests, 3.5 cents a day.
+S3_LOOK_S = 1.0
 
 
 class Watch(Protocol):
-    interval_s: float | None  # how often to call `look`; None: when `fileno` is readable
-    away: str | None  # why nothing can be heard of the database at the moment, where that is known
+    # How often to call `look`. None: when `fileno` is readable.
+    interval_s: float | None
+    # Why the database is away, if the watch knows.
+    away: str | None
 
     def fileno(self) -> int | None: ...
 
     def look(self) -> tuple[str, ...] | None:
-        """The queues that were hinted at; () for none, None for any of them. Never waits."""
+        """Returns the queues that were hinted at: () for none, None for any of them. Never
+        waits.
+        """
 
     def caution(self) -> str | None:
-        """What keeps new work from being noticed at once; None if nothing does."""
+        """What keeps new messages from being noticed at once, or None."""
 
     def mend(self) -> None:
-        """Connects anew where the link is broken; that may take seconds, and is for another thread. Raises SchemaError where it
-        leads nowhere any more."""
+        """Connects again if the connection is broken. That may take seconds, so another thread
+        calls it. Raises SchemaError if the database is no longer the same.
+        """
 
     def close(self) -> None: ...
 
@@ -42,7 +51,9 @@ def watch(config: Config) -> Watch:
 
 
 class DataVersion:
-    """SQLite and what is kept like it: a number that costs no transaction says whether anybody has committed."""
+    """SQLite and similar databases: a number that costs no transaction says whether somebody has
+    committed.
+    """
 
     away: str | None = None
 
@@ -66,21 +77,24 @@ class DataVersion:
     def look(self) -> tuple[str, ...] | None:
         try:
             version = self._database.data_version()
-        except errors.PgqrsConnectionError:  # who asks for work hears of it
+        except errors.PgqrsConnectionError:
+            # Turns report that the database is away.
             return ()
         changed, self._seen = version != self._seen, version
         return None if changed else ()
 
     def mend(self) -> None:
-        """Raises SchemaError where there is another file by now, or none: what is open here, nobody else sees any more."""
+        """Raises SchemaError if the file was removed or replaced. Nobody else sees the file that is
+        open here.
+        """
         if self._file is None:
             return
         with contextlib.suppress(FileNotFoundError):
             if self._file.stat().st_ino == self._inode:
                 return
         raise errors.SchemaError(
-            f"the database file {self._file} was removed or replaced while this supervisor had it open: nobody else sees what is "
-            "done in the old one; start the supervisor again"
+            f"the database file {self._file} was removed or replaced while this supervisor had it open: "
+            "nobody else sees what is done in the old one; start the supervisor again"
         )
 
     def close(self) -> None:
@@ -88,15 +102,16 @@ class DataVersion:
 
 
 def _file(config: Config) -> Path | None:
-    """That nobody may replace; the copy of what is in S3 is ours to."""
+    """The file that nobody may replace. On S3 there is none: the local copy belongs to pgqrs."""
     if config.backend == "s3":
         return None
     return Path(sqlite_path(config.dsn) if config.backend == "sqlite" else turso_file(config.dsn)[0])
 
 
 class Followed(DataVersion):
-    """S3: a thread asks it for news, which then show as those of the local copy do. It asks at once when a process of this machine
-    says that there are some."""
+    """S3: a thread asks the bucket for news, which then appear like commits to the local copy. The
+    thread asks at once when a process of this machine hints at news.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -1,1 +1,1 @@
-"""A worker process: runs side by side in lanes or on an event loop, what it says, its board and its output."""
+"""The worker process: runs in lanes or on an event loop, its frames, its board and its output."""

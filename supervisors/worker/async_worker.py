@@ -1,4 +1,6 @@
-"""The worker of `async def` functions: all its runs at once on one event loop, each with the journal that lanes have."""
+"""The worker of `async def` functions. All its runs share one event loop. Each has the same journal
+as a lane.
+"""
 
 import asyncio
 import contextvars
@@ -19,22 +21,29 @@ from supervisors.worker.journal import READ_BYTES, Outbox, PipeJournal
 from supervisors.worker.output import finish_lines
 from supervisors.worker.runs import Runs
 
-_NOBODYS = contextvars.Context()  # what the worker does for itself is no run's
+# The context of the worker's own callbacks, which belong to no run.
+_NOBODYS = contextvars.Context()
 
 
 class AsyncLane(PipeJournal):
-    """One `async def` run: a task on the loop, driven inside a greenlet so that a plain step in it can wait too."""
+    """One `async def` run: a task on the loop. A greenlet drives it, so that a plain step in it can
+    wait too.
+    """
 
-    told = True  # many are under way at once, of which a board shows one
+    # Many steps are under way at once, and the board shows only one.
+    told = True
 
     def __init__(self, order: wire.Execute, steps: tuple[RecordedStep, ...], worker: "AsyncWorker") -> None:
         super().__init__(order, steps, worker, ordered=False)
         self._worker = worker
         self._progress = asyncio.Event()
-        self.tasks: set[asyncio.Task[Any]] = set()  # the run's own and those that it started
+        # The tasks of the run: its own and those that it started.
+        self.tasks: set[asyncio.Task[Any]] = set()
         self._is_leaving = False
-        self.cancelled = False  # told to stop where it is
-        self.entered = False  # a task that is cancelled before that ends without a word
+        # Whether the run was told to stop where it is.
+        self.cancelled = False
+        # Whether the task has started. A task that is cancelled before that ends without a frame.
+        self.entered = False
         self._own = contextvars.copy_context()
         self.task = asyncio.get_running_loop().create_task(self._main(), context=self._own)
 
@@ -43,15 +52,17 @@ class AsyncLane(PipeJournal):
         self.announce(call)
 
     def goes_on(self) -> None:
-        """With the step of the context in which this is called, or with its own code."""
+        """Continues with the step of the current context, or with the run's own code."""
         call = flow.step_under_way()
         position, step = (self.context.position, None) if call is None else (call.position, call.name)
         self.outbox.runs(self.message_id, self.claim_no, position, step)
         self._worker.rests_soon()
 
     async def _allowed(self, durable: int) -> None:
-        """Waits until that many checkpoints are durable and what is here is our supervisor's. Raises Suspended where the run
-        leaves its worker instead: once the steps that are under way beside it have ended and are recorded."""
+        """Waits until that many checkpoints are durable and the lease holds. Raises Suspended if
+        the run leaves its worker instead: after the steps that are under way beside it have ended
+        and are recorded.
+        """
         while self._holds(durable):
             self._progress.clear()
             await self._progress.wait()
@@ -81,7 +92,7 @@ class AsyncLane(PipeJournal):
         return Driven.wait(awaitable)
 
     def _leave(self) -> None:
-        """The run's own task may never look at the one in which the run has left: it ends all the same."""
+        """Cancels the run's own task. It may never wait for the task in which the run has left."""
         if not self._is_leaving:
             self._is_leaving = True
             asyncio.get_running_loop().call_soon(self.task.cancel, context=_NOBODYS)
@@ -90,7 +101,8 @@ class AsyncLane(PipeJournal):
         """One of the run's tasks has ended."""
         self.tasks.discard(task)
         if self.leaving and not task.cancelled():
-            task.exception()  # asked for: else asyncio reports one that nobody has seen
+            # Retrieved, because asyncio reports an exception that nobody has retrieved.
+            task.exception()
 
     def woken(self) -> None:
         self._progress.set()
@@ -114,11 +126,13 @@ class AsyncLane(PipeJournal):
         except Suspended:
             end = wire.Idle() if self.left else self.given_back()
         except TimeoutError:
-            pass  # the limit's: whatever the function raises is Refused
+            # Raised by the limit. Exceptions of the function are Refused.
+            pass
         except BaseException as e:
             if self._worker.closed:
                 raise
-            # It was told to stop at once, or it ended itself by what asyncio would keep to itself.
+            # The run was told to stop at once, or it ended itself by an exception that asyncio
+            # would not report.
             if self.left:
                 end = wire.Idle()
             elif self.stopped:
@@ -130,7 +144,8 @@ class AsyncLane(PipeJournal):
             if self._worker.lanes.get(self.message_id) is self:
                 del self._worker.lanes[self.message_id]
             for task in self.tasks - {self.task}:
-                task.cancel()  # what the run left behind would go on beside its next attempt
+                # Tasks that the run left behind would continue beside its next attempt.
+                task.cancel()
         if limit.expired() and not self.left:
             end = wire.Failed(*ids, flow.Refused(TimeoutError(over_time(self.definition)), "TIMEOUT").error)
         self.outbox.add(end)
@@ -138,7 +153,7 @@ class AsyncLane(PipeJournal):
 
 
 class AsyncWorker(Runs[AsyncLane]):
-    """Runs `async def` functions, all of them at once on one event loop."""
+    """Executes `async def` functions, all of them at once on one event loop."""
 
     def __init__(
         self,
@@ -160,7 +175,8 @@ class AsyncWorker(Runs[AsyncLane]):
             try:
                 runner.run(self._main(pid))
             finally:
-                # However it ended: the runner cancels what is left, which is no end of a run.
+                # However the loop ended: the runner cancels the remaining tasks, which is not an
+                # end of their runs.
                 self.closed = True
 
     async def _main(self, pid: int) -> None:
@@ -172,7 +188,9 @@ class AsyncWorker(Runs[AsyncLane]):
         await closed
 
     def idle(self) -> None:
-        """Once the loop has run what is ready: others may still have something to send in this round."""
+        """Reports Idle once the loop has executed everything that is ready: other tasks may have
+        frames to add in this round.
+        """
         if not self._idle_due:
             self._idle_due = True
             asyncio.get_running_loop().call_soon(self._say_idle, context=_NOBODYS)
@@ -183,7 +201,9 @@ class AsyncWorker(Runs[AsyncLane]):
         self.outbox.flush()
 
     def rests_soon(self) -> None:
-        """Once the loop has run what is ready, nobody has the CPU until something goes on."""
+        """Clears the board's entry once the loop has executed everything that is ready. No run has
+        the CPU until a task continues.
+        """
         if not self._rest_due:
             self._rest_due = True
             asyncio.get_running_loop().call_soon(self._rest, context=_NOBODYS)
@@ -210,10 +230,10 @@ class AsyncWorker(Runs[AsyncLane]):
             self.outbox.add(wire.Left(lane.message_id))
             self.idle()
 
-    # What frames do: see Runs
+    # The effects of frames: see Runs
 
     def _arrived(self) -> None:
-        """A run begins at once: there are as many tasks on the loop as there are runs."""
+        """A run begins at once: each run has a task on the loop."""
         order, steps = self.next_order()
         lane = self.lanes[order.message_id] = AsyncLane(order, steps, self)
         lane.task.add_done_callback(partial(self._ended, lane), context=_NOBODYS)

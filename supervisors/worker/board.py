@@ -1,17 +1,21 @@
-"""What a worker shares with its supervisor beside the pipe: a page of memory, which outlives it.
+"""Memory that a worker shares with its supervisor beside the pipe, and that outlives the worker.
 
-A tiny step costs less than a system call, so a worker that runs such steps gathers its frames and sends many at once. Until then
-they stand on the board: what a worker has finished is not lost with it. The board also says who has the CPU, which no frame needs
-to say then: a death is charged to that, and now and then the supervisor looks who it is.
+A tiny step costs less than a system call. So a worker with such steps collects its frames and sends
+many at once. Until then they are on the board, and a finished step is not lost with its worker. The
+board also says which run has the CPU, so that no frame is needed for that. A death is charged to
+that run, and the supervisor reads it now and then.
 
-The board is also a gate. Before a worker goes into a run's code, to begin it or to go on with it, the worker writes the run's id
-down (ENTERED) and then reads how often the supervisor has recalled runs (RECALLS). Where the worker has not yet heard of one
-recall in its pipe, it goes into nothing before it has. The supervisor counts RECALLS up and then reads ENTERED: every other run
-that the worker has is then the supervisor's, however long the worker stays in its code (decision 15). Each side writes before it
-reads, with a full barrier between, so that at least one of the two sees what the other wrote.
+The board is also a gate. Before a worker enters a run's code, to begin or to continue it, the
+worker writes the run's id (ENTERED) and then reads how often the supervisor has recalled runs
+(RECALLS). If the worker has not read one of those recalls from its pipe, it enters no run before it
+has. The supervisor increments RECALLS and then reads ENTERED. Every other run of the worker then
+belongs to the supervisor, however long the worker stays in its code (decision 15). Each side writes
+before it reads, with a full barrier in between, so that at least one of the two sees what the other
+wrote.
 
-Every number is written by one store of eight bytes, the one that makes the rest valid last. That order is seen as such by another
-process on x86; on other machines there is no board, and each frame is sent as it comes.
+Every number is written by one store of eight bytes. The store that makes the rest valid comes last.
+Other processes see that order on x86. On other machines there is no board, and each frame is sent
+at once.
 """
 
 import _thread
@@ -32,46 +36,51 @@ from supervisors.worker.output import has_cpu
 SIZE = 64 * 1024
 NAME_BYTES_MAX = 4 * NAME_CHARS_MAX
 
-# The frames are a stream, in which the board holds the bytes from START to END; START moves once they are in the pipe.
-# Numbers are named by which they are, of eight bytes each.
+# The frames are a stream. The board holds the bytes from START to END; START moves once they are in
+# the pipe. These are the indexes of the numbers, of eight bytes each.
 _START, _END, _TURN = 0, 1, 2
 _ENTERED, _RECALLS = 3, 4
-_ENTRIES, _ENTRY_BYTES = 64, 2016  # two, of which TURN says which one is valid
+# Two entries. TURN says which one is valid.
+_ENTRIES, _ENTRY_BYTES = 64, 2016
 _FRAMES = 4096
 FRAMES_BYTES_MAX = SIZE - _FRAMES
 
-ENTRY_LOOKS_MAX = (
-    100  # at an entry that changes under the reader's eyes, as one does that is scribbled over without an end
-)
+# The most reads of an entry that changes during the read. An entry that is overwritten without end
+# changes always.
+ENTRY_LOOKS_MAX = 100
 
-# Message, claim number, position, length of the step's name; -1: the function's own code.
+# Message id, claim number, position, length of the step's name. Length -1: the function's own code.
 _ENTRY = Packed("<qqqq")
 
 
 def new_board() -> int | None:
-    """A descriptor to be shared, None where there are no boards."""
+    """Returns a descriptor to share, or None if this machine has no boards."""
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return None
     try:
         fd = os.memfd_create("pgqrs-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError:  # a sandbox that does not know or allow it
+    except OSError:
+        # A sandbox may not know or allow memfd_create.
         return None
     os.ftruncate(fd, SIZE)
-    # Whoever reads a page that was cut off is killed (SIGBUS): nobody may make the board smaller.
+    # Nobody may make the board smaller, because a process that reads a page that was cut off is
+    # killed (SIGBUS).
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def _numbers(memory: mmap.mmap) -> "memoryview[int]":
-    """The numbers at the beginning. An item is stored by one instruction; `struct.pack_into` clears the bytes first, and another
-    process may see them so."""
+    """The numbers at the beginning. One instruction stores an item. `struct.pack_into` clears the
+    bytes first, and another process may see that.
+    """
     return memoryview(memory)[: 8 * (_RECALLS + 1)].cast("Q")
 
 
 class _Barrier:
-    """What was written before `cross` is visible to other processes before anything after it is read: taking a lock is a locked
-    instruction, which on x86 is a full barrier."""
+    """Everything written before `cross` is visible to other processes before anything after `cross`
+    is read. Taking a lock executes a locked instruction, which on x86 is a full barrier.
+    """
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
@@ -82,16 +91,17 @@ class _Barrier:
 
 
 class OnBoard(Struct, frozen=True):
-    """Message 0: nobody has the CPU."""
+    """An entry of the board. Message 0: no run has the CPU."""
 
     message_id: int
     claim_no: int
     position: int
-    step: str | None  # None: the function's own code
+    # None: the function's own code.
+    step: str | None
 
 
 class Board:
-    """The worker's side. Closes the descriptor."""
+    """The worker's side. The constructor closes the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, SIZE)
@@ -99,7 +109,8 @@ class Board:
         os.close(fd)
         self._start = self._end = self._turn = 0
         self._is_idle = False
-        self._last = 0  # message that had the CPU
+        # The last message that had the CPU.
+        self._last = 0
         self._barrier = _Barrier()
         self.recalls_heard = 0
 
@@ -109,14 +120,14 @@ class Board:
 
     @property
     def unsent(self) -> int:
-        """In bytes."""
+        """The number of bytes that are not sent yet."""
         return self._end - self._start
 
     def has_room(self, count: int) -> bool:
         return self.unsent + count <= FRAMES_BYTES_MAX
 
     def put(self, frame: bytes) -> bool:
-        """False where there is no room for it."""
+        """Adds a frame. Returns False if the board has no room for it."""
         length, unsent = len(frame), self._end - self._start
         if unsent + length > FRAMES_BYTES_MAX:
             return False
@@ -127,21 +138,28 @@ class Board:
         return True
 
     def send(self, send: Callable[[memoryview], object]) -> None:
-        """All that is unsent. Who dies in here leaves some in both places, which the reader tells by their place in the stream."""
+        """Sends everything unsent. A worker that dies here leaves some bytes in both places. The
+        reader recognizes them by their position in the stream.
+        """
         with memoryview(self._memory) as memory, memory[_FRAMES : _FRAMES + self.unsent] as frames:
             send(frames)
         self._start = self._end
         self._numbers[_START] = self._start
 
     def passed(self, count: int) -> None:
-        """So many bytes of the stream went another way, with nothing unsent before them."""
+        """Counts bytes of the stream that were sent without the board. Nothing unsent may precede
+        them.
+        """
         self._start = self._end = self._end + count
-        # START first: in between there is less than nothing here, and not what nobody wrote.
+        # START is written first: in between, a reader finds a negative length, and never bytes that
+        # nobody wrote.
         self._numbers[_START] = self._start
         self._numbers[_END] = self._end
 
     def enter(self, message_id: int) -> bool:
-        """The worker goes into this run's code. False where it must not yet: a Recall is in its pipe, or will soon be."""
+        """Enters a run's code. Returns False if the worker must not do so yet: a Recall is in its
+        pipe, or will be soon.
+        """
         self._numbers[_ENTERED] = message_id
         self._barrier.cross()
         return self._numbers[_RECALLS] == self.recalls_heard
@@ -151,7 +169,7 @@ class Board:
         self._numbers[_ENTERED] = 0
 
     def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
-        """Message 0: nobody; who it was before then stays to be read."""
+        """Writes which run has the CPU. Message 0: none. The entry before stays readable then."""
         if not message_id and self._is_idle:
             return
         self._is_idle = not message_id
@@ -172,7 +190,9 @@ class Board:
 
 
 class BoardReader:
-    """The supervisor's side, safe at any moment of the worker's life. Closes the descriptor."""
+    """The supervisor's side, safe at any moment of the worker's life. The constructor closes the
+    descriptor.
+    """
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, SIZE)
@@ -186,23 +206,27 @@ class BoardReader:
         self._memory.close()
 
     def recall(self) -> None:
-        """From now on the worker goes into no other run than the one that it is in (`entered`), until it reads a Recall."""
+        """From now on the worker enters no run other than the one that it is in (`entered`), until
+        it reads a Recall.
+        """
         self._recalls += 1
         self._numbers[_RECALLS] = self._recalls
         self._barrier.cross()
 
     @property
     def entered(self) -> int:
-        """The message whose run the worker is in, or was in last; 0: it is in none."""
+        """The message whose run the worker is in, or was in last. 0: in none."""
         return self._number(_ENTERED)
 
     @property
     def end(self) -> int:
-        """How many bytes the worker has said so far: through the pipe, and here."""
+        """How many bytes the worker has written so far, into the pipe and the board."""
         return self._number(_END)
 
     def unsent(self, known: int) -> bytes:
-        """What follows the first `known` bytes of the stream, as far as it is here. Empty where the worker is just sending."""
+        """Returns the bytes on the board that follow the first `known` bytes of the stream. Empty
+        while the worker is sending.
+        """
         start = self._number(_START)
         end = self._number(_END)
         if not start <= known < end or end - start > FRAMES_BYTES_MAX:
@@ -211,13 +235,17 @@ class BoardReader:
         return found if self._number(_START) == start else b""
 
     def on_cpu(self) -> OnBoard | None:
-        """None where nothing is to be read: not yet, or just now."""
+        """Returns the current entry. None if none was written yet, or if it changed during the
+        read.
+        """
         turn = self._number(_TURN)
         entry = self._entry(turn)
         return entry if turn and self._number(_TURN) == turn else None
 
     def last_on_cpu(self) -> OnBoard | None:
-        """The same, but for nobody who it was before; None only before the first."""
+        """Returns the entry of the run that has the CPU or had it last. None before the first
+        entry.
+        """
         for _ in range(ENTRY_LOOKS_MAX):
             if not (turn := self._number(_TURN)):
                 break

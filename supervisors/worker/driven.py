@@ -1,8 +1,10 @@
-"""The coroutine of each task of an async run, driven so that the run knows its tasks and plain steps can wait in them.
+"""The coroutine of each task of an async run, driven so that the run knows its tasks and plain
+steps can wait in them.
 
-A task's coroutine runs inside a greenlet. Plain code deep in it can therefore wait for an awaitable, as a plain step must
-for the commit before its body starts, while the event loop goes on with other tasks. Whenever the coroutine goes on, its
-task's scope becomes the current one, and the worker is told whose code has the CPU.
+A task's coroutine runs inside a greenlet. So plain code deep in the coroutine can wait for an
+awaitable while the event loop continues with other tasks. A plain step needs that, because it waits
+for a commit before its body starts. Whenever the coroutine continues, its task's scope becomes the
+current one, and the worker is told which code has the CPU.
 """
 
 import asyncio
@@ -19,7 +21,7 @@ from pgqrs.flows.scope import Scope, current, task_name
 
 
 class Driven(Coroutine[Any, Any, Any]):
-    """`context` is the one that the task runs in, None for a copy of the current one."""
+    """`context` is the context that the task runs in."""
 
     def __init__(
         self,
@@ -33,10 +35,12 @@ class Driven(Coroutine[Any, Any, Any]):
         self._scope = scope
         self._context = context
         self._side: greenlet.greenlet | None = None
-        self._awaited: Generator[Any, Any, Any] | None = None  # what a plain step waits for
+        # What a plain step waits for.
+        self._awaited: Generator[Any, Any, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._coroutine, name)  # by which it is shown, such as its name and where it stands
+        # Attributes for display, such as the name and the current line.
+        return getattr(self._coroutine, name)
 
     def send(self, value: Any) -> Any:
         return self._go_on(value, None)
@@ -50,7 +54,8 @@ class Driven(Coroutine[Any, Any, Any]):
             self._awaited.close()
             self._awaited = None
             if self._side is not None:
-                self._side.throw(greenlet.GreenletExit)  # out of the plain code that waits
+                # Leaves the plain code that waits.
+                self._side.throw(greenlet.GreenletExit)
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
@@ -68,7 +73,9 @@ class Driven(Coroutine[Any, Any, Any]):
                 problem = e
 
     def _go_on(self, answer: Any, problem: BaseException | None) -> Any:
-        """To the next thing that the loop is to wait for. Raises StopIteration with the result."""
+        """Continues to the next object that the loop should wait for. Raises StopIteration with the
+        result.
+        """
         if self._scope is not None:
             current.set(self._scope)
         self._goes_on()
@@ -126,14 +133,16 @@ def _hub() -> greenlet.greenlet:
     parent = greenlet.getcurrent().parent
     if parent is None:
         raise errors.ValidationError(
-            "a plain step was called from a callback of the event loop, which cannot wait; call it from a coroutine, for "
-            "example one that the callback makes a task of"
+            "a plain step was called from a callback of the event loop, which cannot wait; call it from a "
+            "coroutine, for example one that the callback makes a task of"
         )
     return parent
 
 
 class BranchLoop(asyncio.SelectorEventLoop):
-    """An event loop on which the tasks that a run makes are branches of that run, whatever task factory is set."""
+    """An event loop on which the tasks that a run creates are branches of that run, whatever task
+    factory is set.
+    """
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
         parent = current.get()
@@ -150,7 +159,7 @@ class BranchLoop(asyncio.SelectorEventLoop):
 
 
 class Lane(Protocol):
-    """What a run's tasks need of the lane that the run is on."""
+    """What the tasks of a run need from its lane."""
 
     tasks: "set[asyncio.Task[Any]]"
 
@@ -160,7 +169,9 @@ class Lane(Protocol):
 
 
 class BranchTask(asyncio.Task[Any]):
-    """A task with the hash of its path: a set of tasks is walked in the same order on every replay."""
+    """A task with the hash of its path, so that a set of tasks has the same order on every
+    replay.
+    """
 
     def __init__(self, coroutine: Any, *, scope: Scope, **options: Any) -> None:
         path = f"{scope.context.id}:{scope.path}".encode("utf-8", "surrogatepass")
@@ -172,9 +183,10 @@ class BranchTask(asyncio.Task[Any]):
 
 
 def walk_in_order() -> None:
-    """From now on `asyncio.as_completed` makes the tasks of a run in the order in which it is given its coroutines. By itself
-    it walks over a set of them, whose order is that of their addresses. Its code is replaced, not its name: a module
-    may have imported that already."""
+    """From now on `asyncio.as_completed` creates the tasks of a run in the order of its coroutines.
+    By itself it iterates over a set of them, in the order of their addresses. Its code is replaced
+    rather than its name, because a module may have imported the name already.
+    """
     if hasattr(asyncio.tasks, "_pgqrs_in_order"):
         return
     given = types.FunctionType(

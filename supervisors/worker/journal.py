@@ -1,4 +1,6 @@
-"""What a run says to the supervisor, and what it waits for: the part that lanes and `async def` runs share."""
+"""What a run sends to the supervisor and what it waits for: the part that lanes and `async def`
+runs share.
+"""
 
 import math
 import os
@@ -23,17 +25,21 @@ from supervisors.worker.output import has_cpu
 
 READ_BYTES = 256 * 1024
 EXACT_S = 0.001
-HOLD_S, HOLD_FRAMES = 0.05, 32  # how long a frame may wait for company: less than it will for its commit
+# How long a frame may wait for others: less than it will wait for its commit.
+HOLD_S, HOLD_FRAMES = 0.05, 32
 
 
 class Meter:
-    """What this process has used, exact to a millisecond: a reading is a system call, which cost a tiny step more than its own
-    body did, so within a millisecond of the last one CPU time is carried on by the wall clock."""
+    """The CPU time and memory of this process, exact to a millisecond. A reading is a system call,
+    which cost more than a tiny step's own body. So within a millisecond of the last reading, CPU
+    time advances with the wall clock.
+    """
 
     def __init__(self) -> None:
         self._at = -math.inf
         self._read = 0.0
-        self.peak_rss_bytes = 0  # when it was last read
+        # The peak at the last reading.
+        self.peak_rss_bytes = 0
 
     def cpu_s(self) -> float:
         now = time.monotonic()
@@ -48,7 +54,8 @@ class Meter:
 METER = Meter()
 CLOCKS = Clocks(time.monotonic, METER.cpu_s, random.random)
 
-_forks = 0  # between the program's start and this process
+# The number of forks between the program's start and this process.
+_forks = 0
 _pid = os.getpid()
 
 
@@ -70,20 +77,25 @@ class Pipe(Protocol):
 
 
 class Outbox:
-    """Frames for the supervisor, which always reads: a blocking write is safe on this side.
+    """Frames for the supervisor. The supervisor always reads, so a write may block on this side.
 
-    With a board they wait there for company, as long as they need not wait for anything longer than HOLD_S.
+    With a board, frames wait there for others, unless they would wait for something longer than
+    HOLD_S.
     """
 
     def __init__(self, sock: Pipe, board: Board | None = None, clocks: Clocks = CLOCKS) -> None:
         self._clocks = clocks
         self._forks = _forks
         self._sock = sock
-        self._frames: list[bytes] = []  # without a board
+        # The frames, if there is no board.
+        self._frames: list[bytes] = []
         self._board = board
-        self._oldest = math.inf  # when the first of what waits on the board came
-        self._waiting = 0  # frames on the board
-        self._took: dict[str, float] = {}  # seconds, by step or handler
+        # When the oldest frame on the board was added.
+        self._oldest = math.inf
+        # The number of frames on the board.
+        self._waiting = 0
+        # The last duration in seconds, by step or handler.
+        self._took: dict[str, float] = {}
 
     @property
     def has_board(self) -> bool:
@@ -117,12 +129,12 @@ class Outbox:
             self._sock.sendall(data)
 
     def runs(self, message_id: int, claim_no: int, position: int, step: str | None) -> None:
-        """Has the CPU from here on, for a while, as it had before."""
+        """The run has the CPU again."""
         if self._board is not None:
             self._board.on_cpu(message_id, claim_no, position, step)
 
     def nobody(self) -> None:
-        """Has the CPU from here on."""
+        """No run has the CPU."""
         if self._board is not None:
             self._board.on_cpu(0)
 
@@ -134,8 +146,10 @@ class Outbox:
         step: str | None = None,
         what: str | None = None,
     ) -> None:
-        """User code has the CPU from here on: a death is charged to it. Whatever there is to say is said before, unless this will be
-        over soon: it took no longer last time. `what` None: a workflow on the way to its next step."""
+        """User code has the CPU: a death is charged to it. Waiting frames are sent first, unless
+        this code took no longer than HOLD_S last time. `what` None: a workflow on the way to its
+        next step.
+        """
         board = self._board
         if board is None:
             self.tells(wire.Started(message_id, claim_no, step, position))
@@ -148,7 +162,9 @@ class Outbox:
                 self.flush()
 
     def tells(self, started: wire.Started) -> None:
-        """The same, and the supervisor hears of it at once: it has limits to watch over."""
+        """User code has the CPU, and the supervisor learns that at once, because it enforces
+        limits.
+        """
         if self._board is None:
             has_cpu(started.message_id, on_board=False)
         else:
@@ -158,7 +174,9 @@ class Outbox:
         self.flush()
 
     def ended(self, checkpoint: wire.Checkpoint, what: str) -> None:
-        """The function's own code goes on. The checkpoint leaves now, not when the worker next reads, unless the board has it."""
+        """The function's own code continues. Without a board, the checkpoint is sent now and not
+        when the worker next reads.
+        """
         self._took[what] = checkpoint.step.seconds
         if self._board is None:
             self.flush()
@@ -169,7 +187,9 @@ class Outbox:
         self._took[what] = seconds
 
     def stay_ours(self) -> None:
-        """Ends a child that user code forked and let return: pipe and board are its parent's."""
+        """Ends a child that user code forked and let return: the pipe and the board belong to its
+        parent.
+        """
         if _forks != self._forks:
             os._exit(70)
 
@@ -185,9 +205,12 @@ class Owner(Protocol):
 
 
 class PipeJournal:
-    """One run in a worker: its journal is the pipe. What is sent of it, and how far that is durable."""
+    """One run in a worker. Its journal is the pipe. Counts the checkpoints sent, and how many of
+    them are durable.
+    """
 
-    told = False  # of all that it begins, whatever is on a board
+    # Whether the supervisor is told of everything that begins, even with a board.
+    told = False
 
     def __init__(
         self, order: wire.Execute, steps: Sequence[RecordedStep], owner: Owner, ordered: bool
@@ -209,25 +232,33 @@ class PipeJournal:
             owner.payload_bytes_max,
             owner.database,
         )
-        self.sent = 0  # checkpoints; they are committed in the order in which they were sent
+        # The checkpoints sent. They are committed in the order in which they were sent.
+        self.sent = 0
         self.durable = 0
-        self.stopped = False  # told to leave at the next boundary
-        self.refused: str | None = None  # why what it waits for could never end
-        self._waits = 0  # for other runs, at the same time
-        self.left = False  # said that it leaves: no step may follow, whatever a `finally` or a gathered task would call
+        # Whether the run was told to leave at the next step boundary.
+        self.stopped = False
+        # Why the run that this run waits for could never end.
+        self.refused: str | None = None
+        # How many runs this run waits for at the same time.
+        self._waits = 0
+        # Whether the run has reported that it leaves. No step may follow, even if a `finally` block
+        # or a gathered task calls one.
+        self.left = False
 
     @property
     def leaving(self) -> bool:
         return self.stopped or self.left
 
     def given_back(self) -> wire.Up:
-        """The last frame of a run whose function raised Suspended. If the run was not told to leave, its own code raised that: the
-        run fails, because another worker would only execute it again."""
+        """Returns the last frame of a run whose function raised Suspended. If the run was not told
+        to leave, its own code raised that: the run fails, because another worker would only execute
+        it again.
+        """
         if self.leaving:
             return wire.Returned((self.message_id,))
         own = errors.ValidationError(
-            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is to leave its worker; "
-            "to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
+            "the code of this run raised pgqrs.flow.Suspended, which is for pgqrs to raise when a run is "
+            "to leave its worker; to wait, call pgqrs.pause() or raise pgqrs.TransientStepError in a step"
         )
         return wire.Failed(self.message_id, self.claim_no, flow.Refused(own).error)
 
@@ -251,7 +282,7 @@ class PipeJournal:
             self.outbox.flush()
 
     def announce(self, call: StepCall | None) -> None:
-        """None: the function's own code."""
+        """Reports that the step begins. None: the function's own code."""
         told = self.told or self.definition.timeout_s is not None
         if call is None:
             if told:
@@ -291,7 +322,7 @@ class PipeJournal:
         raise Suspended
 
     def tried(self, step: Step) -> None:
-        """A failed attempt of a step that is tried again in this worker."""
+        """Sends a failed attempt of a step that is retried in this worker."""
         if not self.left:
             self._check_in(step)
 
@@ -303,5 +334,5 @@ class PipeJournal:
 
 
 def _measured(step: Step) -> Step:
-    """With what only the process knows."""
+    """Returns the step with the values that only this process knows."""
     return replace(step, peak_rss_bytes=METER.peak_rss_bytes, pid=_pid)

@@ -1,11 +1,14 @@
-"""What belongs to a lane though Python ties it to the thread: it changes places with the lane.
+"""State that belongs to a lane although Python ties it to the thread. It is swapped when another
+lane continues.
 
-All lanes of a worker run on one thread. `threading.local` values (scoped sessions, a web framework's connections) and the
-streams that `contextlib.redirect_stdout` puts in place would otherwise be seen by whichever run has the CPU. A lane starts
-with what there was when the worker began. Only locals that were made by the end of the import are known.
+All lanes of a worker run on one thread. Without the swap, the run that has the CPU would see the
+`threading.local` values of another run (scoped sessions, a web framework's connections), and the
+streams that `contextlib.redirect_stdout` puts in place. A lane starts with the values that existed
+when the worker began. Only locals that were created by the end of the import are known.
 
-A running event loop cannot change places: `asyncio.run()` around a plain step keeps its lane on the CPU (`holds_loop`).
-What is the whole process's (the working directory, the environment, signal handlers, locks) is shared by all lanes.
+A running event loop cannot be swapped: `asyncio.run()` around a plain step keeps its lane on the
+CPU (`holds_loop`). State of the whole process is shared by all lanes: the working directory, the
+environment, signal handlers, locks.
 """
 
 import gc
@@ -23,23 +26,25 @@ _found: "list[weakref.ref[threading.local]] | None" = None
 def find_locals() -> None:
     """Finds every threading.local of this process. Called before `gc.freeze`, which hides them."""
     global _found
-    # By its type: asked with isinstance, a proxy may answer with an exception.
+    # By its type, because isinstance may raise an exception for a proxy.
     _found = [weakref.ref(o) for o in gc.get_objects() if issubclass(type(o), threading.local)]
 
 
 class LaneState:
-    """Of the thread that makes it."""
+    """The state of the thread that creates this object."""
 
     def __init__(self) -> None:
         if _found is None:
             find_locals()
-        # Each local's `__dict__` is this thread's own, and the same one at every look.
+        # Each local's `__dict__` is this thread's own, and the same object at every look.
         self._values = [local.__dict__ for ref in _found or () if (local := ref()) is not None]
         self._first = self._save()
         self._is_empty = not any(self._values)
 
     def take(self) -> Saved | None:
-        """What the lane that leaves the CPU has, None where it has changed nothing; the next one starts from the beginning."""
+        """Returns the state of the lane that leaves the CPU, or None if the lane has changed
+        nothing. The next lane starts from the first state.
+        """
         if self._is_first():
             return None
         saved = self._save()
@@ -47,7 +52,7 @@ class LaneState:
         return saved
 
     def put(self, saved: Saved | None) -> None:
-        """A lane goes on. Whoever had the CPU before has left the thread as it was in the beginning."""
+        """A lane continues. The lane before it has left the thread in the first state."""
         if saved is None:
             return
         values, sys.stdin, sys.stdout, sys.stderr = saved
@@ -74,11 +79,11 @@ class LaneState:
 
 
 def _same(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """By identity: what a value's own comparison would do is not ours to find out."""
+    """Compares by identity, because a value's own comparison is user code."""
     return len(now) == len(then) and all(now.get(name) is value for name, value in then.items())
 
 
 def holds_loop() -> bool:
-    """Whether the code that is running is inside an event loop's run."""
+    """Whether the executing code is inside an event loop's run."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

@@ -1,18 +1,19 @@
-"""What user code prints: tagged with its run in the worker, read by line in the supervisor.
+"""The output of user code: tagged with its run in the worker, read by line in the supervisor.
 
-A worker has one pipe for everything that it prints. `sys.stdout` and `sys.stderr` write whole lines there, each with a tag
-that names the run whose code printed it, so lanes do not mix. What C code, a subprocess or `os.write(1, …)` writes carries
-no tag. When the CPU passes from one run to another while such bytes are still unread, the worker adds a mark that names
-the run which had it until then; otherwise the board says which run has the CPU.
+A worker has one pipe for all its output. `sys.stdout` and `sys.stderr` write whole lines there,
+each with a tag that names the run whose code printed it, so that lanes do not mix. Output of C
+code, of a subprocess or of `os.write(1, …)` has no tag. When the CPU passes from one run to another
+while such bytes are unread, the worker adds a mark that names the run which had the CPU until then.
+Otherwise the board says which run has the CPU.
 
     RS digits US text        a line of that run; without digits, of no run
     RS digits + US text      the beginning of such a line, flushed before its end
     RS digits ! US           the untagged lines before this mark are that run's
-    RS digits @ US           the untagged lines after this mark are that run's: where there is no board
+    RS digits @ US           the untagged lines after this mark are that run's: without a board
     text                     untagged
 
-The supervisor believes none of it: whatever bytes come are lines of bounded length, and a tag counts only if the worker
-was given that run (credible.py).
+The supervisor trusts none of it. It reads any bytes as lines of limited length, and a tag counts
+only if the worker was given that run (credible.py).
 """
 
 import fcntl
@@ -37,10 +38,14 @@ from pgqrs.model.printable import printable
 
 STACK_LINES_MAX = 400
 STACK_BYTES_MAX = 64 * 1024
-LINE_BYTES_MAX = 8192  # a longer line is cut into several
-BEGUN_MAX = 64  # lines whose ends the reader waits for; with more, the oldest is shown as it is
-BEGUN_S = 1.0  # how long the reader waits for an end
-_ONE_PIECE = 4096  # bytes that one write puts into a pipe without anything of another between them
+# A longer line is cut into several.
+LINE_BYTES_MAX = 8192
+# The lines whose ends the reader waits for. With more, the oldest is shown without its end.
+BEGUN_MAX = 64
+# How long the reader waits for the end of a line.
+BEGUN_S = 1.0
+# The bytes that one write puts into a pipe without bytes of another writer in between.
+_ONE_PIECE = 4096
 
 
 # In the worker
@@ -52,18 +57,22 @@ class _Kept(Struct):
 
 
 class RunBuffer(io.BufferedWriter):
-    """`sys.stdout.buffer` of a worker: keeps the beginning of a line for each run and thread, and passes whole lines on.
+    """`sys.stdout.buffer` of a worker: keeps the beginning of a line for each run and thread, and
+    passes whole lines on.
 
-    Nothing that one run does to it, such as closing it, takes it from the others.
+    Nothing that one run does to it, such as closing it, affects the others.
     """
 
     def __init__(self, fd: int, name: str) -> None:
         raw = io.FileIO(fd, "wb", closefd=False)
-        raw.name = name  # as that of Python's own stream
+        # The name of Python's own stream.
+        raw.name = name
         super().__init__(raw)
         self._fd = fd
-        self._kept: dict[tuple[int | None, int], _Kept] = {}  # beginnings of lines, by run and thread
-        self._told: set[int | None] = set()  # runs whose line has begun in the pipe
+        # The beginnings of lines, by run and thread.
+        self._kept: dict[tuple[int | None, int], _Kept] = {}
+        # The runs whose line has begun in the pipe.
+        self._told: set[int | None] = set()
 
     def write(self, data: Any, /) -> int:
         new = bytes(data)
@@ -79,7 +88,7 @@ class RunBuffer(io.BufferedWriter):
         return len(new)
 
     def flush(self) -> None:
-        """What the caller has begun goes to the pipe; its line may still go on."""
+        """Writes what the caller has begun to the pipe. Its line may continue."""
         with _lock:
             self._flush((_run(), threading.get_ident()))
 
@@ -89,7 +98,7 @@ class RunBuffer(io.BufferedWriter):
                 self._flush(key)
 
     def finish(self, run: int) -> None:
-        """The run prints nothing more: its last line may lack an end."""
+        """The run prints nothing more. Its last line may lack an end."""
         if not self._kept and not self._told:
             return
         with _lock:
@@ -100,7 +109,7 @@ class RunBuffer(io.BufferedWriter):
                 self._put(run, b"".join((*self._kept.pop(key).parts, b"\n")))
 
     def forget(self) -> None:
-        """In a forked child: what was begun is the parent's to say."""
+        """In a forked child: lines that were begun belong to the parent."""
         self._kept, self._told = {}, set()
 
     def close(self) -> None:
@@ -128,7 +137,7 @@ class RunBuffer(io.BufferedWriter):
             begun = begun[at:]
 
     def _put(self, run: int | None, lines: bytes) -> None:
-        """Whole lines."""
+        """Writes whole lines."""
         self._told.discard(run)
         if not _tagging:
             _write(self._fd, lines)
@@ -140,7 +149,8 @@ class RunBuffer(io.BufferedWriter):
         at = 0
         while at < len(lines):
             end = len(lines) if len(lines) - at <= _ONE_PIECE else lines.rfind(b"\n", at, at + _ONE_PIECE) + 1
-            if not end:  # a line that is longer
+            # One line is longer than that.
+            if not end:
                 end = lines.index(b"\n", at) + 1
             _write(self._fd, lines[at:end])
             at = end
@@ -157,25 +167,30 @@ class RunStream(io.TextIOWrapper):
         self.mode = "w"  # type: ignore[misc]
 
     def reconfigure(self, **options: Any) -> None:
-        """As always, but that the text is not kept here, where it would be of no run."""
+        """Reconfigures the stream, but keeps `write_through`: text kept here would belong to no
+        run.
+        """
         super().reconfigure(**options | {"write_through": True})
 
 
 def catch_output() -> None:
-    """From now on `print` writes through here. Until `tag_output`, what comes passes as it is."""
+    """From now on `print` writes through this module. Until `tag_output`, output passes
+    unchanged.
+    """
     sys.stdout = sys.__stdout__ = _streams["stdout"] = RunStream(1, "<stdout>")  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _streams["stderr"] = RunStream(2, "<stderr>")  # type: ignore[misc]
 
 
 def tag_output() -> None:
-    """This is a worker, whose descriptor 1 is a pipe to its supervisor."""
+    """Marks this process as a worker, whose descriptor 1 is a pipe to its supervisor."""
     global _tagging
     _tagging = True
 
 
 def has_cpu(run: int, on_board: bool = True) -> None:
-    """Called when `run` gets the CPU. What another wrote past Python before is marked as its. Where no board says who has the CPU,
-    what comes is marked too."""
+    """Called when `run` gets the CPU. Output of another run that bypassed Python is marked as that
+    run's. Without a board, a mark also names the run that following output belongs to.
+    """
     global _on_cpu, _prints, _looked_at
     before, _on_cpu = _on_cpu, run
     if not _tagging or before == run:
@@ -191,7 +206,8 @@ def has_cpu(run: int, on_board: bool = True) -> None:
             _looked_at = now
         try:
             fcntl.ioctl(1, termios.FIONREAD, _unread)
-        except OSError:  # the user's code has made something else of it
+        except OSError:
+            # User code has replaced descriptor 1.
             return
         if _unread[0]:
             _prints = True
@@ -199,17 +215,18 @@ def has_cpu(run: int, on_board: bool = True) -> None:
 
 
 def finish_lines(run: int) -> None:
-    """Of a run that leaves this worker."""
+    """Completes the lines of a run that leaves this worker."""
     for name, stream in _streams.items():
         current = getattr(sys, name)
         if current is not stream and current is not None:
-            with suppress(Exception):  # made by user code, perhaps of our own buffer
+            # User code has replaced the stream, perhaps by one that uses this buffer.
+            with suppress(Exception):
                 current.flush()
         stream.lines.finish(run)
 
 
 def finish_output() -> None:
-    """This process ends."""
+    """Writes everything that is left when this process ends."""
     for stream in (sys.stdout, sys.stderr, *_streams.values()):
         with suppress(Exception):
             stream.flush()
@@ -221,12 +238,13 @@ def finish_output() -> None:
 _RS, _US = b"\x1e", b"\x1f"
 _SHOWN_RS = b"\\x1e"
 
-_lock = threading.RLock()  # of both streams: they share a pipe
+# One lock for both streams, because they share a pipe.
+_lock = threading.RLock()
 _streams: dict[str, RunStream] = {}
 _tagging = False
 _on_cpu: int | None = None
-# A look at what is in the pipe is a system call, which costs as much as a tiny step. Until something was there for the first
-# time, one look in a while is enough.
+# Looking into the pipe is a system call, which costs as much as a tiny step. Until untagged output
+# was found for the first time, one look per LOOK_EVERY_S is enough.
 LOOK_EVERY_S = 0.001
 _prints = False
 _looked_at = 0.0
@@ -234,7 +252,7 @@ _unread = array("i", [0])
 
 
 def _run() -> int | None:
-    """Whose code calls. A thread that a step has started has no context of its own."""
+    """The run whose code calls. A thread that a step has started has no context of its own."""
     context = flow.running()
     return context.id if context is not None else _on_cpu
 
@@ -247,7 +265,8 @@ def _write(fd: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(fd, data) :]
-        except BlockingIOError:  # asyncio's pipes, or a child, have set it so for all who share it
+        except BlockingIOError:
+            # asyncio's pipes or a child process have made the shared descriptor non-blocking.
             select.select([], [fd], [])
 
 
@@ -265,7 +284,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Line(NamedTuple):
-    """`run` None: the text is of no run, or (`raw`) of whichever has the CPU."""
+    """A line of output. `run` None: the text belongs to no run, or (`raw`) to the run that has the
+    CPU.
+    """
 
     run: int | None
     text: str
@@ -273,11 +294,12 @@ class Line(NamedTuple):
 
 
 class LineReader:
-    """Bytes in, lines out, whatever the bytes are. Keeps at most one line of each of BEGUN_MAX runs."""
+    """Turns any bytes into lines. Keeps at most one line of each of BEGUN_MAX runs."""
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._holder: int | None = None  # of the CPU, by the last mark that says so
+        # The run that has the CPU, by the last mark that says so.
+        self._holder: int | None = None
         self._begun: dict[int | None, bytes] = {}
         self._begun_at = 0.0
 
@@ -291,13 +313,13 @@ class LineReader:
         return found
 
     def overdue(self, now: float) -> list[Line]:
-        """Lines that were begun a while ago: somebody may wait for what they say."""
+        """Returns lines that were begun a while ago, because somebody may wait for their text."""
         if self._begun and now - self._begun_at > BEGUN_S:
             return self._ended()
         return []
 
     def rest(self) -> list[Line]:
-        """Nothing more comes."""
+        """Returns the remaining lines when nothing more comes."""
         found: list[Line] = []
         if self._buffer:
             self._take(self._buffer, found, 0.0)
@@ -339,7 +361,9 @@ class LineReader:
             _add(found, oldest, self._begun.pop(oldest))
 
     def _continued(self, line: bytes, found: list[Line], now: float) -> bytes:
-        """A line is cut before its end has come: what is left of it, behind the tag of the first part."""
+        """Cuts a line before its end has come. Returns the rest of the line, after the tag of the
+        first part.
+        """
         at = cut(line, LINE_BYTES_MAX + _TAG_BYTES_MAX)
         tag = _TAG.match(line)
         self._take(line[:at], found, now)
@@ -355,7 +379,7 @@ _TAG_BYTES_MAX = 22
 
 
 def cut(line: bytes, at_most: int = LINE_BYTES_MAX) -> int:
-    """Where to cut a line that may be too long: not within a character."""
+    """Returns where to cut a line that may be too long: not within a character."""
     if len(line) <= at_most:
         return len(line)
     at = at_most
@@ -385,7 +409,9 @@ def _resolve(found: list[Line], run: int | None) -> None:
 
 
 class Stacks:
-    """Where a worker's threads were: the lines that faulthandler wrote among the others, until some time."""
+    """Where a worker's threads were: the lines that faulthandler wrote among the others, until
+    `until`.
+    """
 
     def __init__(self, until: float) -> None:
         self._until = until
@@ -393,7 +419,7 @@ class Stacks:
         self._bytes = 0
 
     def take(self, line: str, now: float) -> bool:
-        """Whether it is one of them."""
+        """Takes the line if it belongs to the stacks. Returns whether it does."""
         if now > self._until or not _STACK_LINE.match(line) or len(self._lines) >= STACK_LINES_MAX:
             return False
         line = printable(line)

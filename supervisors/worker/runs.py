@@ -1,7 +1,8 @@
-"""The runs that a worker has, and what each frame of the supervisor makes of them.
+"""The runs that a worker has, and how each frame of the supervisor changes them.
 
-Both kinds of worker (worker.py, async_worker.py) and the simulation handle frames here. A run is first an order (`fresh`), which
-can be given back. Once begun it is a lane (`lanes`), which leaves only at a step boundary.
+Both kinds of worker (worker.py, async_worker.py) and the simulation handle frames here. A run is
+first an order (`fresh`), which can be given back. Once begun it is a lane (`lanes`), which leaves
+only at a step boundary.
 """
 
 import math
@@ -16,7 +17,7 @@ from supervisors.worker.journal import CLOCKS, Outbox
 
 
 class AnyLane(Protocol):
-    """What frames change in a run that has begun: see PipeJournal."""
+    """What frames change in a run that has begun. See PipeJournal."""
 
     message_id: int
     claim_no: int
@@ -30,7 +31,7 @@ Lane = TypeVar("Lane", bound=AnyLane)
 
 
 class Runs(Generic[Lane]):
-    """One worker's. A subclass says how a lane is woken and stopped."""
+    """The runs of one worker. A subclass defines how a lane is woken and stopped."""
 
     def __init__(
         self,
@@ -43,16 +44,22 @@ class Runs(Generic[Lane]):
         self.functions = functions
         self.payload_bytes_max = payload_bytes_max
         self.clocks = clocks
-        self.database = ""  # the identity of the supervisor's database, once the supervisor has said it
-        self.lease_until = math.inf  # of the supervisor, in monotonic seconds
+        # The identity of the supervisor's database, once the supervisor has sent it.
+        self.database = ""
+        # When the supervisor's lease ends, in monotonic seconds.
+        self.lease_until = math.inf
         self.fresh: deque[wire.Execute] = deque()
         self.lanes: dict[int, Lane] = {}
-        self._history: dict[int, list[RecordedStep]] = {}  # ahead of its Execute
-        self._drained = False  # told to begin nothing more
+        # Recorded steps of runs whose Execute has not come yet or has not begun.
+        self._history: dict[int, list[RecordedStep]] = {}
+        # Whether the worker was told to begin nothing more.
+        self._drained = False
 
     @property
     def overdue(self) -> bool:
-        """Whether the lease has ended as far as this worker knows: its runs may be another supervisor's by now."""
+        """Whether the lease has ended as far as this worker knows: another supervisor may have its
+        runs now.
+        """
         return self.clocks.now_s() >= self.lease_until
 
     def take(self, frame: wire.Down | wire.Up) -> None:
@@ -100,22 +107,24 @@ class Runs(Generic[Lane]):
                 self.database = frame.database
 
     def next_order(self) -> tuple[wire.Execute, tuple[RecordedStep, ...]]:
-        """The order that has waited longest, with what is recorded of its run."""
+        """Returns the order that has waited longest, with the recorded steps of its run."""
         order = self.fresh.popleft()
         return order, tuple(self._history.pop(order.message_id, ()))
 
     def _lane(self, message_id: int, claim_no: int) -> Lane | None:
-        """The run, if it has begun under this claim."""
+        """Returns the lane of the run, if the run has begun under this claim."""
         lane = self.lanes.get(message_id)
         return lane if lane is not None and lane.claim_no == claim_no else None
 
     def _orders(self, runs: Iterable[tuple[int, int]]) -> list[wire.Execute]:
-        """Those of these runs (message id, claim number) that have not begun."""
+        """Returns the orders of those runs (message id, claim number) that have not begun."""
         asked = set(runs)
         return [o for o in self.fresh if (o.message_id, o.claim_no) in asked]
 
     def _give_back(self, orders: list[wire.Execute]) -> None:
-        """Also answers when there is nothing to give: a Revoke is open until it is answered."""
+        """Returns orders to the supervisor. Also answers if there is nothing to return, because a
+        Revoke stays open until it is answered.
+        """
         given = {o.message_id for o in orders}
         self.fresh = deque(o for o in self.fresh if o.message_id not in given)
         for message_id in given:
@@ -133,7 +142,9 @@ class Runs(Generic[Lane]):
         raise NotImplementedError
 
     def _stop(self, lane: Lane, now: bool = False) -> None:
-        """The lane is to leave at its next boundary; with `now`, code on an event loop is cancelled where it waits."""
+        """The lane must leave at its next step boundary. With `now`, code on an event loop is
+        cancelled where it waits.
+        """
         raise NotImplementedError
 
     def _recalled(self) -> None:
@@ -143,5 +154,5 @@ class Runs(Generic[Lane]):
         """The lease holds for longer."""
 
     def _said(self) -> None:
-        """There is an answer in the outbox, and the supervisor may wait for it."""
+        """An answer is in the outbox, and the supervisor may wait for it."""
         raise NotImplementedError

@@ -1,9 +1,10 @@
-"""The worker process: a pipe, the user's functions, nothing else.
+"""The worker process: a pipe and the user's functions, nothing else.
 
-A worker has several runs at hand, one of which runs user code at any moment. Each is a lane: in a greenlet, it runs until
-its next step must wait for the commit of the one before, and then yields to another. So the CPU does not idle through a
-commit, lanes change only where a step begins or ends, and user code meets no thread. `async def` runs have a worker of
-their own (async_worker.py), where an event loop takes the lanes' place.
+A worker has several runs at hand, one of which executes user code at any moment. Each run is a
+lane, in a greenlet. A lane executes until its next step must wait for the commit of the step
+before, and then yields to another lane. So the CPU is not idle during a commit, lanes switch only
+where a step begins or ends, and user code meets no second thread. `async def` runs have a worker of
+their own (async_worker.py) with an event loop in place of lanes.
 """
 
 import contextvars
@@ -43,11 +44,11 @@ class Lane(PipeJournal):
         self.ended = False
 
     def run(self) -> None:
-        """To its end; a plain handler has nothing to wait for on the way."""
+        """Executes the run to its end. A plain handler has nothing to wait for on the way."""
         contextvars.copy_context().run(self._main)
 
     def start(self) -> None:
-        """Until it waits."""
+        """Executes the run until it waits."""
         self._carrier = self._worker.spare_carrier()
         self._carrier.switch(self)
 
@@ -68,14 +69,17 @@ class Lane(PipeJournal):
         self.announce(call)
 
     def _wait_in_place(self) -> None:
-        """Hears something of the supervisor's, while no other lane goes on. As long as it hears, the worker is in no run's code
-        and this run may be recalled: so it has to be let in again."""
+        """Reads frames of the supervisor, while no other lane continues. During that time the
+        worker is in no run's code, and this run may be recalled. So the run has to enter again.
+        """
         self.stopped = not self._worker.hear() or self.stopped
         while not self.leaving and not self._worker.enters(self.message_id):
             self.stopped = not self._worker.hear() or self.stopped
 
     def look(self) -> None:
-        """While its code waits for another run: what the supervisor says is heard at once, though the hub has not its turn."""
+        """Called while the run's code waits for another run. Frames of the supervisor are read at
+        once, although the hub does not have its turn.
+        """
         self._worker.look()
         super().look()
 
@@ -94,7 +98,8 @@ class Lane(PipeJournal):
             end = wire.Failed(*ids, e.error)
         except Suspended:
             if self.left:
-                return  # it said itself why
+                # The run has reported the reason itself.
+                return
             end = self.given_back()
         finally:
             finish_lines(self.message_id)
@@ -103,7 +108,7 @@ class Lane(PipeJournal):
 
 
 class Worker(Runs[Lane]):
-    """Runs plain functions, one lane at a time."""
+    """Executes plain functions, one lane at a time."""
 
     def __init__(
         self,
@@ -119,20 +124,22 @@ class Worker(Runs[Lane]):
         self._sock = sock
         self._board = board
         self._parser = wire.Parser("worker")
-        self._carriers: list[greenlet.greenlet] = []  # that have nothing to carry
-        self._ready: deque[Lane] = deque()  # may go on
-        # The lane whose code runs: it reads the pipe itself while it waits for another run.
+        # Greenlets that carry no lane.
+        self._carriers: list[greenlet.greenlet] = []
+        # Lanes that may continue.
+        self._ready: deque[Lane] = deque()
+        # The lane whose code executes. It reads the pipe itself while it waits for another run.
         self._inside: Lane | None = None
         self._looked_at = -math.inf
 
     def run(self, pid: int) -> None:
-        """Until the supervisor closes the pipe, or until it is drained and told so."""
+        """Executes runs until the supervisor closes the pipe."""
         self.outbox.add(wire.Ready(pid))
         self.outbox.flush()
         while not self._due() or self._read(block=self.overdue):
             if self.overdue:
                 continue
-            # Runs under way go before new ones: what is begun should end.
+            # Runs that have begun come before new ones, so that they end.
             if not self._may_enter():
                 if not self._read(block=True):
                     return
@@ -156,15 +163,18 @@ class Worker(Runs[Lane]):
                     return
 
     def hear(self) -> bool:
-        """Waits for the supervisor's next word, of which it is told that nothing goes on without it. False: the supervisor
-        is gone."""
+        """Tells the supervisor that nothing continues without its next frame, and waits for that.
+        Returns False if the supervisor is gone.
+        """
         self.outbox.nobody()
         self.outbox.add(wire.Idle())
         self.outbox.flush()
         return self._read(block=True)
 
     def _may_enter(self) -> bool:
-        """Whether what is next may begin or go on. False while a Recall is on its way: this run may be among those that it names."""
+        """Whether the next run may begin or continue. False while a Recall is on its way: the
+        Recall may name this run.
+        """
         self.outbox.stay_ours()
         if self._board is None:
             return True
@@ -176,7 +186,9 @@ class Worker(Runs[Lane]):
         return self._board is None or self._board.enter(message_id)
 
     def spare_carrier(self) -> greenlet.greenlet:
-        """A greenlet that runs one lane after another: to make one costs as much as a tiny step."""
+        """Returns a greenlet that executes one lane after another. Creating a greenlet costs as
+        much as a tiny step.
+        """
         if self._carriers:
             return self._carriers.pop()
         made = greenlet.greenlet(self._carry)
@@ -206,7 +218,9 @@ class Worker(Runs[Lane]):
         self._read(block=False)
 
     def _due(self) -> bool:
-        """Whether to look what the supervisor has to say. Not between any two tiny steps: a look costs more than they do."""
+        """Whether to read frames of the supervisor. Not between any two tiny steps, because a read
+        costs more than such a step.
+        """
         idle = not (self._ready or self.fresh)
         return idle or self.overdue or self.clocks.now_s() - self._looked_at >= LOOK_EVERY_S
 
@@ -223,10 +237,12 @@ class Worker(Runs[Lane]):
             self.take(frame)
         return bool(data)
 
-    # What frames do: see Runs
+    # The effects of frames: see Runs
 
     def _lane(self, message_id: int, claim_no: int) -> Lane | None:
-        """Also a plain message's, which is in no list: it has ended when the hub has its turn again."""
+        """Also finds a plain message, which is in no list because it has ended when the hub has its
+        turn again.
+        """
         inside = self._inside
         if inside is not None and (inside.message_id, inside.claim_no) == (message_id, claim_no):
             return inside
@@ -237,7 +253,9 @@ class Worker(Runs[Lane]):
             self._ready.append(lane)
 
     def _stop(self, lane: Lane, now: bool = False) -> None:
-        """Its next boundary is where it waits now: it unwinds as soon as the hub lets it."""
+        """The lane stops where it waits now, which is its next step boundary. It unwinds as soon as
+        the hub continues it.
+        """
         lane.stopped = True
         if lane not in self._ready and lane is not self._inside:
             self._ready.append(lane)

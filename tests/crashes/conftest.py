@@ -26,7 +26,9 @@ Proves = Callable[..., None]
 
 @pytest.fixture
 def proves(request: pytest.FixtureRequest) -> Proves:
-    """Called at a test's end: `proves(failure, what happens, charged=…, seconds=…, within=…)`, the texts literally."""
+    """Called at the end of a test: `proves(failure, what happens, charged=…, seconds=…, within=…)`,
+    with literal texts.
+    """
 
     def proved(
         failure: str,

@@ -1,7 +1,8 @@
-"""python3 dev.py run guarantees [RESULTS]: runs the fault tests and rewrites the table of docs/guarantees.md by what they proved.
+"""python3 dev.py run guarantees [RESULTS]: runs the fault tests and rewrites the table of
+docs/guarantees.md from what they prove.
 
-With RESULTS, a file that an earlier run wrote (PGQRS_TEST_GUARANTEES=FILE pytest tests/crashes), nothing is run. Where a test
-fails, or proved nothing, the table stays as it is.
+With RESULTS, a file that an earlier run wrote (PGQRS_TEST_GUARANTEES=FILE pytest tests/crashes), no
+test is run. If a test fails or proves nothing, the table stays unchanged.
 """
 
 import argparse
@@ -23,8 +24,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "guarantees.md"
 BEGIN, END = "<!-- made by `dev.py run guarantees` -->", "<!-- to here -->"
 COMMAND = "python3 dev.py run guarantees"
-HEAD = "| it fails | what happens | charged | measured | test |\n|---|---|---|---|---|\n"
-# Modules in the order of the page; what is in none of them comes last.
+HEAD = "| failure | what happens | charged | measured | test |\n|---|---|---|---|---|\n"
+# Modules in the order of the page. Modules that are missing here come last.
 ORDER = (
     "test_worker_deaths", "test_waiting", "test_limits", "test_run_timeout", "test_oom", "test_many_processes", "test_frames", "test_supervisor_deaths", "test_hosts", "test_network",
     "test_connections", "test_database_away", "test_failover", "test_local_supervisor",
@@ -65,7 +66,7 @@ def read(results: Path) -> list[Proof]:
 
 
 def claims() -> list[Proof]:
-    """What the tests say that they prove, by their source, in the order of the page."""
+    """Returns what the tests say that they prove, from their source, in the order of the page."""
     found = []
     modules = sorted(
         HERE.glob("test_*.py"), key=lambda p: (ORDER.index(p.stem) if p.stem in ORDER else 99, p.stem)
@@ -94,7 +95,7 @@ def table(proofs: Sequence[Proof]) -> str:
 
 
 def _row(claim: Proof, proofs: Sequence[Proof]) -> str:
-    """Of all that this test measured, with whatever parameters, the longest."""
+    """Shows the longest time that this test measured, whatever its parameters."""
     measured = [p for p in proofs if p.test == claim.test and p.seconds is not None]
     worst = max(measured, key=lambda p: p.seconds or 0.0, default=None)
     told = f"{_time(worst.seconds)} of {_time(worst.within)} allowed" if worst else ""
@@ -108,7 +109,7 @@ def _time(seconds: float | None) -> str:
 
 
 def rows(page: str) -> dict[str, tuple[str, str, str]]:
-    """(failure, what happens, charged) of each test that the page's table names."""
+    """Returns (failure, what happens, charged) for each test that the page's table names."""
     made = page.partition(BEGIN)[2].partition(END)[0]
     cells = [
         [cell.strip() for cell in line.strip("| ").split("|")] for line in made.splitlines() if "::" in line

@@ -101,8 +101,8 @@ def test_a_terminated_connection_of_any_kind_costs_nothing(
             assert "Traceback" not in supervisor.said(), supervisor.said()
     assert [[s.step for s in starts(tmp_path / e)] for e in ("e1", "e2")] == [ONCE, ONCE]
     proves(
-        "a backend of the supervisor is terminated: that of its turns, its lease or LISTEN, idle or in mid transaction",
-        "it connects anew and repeats what was under way; no step runs again",
+        "a backend of the supervisor is terminated: that of its turns, its lease or LISTEN, idle or in a transaction",
+        "the supervisor connects again and repeats what was under way; no step runs again",
         charged="nobody",
     )
 
@@ -153,7 +153,7 @@ def test_a_supervisor_that_is_stopped_in_mid_transaction_holds_up_nobody_and_goe
     assert [s.step for s in starts(tmp_path / "e")] == ONCE
     proves(
         "a supervisor is stopped (SIGSTOP) in the middle of a transaction, for less than its lease",
-        "the server ends that transaction after 3 s, so its locks hold up nobody; the turn is repeated; no step runs again",
+        "the server ends that transaction after 3 s, so its locks block nobody for longer; the turn is repeated; no step runs again",
         charged="nobody",
         seconds=gone_s,
         within=idle_s + 2.0,
@@ -196,8 +196,8 @@ def test_a_database_that_can_only_be_read_delays_and_loses_nothing(
                 assert store.run(run.id).record().crash_count == 0
         assert "Traceback" not in supervisor.said(), supervisor.said()
     proves(
-        "the database can only be read for a while: a failover left the supervisor at a standby",
-        "as where it does not answer: turns are repeated until one is committed; no run fails for it",
+        "the database is read-only for a while: a failover left the supervisor at a standby",
+        "as if the database did not answer: turns are repeated until one is committed; no run fails for that reason",
         charged="nobody",
     )
 
@@ -226,7 +226,7 @@ def test_a_server_without_a_connection_left_delays_and_loses_nothing(tmp_path: P
             assert "Traceback" not in supervisor.said(), supervisor.said()
     proves(
         "the server has no connection left for longer than the lease (`max_connections`)",
-        "as where it does not answer: what runs is killed before the lease ends, and goes on when there is one again",
+        "as if the database did not answer: executing runs are killed before the lease ends, and continue when a connection is free again",
         charged="nobody",
     )
 
@@ -270,8 +270,8 @@ def test_a_table_locked_for_longer_than_the_lease_ends_what_runs_before_the_leas
             assert "Traceback" not in supervisor.said(), supervisor.said()
     assert [s.step for s in starts(tmp_path / "e")] == ["first", "slow", "slow", "last"]
     proves(
-        "another session locks our tables for longer than the lease",
-        "the supervisor kills what it runs before the lease ends, waits, and joins anew",
+        "another session locks the tables of pgqrs for longer than the lease",
+        "the supervisor kills its executing runs before the lease ends, waits, and registers again",
         charged="nobody",
         seconds=fenced_s,
         within=lease_s,
@@ -303,7 +303,7 @@ def test_a_lock_that_its_last_commit_waits_for_does_not_keep_it_from_ending(
             run.cancel(now=True)
     proves(
         "another session holds a lock that a supervisor's last commit waits for",
-        "told three times, it ends with exit code 3 without that commit; its lease gives back what ran",
+        "a supervisor that is told three times to stop exits with status 3 without that commit; executing runs are released when the lease expires",
         charged="nobody",
         seconds=ended_s,
         within=15.0,
@@ -372,8 +372,8 @@ def test_a_read_only_disk_keeps_the_supervisor_from_starting_and_it_says_so(
         with pgqrs.connect(dsn) as store:
             assert store.run(run.id).result(0) == ONCE
     proves(
-        "the SQLite file is on a disk that is read-only",
-        "the supervisor does not start, and says so: exit code 3",
+        "the SQLite file is on a read-only disk",
+        "the supervisor reports that and exits with status 3 without starting",
         charged="nobody",
     )
 

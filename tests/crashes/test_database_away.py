@@ -51,7 +51,7 @@ def test_a_restart_of_the_server_loses_nothing(tmp_path: Path, mode: str, proves
             assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
     proves(
         "PostgreSQL is restarted, fast or immediate",
-        "nothing is assumed: the turn is repeated until it is known to be committed; no step runs again",
+        "the turn is repeated until it is known to be committed; no step runs again",
         charged="nobody",
     )
 
@@ -87,7 +87,7 @@ def test_backends_that_are_terminated_cost_nothing(postgres_dsn: str, tmp_path: 
             assert [s.step for s in starts(tmp_path / f"run-{n}")] == ["first", "slow", "last"]
     proves(
         "all backends of the supervisor are terminated, twenty times a second",
-        "the same",
+        "the turn is repeated until it is known to be committed; no step runs again",
         charged="nobody",
     )
 
@@ -133,8 +133,8 @@ def test_one_that_cannot_finish_for_want_of_the_database_ends_with_3(
                 assert store.run(run).record().crash_count == 0
         assert [s.step for s in starts(tmp_path / "long")] == ["first", "slow", "slow", "last"]
     proves(
-        "it is told to stop while the database is away, and `--drain-timeout` is over, or its lease",
-        "workers are killed, and it ends with exit code 3; the next one on its host, or its lease, gives back what ran",
+        "a supervisor is told to stop while the database is away, and `--drain-timeout` or the lease ends",
+        "workers are killed, and the supervisor exits with status 3; executing runs are released by the next supervisor on its host, or when the lease expires",
         charged="nobody",
         seconds=ended_s,
         within=10.0,

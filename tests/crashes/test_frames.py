@@ -50,7 +50,7 @@ def test_a_frame_may_be_torn_at_any_byte(sqlite_dsn: str, tmp_path: Path, flow: 
     assert deaths > len(offsets) * 0.2
     proves(
         "a worker dies in the middle of a frame, at any byte",
-        "whole frames before it count, and what they recorded is not run again; the torn one is dropped",
+        "whole frames before it count, and the steps recorded by them do not run again; the torn frame is dropped",
         charged="the run on the CPU, if there was one: one crash",
     )
 
@@ -72,7 +72,7 @@ def test_a_worker_that_sends_garbage_is_killed_and_its_run_goes_on(
     assert [s.step for s in starts(tmp_path / "e")] == ["go_on", "babble", "babble"]
     assert "Traceback" not in supervisor.said(), supervisor.said()
     proves(
-        "a worker sends what is no frame",
-        "it is killed; its run goes on behind its last checkpoint",
+        "a worker sends bytes that are no frame",
+        "the worker is killed; its run continues after its last checkpoint",
         charged="the run on the CPU: one crash",
     )

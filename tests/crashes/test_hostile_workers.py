@@ -39,8 +39,8 @@ def test_a_hostile_step_ends_its_own_worker_and_run_at_most(
     assert b"Traceback" not in said, said[-3000:]
     assert b"\x1b" not in said
     proves(
-        "a step writes what it likes into its worker's pipe, output or board",
-        "the supervisor lives on and other runs end; the worker is killed for what it sent, with the reason in a note",
+        "a step writes arbitrary bytes into its worker's pipe, output or board",
+        "the supervisor survives and other runs end; the worker is killed for what it sent, with the reason in a note",
         charged="the run on the CPU: one crash each time",
         seconds=longest_s,
         within=15.0,

@@ -43,8 +43,8 @@ def test_a_new_supervisor_takes_over_on_the_same_host_at_once(
         assert (run.record().attempt, run.record().crash_count) == (2, 0)
     proves(
         "a supervisor is killed, and another one starts on the same host",
-        "it takes over at once, whatever the lease; runs go on behind their last checkpoint",
-        charged="nobody; a plain message's delivery counts where its handler had begun",
+        "the new one takes over at once, whatever the lease; runs continue after their last checkpoint",
+        charged="nobody; a plain message's delivery counts if its handler had begun",
         seconds=max(0.0, again.at - up_at),
         within=1.0,
     )
@@ -66,9 +66,9 @@ def test_one_that_runs_already_takes_over_on_the_same_host_within_seconds(
                 assert "took back 1 message of" in second.said()
         again = [s for s in starts(tmp_path / "e") if s.step == "slow"][1]
     proves(
-        "a supervisor is killed beside another one on the same host",
+        "a supervisor is killed while another one runs on the same host",
         "the other one looks once a second, and takes over, whatever the lease",
-        charged="nobody; a plain message's delivery counts where its handler had begun",
+        charged="nobody; a plain message's delivery counts if its handler had begun",
         seconds=again.at - killed_at,
         within=2.0,
     )
@@ -98,9 +98,9 @@ def test_one_on_another_host_takes_over_when_the_lease_ends(
         assert [s.step for s in starts(tmp_path / "e")] == TWICE
         assert (run.record().attempt, run.record().crash_count) == (2, 0)
     proves(
-        "a supervisor is killed, or its host dies, and others run on other hosts",
-        "one of them takes over within a second of the end of its lease",
-        charged="nobody; a plain message's delivery counts where its handler had begun",
+        "a supervisor is killed, or its host dies, while others run on other hosts",
+        "one of them takes over within a second after the lease ends",
+        charged="nobody; a plain message's delivery counts if its handler had begun",
         seconds=again.at - killed_at,
         within=LEASE_S + 1,
     )
@@ -157,7 +157,7 @@ def test_a_host_that_is_cut_off_for_longer_than_the_lease_stops_and_joins_anew(
         assert (run.record().attempt, run.record().crash_count) == (2, 0)
     proves(
         "one host of three is cut off from the database for longer than the lease (its cable is pulled)",
-        "what it ran is killed before the lease ends, and finished by another; once the cable is back it joins anew",
+        "its executing runs are killed before the lease ends, and another host finishes them; when the cable is back the supervisor registers again",
         charged="nobody",
         seconds=stopped_s,
         within=LEASE_S,

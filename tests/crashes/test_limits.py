@@ -37,8 +37,8 @@ def test_a_step_that_no_signal_reaches_is_killed_at_its_time_limit(
             assert "in hold_the_gil" in step.error["traceback"], "it was asked where it was"
         assert run.record().crash_count == 0
     proves(
-        "a step hangs where no handler of a signal runs: in C with the GIL held, or stopped (SIGSTOP)",
-        "its worker is killed at its `timeout`, with at most a second of grace; `TimeoutError` in the workflow",
+        "a step hangs where no signal handler runs: in C with the GIL held, or stopped (SIGSTOP)",
+        "its worker is killed at its `timeout`, after at most a second of grace; the workflow gets `TimeoutError`",
         charged="a retry",
         seconds=took_s,
         within=TIMEOUT_S + KILL_GRACE_S + 1.0,
@@ -58,7 +58,7 @@ def test_a_step_out_of_address_space_fails_and_its_worker_goes_on(
     seen = starts(tmp_path / "e")
     assert [s.step for s in seen] == ["first", "out_of_address_space", "last"]
     assert len({s.pid for s in seen}) == 1, "the same worker"
-    proves("a step meets RLIMIT_AS", "`MemoryError` is raised in it, as anywhere; the worker goes on")
+    proves("a step reaches RLIMIT_AS", "the step gets `MemoryError`, as in any process; the worker continues")
 
 
 def test_an_exception_in_a_finalizer_harms_nothing(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
@@ -70,7 +70,10 @@ def test_an_exception_in_a_finalizer_harms_nothing(sqlite_dsn: str, tmp_path: Pa
         assert run.result(0) == ["first", "collected", "last"]
     assert "raised while it was collected" in supervisor.said()
     assert len({s.pid for s in starts(tmp_path / "e")}) == 1
-    proves("an exception in `__del__`", "it is printed with its run's id, and that is all")
+    proves(
+        "`__del__` raises an exception",
+        "the exception is printed with the id of its run, and nothing else happens",
+    )
 
 
 def test_a_child_that_holds_a_dead_workers_descriptors_hides_its_death_for_no_time(
@@ -93,8 +96,8 @@ def test_a_child_that_holds_a_dead_workers_descriptors_hides_its_death_for_no_ti
                 os.kill(child, signal.SIGKILL)
             eventually(lambda: zombies(supervisor.pid) == 0, timeout=5, what="all who died are reaped")
     proves(
-        "a worker dies and leaves a process that holds its descriptors, in a session of its own",
-        "the death is seen all the same; that process is not ended",
+        "a worker dies and leaves a process in a session of its own that holds its descriptors",
+        "the supervisor notices the death at once; that process is not killed",
         charged="the run on the CPU: one crash",
         seconds=sorted(delays)[len(delays) // 2],
         within=0.1,

@@ -56,6 +56,6 @@ def test_its_supervisor_and_workers_end_with_it(
         assert (queue.ready, queue.held) == (1, 0)
     proves(
         "a program with `store.workers(…)` dies, or is told to end",
-        "its supervisor and workers end with it; what ran is given back",
+        "its supervisor and workers end with it; executing runs are released",
         charged="nobody",
     )

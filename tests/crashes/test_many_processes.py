@@ -32,7 +32,7 @@ def test_a_step_that_forks_without_end_is_ended_with_all_that_it_forked(
         assert all(other.record().crash_count == 0 for other in others)
     # And nothing that it forked is left: a group with a process in it cannot be removed.
     proves(
-        "a step forks without end, and so do its children, until there may be no more processes",
-        "killed at its time limit with all that it forked, as TimeoutError; the supervisor and the other runs go on",
+        "a step forks without end, and so do its children, until no more processes are allowed",
+        "the step is killed at its time limit with all that it forked, as a TimeoutError; the supervisor and the other runs continue",
         charged="nobody",
     )

@@ -58,7 +58,7 @@ def test_connections_that_are_reset_cost_nothing(
         all_succeed(postgres_dsn, runs, supervisor)
     assert all([s.step for s in starts(evidence)] == ONCE for _, evidence in runs)
     proves(
-        "its connections to the database are reset, ten times over",
+        "the supervisor's connections to the database are reset, ten times over",
         "the turn under way is repeated until it is known to be committed; no step runs again",
         charged="nobody",
     )
@@ -78,8 +78,8 @@ def test_a_commit_whose_answer_is_lost_is_found_out_and_not_repeated(
     assert "another's" not in supervisor.said(), "its own commit is known as its own"
     assert all([s.step for s in starts(evidence)] == ONCE for _, evidence in runs)
     proves(
-        "the connection is cut between COMMIT and its answer, whether the server got it or not",
-        "the writes are repeated under the same claim and count once; what a claim took unseen is given back",
+        "the connection is cut between COMMIT and its answer, whether or not the server received the COMMIT",
+        "the writes are repeated under the same claim and count once; messages that were claimed without an answer are released",
         charged="nobody",
     )
 
@@ -98,7 +98,7 @@ def test_a_slow_link_slows_and_breaks_nothing(
     assert all([s.step for s in starts(evidence)] == ONCE for _, evidence in runs)
     proves(
         "each way between supervisor and database takes 20 ms longer, or 150 ms",
-        "turns get slower and larger; the lease is renewed all the same",
+        "turns get slower and larger; the lease is still renewed",
     )
 
 
@@ -153,8 +153,7 @@ def test_a_supervisor_cut_off_for_longer_than_its_lease_kills_what_it_runs_and_j
         assert "Traceback" not in cut_off.said(), cut_off.said()
     proves(
         "the database does not answer for longer than the lease: stalled, a byte a second, half open or refusing",
-        "the supervisor kills what it runs before another may have it; another goes on behind the last checkpoint; when the "
-        "network is whole again it joins anew and writes nothing late",
+        "the supervisor kills its executing runs before another one may take them over; another supervisor continues after the last checkpoint; when the network is back the first one registers again and writes nothing late",
         charged="nobody",
         seconds=fenced_s,
         within=lease_s,
@@ -183,8 +182,8 @@ def test_one_that_is_told_to_stop_while_nothing_answers_ends_all_the_same(
             assert run.result(20) == ONCE
         assert run.record().crash_count == 0
     proves(
-        "it is told three times to stop while the database does not answer",
-        "it ends when its lease is over, with exit code 3; its lease gives back what ran",
+        "a supervisor is told three times to stop while the database does not answer",
+        "the supervisor exits with status 3 when its lease ends; executing runs are released when the lease expires",
         charged="nobody",
         seconds=ended_s,
         within=15.0,

@@ -35,8 +35,8 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_named_so(
         assert all(other.result(0) == ["first", "slow", "last"] for other in others)
         assert all(other.record().crash_count == 0 for other in others)
     proves(
-        "the kernel's out-of-memory killer takes a worker, for its control group is out of memory",
-        "it takes a worker and not the supervisor; recorded as want of memory; the run goes on behind its last checkpoint",
+        "a control group is out of memory, and the kernel's out-of-memory killer kills a worker",
+        "the kernel kills a worker rather than the supervisor; the record names the lack of memory; the run continues after its last checkpoint",
         charged="the run on the CPU: one crash",
     )
 
@@ -54,6 +54,6 @@ def test_a_step_that_is_always_too_greedy_is_given_up_and_the_reason_says_why(
         assert run.record().error["code"] == "CRASHED"
         assert "by the kernel for want of memory" in run.record().error["message"]
     proves(
-        "… five times without a checkpoint between",
-        "the run is ERROR, and the reason says that it was memory",
+        "the kernel's out-of-memory killer kills a run's workers five times without a checkpoint in between",
+        "the run ends in ERROR, and the reason names the memory",
     )

@@ -77,8 +77,8 @@ def test_nobody_reads_and_the_work_goes_on(
             process.wait()
             os.close(ours)
     proves(
-        "nobody reads its output, as with Ctrl-S or a log driver that hangs",
-        "the work goes on, and SIGTERM ends it; lines beyond 8 MiB are dropped, and their number is told",
+        "nobody reads the supervisor's output, as with Ctrl-S or a log driver that hangs",
+        "the work continues, and SIGTERM ends the supervisor; lines beyond 8 MiB are dropped, and their number is reported",
         seconds=took_s,
         within=10.0,
     )

@@ -39,8 +39,8 @@ def test_a_run_over_its_time_is_ended_and_one_within_it_is_not(
         assert len(starts(beyond)) == 3, "it has no other try"
         assert handle.record().error["code"] == "TIMEOUT"
     proves(
-        "a run is over its own `timeout` in a step",
-        "it is ended there, whatever tries the step has left: ERROR with a TimeoutError, its message dead",
+        "a run exceeds its own `timeout` in a step",
+        "the run ends there in ERROR with a TimeoutError, whatever tries the step has left; its message is dead",
         seconds=late_s,
         within=4.0,
     )
@@ -53,8 +53,8 @@ def test_the_stacks_of_a_run_killed_at_its_time_are_kept(supervised, tmp_path: P
     assert "in sleep" in handle.record().error["traceback"]
     assert handle.record().crash["cause"] == "timeout"
     proves(
-        "… and the step must be killed for it",
-        "SIGTERM, a second later SIGKILL; where its threads were is recorded",
+        "a run exceeds its own `timeout`, and its step must be killed",
+        "its worker gets SIGTERM, and SIGKILL a second later; the stacks of its threads are recorded",
     )
 
 
@@ -65,8 +65,8 @@ def test_a_pause_beyond_the_runs_time_ends_with_it(supervised, tmp_path: Path, p
         handle.result(20)
     late_s = time.monotonic() - began - LIMIT_S
     proves(
-        "a run is over its own `timeout` while it waits: paused, or for a retry",
-        "it is claimed then and ended, and takes no worker",
+        "a run exceeds its own `timeout` while it is paused or waits for a retry",
+        "a supervisor claims the run at that time and ends it, without a worker",
         seconds=late_s,
         within=4.0,
     )
@@ -83,8 +83,8 @@ def test_another_life_has_its_own_time(supervised, tmp_path: Path, proves: Prove
         handle.result(20)
     assert len(starts(evidence)) == 3, "the first step was not taken again, and the second was"
     proves(
-        "a run that was over its own `timeout` is replayed (`pgqrs replay`)",
-        "another life with its full time, behind its last recorded step",
+        "a run that exceeded its own `timeout` is replayed (`pgqrs replay`)",
+        "the run continues after its last recorded step, with its full time",
     )
 
 
@@ -93,7 +93,7 @@ def test_a_delivery_over_its_time_is_delivered_again(supervised, tmp_path: Path,
     supervised.enqueue("limited-tasks", {"evidence": str(evidence)})
     eventually(lambda: evidence.exists() and len(evidence.read_text().splitlines()) >= 2)
     proves(
-        "a message's delivery is over its handler's `timeout`",
-        "its worker is killed; it is delivered again after a back-off, up to `max_read_ct` deliveries, then dead",
+        "a delivery of a message exceeds its handler's `timeout`",
+        "its worker is killed; the message is delivered again after a back-off, up to `max_read_ct` deliveries, and is dead then",
         charged="a delivery",
     )

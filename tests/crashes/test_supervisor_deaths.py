@@ -53,8 +53,8 @@ def test_killed_with_its_workers_gone_within_a_second_and_a_second_one_finishes(
             assert handle.record().crash_count == 0
     proves(
         "the supervisor is killed",
-        "its workers die with it; another one goes on",
-        charged="nobody; a plain message's delivery counts where its handler had begun",
+        "its workers die with it; another supervisor continues",
+        charged="nobody; a plain message's delivery counts if its handler had begun",
     )
 
 
@@ -66,8 +66,8 @@ def test_stopped_workers_die_with_it_too(sqlite_dsn: str, tmp_path: Path, proves
         os.kill(supervisor.pid, signal.SIGKILL)
         eventually(lambda: not any(alive(p) for p in workers), timeout=1.0, what="the workers are gone")
     proves(
-        "… while its workers are stopped",
-        "they die with it too, within a second",
+        "the supervisor is killed while its workers are stopped",
+        "its workers die too, within a second",
         charged="nobody",
     )
 
@@ -94,7 +94,7 @@ def test_term_finishes_what_runs_and_hands_back_the_rest(dsn: str, tmp_path: Pat
             assert [s.step for s in starts(tmp_path / f"w{n}")] == ["first", "always_slow", "last"]
     proves(
         "SIGTERM or Ctrl-C",
-        "nothing new is claimed, what is not begun goes back, what runs is finished",
+        "the supervisor claims nothing more, releases runs that have not begun, and finishes executing runs",
         charged="nobody",
     )
 
@@ -129,7 +129,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(
         assert run.result(0) == "last"
         assert waiting.status == pgqrs.WorkflowStatus.Queued
         assert all(m.held == 0 for m in store.consumers())
-    proves("the terminal is closed, or SIGHUP comes (without `nohup`)", "as SIGTERM", charged="nobody")
+    proves("the terminal is closed, or SIGHUP comes (without `nohup`)", "as with SIGTERM", charged="nobody")
 
 
 def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Path, proves: Proves) -> None:
@@ -147,7 +147,7 @@ def test_it_drains_when_nobody_reads_what_it_says(sqlite_dsn: str, tmp_path: Pat
             assert supervisor.stderr.read() == b""
         assert run.result(0) == "said"
         assert all(m.held == 0 for m in store.consumers())
-    proves("whoever reads its output ends, as `head` does", "as SIGTERM", charged="nobody")
+    proves("the reader of the supervisor's output ends, as `head` does", "as with SIGTERM", charged="nobody")
 
 
 def test_output_that_goes_to_a_full_disk_stops_no_work(
@@ -166,8 +166,8 @@ def test_output_that_goes_to_a_full_disk_stops_no_work(
     assert supervisor.stderr.count("No space left on device") == 1
     assert supervisor.returncode == 0
     proves(
-        "its output goes to a full disk",
-        "the work goes on; stderr says once that lines are lost",
+        "the supervisor's output goes to a full disk",
+        "the work continues; stderr reports once that lines are lost",
         charged="nobody",
     )
 
@@ -217,7 +217,7 @@ def test_a_second_term_stops_at_the_next_step(sqlite_dsn: str, tmp_path: Path, p
         assert [s.step for s in starts(tmp_path / "e")] == ["first", "always_slow", "last"]
     proves(
         "SIGTERM twice",
-        "each run stops at its next step, and goes on there with the next supervisor",
+        "each run stops at its next step, and continues there under the next supervisor",
         charged="nobody",
     )
 
@@ -236,7 +236,7 @@ def test_a_third_term_stops_now(sqlite_dsn: str, tmp_path: Path, proves: Proves)
         assert all(c.held == 0 for c in store.consumers())
     proves(
         "SIGTERM three times",
-        "workers are killed, what ran is given back",
+        "workers are killed, and executing runs are released",
         charged="nobody",
     )
 
@@ -256,8 +256,8 @@ def test_the_drain_has_a_deadline(sqlite_dsn: str, tmp_path: Path, times: int, p
         assert handle.record().due_at is not None, "given back"
         assert handle.record().crash_count == 0
     proves(
-        "… and a step runs longer than `--drain-timeout`, told once or twice",
-        "it is killed then, and given back",
+        "a step runs longer than `--drain-timeout` after one or two SIGTERMs",
+        "its worker is killed then, and the run is released",
         charged="nobody",
     )
 
@@ -296,7 +296,7 @@ def test_a_message_that_fails_is_delivered_again_and_then_dead(
         assert len((tmp_path / "e").read_text().splitlines()) == 2
     proves(
         "a handler raises",
-        "the message is delivered again after a back-off, up to `max_read_ct` deliveries, then dead",
+        "the message is delivered again after a back-off, up to `max_read_ct` deliveries, and is dead then",
         charged="a delivery",
     )
 
@@ -325,7 +325,7 @@ def test_a_retry_waits_in_the_queue_and_not_on_a_worker(dsn: str, tmp_path: Path
         assert handle.steps()[1].retry_count == 2
     proves(
         "a step raises",
-        "recorded as failed; with `retry` the run waits in its queue for the back-off and tries the step again; without, the exception is raised in the workflow, now and on every replay",
+        "the failure is recorded; with `retry` the run waits in its queue for the back-off and retries the step; without, the workflow gets the exception, now and on every replay",
         charged="a retry",
     )
 
@@ -362,7 +362,7 @@ def test_a_run_that_is_cancelled_now_does_not_reach_the_end_of_its_step(
         assert handle.record().crash_count == 0
     proves(
         "an operator cancels a run with `--now`",
-        "whatever is written for it from then on is refused; the supervisor notices within a second or so and kills the worker that it is in",
+        "every later write for the run is refused; the supervisor notices within a second or so and kills the run's worker",
         charged="nobody",
     )
 
@@ -382,7 +382,7 @@ def test_workers_that_die_while_starting_end_the_supervisor_with_the_reason(
     assert "os.register_at_fork" in supervisor.said(), "it says where to look"
     proves(
         "workers die while they start",
-        "the next tries come later and later; after five within 30 s, with no worker left that runs, the supervisor ends with exit code 1 and the reason",
+        "the supervisor retries after longer and longer delays; after five deaths within 30 s, with no running worker left, it exits with status 1 and the reason",
     )
 
 
@@ -438,9 +438,8 @@ def test_one_that_was_stopped_past_its_lease_writes_nothing_late(
         assert [s.step for s in starts(evidence)] == ["first", "slow", "slow", "last"]
         assert handle.record().attempt == 2
     proves(
-        "a supervisor is stopped (SIGSTOP, a frozen host) beyond its lease and goes on, with its workers or without",
-        "another has taken over; no body starts before the worker hears that the lease was renewed, what was under way is "
-        "killed, and nothing of it is written",
+        "a supervisor is stopped for longer than its lease (SIGSTOP, a frozen host) and then continues, with its workers or without",
+        "another supervisor has taken over; no body starts before the worker reads that the lease was renewed; executing steps are killed, and nothing of them is written",
         charged="nobody",
     )
 
@@ -499,7 +498,11 @@ def test_one_whose_file_was_replaced_says_so(
         assert supervisor.wait(10) == 3, supervisor.said()
         assert "was removed or replaced while this" in supervisor.said()
         assert "Traceback" not in supervisor.said(), supervisor.said()
-    proves("its SQLite file is removed or replaced", "it ends with exit code 3 and says so", charged="nobody")
+    proves(
+        "the supervisor's SQLite file is removed or replaced",
+        "the supervisor reports that and exits with status 3",
+        charged="nobody",
+    )
 
 
 def test_one_whose_database_was_replaced_meanwhile_says_so(postgres_dsn: str, tmp_path: Path) -> None:
@@ -552,7 +555,7 @@ def test_a_result_that_comes_when_the_run_is_another_s_is_refused_and_said(
             assert (run.record().attempt, run.record().crash_count) == (2, 0)
     assert [s.step for s in starts(evidence)] == ["first", "wait_for", "wait_for", "last"]
     proves(
-        "a result comes in for a run that is another's by now",
-        "it is refused by the fence, and said; nothing of it is written",
+        "a result arrives for a run that belongs to another supervisor by now",
+        "the fence refuses the result, and a note says so; nothing of it is written",
         charged="nobody",
     )

@@ -52,8 +52,8 @@ def test_a_step_that_does_not_end_holds_up_nobody_else(
         assert runs[25].status is pgqrs.WorkflowStatus.Running
         assert "killed" not in supervisor.said()
     proves(
-        "a step does not end; other runs were in its worker, some of them begun",
-        "they go on in the other workers",
+        "a step does not end while its worker holds other runs, some of them begun",
+        "the other runs continue in other workers",
         charged="nobody",
         seconds=took_s,
         within=10.0,
@@ -124,8 +124,8 @@ def test_a_run_that_does_not_leave_its_worker_is_ended_with_it(
             eventually(lambda run=run: run.steps(), timeout=20)
             assert run.record().crash_count == 0
     proves(
-        "code goes on after its run was to leave the worker: a bare `except:` in a loop around a step",
-        "its worker is killed after 5 s; the run is tried again as it was to be",
+        "code continues after its run should have left the worker: a bare `except:` in a loop around a step",
+        "the worker is killed after 5 s; the run is retried as planned",
         charged="nobody",
         seconds=took_s,
         within=15.0,
@@ -153,6 +153,6 @@ def test_runs_that_want_a_lock_which_another_holds_across_a_step_go_on(
     assert "runs of locked one at a time" in supervisor.said()
     proves(
         "runs of one worker wait for one another: one holds a lock across a step that the others want",
-        "after 12 s the worker is killed; the runs go on, one at a time in each worker from then on",
+        "the worker is killed after 12 s; from then on each worker executes these runs one at a time",
         charged="nobody",
     )

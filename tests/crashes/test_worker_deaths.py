@@ -57,8 +57,8 @@ def test_a_killed_step_starts_again_on_another_worker_within_100_ms(
                 if delays[KILLS // 2] < AGAIN_WITHIN_S:
                     break
     proves(
-        "a worker is killed in a step, and another one is free",
-        "the step starts again there at once (the median of all kills)",
+        "a worker is killed in a step, and another worker is free",
+        "the step starts again in the other worker at once (the median of all kills)",
         charged="the run on the CPU: one crash",
         seconds=delays[KILLS // 2],
         within=AGAIN_WITHIN_S,
@@ -100,7 +100,7 @@ def test_a_death_of_any_kind_costs_one_step_and_is_named(
         assert handle.record().crash_count == 0, "a checkpoint after the crash forgives it"
     proves(
         "a worker dies: a signal, `os._exit`, a crash in C",
-        "its pipe is read to the end first, so every result it had sent is recorded; the run on the CPU goes on behind its last checkpoint on another worker; the step's row says signal or exit code and peak memory",
+        "the supervisor first reads the worker's pipe to its end, so every result that was sent is recorded; the run on the CPU continues after its last checkpoint in another worker; the step's row records the signal or exit code and the peak memory",
         charged="the run on the CPU: one crash",
     )
 
@@ -135,7 +135,7 @@ def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(
         assert [s.step for s in starts(evidence)] == ["first"] + ["die"] * 6
     proves(
         "the same run kills workers again and again",
-        "after a death it has a worker to itself until its next checkpoint (`async def` runs share theirs); after 5 deaths without a checkpoint between them it is ERROR and its message dead; other runs are not touched; `pgqrs replay` gives it another life",
+        "after a death the run has a worker to itself until its next checkpoint (`async def` runs share theirs); after 5 deaths without a checkpoint in between the run ends in ERROR and its message is dead; other runs are not affected; `pgqrs replay` queues the run again",
     )
 
 
@@ -152,7 +152,7 @@ def test_a_grandchild_that_keeps_the_pipe_open_hides_nothing_and_dies_too(
         assert second.at - first.at < 1.0
     proves(
         "a worker dies and leaves a subprocess",
-        "the death is seen all the same; the subprocess is killed with it",
+        "the supervisor notices the death at once and kills the subprocess too",
         charged="the run on the CPU: one crash",
         seconds=second.at - first.at,
         within=1.0,
@@ -171,7 +171,7 @@ def test_sys_exit_in_a_step_fails_the_step_and_not_the_worker(
         assert "0 crashes" in supervisor.said()
     proves(
         "a step calls `sys.exit`",
-        "the step fails as by any exception; the worker goes on",
+        "the step fails as with any exception; the worker continues",
     )
 
 
@@ -193,8 +193,8 @@ def test_a_step_over_its_time_limit_is_killed_and_the_workflow_may_catch_it(
         assert "in hang_once" in caught.steps()[0].error["traceback"], "it was asked where it was"
         assert "File " not in supervisor.said(), "that is no part of what user code prints"
     proves(
-        "a step runs over its `timeout`",
-        "its worker gets SIGTERM, a second later SIGKILL; recorded as a failed try, with where its threads were; `TimeoutError` in the workflow when no try is left",
+        "a step exceeds its `timeout`",
+        "its worker gets SIGTERM, and SIGKILL a second later; the try is recorded as failed, with the stacks of its threads; the workflow gets `TimeoutError` when no try is left",
         charged="a retry",
     )
 
@@ -261,7 +261,7 @@ def test_the_nursery_dies_and_workers_go_on_and_new_ones_come(
             assert not alive(begun.pid)
     proves(
         "the nursery dies",
-        "a new one is started; workers go on",
+        "the supervisor starts a new nursery; workers continue",
         charged="nobody",
         seconds=noticed_s,
         within=2.0,
@@ -287,8 +287,8 @@ def test_a_nursery_that_hangs_is_ended_and_a_new_one_takes_over(
             assert not alive(nursery)
         again = [s for s in starts(evidence) if s.step == "slow"][1]
     proves(
-        "the nursery hangs: it does not answer to an order for a worker within 10 s",
-        "it is killed, and a new one is started; workers go on",
+        "the nursery hangs: it does not answer an order for a worker within 10 s",
+        "the supervisor kills the nursery and starts a new one; workers continue",
         charged="nobody",
         seconds=again.at - killed_at,
         within=FORK_S + 4.0,
@@ -358,8 +358,8 @@ def test_a_new_nursery_whose_import_hangs_is_replaced(
     finally:
         nursery.close()
     proves(
-        "a new nursery hangs in its import, which went well before",
-        "it is killed after 30 s or ten times as long as the first import took, and another one started; workers go on",
+        "a new nursery hangs in its import, which succeeded before",
+        "the supervisor kills the nursery after 30 s or ten times the duration of the first import, and starts another one; workers continue",
         charged="nobody",
         seconds=ended_s,
         within=3.0,
@@ -417,7 +417,7 @@ def test_async_runs_survive_the_death_of_their_worker(
             assert handle.steps()[1].crash_count == 0
     proves(
         "the worker of `async` runs is killed from outside while all of them wait",
-        "all of its runs go on behind their last checkpoints",
+        "all of its runs continue after their last checkpoints",
         charged="nobody",
     )
 
@@ -441,8 +441,8 @@ def test_the_death_of_an_event_loop_is_charged_to_whose_code_it_ran(
             assert run.result(0) == "through"
             assert (run.record().crash_count, run.steps()[0].crash_count) == (0, 0)
     proves(
-        "… because of what one of them does, again and again",
-        "the run whose code it ran is charged and in the end given up; the others repeat the step that they are in",
+        "the worker of `async` runs dies because of what one of them does, again and again",
+        "the run whose code the worker executed is charged and in the end given up; the other runs repeat the step that they are in",
         charged="that run: one crash each time",
     )
 
@@ -465,8 +465,8 @@ def test_a_step_over_its_memory_is_killed_and_the_workflow_may_catch_it(
         assert large.steps()[1].peak_rss_bytes > 200_000_000
         assert 20_000_000 < small.steps()[1].peak_rss_bytes < 200_000_000, "known of who lives too"
     proves(
-        "a step holds more than its `memory`",
-        "its worker is killed; recorded as a failed try, `MemoryError` in the workflow when no try is left",
+        "a step exceeds its `memory`",
+        "its worker is killed; the try is recorded as failed; the workflow gets `MemoryError` when no try is left",
         charged="a retry",
     )
 
@@ -509,7 +509,7 @@ def test_replaced_workers_leave_nothing_behind(sqlite_dsn: str, tmp_path: Path, 
         assert after.children <= before.children + 1
     proves(
         "hundreds of workers are replaced, one after the other",
-        "descriptors, threads, memory and children of the supervisor stay as they were",
+        "descriptors, threads, memory and children of the supervisor stay the same",
         charged="nobody",
     )
 
@@ -569,8 +569,8 @@ def test_a_module_that_can_no_longer_be_imported_ends_the_supervisor_and_says_so
             assert second.wait() == 0
         assert run.result(0) == ["first", "slow", "last"]
     proves(
-        "the nursery dies, and the module cannot be imported any more",
-        "the supervisor says so and ends with exit code 1; what ran is given back",
+        "the nursery dies, and the module can no longer be imported",
+        "the supervisor reports that and exits with status 1; executing runs are released",
         charged="nobody",
         seconds=ended_s,
         within=10.0,
@@ -599,6 +599,6 @@ def test_a_supervisor_without_descriptors_for_another_worker_ends_and_says_so(
         assert run.result(0) == ["first", "slow", "last"]
     proves(
         "the supervisor has no file descriptors left for another worker (EMFILE)",
-        "it ends with exit code 1 and the reason; what ran is given back",
+        "the supervisor exits with status 1 and the reason; executing runs are released",
         charged="nobody",
     )

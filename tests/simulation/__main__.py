@@ -1,4 +1,6 @@
-"""python3 dev.py run simulate: how many seeds, from which on, on how many processes; or one seed, told at length."""
+"""python3 dev.py run simulate: the number of seeds, the first seed and the number of processes; or
+one seed with its trace.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def simulate(seed: int, plant: str | None = None, brief: bool = False) -> Result
 
 
 def several(seeds: range, plant: str | None, brief: bool) -> list[Result]:
-    gc.set_threshold(50_000)  # a seed makes many objects, few of them garbage: look for it more rarely
+    # A seed creates many objects, few of them garbage, so the collector looks for garbage less
+    # often.
+    gc.set_threshold(50_000)
     results = []
     for seed in seeds:
         results.append(simulate(seed, plant, brief))
@@ -150,7 +154,7 @@ def run(seeds: range, plant: str | None, brief: bool, processes: int) -> Iterabl
 
 
 def keep(seed: int, brief: bool, violation: str) -> None:
-    """Seeds that failed once are run by the tests for ever after."""
+    """Stores a failed seed. The tests execute it from now on."""
     known = KEPT.read_text().split("\n") if KEPT.exists() else []
     line = f"{seed}{' brief' * brief}  # {violation.partition(':')[0]}"
     if line not in known:

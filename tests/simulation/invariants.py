@@ -1,4 +1,6 @@
-"""What must hold after every event, whatever fails. Judged from outside: by the tables, and by what step bodies wrote down."""
+"""The invariants that hold after every event, whatever fails. Judged from outside: by the tables,
+and by what step bodies wrote down.
+"""
 
 import json
 from typing import Any
@@ -26,7 +28,7 @@ class Violation(Exception):
 
 
 class Body(Struct, frozen=True):
-    """A step's body started: by whom, under which claim, and whether that claim was live then."""
+    """A step's body started: in which supervisor, and whether its claim was live then."""
 
     message: int
     position: int
@@ -41,7 +43,8 @@ class Watch:
         self._connection = connection
         self._read_ct_max = read_ct_max
         self.bodies: list[Body] = []
-        self.deaths: dict[int, int] = {}  # of workers while a run was on the CPU
+        # The deaths of workers while the run was on their CPU.
+        self.deaths: dict[int, int] = {}
         self.cancelled: set[int] = set()
         self.clock_jumped = False
         self._recorded: dict[tuple[int, str], tuple[str, Any, Any]] = {}
@@ -56,7 +59,9 @@ class Watch:
             self._follow(table)
 
     def _follow(self, table: str) -> None:
-        """Every row that is written is noted, whoever writes it: to read them all after each event would take as long as the event."""
+        """Notes the number of every row that is written, by whatever connection. Reading all rows
+        after each event would take as long as the event.
+        """
         self._written[table], self._seen[table] = set(), {}
         self._connection.create_function(f"written_{table}", 1, self._written[table].add)
         for what in ("insert", "update"):
@@ -65,7 +70,7 @@ class Watch:
                 f"begin select written_{table}(new.rowid); end"
             )
 
-    # What bodies wrote down
+    # What step bodies wrote down
 
     def body_started(
         self, message: int, position: int, supervisor: str, live: bool, is_workflow: bool
@@ -152,7 +157,7 @@ class Watch:
                 )
 
     def _new(self, table: str) -> list[Any]:
-        """The rows that were not so at the last look."""
+        """Returns the rows that have changed since the last look."""
         written, seen, new = self._written[table], self._seen[table], []
         if not written:
             return []
@@ -165,7 +170,7 @@ class Watch:
         return sorted(new, key=repr)
 
     def _outputs(self, message: int) -> dict[str, Any]:
-        """By step; a pause has none."""
+        """The recorded outputs by step. A pause has none."""
         recorded = ((name, output) for (m, name), (_, output, _) in self._recorded.items() if m == message)
         return {name: json.loads(output) for name, output in recorded if output is not None}
 
@@ -205,8 +210,9 @@ class Watch:
 
 
 def _reached(status: str) -> set[str]:
-    """What a run's status may have become in one transaction, which may change it more than once. Nobody replays a run here, so
-    nothing follows an end."""
+    """The statuses that a run may have after one transaction, which may change its status more than
+    once. Nobody replays a run here, so nothing follows an end.
+    """
     reached, waiting = set[str](), [WorkflowStatus(status)]
     while waiting:
         now = waiting.pop()

@@ -1,4 +1,6 @@
-"""What the runs of a simulation do when they are executed: made up from the seed, and the same on every attempt."""
+"""What the runs of a simulation do when they are executed: derived from the seed, and the same on
+every attempt.
+"""
 
 import random
 from typing import Literal
@@ -16,13 +18,17 @@ TIMEOUT_S = 2.0
 
 
 class StepPlan(Struct):
-    """`times` is how often the body comes to its bad end before it goes well; a poison never does."""
+    """`times` is how often the body fails in its way before it succeeds. A poison never
+    succeeds.
+    """
 
     fate: Fate
     times: int
     seconds: float
-    limited: bool = False  # has a time limit: a step that hangs always has one
-    resume_after_s: float | None = None  # of a pause; None: until somebody resumes the run
+    # Whether the step has a time limit. A step that hangs always has one.
+    limited: bool = False
+    # The length of a pause. None: until somebody resumes the run.
+    resume_after_s: float | None = None
 
 
 class RunPlan(Struct):
@@ -31,7 +37,9 @@ class RunPlan(Struct):
 
 
 def make_plan(rng: random.Random, only_messages: bool = False) -> RunPlan:
-    """`only_messages`: none is a workflow, so that whole turns are of what handlers ended."""
+    """`only_messages`: no run is a workflow, so that whole turns consist of the results of
+    handlers.
+    """
     if only_messages or rng.random() < 0.2:
         fate: Fate = rng.choices(["ok", "fail", "crash", "poison"], [75, 10, 10, 5])[0]  # type: ignore[assignment]
         return RunPlan(False, [StepPlan(fate, rng.randint(1, 2), _seconds(rng))])

@@ -1,4 +1,6 @@
-"""Bugs to plant, one for each thing that the simulation claims to see: a check that cannot fail proves nothing."""
+"""Bugs to plant, one for each violation that the simulation claims to find: a check that cannot
+fail proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PLANTS: dict[str, tuple[Plant, str]] = {}
 
 
 def plant(violation: str) -> Callable[[Plant], Plant]:
-    """The name of the invariant that is to find it; several, where luck decides which comes first."""
+    """Names the invariant that must find the bug. Several names if chance decides which one fails
+    first.
+    """
 
     def add(function: Plant) -> Plant:
         PLANTS[function.__name__.replace("_", "-")] = contextmanager(function), violation
@@ -53,7 +57,7 @@ def _sql(statement: str, old: str, new: str) -> Iterator[None]:
 
 @plant("stale-write")
 def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
-    """Whoever knows the message may write."""
+    """Every write to a known message is applied."""
     held = "coalesce(m.consumer_worker_id, 0) = r.consumer_id and m.claim_no = r.claim_no"
     with _sql("fence", f"and {held}", ""), _sql("archive_held", f"and {held}\n", ""):
         yield
@@ -61,7 +65,9 @@ def a_fence_that_does_not_ask_for_the_claim() -> Iterator[None]:
 
 @plant("checkpoint-changed")
 def a_checkpoint_that_overwrites() -> Iterator[None]:
-    """A body runs again though its result is recorded, and what it then says replaces that. The other checks look away."""
+    """A body executes again although its result is recorded, and its new result replaces the
+    recorded one. The other checks are switched off.
+    """
     with (
         _sql("save_steps", "where s.status <> 'SUCCESS'", "where true"),
         _sql(
@@ -81,7 +87,9 @@ def a_claim_of_what_is_held() -> Iterator[None]:
 
 @plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once exception")
 def an_answer_before_the_commit() -> Iterator[None]:
-    """The worker hears that its checkpoint is durable when it has only been handed over."""
+    """The worker reads that its checkpoint is durable when the checkpoint has only been handed
+    over.
+    """
     save = core.Core._save
 
     def eager(self: core.Core, write: Any, urgent: bool = False) -> None:
@@ -156,7 +164,7 @@ def deliveries_without_a_limit() -> Iterator[None]:
 
 @plant("not-ended")
 def an_unsure_turn_that_forgets_what_it_claimed() -> Iterator[None]:
-    """A claim whose answer was lost leaves messages that nobody knows to be his."""
+    """A claim whose answer was lost leaves messages that no supervisor knows to be its own."""
     with patch.object(core.Core, "_held", lambda self, event: None):
         yield
 
@@ -209,7 +217,9 @@ def nobody_recovers_what_the_dead_held() -> Iterator[None]:
 
 @plant("lost-write step-repeated result-mismatch not-ended left-over")
 def a_lease_that_nobody_heeds() -> Iterator[None]:
-    """A supervisor that was cut off for longer than its lease goes on with what it had."""
+    """A supervisor that was cut off for longer than its lease continues with the runs that it
+    had.
+    """
     with (
         patch.object(session, "FENCE_MARGIN_S", -(10.0**9)),
         patch.object(session.Session, "_lose_lease", lambda self, now: None),
@@ -242,7 +252,9 @@ def a_cancellation_that_is_forgotten() -> Iterator[None]:
 
 @plant("twice-at-once step-repeated result-mismatch")
 def a_run_given_to_two_workers() -> Iterator[None]:
-    """A death whose pipe was not read to the end: the run is given to another worker while the first still has it."""
+    """The supervisor gives a run to another worker while the first worker still has it, as if it
+    had not read the first one's pipe to its end.
+    """
     drop = core.Core._drop
 
     def only_says_so(self: core.Core, run: Any, now: float) -> None:
@@ -283,7 +295,7 @@ def a_message_archived_instead_of_run() -> Iterator[None]:
 
 @plant("result-mismatch ended-oddly step-repeated")
 def a_result_without_its_last_checkpoint() -> Iterator[None]:
-    """The run's end overtakes what it had recorded before."""
+    """The end of a run is written without a step that was recorded before."""
     turn = MessageStore.turn
 
     def forgetful(self: MessageStore, writes: Any, wanted: Any = (), unsure: bool = False) -> Turn:

@@ -1,4 +1,6 @@
-"""The real session with the real core and the real store, on simulated time. Does what supervisors/loop does: carries out commands."""
+"""The real session with the real core and the real store, on simulated time. This class carries out
+the session's commands, as supervisors/loop does.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 LEASE_S = 5.0
-DEATH_OF_WORKERS_S = 1.0  # after their supervisor's
+# The time between the death of a supervisor and that of its workers.
+DEATH_OF_WORKERS_S = 1.0
 
 
 class SimSupervisor:
@@ -31,10 +34,12 @@ class SimSupervisor:
         self.pid = world.next_pid()
         self.alive = True
         self.frozen_until = 0.0
-        self.cut_until = 0.0  # from the database
+        # Until when the supervisor cannot reach the database.
+        self.cut_until = 0.0
         self.workers: dict[int, SimWorker] = {}
         self._waiting: deque[Callable[[], None]] = deque()
-        self._id = 0  # of its latest registration
+        # The id of its latest registration.
+        self._id = 0
         self._life = 0
         self._timer: float | None = None
         settings = state.Settings(
@@ -54,7 +59,9 @@ class SimSupervisor:
         return self.session.core
 
     def freeze(self, until: float) -> None:
-        """A frozen supervisor stays frozen for as long as it would have: what waits was put off until then."""
+        """Freezes the supervisor until then, and never shortens an earlier freeze: events are put
+        off until its end.
+        """
         self.frozen_until = max(self.frozen_until, until)
 
     # Time
@@ -63,7 +70,7 @@ class SimSupervisor:
         self.world.after(seconds, lambda: self._when_awake(do))
 
     def _when_awake(self, do: Callable[[], None]) -> None:
-        """While the supervisor is frozen, what happens to it waits, in its order."""
+        """While the supervisor is frozen, its events wait in their order."""
         self._waiting.append(do)
         self._wake()
 
@@ -82,11 +89,11 @@ class SimSupervisor:
         self._take(event)
 
     def told(self, worker: SimWorker, read: Callable[[], None]) -> None:
-        """Something is readable at a worker's pipe, or the worker is dead."""
+        """The pipe of a worker is readable, or the worker is dead."""
         self._when_awake(lambda: read() if self.workers.get(worker.id) is worker else None)
 
     def stop(self, level: int) -> None:
-        """As by a signal."""
+        """Asks for a level of stopping, as a signal does."""
         self._when_awake(lambda: self._take(events.Stop(level)))
 
     def lose_parent(self) -> None:
@@ -117,7 +124,9 @@ class SimSupervisor:
             case events.Recall():
                 self._recall(command.worker)
             case events.Dump() | events.Listen() | events.Sever():
-                pass  # nobody reads stacks here, pipes hold any number of frames, and no link is silent
+                # Nobody reads stacks here, pipes hold any number of frames, and no connection is
+                # silent.
+                pass
             case events.Kill():
                 if worker := self.workers.get(command.worker):
                     worker.killed(command.force)
@@ -136,7 +145,7 @@ class SimSupervisor:
             self._take(events.Recalled(n, worker.recall()))
 
     def _refresh(self) -> None:
-        """What workers have not sent yet, and which runs they execute: it is read from their boards now and then."""
+        """Reads from the boards what workers have not sent yet, and which runs they execute."""
         self._later(REFRESH_S, self._refresh)
         for worker in list(self.workers.values()):
             if worker.board is not None and (entered := worker.board.entered) is not None and worker.is_up:
@@ -145,10 +154,12 @@ class SimSupervisor:
                 if not is_there(self.core, worker.id, entered):
                     self._take(events.Inside(worker.id, entered))
 
-    # Turns: what the database's thread does
+    # Turns: the work of the thread for transactions
 
     def _attempt(self, commit: events.Commit, failures: int) -> None:
-        """It may commit though its supervisor died meanwhile: the statement was sent."""
+        """Executes a turn. It may commit although its supervisor died meanwhile, because the
+        statement was sent.
+        """
         world = self.world
         if not self.alive and (failures or world.rng.random() < 0.5):
             return
@@ -180,10 +191,12 @@ class SimSupervisor:
         ended = events.TurnEnded(commit, turn, held)
         world.after(world.late_s(), lambda: self._when_awake(lambda: self._take(ended)))
 
-    # What is asked aside, and the lease
+    # Other questions to the database, and the lease
 
     def _ask(self, call: Callable[[], events.SessionEvent]) -> None:
-        """As the Aside thread does: the answer comes a while later, or never while the supervisor is cut off."""
+        """Makes a call as the Aside thread does. The answer comes later. While the supervisor is
+        cut off, the answer is Unanswered.
+        """
 
         def answer() -> None:
             if self.world.now < self.cut_until or self.world.fault("store-error", 0.02):
@@ -199,7 +212,7 @@ class SimSupervisor:
         return events.LookedAround(gone, self.world.recover(self.name))
 
     def _registered(self) -> events.Registered:
-        """A new registration: the first, or the next after a lost lease."""
+        """A new registration: the first one, or the next one after a lost lease."""
         world = self.world
         self._life += 1
         if self._id:
@@ -228,7 +241,7 @@ class SimSupervisor:
     # The end
 
     def _exit(self) -> None:
-        """As the loop ends: workers are closed, then the registration is retired."""
+        """Ends as the loop does: closes the workers, then retires the registration."""
         for worker in self.workers.values():
             worker.die("SIGKILL")
         self.alive = False

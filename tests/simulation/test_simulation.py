@@ -1,4 +1,6 @@
-"""A few hundred seeds on every run, those that failed once, and the proof that each check can fail."""
+"""The simulation on many seeds, the seeds that failed once, and the proof that each check can
+fail.
+"""
 
 import re
 from pathlib import Path
@@ -14,7 +16,7 @@ PLANT_SEEDS_MAX = 100
 
 
 def kept() -> list[tuple[int, bool]]:
-    """(seed, whether it is a brief one)"""
+    """Returns (seed, whether it is a brief one)."""
     told = [line.partition("#")[0].split() for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     return [(int(words[0]), "brief" in words) for words in told if words]
 

@@ -1,5 +1,6 @@
-"""The real worker (supervisors/worker) in a greenlet, on simulated time: a pipe, a board, bodies that take a while, and a death at
-any moment."""
+"""The real worker (supervisors/worker) in a greenlet, on simulated time: a pipe, a board, bodies
+that take a while, and a death at any moment.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 BACKOFF_S = 0.3
 PAYLOAD_BYTES_MAX = 1024 * 1024
 
-_at_work: SimWorker | None = None  # whose code runs: one at a time, in this thread
+# The worker whose code executes: one at a time, in this thread.
+_at_work: SimWorker | None = None
 
 
 class SimPipe:
-    """The worker's end. What the worker waits for here comes as events of the world."""
+    """The worker's end of the pipe. Frames for the worker come as events of the world."""
 
     def __init__(self, worker: SimWorker) -> None:
         self._worker = worker
@@ -68,7 +70,8 @@ class SimWorker:
         self.id = worker_id
         self.alive = True
         self.frozen_until = 0.0
-        self.running: int | None = None  # the message whose body it executes
+        # The message whose body the worker executes.
+        self.running: int | None = None
         self.pipe = SimPipe(self)
         fd = new_board() if self.world.rng.random() < 0.75 else None
         self.gated = fd is not None
@@ -76,23 +79,28 @@ class SimWorker:
         self.board = None if fd is None else BoardReader(fd)
         self.hearing = Hearing(worker_id, self.board, supervisor.hears, self._distrusted)
         self.is_up = False
-        self._said_at = 0.0  # when the last thing in the pipe is read
+        # When the last bytes in the pipe are read.
+        self._said_at = 0.0
         self._heard_at = 0.0
         self._in_pipe: deque[bytes] = deque()
         self._waiting: deque[Callable[[], None]] = deque()
         self._violation: Violation | None = None
-        self._stuck = False  # in a body that never ends
+        # Whether the worker is in a body that never ends.
+        self._stuck = False
         self._hub = self._greenlet = greenlet.greenlet(self._main)
-        # `_greenlet` is the one that goes on next: the hub's, or that of the lane whose body runs.
+        # `_greenlet` is the one that continues next: the hub's, or that of the lane whose body
+        # executes.
         self._worker: Worker | None = None
         self.world.after(self.world.rng.uniform(0.01, 0.1), self._boot)
 
     def freeze(self, until: float) -> None:
-        """A frozen worker stays frozen for as long as it would have: what waits was put off until then."""
+        """Freezes the worker until then, and never shortens an earlier freeze: events are put off
+        until its end.
+        """
         self.frozen_until = max(self.frozen_until, until)
 
     def _when_awake(self, do: Callable[[], None]) -> None:
-        """While the worker is frozen, what happens to it waits, in its order."""
+        """While the worker is frozen, its events wait in their order."""
         self._waiting.append(do)
         self._wake()
 
@@ -119,7 +127,9 @@ class SimWorker:
         self._worker.run(1000 + self.id)
 
     def rest(self) -> None:
-        """Called in one of the worker's greenlets: until an event of the world has it go on."""
+        """Called in one of the worker's greenlets: waits until an event of the world continues
+        it.
+        """
         self._greenlet = greenlet.getcurrent()
         self.world.hub.switch()
 
@@ -142,23 +152,27 @@ class SimWorker:
         self._reach(self._read)
 
     def _reach(self, do: Callable[[], None]) -> None:
-        """The supervisor notices after a while, in order."""
+        """The supervisor notices this after a while, in order."""
         self._said_at = max(self._said_at, self.world.now) + self.world.latency()
         self.world.at(self._said_at, lambda: self.supervisor.told(self, do))
 
     def body(self, position: int, message: int, claim_no: int) -> str:
-        """One execution of a step's body, or of a handler. No two executions give the same: whose result is whose can be told."""
+        """One execution of a step's body, or of a handler. Each execution returns another result,
+        so that every recorded result shows its execution.
+        """
         world, step = self.world, self.world.plans[message].steps[position]
         try:
             number = world.body_started(self, message, claim_no, position)
-        except Violation as e:  # which is not to be taken for a failure of the step
+        except Violation as e:
+            # A violation must not count as a failure of the step.
             self._violation = e
             self.rest()
         bad = number <= step.times or step.fate == "poison"
         self.running = message
         if step.fate == "hang" and bad:
             self._stuck = True
-            self.rest()  # until it is killed at its time limit
+            # Until the worker is killed at the step's time limit.
+            self.rest()
         if step.fate in ("crash", "poison") and bad:
             world.after(
                 step.seconds * world.rng.random(), lambda: self._when_awake(lambda: self.die("SIGSEGV"))
@@ -173,7 +187,7 @@ class SimWorker:
     # The supervisor's side
 
     def hear(self, frame: wire.Down) -> None:
-        """A frame of the supervisor's is on its way."""
+        """Puts a frame of the supervisor on its way."""
         self.hearing.credit.told(frame)
         self._heard_at = max(self._heard_at, self.world.now) + self.world.latency()
         self.world.at(self._heard_at, lambda: self._when_awake(lambda: self._come(wire.encode(frame))))
@@ -191,7 +205,9 @@ class SimWorker:
         raise AssertionError(f"worker {self.id} is distrusted: {why}")
 
     def recall(self) -> int:
-        """The supervisor closes the gate and hears all that was said before. Returns the run that the worker is in."""
+        """Closes the gate and reads everything that the worker sent before. Returns the run that
+        the worker is in.
+        """
         assert self.board is not None
         self.board.recall()
         entered = self.board.entered
@@ -200,7 +216,9 @@ class SimWorker:
         return entered
 
     def killed(self, force: bool) -> None:
-        """SIGKILL always ends it; else an idle one is told by the end of its pipe, and SIGTERM ends what is not stuck."""
+        """SIGKILL always ends the worker. Without `force`, an idle worker ends by the end of its
+        pipe, and SIGTERM ends one that is not stuck.
+        """
         if not self.is_up:
             return
         idle = self.board is not None and (running := self.board.on_cpu()) and not running.message_id
@@ -231,12 +249,15 @@ class SimWorker:
         self.supervisor.hears(events.Exited(self.id, signal, None if signal else 0))
 
     def release(self) -> None:
-        """Ends its greenlets and unmaps its board: nothing else would, and there are thousands in a process."""
+        """Ends the worker's greenlets and unmaps its board. Nothing else would, and a process has
+        thousands of workers.
+        """
         self.alive = False
         worker, self._worker = self._worker, None
         lanes = [] if worker is None else [lane._carrier for lane in worker.lanes.values()]
         spare = [] if worker is None else worker._carriers
-        for each in (self._hub, *lanes, *spare):  # the hub first, or it would go on when a lane ends
+        # The hub first, because it would continue when a lane ends.
+        for each in (self._hub, *lanes, *spare):
             if each:
                 each.throw()
         if self.board is not None and self._their_board is not None:
@@ -245,7 +266,7 @@ class SimWorker:
             self.board = None
 
 
-# What the runs execute, by their plans: see plan.py
+# The functions that the runs execute, by their plans (plan.py)
 
 
 def _body(position: int) -> str:

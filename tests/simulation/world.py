@@ -1,4 +1,6 @@
-"""One seed: a database, supervisors, a stream of messages, and faults; then calm, in which everything must end."""
+"""One seed: a database, supervisors, a stream of messages, and faults; then a calm phase, in which
+everything must end.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,15 @@ from tests.simulation.supervisor import LEASE_S, SimSupervisor
 from tests.simulation.workers import SimWorker
 
 EVENTS_MIN, FAULTS_MIN = 200, 5
-TROUBLE_S, BRIEF_TROUBLE_S = 4.0, 1.2  # how long things go wrong
+# How long faults happen.
+TROUBLE_S, BRIEF_TROUBLE_S = 4.0, 1.2
 MESSAGES, BRIEF_MESSAGES = (8, 16), (3, 6)
-CALM_S = 400.0  # how long the rest may take
+# How long the calm phase may take.
+CALM_S = 400.0
 EVENTS_MAX = 60_000
 READ_CT_MAX = 5
-ONLY_MESSAGES = (3, 6)  # last digits of the seeds in which nothing is a workflow
+# The last digits of the seeds without workflows.
+ONLY_MESSAGES = (3, 6)
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -42,7 +47,8 @@ class World:
         self._trouble_s = BRIEF_TROUBLE_S if brief else TROUBLE_S
         self._messages = BRIEF_MESSAGES if brief else MESSAGES
         self.rng = random.Random(seed)
-        self.hub = greenlet.getcurrent()  # in which events happen; workers have greenlets of their own
+        # The greenlet in which events happen. Workers have greenlets of their own.
+        self.hub = greenlet.getcurrent()
         self.now = 0.0
         self.events = 0
         self.faults: Counter[str] = Counter()
@@ -62,13 +68,13 @@ class World:
         self.store = MessageStore(database)
         self.functions = self._functions()
         self.watch = Watch(database._connection, READ_CT_MAX)
-        # How this seed's latencies and faults are: some are calm, some are storms.
+        # The latencies and faults of this seed: some seeds are calm, some are storms.
         self._storm = self.rng.choice([0.3, 1.0, 3.0])
         self._slow = self.rng.choice([0.0, 0.02, 0.2])
         self.supervisors: list[SimSupervisor] = []
 
     def run(self) -> None:
-        """Raises Violation."""
+        """Executes the seed. Raises Violation."""
         try:
             self._run()
         finally:
@@ -114,7 +120,7 @@ class World:
                 return
         self.now = time
 
-    # For the actors
+    # For supervisors and workers
 
     def at(self, time: float, do: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (max(time, self.now), next(self._numbers), do))
@@ -127,7 +133,7 @@ class World:
 
     @property
     def trace(self) -> list[str]:
-        """What happened last."""
+        """The last notes."""
         return [f"{now:9.4f} {text}" for now, text in self._notes]
 
     def fault(self, kind: str, chance: float) -> bool:
@@ -147,7 +153,7 @@ class World:
         return self.rng.uniform(0.05, 3.0) if slow else self.rng.uniform(0.001, 0.01)
 
     def late_s(self) -> float:
-        """Until the loop hears of a turn."""
+        """The time until the loop learns of a turn."""
         return self.rng.uniform(0.1, 1.0) if self.fault("late-outcome", 0.005) else self.latency()
 
     def next_pid(self) -> int:
@@ -157,7 +163,7 @@ class World:
         return any(s.pid == pid and s.alive for s in self.supervisors)
 
     def body_started(self, worker: SimWorker, message: int, claim_no: int, position: int) -> int:
-        """Which execution of this body it is, counted over all workers."""
+        """Returns which execution of this body this is, counted over all workers."""
         supervisor = worker.supervisor
         holder, number, archived = self.watch.holder(message)
         held = holder in supervisor.session.consumers.values() and number == claim_no
@@ -186,7 +192,7 @@ class World:
             self.watch.look()
         return count
 
-    # What happens
+    # Messages and faults
 
     def _start_supervisor(self, host: str) -> None:
         name = f"s{len(self.supervisors) + 1}"
@@ -202,7 +208,9 @@ class World:
         ]
 
     def _enqueue_some(self) -> None:
-        """Several at once now and then, so that runs stand behind others in their workers."""
+        """Enqueues one message or several at once, so that runs are queued behind others in their
+        workers.
+        """
         for _ in range(self.rng.choice([1, 1, 1, 5])):
             self._enqueue()
 
@@ -291,7 +299,7 @@ class World:
         self._resume()
 
     def _resume(self) -> None:
-        """Somebody ends the pauses that have no end."""
+        """Ends the pauses that have no end."""
         unended = self._unended()
         for message in unended:
             if self.plans[message].is_workflow:
@@ -306,7 +314,9 @@ class World:
 
 @cache
 def _installed() -> sqlite3.Connection:
-    """What every seed begins with: installing it anew would take longer than the seed does."""
+    """The database that every seed begins with. Installing it for each seed would take longer than
+    the seed does.
+    """
     database = SqliteDatabase(Config("sqlite::memory:"))
     MessageStore(database).install()
     connection: sqlite3.Connection = database._connection

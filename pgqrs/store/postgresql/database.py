@@ -147,7 +147,8 @@ def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
     if steady_plans:
         return None
     return (
-        config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds, config.prepared_statements,
+        config.dsn, config.schema, config.max_connections, config.connection_timeout_seconds,
+        config.prepared_statements,
     )  # fmt: skip
 
 
@@ -412,17 +413,20 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
         psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.UndefinedObject,
     ):
         return errors.SchemaError(
-            f"this database holds no complete pgqrs schema ({text.splitlines()[0]}); run: pgqrs install --dsn …{option}"
+            "this database holds no complete pgqrs schema "
+            f"({text.splitlines()[0]}); run: pgqrs install --dsn …{option}"
         )
     if (error.sqlstate or "").startswith(OF_VALUES):
         return refused_value(text)
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return errors.DatabaseError(
-            f"{text.splitlines()[0]}; what the role lacks is told by: pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
+            f"{text.splitlines()[0]}; what the role lacks is told by: "
+            f"pgqrs verify --dsn …{option} (docs/roles.md has the grants)"
         )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return errors.PgqrsConnectionError(
-            f"PostgreSQL: {text.splitlines()[0]}; the server is a standby, or default_transaction_read_only is on for this role or database"
+            f"PostgreSQL: {text.splitlines()[0]}; the server is a standby, or "
+            "default_transaction_read_only is on for this role or database"
         )
     if _passes(error):
         return errors.PgqrsConnectionError(f"PostgreSQL: {text}")

@@ -172,8 +172,9 @@ class S3Object:
         """
         if len(body) > OBJECT_BYTES_MAX:
             raise errors.DatabaseError(
-                f"{self.dsn} would have {len(body):,} bytes, over the limit of {OBJECT_BYTES_MAX:,}: each commit sends all of "
-                "them. Purge queues that are done with, begin a new object, or move to postgresql://"
+                f"{self.dsn} would have {len(body):,} bytes, over the limit of "
+                f"{OBJECT_BYTES_MAX:,}: each commit sends all of them. Purge queues "
+                "that are done with, begin a new object, or move to postgresql://"
             )
         if (call := current()) is not None:
             call.go_on()
@@ -222,8 +223,8 @@ class S3Object:
                     # The store has just refused a failed condition.
                     self._conditional = self._conditional or expected is not None
                     raise errors.ConflictError(
-                        f"conflict: {self.dsn} has been written by somebody else since it was read here. Theirs is kept, nothing of "
-                        "this call was written: make it again"
+                        f"conflict: {self.dsn} has been written by somebody else since it was read here. "
+                        "Theirs is kept, nothing of this call was written: make it again"
                     )
                 break
             elif not unsure:
@@ -231,8 +232,8 @@ class S3Object:
                 self._bare = not self._bare
         told = f"{self.dsn} could not be written, or it is unknown whether it was"
         weak = (
-            "; the store gives weak ETags (W/…), by which no version can be replaced: something between here and S3 "
-            "rewrites its answers, such as a proxy that compresses them"
+            "; the store gives weak ETags (W/…), by which no version can be replaced: something between "
+            "here and S3 rewrites its answers, such as a proxy that compresses them"
             if self._weak
             else ""
         )
@@ -301,9 +302,10 @@ class S3Object:
     def _heedless(self, header: str) -> errors.PgqrsConnectionError:
         at = f" at {self.endpoint}" if self.endpoint else ""
         return errors.PgqrsConnectionError(
-            f"S3{at} does not heed the header {header} of a PUT: it replaced an object although the condition was not met, so two "
-            f"writers of {self.dsn} would lose each other's updates without a word. Use a store that knows conditional writes, as S3 "
-            "does since 2024, and look for a proxy on the way that drops the header"
+            f"S3{at} does not heed the header {header} of a PUT: it replaced an object "
+            f"although the condition was not met, so two writers of {self.dsn} would lose "
+            "each other's updates without a word. Use a store that knows conditional writes, "
+            "as S3 does since 2024, and look for a proxy on the way that drops the header"
         )
 
     # Requests
@@ -353,7 +355,8 @@ class S3Object:
         """
         if not said:
             raise errors.PgqrsConnectionError(
-                f"S3 refuses {self.dsn}{self._found_by('its answers have no ETag, by which a version is known')}"
+                "S3 refuses "
+                f"{self.dsn}{self._found_by('its answers have no ETag, by which a version is known')}"
             )
         text = str(said)
         self._weak = self._weak or text.startswith("W/")
@@ -390,8 +393,8 @@ class S3Object:
 
     def _left_off(self) -> errors.PgqrsConnectionError:
         return errors.PgqrsConnectionError(
-            f"S3 has not answered for {self.dsn}, and is no longer waited for, since the store was closed, its lease has ended, or "
-            "its process stops"
+            f"S3 has not answered for {self.dsn}, and is no longer waited for, since the store was closed, "
+            "its lease has ended, or its process stops"
         )
 
     def _no_bucket(self) -> errors.PgqrsConnectionError:
@@ -405,8 +408,8 @@ class S3Object:
         if told.startswith(BAD_CERTIFICATE):
             return f"{at}: {told}"
         return (
-            f"{at}: {told}; the endpoint, the region and the keys come from the variables AWS_ENDPOINT_URL, AWS_REGION, "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{at}: {told}; the endpoint, the region and the keys come from the variables "
+            "AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
 
 
@@ -463,7 +466,10 @@ def _bad_certificate(debug: str) -> str:
     names = re.findall(r"[A-Za-z]+", debug.partition("),\n")[0])
     reason = next((n for n in reversed(names) if n in CERTIFICATE_REASONS), "")
     why = CERTIFICATE_REASONS.get(reason) or " ".join(n for n in names if n not in ("Other", "OtherError"))
-    return f"{BAD_CERTIFICATE}: {why}. A certificate, or an authority, of your own is trusted where {CA_BUNDLE} names its file (PEM)"
+    return (
+        f"{BAD_CERTIFICATE}: {why}. A certificate, or an authority, of "
+        f"your own is trusted where {CA_BUNDLE} names its file (PEM)"
+    )
 
 
 CERTIFICATE_REASONS = {
@@ -509,8 +515,8 @@ def _no_keys(dsn: str, error: Exception | None) -> str | None:
     if ROLE_SERVICE not in str(error):
         return None
     return (
-        f"no credentials were found for {dsn}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (without them this machine's role "
-        f"is asked for, and it seems to have none: {_short(error)})"
+        f"no credentials were found for {dsn}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (without "
+        f"them this machine's role is asked for, and it seems to have none: {_short(error)})"
     )
 
 
@@ -564,9 +570,10 @@ def _remember_use() -> None:
 def _refuse_after_fork() -> None:
     if _used_by not in (None, os.getpid()):
         raise errors.InternalError(
-            f"this process (pid {os.getpid()}) was forked from one (pid {_used_by}) that had used S3 before, and the driver's threads "
-            "do not survive a fork: connect to s3:// in the child alone, or start the child as a new program "
-            "(multiprocessing's start methods spawn and forkserver; a web server without preloading)"
+            f"this process (pid {os.getpid()}) was forked from one (pid {_used_by}) that had "
+            "used S3 before, and the driver's threads do not survive a fork: connect to s3:// "
+            "in the child alone, or start the child as a new program (multiprocessing's start "
+            "methods spawn and forkserver; a web server without preloading)"
         )
 
 

@@ -59,8 +59,8 @@ def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
             raise errors.ConfigError(unusable(folder, of.dsn, e.strerror)) from e
         return folder, Lock(descriptor, os.getpid())
     raise errors.PgqrsConnectionError(
-        f"the S3 cache folder {folder} of {of.dsn} is in use by another process (pid {holder}), and only one can have it: give each "
-        "process an s3_cache_dir (PGQRS_S3_CACHE_DIR) of its own"
+        f"the S3 cache folder {folder} of {of.dsn} is in use by another process (pid {holder}), and only "
+        "one can have it: give each process an s3_cache_dir (PGQRS_S3_CACHE_DIR) of its own"
         + (", or leave it out" if config.s3_cache_dir and config.s3_mode is DurabilityMode.Durable else "")
     )
 
@@ -96,8 +96,8 @@ def is_held(lock: Lock, folder: Path) -> bool:
 
 def unusable(folder: Path, dsn: str, why: object) -> str:
     return (
-        f"the S3 cache folder {folder}, in which the local copy of {dsn} is kept, cannot be used: {why}; make room there, or name "
-        "another with XDG_CACHE_HOME, PGQRS_S3_CACHE_DIR or s3_cache_dir"
+        f"the S3 cache folder {folder}, in which the local copy of {dsn} is kept, cannot be used: {why}; "
+        "make room there, or name another with XDG_CACHE_HOME, PGQRS_S3_CACHE_DIR or s3_cache_dir"
     )
 
 

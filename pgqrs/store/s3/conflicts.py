@@ -58,8 +58,8 @@ class CopiedStore(MessageStore):
             if not self._s3.absent():
                 raise
             raise SchemaError(
-                f"there is no database at {self._s3.dsn} yet; name another with --dsn or PGQRS_DSN, or make it: "
-                f"pgqrs install --dsn {self._s3.dsn}"
+                f"there is no database at {self._s3.dsn} yet; name another with --dsn or PGQRS_DSN, or "
+                f"make it: pgqrs install --dsn {self._s3.dsn}"
             ) from None
 
     def ensure_queue(self, name: str) -> int:

@@ -283,8 +283,8 @@ class S3Database(SqliteDatabase):
             replica = self._replica
             if replica.dirty:
                 raise errors.PgqrsError(
-                    f"snapshot() would undo unsynced writes to {self.dsn}: sync() them first, or remove {replica.folder} once no store "
-                    "is open on it"
+                    f"snapshot() would undo unsynced writes to {self.dsn}: sync() them first, or remove "
+                    f"{replica.folder} once no store is open on it"
                 )
             found = replica.object.fetch(unless=replica.etag if self._based else None)
             if found is None:
@@ -312,8 +312,8 @@ class S3Database(SqliteDatabase):
                 version = replica.publish(self._writer, expected, marker)
             except errors.ConflictError as e:
                 raise errors.ConflictError(
-                    f"conflict: sync() found that {self.dsn} has been written by somebody else, or was there before this store was "
-                    "connected; theirs is kept. "
+                    f"conflict: sync() found that {self.dsn} has been written by somebody else, or was "
+                    "there before this store was connected; theirs is kept. "
                     + (
                         f"What was written here stays in {replica.folder}: remove that folder to give it up"
                         if replica.dirty

@@ -85,8 +85,8 @@ class Replica:
         if not durable or self.dirty or self.sent:
             lost = " What was written in Local mode and not synced went with it." if self.dirty else ""
             raise errors.SchemaError(
-                f"the S3 cache folder {self.folder}, with the copy of {self.object.dsn}, was removed or replaced while this store had "
-                f"it open.{lost} Put it back if you can, and connect again"
+                f"the S3 cache folder {self.folder}, with the copy of {self.object.dsn}, was removed or "
+                f"replaced while this store had it open.{lost} Put it back if you can, and connect again"
             )
         if held:
             with self._on_disk():
@@ -194,8 +194,9 @@ class Replica:
     def take_over(self, writer: sqlite3.Connection, found: Fetched) -> None:
         if self.dirty:
             raise errors.ConflictError(
-                f"conflict: the copy of {self.object.dsn} in {self.folder} has unsynced writes of Local mode, and somebody else has "
-                "written the object since. To keep theirs, remove that folder; to keep yours, remove the object and sync()"
+                f"conflict: the copy of {self.object.dsn} in {self.folder} has unsynced writes of Local "
+                "mode, and somebody else has written the object since. To keep theirs, remove that folder; "
+                "to keep yours, remove the object and sync()"
             )
         leases = _leases(writer)
         fetched = self.folder / "fetched.db"

@@ -141,8 +141,9 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
     with _lock:
         if (os.getpid(), path, not shared) in _open:
             raise errors.PgqrsConnectionError(
-                f"this process has the Turso database {path} open by a DSN {'without' if shared else 'with'} ?{TURSO_SHARED}: close those "
-                "stores first, or use the same DSN for all"
+                f"this process has the Turso database {path} open by a "
+                f"DSN {'without' if shared else 'with'} ?{TURSO_SHARED}: "
+                "close those stores first, or use the same DSN for all"
             )
         file = _open.get(key)
         if file is None:
@@ -227,8 +228,8 @@ def _prepared(driver: Any, patience_s: float) -> OneConnection:
 def _why_not(path: str, error: Exception) -> str:
     if LOCKED in str(error):
         return (
-            f"the Turso database {path} is in use by another program, such as sqlite3 or a process with sqlite://, and nothing else may "
-            "have it open meanwhile: stop that first"
+            f"the Turso database {path} is in use by another program, such as sqlite3 or a process with "
+            "sqlite://, and nothing else may have it open meanwhile: stop that first"
         )
     return f"cannot open the Turso database {path}: {error}"
 

@@ -62,8 +62,8 @@ def claim(path: str, shared: bool, patience_s: float) -> Claim:
     except OSError as e:
         os.close(descriptor)
         raise errors.PgqrsConnectionError(
-            f"cannot open the Turso database {path}: {path}{SUFFIX}, by which its processes keep out of each other's way, cannot be "
-            f"locked: {e.strerror}"
+            f"cannot open the Turso database {path}: {path}{SUFFIX}, by which its processes keep out of "
+            f"each other's way, cannot be locked: {e.strerror}"
         ) from e
     except BaseException:
         os.close(descriptor)
@@ -76,8 +76,8 @@ def _wait_to_open(path: str, descriptor: int, patience_s: float) -> None:
     while not _locked(descriptor, fcntl.LOCK_EX, OPENING):
         if time.monotonic() >= until:
             raise errors.PgqrsConnectionError(
-                f"cannot open the Turso database {path}: another process began to open it and has not come to an end in "
-                f"{patience_s:g} s: if it is stopped, continue or end it"
+                f"cannot open the Turso database {path}: another process began to open it and has not come "
+                f"to an end in {patience_s:g} s: if it is stopped, continue or end it"
             )
         time.sleep(POLL_S)
 
@@ -87,8 +87,9 @@ def _lock_file(path: str) -> int:
         return os.open(path + SUFFIX, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as e:
         raise errors.PgqrsConnectionError(
-            f"cannot open the Turso database {path}: {path}{SUFFIX}, by which its processes keep out of each other's way, cannot be "
-            f"made: {e.strerror}; the folder {Path(path).parent} must exist and be writable"
+            f"cannot open the Turso database {path}: {path}{SUFFIX}, by which its "
+            f"processes keep out of each other's way, cannot be made: {e.strerror}; "
+            f"the folder {Path(path).parent} must exist and be writable"
         ) from e
 
 
@@ -125,17 +126,18 @@ def _say(descriptor: int, holder: str) -> None:
 def _refusal(path: str, shared: bool, holder: str) -> str:
     if holder == SHARED:
         return (
-            f"the Turso database {path} is in use by other processes, which share it with ?{TURSO_SHARED}; this DSN is without it and "
-            "wants the file alone: stop them first, or use their DSN here"
+            f"the Turso database {path} is in use by other processes, which share it with ?{TURSO_SHARED}; "
+            "this DSN is without it and wants the file alone: stop them first, or use their DSN here"
         )
     whom = f"another process (pid {holder})" if holder.isdecimal() else "another process"
     if shared:
         return (
-            f"the Turso database {path} is in use by {whom} that has it alone, by a DSN without ?{TURSO_SHARED}: stop it first; to "
-            "share the file, restart it with the DSN that you use here"
+            f"the Turso database {path} is in use by {whom} that has it alone, by a DSN without "
+            f"?{TURSO_SHARED}: stop it first; to share the file, restart it with the DSN that you use here"
         )
     return (
-        f"the Turso database {path} is in use by {whom}, and only one can have it: while a supervisor runs on it, no other process "
-        f"reads, triggers or enqueues. Stop that process first. To share the file, restart it with ?{TURSO_SHARED} (an experiment of "
-        "the driver's) and use the same DSN here; or use sqlite:// or postgresql://, which many processes share"
+        f"the Turso database {path} is in use by {whom}, and only one can have it: while a supervisor runs "
+        "on it, no other process reads, triggers or enqueues. Stop that process first. To share the file, "
+        f"restart it with ?{TURSO_SHARED} (an experiment of the driver's) and use the same DSN here; or "
+        "use sqlite:// or postgresql://, which many processes share"
     )
