@@ -156,6 +156,9 @@ def run_tests(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return run_tests_on_the_newest_python(arguments, rest)
     set_up(["test"])
     os.chdir(PROJECT)
+    # pytest keeps what it makes of each test file only where Python may write bytecode. Making it
+    # again takes each of its processes some seconds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     return become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, arguments.n, rest))
 
 

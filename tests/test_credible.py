@@ -462,6 +462,7 @@ def test_a_tag_of_a_run_that_the_worker_was_never_given_is_not_believed(worker: 
     assert worker.shown == [(7, "ours"), (None, "forged"), (None, "\x1e99999999999999999999\x1fmore")]
 
 
+@pytest.mark.slow
 def test_output_without_an_end_leaves_the_loop_most_of_its_time() -> None:
     worker = Worker(with_board=False)
     flood = subprocess.Popen(["yes"], stdout=worker.output)

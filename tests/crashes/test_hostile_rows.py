@@ -193,6 +193,7 @@ def plant(store: pgqrs.Store, table: str, tmp_path: Path) -> tuple[list[int], in
     return ids, rows.write(updates)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("table", [*OF_A_RUN, *COPIED])
 def test_a_hostile_row_harms_nobody_else(dsn: str, table: str, tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def unbounded(statements):
     ]
 
 
+@pytest.mark.slow
 def test_a_supervisor_reads_no_live_table_whole_and_its_claims_only_what_they_take(crowded, tmp_path):
     statements = statements_of_a_supervisor(crowded, tmp_path)
     # That all of it was seen: the claims, what runs leave, the end of messages, the recovery of the dead one's.
@@ -164,6 +165,7 @@ def test_a_supervisor_reads_no_live_table_whole_and_its_claims_only_what_they_ta
     assert not unbounded(statements), shown(unbounded(statements))
 
 
+@pytest.mark.slow
 def test_a_library_consumer_reads_no_live_table_whole(crowded):
     with explaining() as statements, pgqrs.connect(crowded) as store:
         consumer = store.consumer("plain")
