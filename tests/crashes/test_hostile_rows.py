@@ -23,6 +23,8 @@ from tests.crashes.hostile_rows_flow import PAUSE_S, healthy, victim
 from tests.crashes.supervised import connected, supervise
 from tests.store.given import identity
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 SCHEMA = Path(pgqrs.__file__).with_name("store") / "schema" / "sqlite"
 FLOW = str(Path(__file__).with_name("hostile_rows_flow.py"))
 HEALTHY = 20
