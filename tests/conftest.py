@@ -22,7 +22,13 @@ import pytest
 
 import pgqrs
 from tests.pooler import pgbouncer_version
-from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
+from tests.postgres_server import (
+    Postgres,
+    PostgresServer,
+    newest_beside_the_default,
+    quick_root,
+    server_for_tests,
+)
 from tests.s3_server import S3Server
 
 BACKENDS = ("sqlite", "turso", "s3", "postgres", "postgres-newest")
@@ -34,6 +40,11 @@ STORE_TESTS = Path(__file__).parent / "store"
 SESSION_VARIABLE = "PGQRS_TEST_SESSION"
 PROCESSES_END_S = 3.0  # for those that are on their way out when the last test ends
 database_numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """`tmp_path` lies in memory too: each commit of SQLite waits for the disk."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", quick_root())
 
 
 def pytest_report_header() -> str:
