@@ -245,7 +245,7 @@ FRAME_LIKE = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([type(f).__name__ for f in SOUND] + ["Execute", "Nothing"]),
     st.lists(FRAME_LIKE, max_size=11),
@@ -263,7 +263,7 @@ def test_a_frame_of_any_fields_is_sound_or_refused(tag: str, fields: list[object
         pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_any_bytes_are_frames_or_refused(data: bytes, cut: int) -> None:
     parser = wire.Parser("supervisor")
