@@ -35,6 +35,7 @@ VENV = PROJECT / (os.environ.get(VENV_VARIABLE) or ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "pgqrs-dev.json"
 SITE = PROJECT / "site"
+PROCESSES = "3"
 LOCK = VENV.with_name(f"{VENV.name}.lock")
 
 # The programs of the test suite for `dev.py run NAME`.
@@ -103,9 +104,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     test.add_argument(
         "-n",
-        default="2",
         metavar="PROCESSES",
-        help="pytest processes (default 2; with more, tests that measure time may fail; 0 to use --pdb)",
+        help="pytest processes (default 3, which suits two cores, for many tests wait; tests/core alone is run "
+        "in one; with more, tests that measure time may fail; 0 to use --pdb)",
     )
     test.set_defaults(do=run_tests)
 
@@ -161,7 +162,11 @@ def run_tests(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return run_tests_on_the_newest_python(arguments, rest)
     set_up(["test"])
     os.chdir(PROJECT)
-    return become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, arguments.n, rest))
+    # pytest keeps what it makes of each test file only where Python may write bytecode. Making it
+    # again takes each of its processes some seconds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    processes = arguments.n or processes_for(rest)
+    return become(PYTHON, "-m", "pytest", *pytest_arguments(arguments.fast, processes, rest))
 
 
 def run_tests_on_the_newest_python(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -175,8 +180,8 @@ def run_tests_on_the_newest_python(arguments: argparse.Namespace, rest: Sequence
     minor = ".".join(version.split(".")[:2])
     print(f"The newest supported Python here is {version}: {python}", flush=True)
     os.environ[VENV_VARIABLE] = f".venv-{minor}"
-    fast = ["--fast"] if arguments.fast else []
-    return become(python, Path(__file__).resolve(), "test", *fast, "-n", arguments.n, *rest)
+    ours = [*(["--fast"] if arguments.fast else []), *(["-n", arguments.n] if arguments.n else [])]
+    return become(python, Path(__file__).resolve(), "test", *ours, *rest)
 
 
 def newest_python() -> tuple[str, str]:
@@ -203,6 +208,12 @@ def pythons_of(minor: str) -> list[str]:
     patches = [p for p in pyenv.glob(f"{minor}.*") if p.name.removeprefix(f"{minor}.").isdigit()]
     newest_first = sorted(patches, key=lambda p: int(p.name.rpartition(".")[2]), reverse=True)
     return [*([on_path] if on_path else []), *(str(p / "bin" / "python") for p in newest_first)]
+
+
+def processes_for(rest: Sequence[str]) -> str:
+    """Of tests/core alone, one: to start another takes longer than those tests."""
+    named = [word for word in rest if word.startswith("tests")]
+    return "0" if named and all(word.startswith("tests/core") for word in named) else PROCESSES
 
 
 def pytest_arguments(fast: bool, processes: str, rest: Sequence[str]) -> list[str]:

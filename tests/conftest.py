@@ -1,8 +1,12 @@
 """Databases for the tests, and a check that no test leaves a process behind.
 
-A test that takes `dsn` runs once for each backend, with the ids sqlite, turso, s3 and postgres (`-k sqlite`);
-PGQRS_TEST_BACKENDS=sqlite narrows that. Tests in tests/store run on the newest PostgreSQL of this machine as well, as postgres-newest, where that is
-not the default one.
+A test that takes `dsn` runs once for each backend, with the ids sqlite, turso, s3 and postgres
+(`-k sqlite`). The mark `backends` names fewer: a test that has it is about code that all databases
+share. Tests in tests/store run on the newest PostgreSQL of this machine as well, as
+postgres-newest, where that is not the default one.
+
+The fast part runs each test on SQLite, and on the other backends what the mark `fast_on` names.
+PGQRS_TEST_BACKENDS=sqlite,s3 names the backends instead: then both parts run on these.
 """
 
 from __future__ import annotations
@@ -18,16 +22,29 @@ import pytest
 
 import pgqrs
 from tests.pooler import pgbouncer_version
-from tests.postgres_server import Postgres, PostgresServer, newest_beside_the_default, server_for_tests
+from tests.postgres_server import (
+    Postgres,
+    PostgresServer,
+    newest_beside_the_default,
+    quick_root,
+    server_for_tests,
+)
 from tests.s3_server import S3Server
 
 BACKENDS = ("sqlite", "turso", "s3", "postgres", "postgres-newest")
+BACKENDS_VARIABLE = "PGQRS_TEST_BACKENDS"
+FAST_BACKENDS = {"sqlite"}
 STORE_TESTS = Path(__file__).parent / "store"
 
 # In the environment of every process that descends from this session, however it was orphaned.
 SESSION_VARIABLE = "PGQRS_TEST_SESSION"
 PROCESSES_END_S = 3.0  # for those that are on their way out when the last test ends
 database_numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """`tmp_path` lies in memory too: each commit of SQLite waits for the disk."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", quick_root())
 
 
 def pytest_report_header() -> str:
@@ -43,15 +60,17 @@ def pytest_report_header() -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dsn" in metafunc.fixturenames:
         backends = backends_for(metafunc.definition.path)
+        if (mark := metafunc.definition.get_closest_marker("backends")) is not None:
+            backends = [name for name in backends if name in known(mark)]
         metafunc.parametrize("dsn", backends, indirect=True, ids=backends)
 
 
 def backends_for(test_file: Path) -> list[str]:
-    chosen = [name.strip() for name in os.environ.get("PGQRS_TEST_BACKENDS", ",".join(BACKENDS)).split(",")]
+    chosen = [name.strip() for name in os.environ.get(BACKENDS_VARIABLE, ",".join(BACKENDS)).split(",")]
     unknown = set(chosen) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(
-            f"PGQRS_TEST_BACKENDS knows {', '.join(BACKENDS)}, not {', '.join(sorted(unknown))}"
+            f"{BACKENDS_VARIABLE} knows {', '.join(BACKENDS)}, not {', '.join(sorted(unknown))}"
         )
     # Where the server is given, its version is as well.
     newest_too = (
@@ -62,11 +81,27 @@ def backends_for(test_file: Path) -> list[str]:
     return [name for name in BACKENDS if name in chosen and (name != "postgres-newest" or newest_too)]
 
 
+def known(mark: pytest.Mark) -> set[str]:
+    """The backends that a mark names."""
+    if not mark.args or not set(mark.args) <= set(BACKENDS):
+        raise pytest.UsageError(f"the mark {mark.name} names some of {', '.join(BACKENDS)}, not {mark.args}")
+    return set(mark.args)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    backends_were_named = BACKENDS_VARIABLE in os.environ
     for item in items:
         backend = item.callspec.params.get("dsn", "") if hasattr(item, "callspec") else ""
+        if backend and not backends_were_named and backend not in fast_backends(item):
+            item.add_marker(pytest.mark.slow)
         if str(backend).startswith("postgres") or "postgres_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
+
+
+def fast_backends(item: pytest.Item) -> set[str]:
+    mark = item.get_closest_marker("fast_on")
+    return FAST_BACKENDS | known(mark) if mark else FAST_BACKENDS
 
 
 @pytest.fixture
@@ -152,6 +187,9 @@ def no_process_left_behind() -> Iterator[None]:
     """Autouse at session scope: set up before every other fixture, and therefore torn down after all of them."""
     session = uuid.uuid4().hex
     os.environ[SESSION_VARIABLE] = session
+    # A test may write two programs of one name and one size within a second. Python would take the
+    # first one's bytecode for the second's.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     yield
     deadline = time.monotonic() + PROCESSES_END_S
     while (left := processes_of(session)) and time.monotonic() < deadline:

@@ -31,8 +31,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:
+    import psycopg
 
 OLDEST_VERSION = (13,)  # drop database … with (force)
 CONNECTIONS_MAX = 200  # a crash test's supervisors have a pool each
@@ -41,6 +44,8 @@ STOP_S = 10.0
 SOCKET_DIRECTORY_CHARACTERS_MAX = 60  # a socket's whole path must stay below 108
 PORT_ATTEMPTS = 5
 DIRECTORY_PREFIX = "pgqrs-postgres-"
+MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+MEMORY_FREE_BYTES = 4 << 30  # else the disk: several servers of some hundred MB may run at once
 LOG_LINES_SHOWN = 20
 
 # For tests alone: a power cut may ruin this cluster, but no kill of the server loses a commit, so synchronous_commit stays on.
@@ -61,6 +66,8 @@ def server_for_tests() -> Postgres:
 
 class Postgres:
     """A server and its databases. `stop` ends it if it is ours."""
+
+    _connection: psycopg.Connection[Any] | None = None
 
     def dsn(self, database: str = "postgres") -> str:
         raise NotImplementedError
@@ -84,11 +91,27 @@ class Postgres:
     def _execute(self, statement: str) -> None:
         import psycopg
 
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
-            connection.execute(statement.encode())
+        try:
+            self._connected().execute(statement.encode())
+        except psycopg.OperationalError:  # a test has ended everybody's connections
+            self._disconnect()
+            self._connected().execute(statement.encode())
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        """Kept: a new session would read the catalogs first, which takes longer than making a database."""
+        import psycopg
+
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self.dsn(), autocommit=True)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def stop(self) -> None:
-        pass
+        self._disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +168,7 @@ class PostgresServer(Postgres):
             )
         bindir = Path(binaries).resolve() if binaries else default_binaries()
         remove_what_killed_owners_left()
-        directory, owner_lock = make_directory()
+        directory, owner_lock = make_directory(tempfile.gettempdir() if durable else quick_root())
         server = cls(bindir, directory, owner_lock, durable, settings or {})
         try:
             server._create_cluster()
@@ -180,7 +203,7 @@ class PostgresServer(Postgres):
 
     def followed(self) -> PostgresServer:
         """A hot standby that holds each commit before it is acknowledged. For its files to be copied, this server restarts."""
-        directory, owner_lock = make_directory()
+        directory, owner_lock = make_directory(str(self.directory.parent))
         standby = PostgresServer(self.bindir, directory, owner_lock, self.durable, {})
         standby._identity = self._identity
         self.shut_down("fast")
@@ -206,6 +229,7 @@ class PostgresServer(Postgres):
 
     def shut_down(self, mode: str) -> None:
         """As pg_ctl would in this mode; `restart` brings it back."""
+        self._disconnect()
         process = getattr(self, "process", None)
         if process is None:
             return
@@ -413,14 +437,26 @@ def copy_installation(bindir: Path, target: Path) -> Path:
 # Directories and ports
 
 
-def make_directory() -> tuple[Path, IO[str]]:
+def quick_root() -> str:
+    """Where tests write what no power cut needs to spare: in memory, where there is enough of it and
+    programs may be run from there. On a slow disk a new database takes five times as long.
+    """
+    chosen = os.environ.get("TMPDIR")
+    if chosen or not os.access(MEMORY, os.W_OK):
+        return tempfile.gettempdir()
+    disk = os.statvfs(MEMORY)
+    free = min(disk.f_bavail * disk.f_frsize, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    enough = free >= MEMORY_FREE_BYTES and not disk.f_flag & os.ST_NOEXEC
+    return str(MEMORY) if enough else tempfile.gettempdir()
+
+
+def make_directory(root: str) -> tuple[Path, IO[str]]:
     """A new directory, and the lock that shows others that its owner lives."""
-    root = tempfile.gettempdir()
     directory = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=root if fits_a_socket(root) else "/tmp"))
     lock = (directory / "owner.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     # Somebody may have taken it for a dead owner's, just before it was locked.
-    return (directory, lock) if directory.exists() else make_directory()
+    return (directory, lock) if directory.exists() else make_directory(root)
 
 
 def fits_a_socket(root: str) -> bool:
@@ -429,7 +465,7 @@ def fits_a_socket(root: str) -> bool:
 
 def remove_what_killed_owners_left() -> None:
     """An owner that is killed takes its server along but not its directory: some 40 MB each."""
-    for root in {tempfile.gettempdir(), "/tmp"}:
+    for root in {tempfile.gettempdir(), "/tmp", str(MEMORY)}:
         for directory in Path(root).glob(DIRECTORY_PREFIX + "*"):
             try:
                 with (directory / "owner.lock").open("r+") as lock:

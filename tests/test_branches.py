@@ -210,6 +210,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workflow", EVERY, ids=lambda f: f.__name__)
 def test_each_branch_gets_its_own_results_whatever_ends_first(workflow):
     for seed in range(SEEDS):

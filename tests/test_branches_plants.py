@@ -86,6 +86,7 @@ PLANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plant", "workflow"), PLANTS, ids=lambda f: f.__name__)
 def test_a_planted_mistake_is_found(plant, workflow, monkeypatch):
     monkeypatch.setattr(handover, "STUCK_S", 0.02)

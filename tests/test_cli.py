@@ -23,7 +23,7 @@ from tests.store.given import execute
 
 NOBODY = "no supervisor takes runs of 'fourfold' at the moment; start one: pgqrs supervise …\n"
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.backends("sqlite", "postgres")]
 
 
 @pytest.fixture
@@ -240,6 +240,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_run(known, store):
     assert store.run(run).status == WorkflowStatus.Queued
 
 
+@pytest.mark.slow
 def test_a_wait_survives_a_cut_connection(postgres_dsn, monkeypatch, capfd):
     pgqrs = Pgqrs(postgres_dsn, monkeypatch, capfd)
     with library.connect(postgres_dsn) as store:

@@ -9,6 +9,8 @@ import pgqrs as library
 from pgqrs.cli.commands import COMMANDS
 from tests.cli_runner import FLOWS, Pgqrs
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 USAGE, DATABASE = 2, 3
 ON_A_DATABASE = {"runs": [], "queues": [], "workers": [], "dead": [], "run": [1], "cancel": [1], "resume": [1], "replay": [1],
                  "trigger": ["fourfold", 1], "enqueue": ["mails", 1], "verify": []}  # fmt: skip
@@ -188,6 +190,7 @@ def test_a_postgres_schema_that_does_not_exist_is_told(postgres_dsn, here):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, says", [
     ("import absent_module", "No module named 'absent_module'"),
     ("def f(:", "SyntaxError"),

@@ -178,6 +178,7 @@ class Leased:
         self.lease.close()
 
 
+@pytest.mark.slow
 def test_a_lease_outlives_renewals_that_take_more_than_a_third_of_it():
     """Each begins a third of the lease after the last began; from its end it would come too late."""
     lease_s, takes_s = 1.2, 0.5
@@ -206,6 +207,7 @@ def test_a_lost_lease_wakes_the_loop_and_is_renewed_no_more():
     assert store.count == 1
 
 
+@pytest.mark.slow
 def test_after_a_renewal_that_failed_the_next_comes_sooner():
     store = Renewals(AWAY, AWAY)
     with Leased(store, 3.0):

@@ -245,7 +245,7 @@ FRAME_LIKE = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([type(f).__name__ for f in SOUND] + ["Execute", "Nothing"]),
     st.lists(FRAME_LIKE, max_size=11),
@@ -263,7 +263,7 @@ def test_a_frame_of_any_fields_is_sound_or_refused(tag: str, fields: list[object
         pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_any_bytes_are_frames_or_refused(data: bytes, cut: int) -> None:
     parser = wire.Parser("supervisor")
@@ -462,6 +462,7 @@ def test_a_tag_of_a_run_that_the_worker_was_never_given_is_not_believed(worker: 
     assert worker.shown == [(7, "ours"), (None, "forged"), (None, "\x1e99999999999999999999\x1fmore")]
 
 
+@pytest.mark.slow
 def test_output_without_an_end_leaves_the_loop_most_of_its_time() -> None:
     worker = Worker(with_board=False)
     flood = subprocess.Popen(["yes"], stdout=worker.output)

@@ -164,9 +164,14 @@ RULES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def tree_here():
+    return Tree(ROOT)
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_it_holds_here(rule):
-    assert list(rule(Tree(ROOT))) == []
+def test_it_holds_here(rule, tree_here):
+    assert list(rule(tree_here)) == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -202,6 +202,20 @@ def test_a_persons_pip_settings_cannot_send_packages_elsewhere(monkeypatch):
 # The command line
 
 
+@pytest.mark.parametrize(
+    ("rest", "processes"),
+    [
+        ([], "3"),
+        (["-k", "claim"], "3"),
+        (["tests/core"], "0"),
+        (["-q", "tests/core/test_core.py::test_x", "tests/core"], "0"),
+        (["tests/core", "tests/store"], "3"),
+    ],
+)
+def test_the_core_s_tests_alone_take_one_process(rest, processes):
+    assert dev.processes_for(rest) == processes
+
+
 def test_what_dev_does_not_know_goes_to_pytest_in_order():
     arguments, rest = dev.parse(["test", "--fast", "-x", "tests/store", "-k", "claim or archive", "--lf"])
     assert arguments.fast

@@ -38,6 +38,7 @@ def programs(page: Path) -> list[tuple[str, str]]:
 RUNNABLE = [page for page in PAGES if programs(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [

@@ -103,6 +103,7 @@ def test_enqueueing_on_a_callers_connection_is_not_caught(
     assert caught(planted) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["install", "verify"])
 def test_install_and_verify_warn_of_a_schema_where_others_may_create(
     command: str, postgres_dsn: str, tmp_path: Path

@@ -57,6 +57,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 def test_many_connections_cost_a_fixed_number_of_descriptors_and_no_thread(served: Http) -> None:
     threads, before = threading.active_count(), descriptors()
     silent = [connected(served) for _ in range(4 * CONNECTIONS_MAX)]

@@ -14,7 +14,7 @@ import pgqrs
 from supervisors.births import inherited
 from tests.programs import run, supervise, write
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 WORK = """
 import os, random, socket, sys, threading, time, types

@@ -14,7 +14,7 @@ from pgqrs import errors
 from pgqrs.program import interpreter
 from tests.programs import run, supervise, write
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 METHODS = ["fork", "spawn"]
 

@@ -321,7 +321,7 @@ def test_whatever_comes_are_lines_of_bounded_length(what: str) -> None:
     assert all(line.run is None or 0 <= line.run < 10**19 for line in lines)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.one_of(

@@ -60,6 +60,7 @@ def pooler(request: pytest.FixtureRequest, postgres_dsn: str) -> Iterator[Pooler
         yield made
 
 
+@pytest.mark.slow
 def test_everything_a_client_does_works(pooled_dsn: str) -> None:
     for _ in range(3):
         with pgqrs.connect(pooled_dsn) as store:
@@ -74,6 +75,7 @@ def test_everything_a_client_does_works(pooled_dsn: str) -> None:
             assert {q.queue_name: q.archived for q in store.queues()}[queue] == 320
 
 
+@pytest.mark.slow
 def test_threads_share_few_server_connections(pooled_dsn: str) -> None:
     with pgqrs.connect(pooled_dsn) as store:
         failures: list[BaseException] = []

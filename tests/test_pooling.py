@@ -74,6 +74,7 @@ def test_a_closed_store_is_closed_though_others_go_on(postgres_dsn: str) -> None
         assert one.enqueue("tasks", 1) == 1
 
 
+@pytest.mark.slow
 def test_an_idle_connection_that_the_server_closed_is_not_handed_out(postgres_dsn: str) -> None:
     with pgqrs.connect(postgres_dsn) as store, psycopg.connect(postgres_dsn, autocommit=True) as other:
         store.install()

@@ -15,6 +15,8 @@ import pytest
 from tests import postgres_server as subject
 from tests.postgres_server import GivenPostgres, NoPostgres, PostgresServer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 OWNER = """

@@ -10,7 +10,7 @@ import pgqrs
 from tests.crashes.supervised import eventually
 from tests.programs import run, supervise, write
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 HEAD = """
 import sys

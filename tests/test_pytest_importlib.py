@@ -8,7 +8,7 @@ import pytest
 
 from tests.programs import write
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 TEST = """
 import pgqrs

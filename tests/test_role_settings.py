@@ -69,6 +69,7 @@ def default(dsn: str, name: str, value: str) -> None:
             pg.execute(f"alter database {database} set {name} to '{value}'".encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value", ONE_BY_ONE)
 def test_a_clients_reads_and_writes_are_as_ever(name: str, value: str, postgres_dsn: str) -> None:
     default(postgres_dsn, name, value)
@@ -92,6 +93,7 @@ def test_a_clients_reads_and_writes_are_as_ever(name: str, value: str, postgres_
         assert [(q.archived, q.delayed) for q in store.queues()] == [(152, 150)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, value", [*ONE_BY_ONE, *FOR_SUPERVISORS.items()])
 def test_a_supervisors_turns_are_as_ever(name: str, value: str, postgres_dsn: str) -> None:
     with pgqrs.connect(postgres_dsn) as store:

@@ -12,6 +12,8 @@ import pytest
 import pgqrs
 from pgqrs.errors import SerializationError, ValidationError
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 @dataclasses.dataclass
 class Job:

@@ -14,6 +14,9 @@ from pgqrs.config import Config
 
 T = TypeVar("T")
 
+DRAIN_S = 4.0  # of a supervisor at the end of its block
+LOOK_S = 0.005  # between two looks: more often takes the processor from what is waited for
+
 
 def connected(dsn: str) -> Store:
     """A store for use beside a supervisor: on S3, where the two may meet, calls are made again."""
@@ -83,10 +86,20 @@ class Supervised:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(15)
+                self._ends()
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+    def _ends(self) -> None:
+        """Lets what runs finish, but not a step of a minute: told twice more, a supervisor stops now."""
+        try:
+            self.process.wait(DRAIN_S)
+        except subprocess.TimeoutExpired:
+            for _ in range(2):
+                self.process.send_signal(signal.SIGTERM)
+                time.sleep(0.2)  # for the one before to be heard
+            self.process.wait(15)
 
 
 def children(pid: int) -> list[int]:
@@ -139,7 +152,7 @@ def eventually(look: Callable[[], T], timeout: float = 20, what: str | Callable[
     while not (seen := look()):
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what or look}")
-        time.sleep(0.002)
+        time.sleep(LOOK_S)
     return seen
 
 

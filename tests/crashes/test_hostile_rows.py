@@ -23,6 +23,8 @@ from tests.crashes.hostile_rows_flow import PAUSE_S, healthy, victim
 from tests.crashes.supervised import connected, supervise
 from tests.store.given import identity
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 SCHEMA = Path(pgqrs.__file__).with_name("store") / "schema" / "sqlite"
 FLOW = str(Path(__file__).with_name("hostile_rows_flow.py"))
 HEALTHY = 20
@@ -193,6 +195,7 @@ def plant(store: pgqrs.Store, table: str, tmp_path: Path) -> tuple[list[int], in
     return ids, rows.write(updates)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("table", [*OF_A_RUN, *COPIED])
 def test_a_hostile_row_harms_nobody_else(dsn: str, table: str, tmp_path: Path) -> None:

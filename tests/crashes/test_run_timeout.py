@@ -10,7 +10,7 @@ from tests.crashes import limited
 from tests.crashes.conftest import Proves
 from tests.crashes.supervised import Supervised, connected, eventually, starts
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.backends("sqlite", "postgres")]
 
 TARGET = str(Path(limited.__file__))
 LIMIT_S = 0.6  # of those runs

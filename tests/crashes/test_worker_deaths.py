@@ -29,7 +29,7 @@ from tests.crashes.supervised import (
     starts,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.backends("sqlite", "postgres")]
 
 KILLS = int(os.environ.get("PGQRS_TEST_KILLS", "20"))
 AGAIN_WITHIN_S, BATCHES = 0.1, 3  # the tests beside this one may have both cores for a whole batch
@@ -105,6 +105,7 @@ def test_a_death_of_any_kind_costs_one_step_and_is_named(
     )
 
 
+@pytest.mark.backends("sqlite", "turso", "s3", "postgres")
 def test_a_step_that_always_kills_its_worker_is_given_up_after_five_deaths(
     dsn: str, tmp_path: Path, proves: Proves
 ) -> None:

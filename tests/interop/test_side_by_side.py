@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAMS = Path(__file__).with_name("programs.py")
 TARGET = str(Path(__file__).with_name("supervised_here.py")) + ":handle"
-MESSAGES = 20_000
+MESSAGES = 10_000
 
 
 def test_no_message_is_handled_twice(

@@ -59,6 +59,7 @@ class Proxy:
         self.etag: Callable[[str], str | None] = lambda etag: (
             etag
         )  # how an answer's ETag is passed on, None for not at all
+        self.before_put: Callable[[], None] | None = None  # called before S3 gets a PUT
         self.after_put: Callable[[], None] | None = None  # called once S3 has taken a PUT, before the answer
         self._faults: dict[str, deque[Fault]] = {
             "GET": deque(),
@@ -171,6 +172,8 @@ class Proxy:
                 self._answer(request, status, headers, answer, answer[: len(answer) // 2])
                 reset(request)
             case _:
+                if method == "PUT" and self.before_put is not None:
+                    self.before_put()
                 status, headers, answer = self._forward(request, body)
                 if method == "PUT" and status == 200 and self.after_put is not None:
                     self.after_put()

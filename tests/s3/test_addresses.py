@@ -6,6 +6,8 @@ import pgqrs
 from pgqrs.store.s3.bucket import S3Object
 from tests.s3_server import BUCKET
 
+pytestmark = pytest.mark.slow
+
 KEYS = [
     "plain.db",
     "in/some/folder.db",

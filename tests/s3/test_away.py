@@ -69,6 +69,7 @@ def idle(address, tmp_path, port):
     return Supervised(address, tmp_path / "log", *options, target=TARGET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["403", "500", "garbage", "no endpoint"])
 def test_an_idle_supervisor_tells_that_s3_is_away_and_is_not_ready(
     trouble, address, evidence, proxy, tmp_path, s3_server
@@ -97,6 +98,7 @@ def test_an_idle_supervisor_tells_that_s3_is_away_and_is_not_ready(
         assert supervisor.said().count("the database is away") == 1
 
 
+@pytest.mark.slow
 def test_an_s3_that_says_nothing_is_told_as_well(address, evidence, proxy, tmp_path, s3_server):
     port = free_port()
     with connected(address) as store:
@@ -112,6 +114,7 @@ def test_an_s3_that_says_nothing_is_told_as_well(address, evidence, proxy, tmp_p
             assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_supervisor_stops_while_s3_says_nothing(
     busy, address, evidence, proxy, tmp_path, monkeypatch, s3_server
@@ -136,6 +139,7 @@ def test_a_supervisor_stops_while_s3_says_nothing(
             assert time.monotonic() - began < 9, supervisor.said()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_that_is_starting_too(number, address, proxy, tmp_path):
     with connected(address) as store:
@@ -186,6 +190,7 @@ asyncio.run(main())
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 def test_ctrl_c_ends_a_client_while_s3_says_nothing(client, address, proxy):
     with connected(address) as store:
@@ -235,10 +240,12 @@ async def cancelled(address, proxy):
         return await store.enqueue("tasks", 2)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_cancelled_meanwhile_ends(address, proxy):
     assert asyncio.run(cancelled(address, proxy)) >= 2
 
 
+@pytest.mark.slow
 def test_closing_a_store_waits_for_no_request_of_another_thread(store, proxy):
     store.queue("tasks")
     ended = []

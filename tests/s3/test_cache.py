@@ -14,6 +14,8 @@ from pgqrs.store.migrations import VERSION
 from pgqrs.store.s3 import replica
 from tests.s3.looking import payloads
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """

@@ -116,6 +116,7 @@ def test_what_was_not_synced_is_told_as_lost(goes, opened, tmp_path):
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes", [removed, moved, file_removed])
 def test_a_supervisor_goes_on(goes, address, tmp_path, monkeypatch, s3_server):
     evidence = tmp_path / "evidence"

@@ -10,6 +10,8 @@ import pytest
 import pgqrs
 from pgqrs.store.s3.bucket import S3Object
 
+pytestmark = pytest.mark.slow
+
 
 class Empty(http.server.BaseHTTPRequestHandler):
     """There is nothing here."""

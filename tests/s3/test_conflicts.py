@@ -35,6 +35,7 @@ def both_at_once(*calls):
     return ended
 
 
+@pytest.mark.slow
 def test_two_writers_race_two_hundred_times_and_no_update_is_lost(opened, s3_server, address, tmp_path):
     """All that a writer was not told of as a conflict is there, all of which he was told is not."""
     writers = [opened(), opened()]
@@ -60,6 +61,7 @@ def test_two_writers_race_two_hundred_times_and_no_update_is_lost(opened, s3_ser
     assert len(won) + lost == 400
 
 
+@pytest.mark.slow
 def test_the_first_write_of_two_who_found_nothing(opened, s3_server, address):
     """`install` makes sure of something, so the one who comes second looks again, and finds it done."""
     for n in range(20):

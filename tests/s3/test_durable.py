@@ -99,6 +99,7 @@ def test_renewals_of_a_lease_go_up_with_other_writes(address, proxy):
     store.close()
 
 
+@pytest.mark.slow
 def test_a_lease_that_was_renewed_here_alone_outlives_what_others_write(address, opened, proxy):
     """Their version of the file has it as it was at our last PUT: older than it may be."""
     store = open_store(pgqrs.Config(address), steady_plans=True)

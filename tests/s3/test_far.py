@@ -1,6 +1,7 @@
 """Writers of one object at different distances from it, and supervisors of which each sees the other's lease as S3 has it."""
 
 import asyncio
+import itertools
 import threading
 import time
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(conflicts, "YIELD_S", 0.6)
 
 
+@pytest.mark.slow
 def test_a_distant_client_gets_in_beside_a_busy_supervisor(address, proxy, far, monkeypatch, tmp_path, quick):
     proxy.latency_s, far.latency_s = 0.01, 0.1
     store, queue, _, consumer = supervising(address, "near")
@@ -145,48 +147,38 @@ def test_pauses_grow_and_patience_ends(monkeypatch):
     assert len(pauses) == 11
 
 
-def test_a_conflict_is_not_told_as_a_database_that_is_away(
-    address, proxy, far, monkeypatch, tmp_path, s3_server
-):
-    """A real supervisor, far away from an S3 that a near writer hardly leaves to it."""
+def test_a_conflict_is_not_told_as_a_database_that_is_away(address, far, monkeypatch, tmp_path, s3_server):
+    """A real supervisor, far away from an S3 that a near writer hardly leaves to it: of its PUTs three
+    of four find that the near one has written meanwhile, however fast this machine is.
+    """
     monkeypatch.setenv("EVIDENCE", str(tmp_path / "evidence"))
-    proxy.latency_s, far.latency_s = 0.0, 0.1
     with connected(address) as store:
         store.enqueue_many("jobs", range(3))
     near, *_ = supervising(address, "near")
     other = near.ensure_queue("others")
-    over = threading.Event()
+    puts, conflicts_met = itertools.count(1), []
 
-    def write():
-        while not over.wait(0.12):
+    def write_first():
+        if next(puts) % 4:
             near.enqueue(other, [b"0"])
+            conflicts_met.append(1)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        with (
-            by_way_of(far, monkeypatch, tmp_path / "far"),
-            Supervised(address, tmp_path / "log", "--workers", "1", "--burst", target=TARGET) as supervisor,
-        ):
-            eventually(
-                lambda: (
-                    (tmp_path / "evidence").exists() and len((tmp_path / "evidence").read_text().split()) >= 3
-                ),
-                timeout=90,
-                what=supervisor.said,
-            )
-            over.set()
-            assert supervisor.wait(60) == 0, supervisor.said()
-            assert "away" not in supervisor.said()
-    finally:
-        over.set()
-        thread.join()
-        near.close()
+    far.latency_s, far.before_put = 0.1, write_first
+    with (
+        by_way_of(far, monkeypatch, tmp_path / "far"),
+        Supervised(address, tmp_path / "log", "--workers", "1", "--burst", target=TARGET) as supervisor,
+    ):
+        assert supervisor.wait(90) == 0, supervisor.said()
+    assert sorted((tmp_path / "evidence").read_text().split()) == ["0", "1", "2"]
+    assert len(conflicts_met) > 5
+    assert "away" not in supervisor.said()
+    near.close()
 
 
 # Leases
 
 
+@pytest.mark.slow
 def test_idle_supervisors_do_not_retire_each_other(address, monkeypatch, tmp_path, proxy):
     ours, queue, supervisor, consumer = supervising(address, "ours", "here", lease_s=0.4)
     with by_way_of(proxy, monkeypatch, tmp_path / "other"):
@@ -229,6 +221,7 @@ def test_an_idle_one_that_is_known_to_be_dead_is_forgotten_at_once(address, s3_s
     store.close()
 
 
+@pytest.mark.slow
 def test_an_idle_one_writes_its_lease_from_time_to_time(address, monkeypatch, proxy):
     from pgqrs.store.s3 import database as s3
 

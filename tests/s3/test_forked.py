@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 FORKS = """
@@ -63,6 +65,7 @@ def program(text, *arguments):
     return ended.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["open", "closed", "async"])
 def test_a_new_store_in_a_forked_child_is_refused(how, address):
     told, code, *after = program(FORKS, address, how)
@@ -84,6 +87,7 @@ def test_a_child_of_a_parent_that_never_used_s3_may_connect(address):
     assert program(BEFORE_ANY_USE, address) == ["11"]
 
 
+@pytest.mark.slow
 def test_multiprocessing_by_spawn_works(address, tmp_path):
     script = tmp_path / "spawning.py"
     script.write_text(

@@ -12,6 +12,8 @@ from pgqrs.model.states import SyncState
 from tests.s3.faults import LOSE, REFUSE
 from tests.s3.looking import payloads
 
+pytestmark = pytest.mark.slow
+
 LOCAL = DurabilityMode.Local
 
 

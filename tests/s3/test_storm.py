@@ -137,7 +137,7 @@ def test_in_a_storm_nothing_written_is_lost_and_nothing_untrue_is_told(
 def test_a_drain_in_a_storm_handles_every_message(proxy, s3_server, address, tmp_path, monkeypatch):
     """Results whose PUT failed are kept and sent again; a claim that was carried out unseen is found by its owner."""
     monkeypatch.setenv("EVIDENCE", str(tmp_path / "evidence"))
-    messages = 10 * CALLS
+    messages = 5 * CALLS
     with connected(address) as store:
         store.enqueue_many("jobs", range(messages))
     Storm(proxy, None, tmp_path, WENT_VERY_WRONG)

@@ -12,6 +12,8 @@ from pgqrs.store.s3.bucket import S3Object
 from tests.cli_runner import Pgqrs
 from tests.s3.faults import Fault
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 READING = [["queues"], ["verify"], ["trigger", "double", "1"]]
 PROGRAM = """

@@ -8,6 +8,7 @@ from tests.sample_workflows import double
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.mark.slow
 def test_it_runs_with_a_cache_folder_of_the_users_choice(address, tmp_path):
     config = pgqrs.Config(address)
     config.s3_cache_dir = str(tmp_path / "cache")
@@ -20,6 +21,7 @@ def test_it_runs_with_a_cache_folder_of_the_users_choice(address, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_two_of_one_process_do_not_meet(address, tmp_path):
     config = pgqrs.Config(address)
     config.s3_cache_dir = str(tmp_path / "cache")

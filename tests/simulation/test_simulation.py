@@ -33,6 +33,7 @@ def test_everything_holds(seed: int) -> None:
     assert sum(result.faults.values()) >= FAULTS_MIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_brief_seed_has_its_share_of_trouble(seed: int) -> None:
     result = simulate(seed, brief=True)

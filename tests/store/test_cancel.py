@@ -25,6 +25,8 @@ from tests.store.given import (
     wrote,
 )
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 
 def test_a_run_that_nobody_began_is_cancelled_at_once(flow, clock):
     [number] = flow.trigger()

@@ -22,6 +22,8 @@ from tests.store.given import (
     wrote,
 )
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 
 def claim_after(consumer, after, limit=10):
     [taken] = consumer.store.turn((), [consumer.wanted(limit, after=after)]).taken

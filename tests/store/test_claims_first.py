@@ -6,6 +6,8 @@ from pgqrs.model.turns import Want
 from pgqrs.store import consuming
 from tests.store.given import Consumer, Flow, ids, release, step, when, wrote
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 
 def claim(consumer, limit, first, after=None, lapsed=False):
     wanted = Want(consumer.queue_id, consumer.id, limit, 5, after, lapsed, False, first)

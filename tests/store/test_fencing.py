@@ -17,6 +17,8 @@ from tests.store.given import (
     wrote,
 )
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 CRASH = Crash("signal", "killed", "a", 0, 1, 7, signal="SIGKILL")
 LATE = {
     "begin": lambda c: Write(c, begin=Begin(1, 9)),

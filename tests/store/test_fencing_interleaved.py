@@ -27,6 +27,8 @@ from tests.store.given import (
     wrote,
 )
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 POSTGRES_ONLY = True
 
 

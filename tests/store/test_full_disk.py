@@ -76,6 +76,7 @@ def test_every_call_says_that_the_database_is_away_and_goes_on_once_there_is_roo
     assert len(said) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sqlite", "turso", "s3"])
 def test_a_supervisor_goes_on_once_there_is_room(backend, request, tmp_path, monkeypatch):
     file_dsn = request.getfixturevalue("s3_dsn") if backend == "s3" else f"{backend}://{tmp_path}/jobs.db"

@@ -6,6 +6,8 @@ from pgqrs.model.states import WorkerStatus
 from pgqrs.model.writes import Archive, Write
 from tests.store.given import RUNNING, Consumer, columns, dump, identity, ids, release, step, when, wrote
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 
 def messages(dsn):
     return columns(dsn, "pgqrs_messages", "id, consumer_worker_id, read_ct, dead_reason")

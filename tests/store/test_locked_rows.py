@@ -10,6 +10,8 @@ from pgqrs.config import conninfo
 from pgqrs.model.writes import Archive, Write
 from tests.store.given import SUCCESS, Consumer, finish, ids, step, wrote
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 POSTGRES_ONLY = True
 BRIEF_S = 3.0  # far below the time for which a session that was left open holds its locks
 

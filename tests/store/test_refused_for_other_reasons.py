@@ -6,6 +6,8 @@ import pytest
 from pgqrs import errors
 from tests.store.given import QUEUED, RUNNING, columns, execute, finish, ids, step, wrote
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 # What keeps an insert of a step from being carried out, and what allows it again; no client of the
 # tests' is a superuser's equal here.
 DENY = {

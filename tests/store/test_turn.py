@@ -25,6 +25,8 @@ from tests.store.given import (
     wrote,
 )
 
+pytestmark = pytest.mark.fast_on("postgres")
+
 
 def crash(count: int = 1, step: str | None = "a") -> Crash:
     return Crash("signal", "worker was killed", step, 0, count, 77, "SIGKILL", None, 1.5, 4096)

@@ -9,6 +9,8 @@ import pgqrs
 from pgqrs.model.states import WorkflowStatus
 from tests.surface.given import a_run, a_triggered, until
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 CANCELLING, CANCELLED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled
 
 

@@ -302,6 +302,7 @@ async def test_what_another_store_holds_open_keeps_nobody_from_writing(dsn):
         await asyncio.wait_for(store.queue("tasks"), 5)
 
 
+@pytest.mark.slow
 async def test_a_hundred_stores_share_one_server(dsn):
     stores = await asyncio.gather(*(pgqrs.connect(dsn) for _ in range(100)))
     await pgqrs.admin(stores[0]).verify()
@@ -312,6 +313,7 @@ async def test_a_hundred_stores_share_one_server(dsn):
     await asyncio.gather(*(store.close() for store in stores))
 
 
+@pytest.mark.slow
 async def test_an_abandoned_store_keeps_no_thread(dsn):
     await asyncio.sleep(0)
     before = set(threading.enumerate())

@@ -10,6 +10,8 @@ from pgqrs import WorkflowStatus
 from pgqrs.decorators import WorkflowDef, step, workflow
 from tests.surface.given import a_run, a_triggered, at, moment, until
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 async def statuses(store):
     """Of the steps, by name."""

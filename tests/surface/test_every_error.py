@@ -11,6 +11,8 @@ from pgqrs import errors
 from tests.store.given import execute
 from tests.surface.given import QUEUE, a_held_message, a_pair, a_run, a_triggered, at
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 # By error: a call that raises it, and the part of its text that helps.
 RAISED = {}
 

@@ -8,6 +8,8 @@ import pytest
 import pgqrs
 from tests.surface.given import PATIENCE_S, QUEUE, a_pair, until
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 async def the_iterator_s_worker(store, *others):
     [worker] = [

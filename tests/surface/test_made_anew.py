@@ -8,6 +8,8 @@ import pytest
 import pgqrs
 from pgqrs import errors
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 @pgqrs.workflow
 def doubled(n: int) -> int:

@@ -7,6 +7,8 @@ import pytest
 import pgqrs
 from tests.surface.given import QUEUE, a_pair, at, moment
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 class Interrupted(BaseException):
     pass

@@ -7,6 +7,8 @@ import pytest
 import pgqrs
 from pgqrs import ValidationError
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 NO_IDS = ["1", 1.0, 1.5, None, True, b"1", [1], math.nan, object()]
 
 BY_ID = {

@@ -6,6 +6,8 @@ import pgqrs
 from pgqrs import StepResultStatus, WorkflowStatus
 from tests.surface.given import QUEUE, a_pair, a_run, a_triggered, at
 
+pytestmark = pytest.mark.backends("sqlite", "turso", "postgres")
+
 # Ids
 
 

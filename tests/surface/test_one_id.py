@@ -8,6 +8,8 @@ from pgqrs import errors
 from pgqrs.model.states import WorkflowStatus
 from tests.surface.given import a_triggered
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 QUEUED, RUNNING, CANCELLED = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Cancelled
 
 

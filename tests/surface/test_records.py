@@ -10,6 +10,8 @@ import pgqrs
 from pgqrs import BackoffStrategy, StepRetryPolicy
 from tests.surface.given import a_held_message, a_pair, a_run, at, moment
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 PUBLISHED = {
     "QueueMessage": "id queue_id payload vt enqueued_at read_ct dequeued_at producer_worker_id consumer_worker_id archived_at",
     "QueueInfo": "id queue_name",

@@ -8,6 +8,8 @@ import pgqrs
 from pgqrs import StepResultStatus, WorkflowStatus
 from tests.surface.given import a_run, a_triggered, at, moment
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 Execute, Skipped = StepResultStatus.Execute, StepResultStatus.Skipped
 
 

@@ -8,6 +8,8 @@ import pgqrs
 from pgqrs.manual.validation import RateLimiter
 from tests.surface.given import QUEUE, a_pair, a_triggered
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 
 def configured(dsn, **settings):
     config = pgqrs.Config(dsn)

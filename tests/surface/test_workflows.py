@@ -11,6 +11,8 @@ from tests import sample_workflows as sample
 from tests.store.given import execute
 from tests.surface.given import PATIENCE_S, a_run, a_triggered, at, moment
 
+pytestmark = pytest.mark.backends("sqlite", "postgres")
+
 Queued, Running, Paused = WorkflowStatus.Queued, WorkflowStatus.Running, WorkflowStatus.Paused
 Success, Error = WorkflowStatus.Success, WorkflowStatus.Error
 Cancelling, Cancelled = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled

@@ -110,6 +110,7 @@ def test_what_could_not_be_opened_is_nobodys(way, turso_dsn):
     assert elsewhere(turso_dsn).stdout == "1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", ["sqlite3", "alone", "none"])
 def test_the_experiment_goes_on_after_the_death_of_a_process(look, turso_dsn):
     """What it leaves says what is in the log; whoever looks meanwhile moves that into the file."""
