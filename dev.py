@@ -105,8 +105,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     test.add_argument(
         "-n",
         metavar="PROCESSES",
-        help="pytest processes (default 3, which suits two cores, for many tests wait; tests/core alone is run "
-        "in one; with more, tests that measure time may fail; 0 to use --pdb)",
+        help="pytest processes (default 3, which suits two cores because many tests wait; tests/core alone "
+        "runs in one; with more, tests that measure time may fail; 0 to use --pdb)",
     )
     test.set_defaults(do=run_tests)
 
