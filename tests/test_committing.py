@@ -104,6 +104,13 @@ def test_a_turn_that_always_fails_at_its_size_is_committed_in_parts(run):
     assert outcomes(done) == writes
 
 
+def test_a_turn_that_only_single_writes_get_through_is_committed_one_by_one(run):
+    store = Store(lambda writes: AWAY if len(writes) > 1 else None)
+    writes = [write(n) for n in range(5)]
+    done, _ = run(store, Commit(writes, ()))
+    assert outcomes(done) == writes
+
+
 def test_after_an_outage_the_parts_grow_again(run):
     failures = iter([AWAY] * 12)
     store, writes = Store(lambda _: next(failures, None)), [write(n) for n in range(1000)]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import msgspec
@@ -819,3 +820,12 @@ def test_a_decorated_function_is_still_a_plain_one():
 
     assert work(2) == 4
     assert work.__name__ == "work"
+
+
+def test_outside_a_worker_a_step_is_a_plain_call_in_every_thread():
+    @pgqrs.step
+    def double(n):
+        return 2 * n
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(double, 21).result() == 42

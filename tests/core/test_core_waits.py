@@ -303,6 +303,7 @@ def test_a_worker_owes_a_queue_no_more_than_one_run():
     worker, other = scene.core.workers[1], scene.core.queues[4]
     other.step_s = 0.05
     assert (len(worker.runs), scene.core.scheduling._free(worker, 1, other)) == (10, 1)
+    assert scene.core.scheduling._free(worker, 10, other) == 1, "also one that has as many as it should"
     scene.tell(events.Taken(events.Want(4, 104, 1, 5), [message(900, queue=4)]))
     assert 900 in worker.runs
     assert scene.core.scheduling._free(worker, 1, other) == 0

@@ -78,6 +78,15 @@ def test_a_database_that_was_replaced_is_refused(store, queue, joined):
         member.join()
 
 
+def test_what_waits_by_a_clock_that_went_back_is_due_after_the_next_start(store, queue, clock):
+    store.enqueue(queue, [b"1"], 0.0)
+    clock.advance(-7200)
+    name = next(q.queue_name for q in store.queues())
+    [(queue_id, workflow_id)] = membership.prepare(store, [("handler", "h", name)])
+    assert (queue_id, workflow_id) == (queue, None)
+    assert [q.ready for q in store.queues()] == [1]
+
+
 def test_a_retired_supervisor_gives_back_what_it_held(store, queue, joined):
     member, registration = joined
     claims(store, queue, registration.consumers[queue], 2)
