@@ -389,8 +389,8 @@ class Session:
             self.core.take(Hinted(), now)
 
     def _tell_away(self) -> None:
-        """Reports once that the database is away or back, whichever connection noticed. An idle
-        supervisor sends no statement that would fail, but its listening connection notices.
+        """Reports once that the database is away or back, whether a turn or the watch noticed. An
+        idle supervisor sends no statement that would fail, but its watch asks for news.
         """
         away = self.away
         if (away is not None) == self._told_away:
