@@ -107,7 +107,7 @@ class Session:
         # When the last turn ended.
         self._ended_at = -math.inf
         self._listens = True
-        # Whether the database answers.
+        # Why the database is away, as turns and the watch see it. None while it answers.
         self._turn_away: str | None = None
         self._watch_away: str | None = None
         self._told_away = False
