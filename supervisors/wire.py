@@ -25,7 +25,8 @@ _HEAD = Packed("!IB")
 
 Kind = Literal["workflow", "handler"]
 
-# What a worker can have to say: the decoder refuses other values. A worker runs code that nobody here knows.
+# The values that a worker can have to send: the decoder refuses others. A worker runs code that the
+# supervisor does not know.
 TEXT_LENGTH_MAX = 1024 * 1024
 RETURNED_MAX = 100_000  # runs in one frame
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]

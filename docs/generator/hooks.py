@@ -29,7 +29,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills in the parts that are made from the code, and leads links out of docs/ to pages of the site."""
+    """Fills in the parts that are generated from the code, and turns links out of docs/ into links
+    to pages of the site.
+    """
     markdown = MARKER.sub(lambda found: PARTS[found[1]](), markdown)
     # A diagram needs a script from another host, and the table below it says the same.
     markdown = MERMAID.sub("", markdown)

@@ -1,4 +1,6 @@
-"""SQLite: drains and workflows beside raw sqlite3 loops over the same tables, and more workers beside one."""
+"""SQLite: drains and workflows beside raw sqlite3 loops over the same tables, and several workers
+beside one.
+"""
 
 from collections.abc import Iterator
 

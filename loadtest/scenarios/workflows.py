@@ -1,4 +1,6 @@
-"""Workflows of three no-op steps, strict and pure, beside raw writes to the same tables and beside peers."""
+"""Workflows of three no-op steps, strict and pure, beside raw writes to the same tables and beside
+peers.
+"""
 
 from collections.abc import Iterator
 

@@ -163,9 +163,7 @@ class Unreachable(Struct, frozen=True):
 
 
 class Watched(Struct, frozen=True):
-    """The state of the database as seen by the connection that listens for hints: why the database
-    is away, or None while it answers.
-    """
+    """The database as the watch for hints sees it: why it is away, or None while it answers."""
 
     away: str | None
 

@@ -33,8 +33,8 @@ ASYNC_GRACE_S = 5.0
 
 
 class Limits:
-    """Reads the core's own workers and runs. Appends its commands to `orders`, and calls `happened`
-    when no worker can be started.
+    """Reads and changes the core's own workers and runs. Appends its commands to `orders`, and calls
+    `happened` when no worker can be started.
     """
 
     def __init__(

@@ -107,7 +107,7 @@ class Session:
         # When the last turn ended.
         self._ended_at = -math.inf
         self._listens = True
-        # Whether the database answers.
+        # Why the database is away, as turns and the watch see it. None while it answers.
         self._turn_away: str | None = None
         self._watch_away: str | None = None
         self._told_away = False
@@ -389,8 +389,8 @@ class Session:
             self.core.take(Hinted(), now)
 
     def _tell_away(self) -> None:
-        """Reports once that the database is away or back, whichever connection noticed. An idle
-        supervisor sends no statement that would fail, but its listening connection notices.
+        """Reports once that the database is away or back, whether a turn or the watch noticed. An
+        idle supervisor sends no statement that would fail, but its watch asks for news.
         """
         away = self.away
         if (away is not None) == self._told_away:
