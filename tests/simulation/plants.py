@@ -258,11 +258,6 @@ def a_run_given_to_two_workers() -> Iterator[None]:
     drop = core.Core._drop
 
     def only_says_so(self: core.Core, run: Any, now: float) -> None:
-        worker = self.workers.get(run.worker)
-        if worker is not None:
-            for other in list(worker.runs.values()):
-                if not other.ending:
-                    self._came_back_from_the_dead(other)
         with patch.object(limits.Limits, "kill", lambda *_, **__: None):
             drop(self, run, now)
 
