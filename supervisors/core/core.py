@@ -20,9 +20,10 @@ from msgspec.structs import replace
 
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Taken
-from pgqrs.model.writes import Archive, Begin, Outcome, Release, Settle, Write
+from pgqrs.model.writes import Archive, Outcome, Release, Settle, Write
 from supervisors import wire
 from supervisors.core import endings
+from supervisors.core.beginning import begins, in_its_own_code, on_cpu, unfit
 from supervisors.core.events import (
     ClaimLost,
     Command,
@@ -35,7 +36,6 @@ from supervisors.core.events import (
     Hurry,
     Inside,
     Kind,
-    Launch,
     Launched,
     LeaseLost,
     Measured,
@@ -50,24 +50,19 @@ from supervisors.core.events import (
     Stop,
     Tick,
 )
-from supervisors.core.limits import ASYNC_GRACE_S, Limits, exceeded
+from supervisors.core.limits import Limits, exceeded
 from supervisors.core.scheduling import QUEUES_FEW, Scheduling
-from supervisors.core.state import POLL_MIN_S, Function, OnCpu, Queue, Run, Settings, Waited, Worker
+from supervisors.core.staffing import Staffing
+from supervisors.core.state import Function, OnCpu, Queue, Run, Settings, Waited, Worker
 from supervisors.core.states import RunState, WorkerState
 from supervisors.core.stopping import TOLD, Happened, Level, after
+from supervisors.core.waits import hopeless
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
-# The number of blocked workers of a kind that other workers replace. A worker is blocked while a
-# run in it waits for another run.
-WAITING_MAX = 16
-# How long an idle replacement of a blocked worker is kept.
-SPARE_S = 1.0
-# Retiring async workers beside the one that takes new runs. Each ends with its longest run.
-ASYNC_LEAVING_MAX = 3
 # Consecutive deaths of idle workers that are not charged to a run which they held.
 UNEXPLAINED_MAX = 3
-# How long a message may be overlooked that was committed late, behind the watermark.
-FULL_SCAN_S = 1.0
+# The length of a pause without an end.
+FOREVER_S = 100 * 365 * 86_400.0
 
 
 class Core:
@@ -94,7 +89,7 @@ class Core:
         self.limits = Limits(
             functions, settings, self.workers, self.runs, self.scheduling, self._orders, self._happened
         )
-        self._next_worker = 1
+        self.staffing = Staffing(self._kinds, self.workers, self.limits, self._orders)
         # When the drain is over.
         self._deadline: float | None = None
         self._saving = 0
@@ -185,11 +180,7 @@ class Core:
     def _next_timer(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else []
         times += self.limits.next_timers()
-        times += [
-            w.spare_since + SPARE_S
-            for w in self.workers.values()
-            if w.spare_since is not None and w.state is WorkerState.READY
-        ]
+        times += self.staffing.next_timers()
         if not self.level and (due := self.scheduling.next_claim()) is not None:
             times.append(max(due, self._claim_from))
         return min(times, default=None)
@@ -259,15 +250,15 @@ class Core:
             worker.last_run = run.id
             if run.deadline is None and run.function.timeout_s is not None:
                 run.deadline = now + run.function.timeout_s
-            worker.on_cpu = _on_cpu(worker, run, frame, now)
-            if begun := _begun(run):
+            worker.on_cpu = on_cpu(worker, run, frame, now)
+            if begun := begins(run):
                 self._save(begun)
             return
         if isinstance(frame, wire.Waiting):
             self._waits(worker, run, frame)
             return
         # The first step ended before its begin was reported.
-        if (begun := _begun(run)) and begun.begin:
+        if (begun := begins(run)) and begun.begin:
             self._save(begun)
         worker.last_run = run.id
         began = worker.on_cpu.since if worker.on_cpu and worker.on_cpu.run == run.id else None
@@ -277,7 +268,7 @@ class Core:
                 # The function's own code continues here, until another run starts or the worker
                 # reports Idle.
                 step = frame.step
-                worker.on_cpu = _in_its_own_code(worker, run, step.position + 1, now)
+                worker.on_cpu = in_its_own_code(worker, run, step.position + 1, now)
                 run.record(step)
                 if step.retry_in_s is not None:
                     self._orders.append(endings.to_be_retried(run, step))
@@ -335,43 +326,12 @@ class Core:
         worker.blocked = any(r.waits_for and r.waits_for.blocks for r in worker.runs.values())
         if run.waits_for is None:
             return
-        if why := self._hopeless(worker, run, run.waits_for):
+        if why := hopeless(worker, run, run.waits_for, self.runs, self.workers):
             self._orders.append(Send(worker.id, wire.WaitRefused(run.id, run.claim.claim_no, why)))
         elif self.level:
             self._orders.append(Send(worker.id, wire.Cancel(run.id, run.claim.claim_no)))
         elif worker.blocked:
             self.scheduling.revoke(worker, begun=True)
-
-    def _hopeless(self, worker: Worker, run: Run, waited: Waited) -> str:
-        """Returns why the run that this run waits for could never end, or an empty text."""
-        text = f"run {run.id} waits for run {waited.run}"
-        then = waited
-        for _ in range(len(self.runs) + 1):
-            if then.run == run.id:
-                return (
-                    f"{text}, which waits for it in turn"
-                    if then is not waited
-                    else f"{text}, which is itself"
-                )
-            next_one = self.runs.get(then.run)
-            if next_one is None or next_one.waits_for is None:
-                break
-            then = next_one.waits_for
-        if not waited.blocks:
-            return ""
-        blocked = sum(w.blocked and w.kind == worker.kind for w in self.workers.values())
-        if blocked > WAITING_MAX:
-            return (
-                f"{text}, and so do runs in {WAITING_MAX} other workers of this supervisor, "
-                "which starts no more than so many in their place; let the workflow end and "
-                "another one go on from there, or wait in an async workflow"
-            )
-        if not worker.gated and waited.run in worker.runs and worker.runs[waited.run].started:
-            return (
-                f"{text}, which has begun in the same worker and "
-                "cannot go on there; start more workers (--workers)"
-            )
-        return ""
 
     def _leave(self, worker: Worker, run: Run, write: Write) -> None:
         """Ends the claim of a run that has left its worker."""
@@ -542,32 +502,7 @@ class Core:
                 worker.left[run.id] = now
 
     def _taken(self, event: Taken, now: float) -> None:
-        queue = self.queues[event.want.queue_id]
-        self.scheduling.answered(queue)
-        if event.ready:
-            queue.poll_s, queue.hinted = POLL_MIN_S, False
-            self.scheduling.wake(queue, now)
-            return
-        assert len(event.messages) <= event.want.limit, "a claim takes no more than was asked for"
-        whole = queue.after is None
-        queue.backlog = len(event.messages) >= event.want.limit
-        if queue.backlog:
-            queue.after, queue.empty = event.after, False
-            next_claim_at = now
-            if whole:
-                queue.full_scan_at = now + FULL_SCAN_S
-            if now >= queue.full_scan_at:
-                queue.after = None
-        else:
-            queue.after = None
-            queue.empty = queue.lapsed and not event.messages
-            queue.poll_s = POLL_MIN_S if event.messages else min(queue.poll_s * 2, self.settings.poll_max_s)
-            next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
-        queue.hinted = False
-        self.scheduling.wake(queue, next_claim_at)
-        if event.messages:
-            total = sum(len(m.payload) + sum(len(s.output or b"") for s in m.steps) for m in event.messages)
-            queue.message_bytes += 0.5 * (total / len(event.messages) - queue.message_bytes)
+        queue = self.scheduling.taken(event, now)
         for claimed in event.messages:
             run = Run(claimed.claim, queue.function, claimed, claimed.crash_count)
             known = self.runs.get(run.id)
@@ -588,7 +523,7 @@ class Core:
             self._end(run, Write(run.claim, message=Archive()))
         elif self.level:
             self._end(run, Write(run.claim, message=Release()))
-        elif why := _unfit(run):
+        elif why := unfit(run):
             self._end_as(run, endings.unfit(run, why))
         else:
             self.waiting.append(run)
@@ -783,41 +718,13 @@ class Core:
             if not self.runs and not self._saving and not self.scheduling.wanted:
                 self._happened(Happened.EMPTY, now)
             return
-        self._staff(now)
+        self.staffing.staff(now)
         self.scheduling.dispatch(now)
         self.scheduling.balance(now)
         if now >= self._claim_from:
             self.scheduling.claim(now)
         if self.settings.burst and not self.runs and not self._saving and self._all_empty():
             self._happened(Happened.NOTHING_TO_DO, now)
-
-    def _staff(self, now: float) -> None:
-        if not self.limits.may_start:
-            return
-        for kind, wanted in self._kinds.items():
-            there = [w for w in self.workers.values() if w.kind == kind and w.killing is None]
-            have = len(there) - min(WAITING_MAX, sum(w.blocked for w in there))
-            if kind == "async":
-                # The runs of a retiring worker may wait for hours. New runs must not wait for them.
-                have -= min(ASYNC_LEAVING_MAX, sum(self.limits.has_served(w) for w in there))
-            for _ in range(wanted - have):
-                worker = Worker(self._next_worker, kind, launched_at=now)
-                self._next_worker += 1
-                self.workers[worker.id] = worker
-                self._orders.append(Launch(worker.id, kind))
-            self._dismiss(have - wanted, there, now)
-
-    def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
-        """Retires replacements of blocked workers that have been idle for SPARE_S."""
-        idle = [w for w in there if w.state is WorkerState.READY and not w.runs]
-        idle = idle[-spare:] if spare > 0 else []
-        for worker in there:
-            if worker not in idle:
-                worker.spare_since = None
-            elif worker.spare_since is None:
-                worker.spare_since = now
-            elif now >= worker.spare_since + SPARE_S:
-                worker.become(WorkerState.RETIRING)
 
     def _all_empty(self) -> bool:
         return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
@@ -833,69 +740,3 @@ class Core:
                 run.crashes = 0
                 write = replace(write, forgives=True)
         self._orders.append(Save(write, urgent))
-
-
-def _unfit(run: Run) -> str | None:
-    """Returns why the run cannot be sent to any worker, or None."""
-    claimed, most = run.claimed, wire.VALUE_BYTES_MAX
-    if claimed.unreadable is not None:
-        return claimed.unreadable
-    if len(claimed.payload) > most:
-        return f"its payload is {len(claimed.payload):,} bytes, and a worker can be sent {most:,}"
-    if claimed.steps and (why := wire.unfit_steps(claimed.steps)):
-        return f"a row in the database cannot be read: of its steps, {why}"
-    for step in claimed.steps:
-        size = len(step.output or b"") + len(step.error or b"") + len(step.name.encode(errors="replace"))
-        if size > most:
-            return (
-                f"what is recorded of its step {step.name[:80]!r} is "
-                f"{size:,} bytes, and a worker can be sent {most:,}"
-            )
-    return None
-
-
-def _begun(run: Run) -> Write | None:
-    """Marks the run as begun. Returns the write that records the beginning of this attempt, or None
-    if it was recorded before.
-    """
-    if run.state is not RunState.STARTED:
-        run.become(RunState.STARTED)
-    if run.begun:
-        return None
-    run.begun = True
-    workflow_id = run.function.workflow_id
-    if workflow_id is None:
-        return Write(run.claim, delivers=True)
-    return Write(run.claim, begin=Begin(workflow_id, run.claimed.attempt + 1))
-
-
-# The length of a pause without an end.
-FOREVER_S = 100 * 365 * 86_400.0
-
-
-def _on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
-    """The run that the worker executes now. Its deadline is the nearer one of the step's and the
-    run's.
-    """
-    grace = ASYNC_GRACE_S if worker.kind == "async" else 0.0
-    of_step = math.inf if frame.timeout_s is None else now + frame.timeout_s
-    of_run = math.inf if run.deadline is None else run.deadline
-    deadline = min(of_step, of_run)
-    return OnCpu(
-        run.id,
-        frame.step,
-        frame.position,
-        now,
-        None if deadline == math.inf else deadline + grace,
-        "run" if of_run < of_step else "time",
-        frame.retry_count,
-        frame.retry_in_s,
-        frame.memory_bytes,
-        frame.place,
-    )
-
-
-def _in_its_own_code(worker: Worker, run: Run, position: int, now: float) -> OnCpu:
-    if run.deadline is not None:
-        return _on_cpu(worker, run, wire.Started(run.id, 0, position=position), now)
-    return OnCpu(run.id, None, position, now, None, "time", 0, None)

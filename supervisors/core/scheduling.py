@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import takewhile
 
-from pgqrs.model.turns import Want
+from pgqrs.model.turns import Taken, Want
 from pgqrs.model.writes import RecordedStep
 from supervisors import wire
 from supervisors.core.events import Command, Kind, Recall, Send
@@ -45,6 +45,8 @@ COMES_S = 1.0
 ROW_S = 0.001
 # The least work that is moved to an idle worker: more than the move costs both workers.
 WORTH_S = 0.002
+# How long a message may be overlooked that was committed late, behind the watermark.
+FULL_SCAN_S = 1.0
 
 
 class Scheduling:
@@ -334,6 +336,36 @@ class Scheduling:
         if not queue.looking:
             self.wanted -= queue.wanted
         queue.wanted, queue.looking = 0, False
+
+    def taken(self, event: Taken, now: float) -> Queue:
+        """The answer to a claim, or to a look. Returns its queue."""
+        queue = self._queues[event.want.queue_id]
+        self.answered(queue)
+        if event.ready:
+            queue.poll_s, queue.hinted = POLL_MIN_S, False
+            self.wake(queue, now)
+            return queue
+        assert len(event.messages) <= event.want.limit, "a claim takes no more than was asked for"
+        whole = queue.after is None
+        queue.backlog = len(event.messages) >= event.want.limit
+        if queue.backlog:
+            queue.after, queue.empty = event.after, False
+            next_claim_at = now
+            if whole:
+                queue.full_scan_at = now + FULL_SCAN_S
+            if now >= queue.full_scan_at:
+                queue.after = None
+        else:
+            queue.after = None
+            queue.empty = queue.lapsed and not event.messages
+            queue.poll_s = POLL_MIN_S if event.messages else min(queue.poll_s * 2, self._settings.poll_max_s)
+            next_claim_at = now if queue.hinted or not whole else now + queue.poll_s
+        queue.hinted = False
+        self.wake(queue, next_claim_at)
+        if event.messages:
+            total = sum(len(m.payload) + sum(len(s.output or b"") for s in m.steps) for m in event.messages)
+            queue.message_bytes += 0.5 * (total / len(event.messages) - queue.message_bytes)
+        return queue
 
     def measured(self, queue: Queue) -> None:
         """The measured step time of the queue has changed."""

@@ -22,7 +22,7 @@ from pgqrs.model.writes import (
 )
 from supervisors import wire
 from supervisors.core import core as cores
-from supervisors.core import events, limits, scheduling
+from supervisors.core import events, limits, scheduling, staffing
 from supervisors.core.core import Core
 from supervisors.core.state import RECORDED_BYTES_MAX, Function, Settings
 from supervisors.core.states import WorkerState
@@ -1006,7 +1006,7 @@ def test_new_async_runs_do_not_wait_for_the_longest_of_a_worker_that_is_to_be_re
     while 3 in scene.wants:
         n += 2
         scene.takes(message(n, queue=3), message(n + 1, queue=3), queue=3).after(0.1).boot()
-    assert len(scene.core.workers) == 1 + cores.ASYNC_LEAVING_MAX, "and no more than these"
+    assert len(scene.core.workers) == 1 + staffing.ASYNC_LEAVING_MAX, "and no more than these"
     assert [len(scene.at(w)) for w in scene.core.workers] == [2, 2, 2, 2]
 
 
@@ -1024,7 +1024,7 @@ def test_what_holds_the_event_loop_is_charged_where_another_is_over_its_time():
     """The board names it when the worker is dead."""
     scene = Scene(ASYNC, lanes=4).up().takes(message(1, queue=3), message(2, queue=3), queue=3)
     scene.says(1, started(1), started(2)).saves().says(1, started(1, "timed", timeout_s=2.0))
-    assert scene.after(2.0 + cores.ASYNC_GRACE_S).ordered(events.Kill) == [events.Kill(1, False)]
+    assert scene.after(2.0 + limits.ASYNC_GRACE_S).ordered(events.Kill) == [events.Kill(1, False)]
     scene.says(1, started(2, "holds")).dies(1, "SIGTERM")
     [write] = scene.unsaved
     assert (write.claim.message_id, write.crash.step) == (2, "holds")
@@ -1036,7 +1036,7 @@ def test_async_code_that_waits_on_beyond_its_limit_is_charged_itself():
     """The loop went on, so whoever was last on it has nothing to do with that."""
     scene = Scene(ASYNC, lanes=4).up().takes(message(1, queue=3), message(2, queue=3), queue=3)
     scene.says(1, started(1), started(2)).saves().says(1, started(1, "timed", timeout_s=2.0))
-    scene.after(2.0 + cores.ASYNC_GRACE_S).says(1, wire.Idle()).dies(1, "SIGTERM")
+    scene.after(2.0 + limits.ASYNC_GRACE_S).says(1, wire.Idle()).dies(1, "SIGTERM")
     [write] = scene.unsaved
     assert (write.claim.message_id, write.step.name, write.step.status) == (1, "timed", ERROR)
     assert scene.waiting() == [2]

@@ -3,7 +3,7 @@
 import itertools
 
 from supervisors import wire
-from supervisors.core import core, events, limits, scheduling
+from supervisors.core import events, limits, scheduling, staffing, waits
 from supervisors.core.state import Function
 from tests.core.test_core import (
     ASYNC,
@@ -61,26 +61,26 @@ def test_a_worker_without_a_gate_is_asked_for_what_it_has_not_begun():
 def test_who_stood_in_goes_when_he_has_had_nothing_to_do_for_a_while():
     scene = second(pair(1, workers=1).says(1, started(1, "ask"), waiting(1, of=9)))
     scene.says(1, wire.Waiting(1, 1))
-    assert scene.after(core.SPARE_S / 2).ordered(events.Kill) == []
+    assert scene.after(staffing.SPARE_S / 2).ordered(events.Kill) == []
     timer = scene.core.next_timer()
     assert timer is not None
-    assert timer <= scene.now + core.SPARE_S
-    scene.after(core.SPARE_S).after(0.01)
+    assert timer <= scene.now + staffing.SPARE_S
+    scene.after(staffing.SPARE_S).after(0.01)
     assert scene.ever(events.Kill) == [events.Kill(2, False)]
     assert scene.dies(2, None, 0).ordered(events.Launch) == []
 
 
 def test_as_many_stand_in_as_wait_and_then_it_is_an_error_that_names_both():
     scene = pair(1, lanes=1, workers=1)
-    for n in range(1, core.WAITING_MAX + 1):
+    for n in range(1, waits.WAITING_MAX + 1):
         scene.says(n, started(n, "ask"), waiting(n, of=n + 1, workflow="flow")).saves()
         assert (scene.all_sent(wire.WaitRefused), len(scene.launches)) == ([], 1)
         scene.launches.clear()
         scene.tell(events.Launched(n + 1, 2000 + n, gated=True)).says(n + 1, wire.Ready(1))
         scene.after(1.0).takes(message(n + 1))
-    last = core.WAITING_MAX + 1
+    last = waits.WAITING_MAX + 1
     [why] = refusals(scene.says(last, started(last, "ask"), waiting(last, of=99, workflow="flow")))
-    assert why.startswith(f"run {last} waits for run 99, and so do runs in {core.WAITING_MAX} other workers")
+    assert why.startswith(f"run {last} waits for run 99, and so do runs in {waits.WAITING_MAX} other workers")
     assert scene.launches == []
 
 
