@@ -16,7 +16,7 @@ from pgqrs.flows import flow
 from pgqrs.flows.definitions import definition_of
 from pgqrs.flows.flow import Clocks, Context, Suspended
 from pgqrs.flows.history import History
-from supervisors.worker.driven import BranchLoop, Driven, walk_in_order
+from supervisors.worker.coroutines import BranchLoop, Driven, walk_in_order
 
 EXECUTIONS_MAX = 200
 CLOCKS = Clocks(time.monotonic, lambda: 0.0, lambda: 0.5)

@@ -13,7 +13,9 @@ from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Claim, Outcome, Step, Write
 from supervisors.core.events import Commit, TurnEnded, Unreachable
-from supervisors.loop.committing import Answer, Aside, Broken, Lease, Turns, sever
+from supervisors.loop.aside import Answer, Aside
+from supervisors.loop.lease import Lease
+from supervisors.loop.turns import Broken, Turns, sever
 
 AWAY = errors.PgqrsConnectionError("away")
 SOON_S = 10.0
@@ -52,7 +54,7 @@ WANTED = Want(1, 1, 10, 5)
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[TurnEnded, list[str]]]]:
     """Has a job carried out. Returns what came of it, and what the loop was told before."""
-    monkeypatch.setattr("supervisors.loop.committing.RETRY_S", (0.0,))
+    monkeypatch.setattr("supervisors.loop.turns.RETRY_S", (0.0,))
     open_turns: list[Turns] = []
 
     def run(store: Store, job: Commit) -> tuple[TurnEnded, list[str]]:

@@ -14,7 +14,7 @@ from pgqrs import errors
 from pgqrs.clients.handle import _failure
 from pgqrs.manual import runs
 from pgqrs.model.states import WorkflowStatus
-from pgqrs.store.running import RunState
+from pgqrs.store.runs_by_hand import RunRow
 from pgqrs.store.store import Settled
 
 
@@ -74,7 +74,7 @@ def test_an_error_without_a_type_is_told_as_before():
 
 
 def test_the_error_of_a_run_that_is_waited_for_as_in_0_15_is_what_0_15_records_and_the_type():
-    state = RunState(3, 1, 7, WorkflowStatus.Error, None, None, described(NoStock(item="bolts")))
+    state = RunRow(3, 1, 7, WorkflowStatus.Error, None, None, described(NoStock(item="bolts")))
     with pytest.raises(pgqrs.PgqrsError) as failed:
         runs.result_of(state)
     told = str(failed.value).removeprefix("Workflow run 7 failed: ").removesuffix("; its steps: pgqrs run 7")
@@ -85,7 +85,7 @@ def test_the_error_of_a_run_that_is_waited_for_as_in_0_15_is_what_0_15_records_a
         "message": "no bolts",
     }
     assert "in described" in failed.value.__notes__[0]
-    by_hand = RunState(3, 1, 7, WorkflowStatus.Error, None, None, b'"what the caller said"')
+    by_hand = RunRow(3, 1, 7, WorkflowStatus.Error, None, None, b'"what the caller said"')
     with pytest.raises(pgqrs.PgqrsError, match='failed: "what the caller said"; its steps: pgqrs run 7'):
         runs.result_of(by_hand)
 

@@ -11,7 +11,8 @@ from pgqrs import errors
 from pgqrs.model.turns import Turn
 from pgqrs.model.writes import Claim, Write
 from supervisors.core.events import Commit, TurnEnded, Unreachable
-from supervisors.loop.committing import Answer, Aside, Broken, Turns
+from supervisors.loop.aside import Answer, Aside
+from supervisors.loop.turns import Broken, Turns
 
 WRITE = Write(Claim(1, 1, 1))
 NO = errors.DatabaseError("permission denied for table pgqrs_messages")

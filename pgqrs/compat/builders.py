@@ -21,7 +21,7 @@ from pgqrs.manual import consumer as blocking_consumer
 from pgqrs.manual import polling, runs
 from pgqrs.manual import producer as blocking_producer
 from pgqrs.model.records import QueueMessage
-from pgqrs.store import running
+from pgqrs.store import runs_by_hand
 from pgqrs.store.waiting import Ways
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -123,7 +123,7 @@ class RunBuilder:
         async def waited() -> Any:
             wait_s = POLL_MIN_S
             while True:
-                state = await ways.call(lambda: running.find(core.messages.database, message.id))
+                state = await ways.call(lambda: runs_by_hand.find(core.messages.database, message.id))
                 ended, result = runs.result_of(state)
                 if ended:
                     return result
@@ -138,7 +138,7 @@ class RunBuilder:
         core, ways = apart(store)
 
         async def looked() -> Any:
-            state = await ways.call(lambda: running.find(core.messages.database, message.id))
+            state = await ways.call(lambda: runs_by_hand.find(core.messages.database, message.id))
             return runs.result_of(state)[1]
 
         return finish(store, looked())

@@ -16,8 +16,8 @@ from pgqrs.model.recorded_error import RecordedError
 from pgqrs.model.records import QueueMessage, iso
 from pgqrs.model.states import StepResultStatus, WorkflowStatus
 from pgqrs.model.writes import Claim
-from pgqrs.store import running
-from pgqrs.store.running import Failure, Held, RunState
+from pgqrs.store import runs_by_hand
+from pgqrs.store.runs_by_hand import Failure, Held, RunRow
 from pgqrs.store.store import MessageStore
 from pgqrs.values import codec
 
@@ -34,7 +34,7 @@ class Run:
     """
 
     def __init__(
-        self, messages: MessageStore, config: Config, state: RunState, held: Held, at: datetime | None = None
+        self, messages: MessageStore, config: Config, state: RunRow, held: Held, at: datetime | None = None
     ) -> None:
         self._messages = messages
         self._config = config
@@ -48,7 +48,7 @@ class Run:
         """Returns the run of a message, creating it if needed. Raises WorkflowNotFoundError if the
         queue has no workflow.
         """
-        state = running.make(messages.database, message)
+        state = runs_by_hand.make(messages.database, message)
         claim = (
             None
             if message.consumer_worker_id is None
@@ -101,7 +101,7 @@ class Run:
 
     def refresh(self) -> "Run":
         """Reads the run again, and returns it."""
-        return self._copy(running.look(self._messages.database, self._state.id), self._at)
+        return self._copy(runs_by_hand.look(self._messages.database, self._state.id), self._at)
 
     # State changes
 
@@ -109,14 +109,14 @@ class Run:
         """Sets the run to RUNNING, even from PAUSED before its resume time. Raises ValidationError,
         which names the state, if the run has ended or is being cancelled.
         """
-        self._state = running.start(self._messages.database, self._held)
+        self._state = runs_by_hand.start(self._messages.database, self._held)
 
     def success(self, result: Any) -> None:
         """Sets the run to SUCCESS with this result, or to CANCELLED if its cancellation was
         requested. A run in SUCCESS keeps its first result.
         """
         output = self._encoded(result, "the result of the run")
-        self._state = running.succeed(self._messages.database, self._held, output, self._archives)
+        self._state = runs_by_hand.succeed(self._messages.database, self._held, output, self._archives)
 
     def complete(self, result: Any) -> None:
         """Another name for `success`."""
@@ -126,14 +126,16 @@ class Run:
         """Sets the run to ERROR with this error. A run in ERROR keeps its first error."""
         if not isinstance(error, str):
             raise TypeError(f"an error is text, not {type(error).__name__}")
-        self._state = running.fail(
+        self._state = runs_by_hand.fail(
             self._messages.database, self._held, self._encoded(errors.storable(error), "the error")
         )
 
     def pause(self, message: str, resume_after_seconds: Duration) -> None:
         """Sets the run to PAUSED, with this text as its error. The message stays with its holder."""
         seconds = durations.seconds(resume_after_seconds)
-        self._state = running.pause(self._messages.database, self._held, errors.storable(message), seconds)
+        self._state = runs_by_hand.pause(
+            self._messages.database, self._held, errors.storable(message), seconds
+        )
 
     def cancel(self) -> WorkflowStatus:
         """Cancels the run, and returns its status.
@@ -156,7 +158,7 @@ class Run:
         """
         at = self._time(current_time)
         names.checked(step_name, "step")
-        found = running.acquire_step(self._messages.database, self._held, step_name, at)
+        found = runs_by_hand.acquire_step(self._messages.database, self._held, step_name, at)
         if found.done:
             return StepResult(StepResultStatus.Skipped, _decoded(found.output), None)
         return StepResult(StepResultStatus.Execute, None, StepGuard(self, step_name, at))
@@ -164,7 +166,7 @@ class Run:
     def complete_step(self, name: str, output: Any) -> None:
         """Records the result of a step, whether it was acquired or not. A step keeps its first result."""
         raw = self._encoded(output, f"the result of step {names.checked(name, 'step')!r}")
-        running.complete_step(self._messages.database, self._held, name, raw)
+        runs_by_hand.complete_step(self._messages.database, self._held, name, raw)
 
     def fail_step(self, name: str, error: Any, current_time: str | datetime | None = None) -> None:
         """Records the failure of a step. A dict {"is_transient": True, "code": …, "message": …,
@@ -185,16 +187,16 @@ class Run:
 
     def next_retry(self) -> datetime | None:
         """Returns when the next retry of a step is due, or when the run itself resumes if it is paused."""
-        return running.due_again(self._messages.database, self._state.id)
+        return runs_by_hand.due_again(self._messages.database, self._state.id)
 
     def _fail_step(self, name: str, failure: Failure, at: datetime | None) -> None:
         names.checked(name, "step")
-        running.fail_step(self._messages.database, self._held, name, failure, random.random, at)
+        runs_by_hand.fail_step(self._messages.database, self._held, name, failure, random.random, at)
 
     def _time(self, given: str | datetime | None) -> datetime | None:
         return self._at if given is None else times.moment(given)
 
-    def _copy(self, state: RunState, at: datetime | None) -> "Run":
+    def _copy(self, state: RunRow, at: datetime | None) -> "Run":
         copy = Run(self._messages, self._config, state, self._held, at)
         copy._archives = self._archives
         return copy
@@ -241,7 +243,7 @@ class StepGuard:
 _TOLD_OF_A_FAILURE = ("is_transient", "code", "type", "message", "retry_after")
 
 
-def result_of(state: RunState | None) -> tuple[bool, Any]:
+def result_of(state: RunRow | None) -> tuple[bool, Any]:
     """Returns (whether the run has ended, its result). Raises PgqrsError with the stored error, or
     RunCancelledError.
     """

@@ -1,7 +1,7 @@
 """A supervisor's turn as data: the claims that it asks for, and what it gets.
 
 A turn is one transaction. The supervisor decides what is in it, and the store carries it out
-(`pgqrs.store.turning`).
+(`pgqrs.store.turns`).
 """
 
 from collections.abc import MutableSequence, Sequence

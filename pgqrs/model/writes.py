@@ -3,7 +3,7 @@ them.
 
 A write belongs to one claim. It has up to three parts: changes of the run, of a step, and of the
 message. The store executes all writes of a turn in one transaction, and executes a write only while
-its claim is live. See `pgqrs.store.turning`.
+its claim is live. See `pgqrs.store.turns`.
 """
 
 from typing import Annotated

@@ -26,7 +26,7 @@ from pgqrs.model.records import (
 from pgqrs.model.states import WorkerStatus, WorkflowStatus
 from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Claim, Write
-from pgqrs.store import checking, migrations, turning
+from pgqrs.store import checking, migrations, turns
 from pgqrs.store.database import Copying, Database, Row, Transaction
 from pgqrs.store.rows import read_json, read_status
 from pgqrs.values import codec
@@ -313,8 +313,8 @@ class MessageStore:
             return int(tx.run("later", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
     def turn(self, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False) -> Turn:
-        """Executes one transaction of a supervisor. See `turning.turn`."""
-        return turning.turn(self.database, writes, wanted, unsure)
+        """Executes one transaction of a supervisor. See `turns.turn`."""
+        return turns.turn(self.database, writes, wanted, unsure)
 
     # Operations of clients on a run or message, by the message's id
 

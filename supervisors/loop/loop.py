@@ -2,7 +2,7 @@
 
 One pass of the loop reads what is ready, hands it to the session as events, and carries out the
 session's commands. The loop waits only for the selector: turns, the lease and other questions to
-the database have threads of their own (committing.py).
+the database have threads of their own (turns.py, lease.py, aside.py).
 """
 
 import gc
@@ -34,10 +34,12 @@ from supervisors.core.core import Core
 from supervisors.core.session import Session
 from supervisors.health.health import Health
 from supervisors.health.listeners import listeners
-from supervisors.loop.committing import Answer, Aside, Broken, Lease, Turns, sever
+from supervisors.loop.aside import Answer, Aside
+from supervisors.loop.lease import Lease
 from supervisors.loop.membership import Joined, Membership, prepare
 from supervisors.loop.pipes import Pipes
 from supervisors.loop.signals import Signals
+from supervisors.loop.turns import Broken, Turns, sever
 from supervisors.loop.view import Options, Report, State, View, worker_states
 from supervisors.loop.watching import watch
 from supervisors.machine.identity import cpu_seconds, end_of, resident_bytes

@@ -16,10 +16,10 @@ from pgqrs.model.writes import RecordedStep, Step
 from supervisors import wire
 from supervisors.core.endings import over_time
 from supervisors.worker.board import Board
-from supervisors.worker.driven import BranchLoop, Driven, walk_in_order
+from supervisors.worker.coroutines import BranchLoop, Driven, walk_in_order
+from supervisors.worker.frames import Runs
 from supervisors.worker.journal import READ_BYTES, Outbox, PipeJournal
 from supervisors.worker.output import finish_lines
-from supervisors.worker.runs import Runs
 
 # The context of the worker's own callbacks, which belong to no run.
 _NOBODYS = contextvars.Context()

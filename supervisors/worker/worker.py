@@ -22,10 +22,10 @@ from pgqrs.flows.scope import StepCall
 from pgqrs.model.writes import RecordedStep
 from supervisors import wire
 from supervisors.worker.board import Board
+from supervisors.worker.frames import Runs
 from supervisors.worker.journal import CLOCKS, READ_BYTES, Outbox, Pipe, PipeJournal
 from supervisors.worker.lane_state import LaneState, holds_loop
 from supervisors.worker.output import finish_lines
-from supervisors.worker.runs import Runs
 
 if TYPE_CHECKING:
     from supervisors.worker.async_worker import AsyncWorker

@@ -14,8 +14,8 @@ from pgqrs.store.store import Identity
 from supervisors.core import events, state
 from supervisors.core.core import Core
 from supervisors.core.session import Session
-from supervisors.loop.committing import RETRY_S
 from supervisors.loop.loop import ATTEMPT_S, REFRESH_S, is_known, is_there
+from supervisors.loop.turns import RETRY_S
 from tests.simulation.workers import SimWorker
 
 if TYPE_CHECKING:

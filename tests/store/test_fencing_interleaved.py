@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from pgqrs.model.writes import Archive, Release, Write
-from pgqrs.store import sql, turning
+from pgqrs.store import sql, turns
 from pgqrs.store import store as stores
 from tests.store.given import (
     CANCELLED,
@@ -65,11 +65,11 @@ class PutOff:
 
 
 def apply(tx, *writes):
-    return turning.carry_out(tx, writes).outcomes
+    return turns.carry_out(tx, writes).outcomes
 
 
 def take(tx, consumer, limit=10):
-    return turning.carry_out(tx, wanted=[consumer.wanted(limit)]).taken[0].messages
+    return turns.carry_out(tx, wanted=[consumer.wanted(limit)]).taken[0].messages
 
 
 def test_a_checkpoint_that_waited_for_a_takeover_is_not_written(flow, second, dsn):

@@ -27,7 +27,7 @@ CANCELLING, CANCELLED = WorkflowStatus.Cancelling, WorkflowStatus.Cancelled
 SUCCESS, ERROR = WorkflowStatus.Success, WorkflowStatus.Error
 
 
-class RunState(Struct, frozen=True):
+class RunRow(Struct, frozen=True):
     """A run's row. `input`, `output` and `error` are raw JSON."""
 
     id: int
@@ -66,7 +66,7 @@ class Held(Struct, frozen=True):
 # Runs
 
 
-def make(database: Database, message: QueueMessage) -> RunState:
+def make(database: Database, message: QueueMessage) -> RunRow:
     """Returns the run of a message. The first call creates it. Raises WorkflowNotFoundError if the
     queue has no workflow, and MessageNotFoundError if the message is gone.
     """
@@ -86,18 +86,18 @@ def make(database: Database, message: QueueMessage) -> RunState:
         return _state(found[0])
 
 
-def find(database: Database, message_id: int) -> RunState | None:
+def find(database: Database, message_id: int) -> RunRow | None:
     with database.reading() as tx:
         found = tx.run("run_of_message", message_id=message_id)
     return _state(found[0]) if found else None
 
 
-def look(database: Database, run_id: int) -> RunState:
+def look(database: Database, run_id: int) -> RunRow:
     with database.reading() as tx:
         return _by_id(tx, run_id)
 
 
-def start(database: Database, held: Held) -> RunState:
+def start(database: Database, held: Held) -> RunRow:
     """Sets a QUEUED or PAUSED run to RUNNING, even before its resume time. A RUNNING run stays so.
     Raises ValidationError from any other status.
     """
@@ -110,7 +110,7 @@ def start(database: Database, held: Held) -> RunState:
         return _moved(tx, held, run, RUNNING)
 
 
-def succeed(database: Database, held: Held, output: bytes, archive: bool = False) -> RunState:
+def succeed(database: Database, held: Held, output: bytes, archive: bool = False) -> RunRow:
     """Sets a run to SUCCESS, or to CANCELLED if its cancellation was requested. With `archive`, its
     message is archived in the same transaction. A run in SUCCESS does not change. Raises
     ValidationError if it has ended otherwise.
@@ -129,7 +129,7 @@ def succeed(database: Database, held: Held, output: bytes, archive: bool = False
         return run
 
 
-def fail(database: Database, held: Held, error: bytes) -> RunState:
+def fail(database: Database, held: Held, error: bytes) -> RunRow:
     """Sets a run to ERROR. A run in ERROR does not change. Raises ValidationError if it has ended
     otherwise.
     """
@@ -142,7 +142,7 @@ def fail(database: Database, held: Held, error: bytes) -> RunState:
         return _moved(tx, held, run, ERROR, error=error)
 
 
-def pause(database: Database, held: Held, text: str, resume_after_s: float) -> RunState:
+def pause(database: Database, held: Held, text: str, resume_after_s: float) -> RunRow:
     """Sets a run to PAUSED. Its message stays with the holder. Raises ValidationError for a run
     that has ended or is being cancelled.
     """
@@ -260,7 +260,7 @@ class _Step(Struct, frozen=True):
     due: bool
 
 
-def _ours(tx: Transaction, held: Held) -> RunState:
+def _ours(tx: Transaction, held: Held) -> RunRow:
     """Returns the run after locking its message and checking the claim. Raises ClaimLostError."""
     if not tx.run("lock_message", id=held.message_id):
         raise errors.MessageNotFoundError(
@@ -281,7 +281,7 @@ def _ours(tx: Transaction, held: Held) -> RunState:
     return _by_id(tx, held.run_id)
 
 
-def _by_id(tx: Transaction, run_id: int) -> RunState:
+def _by_id(tx: Transaction, run_id: int) -> RunRow:
     found = tx.run("run_by_id", id=run_id)
     if not found:
         raise errors.RunNotFoundError(f"no run has the id {run_id}")
@@ -291,11 +291,11 @@ def _by_id(tx: Transaction, run_id: int) -> RunState:
 def _moved(
     tx: Transaction,
     held: Held,
-    run: RunState,
+    run: RunRow,
     status: WorkflowStatus,
     output: bytes | None = None,
     error: bytes | None = None,
-) -> RunState:
+) -> RunRow:
     tx.run(
         "move_run",
         id=run.id,
@@ -310,7 +310,7 @@ def _moved(
     return msgspec.structs.replace(run, status=status, output=output, error=error)
 
 
-def _cancelled(tx: Transaction, held: Held, run: RunState) -> RunState:
+def _cancelled(tx: Transaction, held: Held, run: RunRow) -> RunRow:
     """Ends a run whose cancellation was requested. If its message has no holder to archive it, this
     archives it.
     """
@@ -358,7 +358,7 @@ def _end_step(
     )
 
 
-def _not_in(run: RunState) -> errors.ValidationError:
+def _not_in(run: RunRow) -> errors.ValidationError:
     kind = "terminal " if run.status.terminal else ""
     ways = {
         SUCCESS: "its result stands",
@@ -371,8 +371,8 @@ def _not_in(run: RunState) -> errors.ValidationError:
     )
 
 
-def _state(row: tuple[Any, ...]) -> RunState:
-    return RunState(
+def _state(row: tuple[Any, ...]) -> RunRow:
+    return RunRow(
         row[0],
         row[1],
         row[2],

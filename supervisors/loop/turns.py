@@ -1,15 +1,16 @@
-"""The three threads that talk to the database, so that the loop never waits for it.
+"""The thread that carries out turns, so that the loop never waits for the database.
 
-`Turns` carries out one turn after another, each in a transaction. While a turn is under way the
-loop gathers the next one: group commit. `Lease` renews the lease on a connection of its own, so
-that a renewal never waits for a slow commit. `Aside` asks everything else. A database that does not
-answer at all must not keep the loop from killing workers when the lease ends.
+Three threads talk to the database. This one carries out one turn after another, each in a
+transaction. While a turn is under way the loop gathers the next one: group commit. `lease.py` renews
+the lease on a connection of its own, so that a renewal never waits for a slow commit. `aside.py`
+asks everything else. A database that does not answer at all must not keep the loop from killing
+workers when the lease ends.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -18,8 +19,6 @@ from pgqrs.model.turns import Turn, follows_refused
 from pgqrs.model.writes import Claim, Outcome, Write
 from pgqrs.store.store import MessageStore
 from supervisors.core.events import Commit, TurnEnded, Unreachable
-
-T = TypeVar("T")
 
 # The delays between attempts to reach a database that is away.
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -150,110 +149,3 @@ class Severable(Protocol):
     """A database that is reached over a network."""
 
     def sever(self) -> None: ...
-
-
-class Answer(Struct, frozen=True):
-    """The result of a call, and the function that handles it in the loop."""
-
-    then: Callable[[Any], None]
-    found: Any
-
-
-class Aside:
-    """Carries out one call at a time. Calls `wake`, from its thread, after each addition to
-    `news`.
-    """
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None] = (
-            queue.SimpleQueue()
-        )
-        self.news: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="pgqrs-aside", daemon=True)
-        self._thread.start()
-
-    def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
-        """Calls `call` in the thread. The loop calls `then` with the result, or with None if the
-        database could not be reached or refused.
-        """
-        self._calls.put((call, then))
-
-    def close(self, timeout_s: float) -> None:
-        """Ends the thread after the calls asked for, or after `timeout_s`."""
-        self._calls.put(None)
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while (asked := self._calls.get()) is not None:
-            call, then = asked
-            try:
-                self.news.put(Answer(then, call()))
-            except errors.SchemaError as e:
-                # Waiting does not help.
-                self.news.put(Broken(e))
-            except (errors.PgqrsConnectionError, errors.DatabaseError):
-                self.news.put(Answer(then, None))
-            except BaseException as e:
-                self.news.put(Broken(e))
-            self._wake()
-
-
-class Lease:
-    """Renews a supervisor's lease every third of its length.
-
-    `until` is local time, counted from before the lease or its renewal was requested (`began`). So
-    the lease ends here before it ends in the database.
-
-    A lease promises other supervisors that this one is at work. So it is renewed only while
-    `at_work` returns True: other supervisors take over the runs of one whose loop hangs or whose
-    transaction does not end.
-    """
-
-    def __init__(
-        self,
-        store: MessageStore,
-        supervisor_id: int,
-        lease_s: float,
-        wake: Callable[[], None],
-        clock: Callable[[], float],
-        began: float,
-        at_work: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._store = store
-        self._clock = clock
-        self._at_work = at_work
-        self._id = supervisor_id
-        self._lease_s = lease_s
-        self._wake = wake
-        self._stop = threading.Event()
-        self.until = began + lease_s
-        self.lost = False
-        self._thread = threading.Thread(target=self._run, name="pgqrs-lease", daemon=True)
-        self._thread.start()
-
-    def close(self, timeout_s: float = 2.0) -> None:
-        self._stop.set()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        wait_s = self._lease_s / 3
-        while not self._stop.wait(wait_s):
-            if not self._at_work():
-                wait_s = min(0.5, self._lease_s / 10)
-                continue
-            began = self._clock()
-            try:
-                renewed = self._store.renew_lease(self._id, self._lease_s)
-            except errors.PgqrsError:
-                wait_s = min(0.5, self._lease_s / 10)
-                continue
-            # Counted from the beginning of this renewal, because a renewal over a slow network
-            # takes seconds.
-            wait_s = max(0.0, began + self._lease_s / 3 - self._clock())
-            if renewed:
-                self.until = began + self._lease_s
-            else:
-                self.lost = True
-                self._wake()
-                return
