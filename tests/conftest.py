@@ -38,7 +38,7 @@ STORE_TESTS = Path(__file__).parent / "store"
 
 # In the environment of every process that descends from this session, however it was orphaned.
 SESSION_VARIABLE = "PGQRS_TEST_SESSION"
-PROCESSES_END_S = 3.0  # for those that are on their way out when the last test ends
+PROCESSES_END_S = 10.0  # for those that are on their way out when the last test ends
 database_numbers = itertools.count(1)
 
 

@@ -26,6 +26,8 @@ def test_the_readme_opens_with_a_program() -> None:
 @pytest.mark.parametrize("program", PROGRAMS, ids=["first", "more"])
 def test_a_program_of_the_readme_runs(program: str, tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text(program)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("a page\n" * 100)
     done = run([sys.executable, "pipeline.py"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

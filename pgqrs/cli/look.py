@@ -158,7 +158,7 @@ def queues(database: Database, as_json: bool) -> None:
 @database_options
 @json_option
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
-    """List consumers and producers, with their leases.
+    """List the consumers and producers of queues (not worker processes), with their leases.
 
     A supervisor has one consumer for each of its queues. After its lease expires, another
     supervisor takes over its messages. Consumers and producers of the Python library have no lease.

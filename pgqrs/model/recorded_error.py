@@ -37,7 +37,9 @@ class RecordedError(Struct, frozen=True):
         return cls(code, kind, message, bool(told.get("is_transient")), trace, told)
 
     def encode(self) -> bytes:
-        """Returns raw JSON, for an error without an exception."""
+        """Returns raw JSON, for an error that pgqrs itself records. `errors.describe` records
+        exceptions.
+        """
         told: dict[str, Any] = {
             "code": self.code,
             "is_transient": self.is_transient,

@@ -172,9 +172,7 @@ class Core:
                 pass
 
     def next_timer(self) -> float | None:
-        """When `handle(Tick())` is due at the latest, in monotonic seconds, by the last
-        `settle`.
-        """
+        """The latest time for `handle(Tick())`, in monotonic seconds, as the last `settle` found it."""
         return self._timer
 
     def _next_timer(self) -> float | None:

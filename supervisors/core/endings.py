@@ -1,5 +1,5 @@
-"""The writes for a run that ends or leaves its worker other than by returning. Pure functions;
-nothing is decided or kept here.
+"""The writes for a run that ends or leaves its worker other than by returning, and whether such a
+run is given up. Pure functions.
 """
 
 from msgspec import Struct

@@ -51,7 +51,9 @@ class Hearing:
         return self._received + len(self._ahead)
 
     def come(self, data: bytes) -> None:
-        """Takes bytes from the pipe. Bytes that the board has shown before must come unchanged."""
+        """Takes bytes from the pipe. If they differ from what the board has shown before, the worker
+        is no longer believed.
+        """
         seen = min(len(data), len(self._ahead))
         differs = self._ahead[:seen] != data[:seen]
         self._received += len(data)

@@ -103,7 +103,7 @@ def an_answer_before_the_commit() -> Iterator[None]:
         yield
 
 
-@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once")
+@plant("step-repeated result-mismatch stale-write checkpoint-changed twice-at-once exception")
 def a_run_that_goes_on_elsewhere_before_what_it_said_is_committed() -> Iterator[None]:
     came_back = core.Core._came_back
 
@@ -250,7 +250,7 @@ def a_cancellation_that_is_forgotten() -> Iterator[None]:
         yield
 
 
-@plant("twice-at-once step-repeated result-mismatch")
+@plant("twice-at-once step-repeated result-mismatch exception")
 def a_run_given_to_two_workers() -> Iterator[None]:
     """The supervisor gives a run to another worker while the first worker still has it, as if it
     had not read the first one's pipe to its end.

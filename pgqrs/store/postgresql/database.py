@@ -179,8 +179,8 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
-    """Raises if the server has closed the connection while it was idle: its last message is then
-    readable. A silent connection is not queried, because that would take as long as a statement.
+    """Raises if the server has closed the idle connection. The server's last message is then waiting
+    to be read. A connection with nothing to read is not queried: that would cost a round trip.
     """
     readable = select.poll()
     readable.register(connection.fileno(), select.POLLIN)
