@@ -445,9 +445,18 @@ def quick_root() -> str:
     if chosen or not os.access(MEMORY, os.W_OK):
         return tempfile.gettempdir()
     disk = os.statvfs(MEMORY)
-    free = min(disk.f_bavail * disk.f_frsize, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    free = min(disk.f_bavail * disk.f_frsize, available_bytes())
     enough = free >= MEMORY_FREE_BYTES and not disk.f_flag & os.ST_NOEXEC
     return str(MEMORY) if enough else tempfile.gettempdir()
+
+
+def available_bytes() -> int:
+    """Memory that nobody needs, what files are cached in included. 0 where the kernel does not say."""
+    try:
+        [line] = [t for t in Path("/proc/meminfo").read_text().splitlines() if t.startswith("MemAvailable:")]
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 0
 
 
 def make_directory(root: str) -> tuple[Path, IO[str]]:

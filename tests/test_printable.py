@@ -1,5 +1,6 @@
 """What comes from users, rows and workers is a part of a line, and never a line or an order of its own."""
 
+import contextlib
 import json
 import os
 import sys
@@ -110,9 +111,15 @@ def full(monkeypatch: pytest.MonkeyPatch):
     """An outlet whose reader stands still, and the reader's end."""
     monkeypatch.setattr(outlet, "WAITING_BYTES_MAX", 200_000)
     readable, writable = os.pipe()
-    out = Outlet(writable)
     line = "x" * 99 + "\n"
     written = 0
+    # Before anything is written to the outlet: what its thread still wrote would make room again.
+    os.set_blocking(writable, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writable, line.encode()):
+            written += 1
+    os.set_blocking(writable, True)
+    out = Outlet(writable)
     while not out._dropped:
         out.write(line)
         written += 1

@@ -23,6 +23,7 @@ def test_the_readme_opens_with_a_program() -> None:
     assert len([line for line in PROGRAMS[0].splitlines() if line.strip()]) <= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=["first", "more"])
 def test_a_program_of_the_readme_runs(program: str, tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text(program)
@@ -33,6 +34,7 @@ def test_a_program_of_the_readme_runs(program: str, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_first_program_is_a_service_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "pipeline.py").write_text(PROGRAMS[0])
     pgqrs = [sys.executable, "-m", "pgqrs"]

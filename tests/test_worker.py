@@ -945,6 +945,7 @@ def outlasts_the_lease():
     note_one()
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_the_lease_alone_goes_on_with_it():
     """It has recorded nothing, so that it waits for no commit."""
     lease_is_over.clear()

@@ -13,7 +13,7 @@ from tests.s3.looking import payloads
 from tests.s3.test_cache import elsewhere, only
 
 TARGET = str(Path(__file__).with_name("drained.py"))
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 
 def folder_of(cache):

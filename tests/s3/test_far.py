@@ -89,6 +89,7 @@ def test_a_distant_client_gets_in_beside_a_busy_supervisor(address, proxy, far, 
     store.close()
 
 
+@pytest.mark.slow
 def test_a_supervisor_never_ends_on_a_conflict(address, proxy, far, monkeypatch, tmp_path, quick):
     """However short the patience of others is."""
     monkeypatch.setattr(insisting, "PATIENCE_S", 0.0)
@@ -147,6 +148,7 @@ def test_pauses_grow_and_patience_ends(monkeypatch):
     assert len(pauses) == 11
 
 
+@pytest.mark.slow
 def test_a_conflict_is_not_told_as_a_database_that_is_away(address, far, monkeypatch, tmp_path, s3_server):
     """A real supervisor, far away from an S3 that a near writer hardly leaves to it: of its PUTs three
     of four find that the near one has written meanwhile, however fast this machine is.

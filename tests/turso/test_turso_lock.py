@@ -151,6 +151,7 @@ def test_only_one_opens_it_at_a_time(turso_dsn):
     assert opening.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_forked_child_neither_keeps_nor_gives_away_the_file(turso_dsn):
     store = pgqrs.connect(turso_dsn).open()
     store.enqueue("tasks", 1)
