@@ -7,8 +7,6 @@ import pytest
 import pgqrs
 from tests.surface.given import QUEUE, a_held_message, a_pair, at, moment, seconds_from_now
 
-pytestmark = pytest.mark.backends("sqlite", "turso", "postgres")
-
 # Queues
 
 

@@ -8,8 +8,6 @@ import pgqrs
 from pgqrs import WorkflowStatus
 from tests.surface.given import QUEUE, a_held_message, a_pair, a_run, a_triggered, at, moment, was_heard_of
 
-pytestmark = pytest.mark.backends("sqlite", "postgres")
-
 # Handles
 
 

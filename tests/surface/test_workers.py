@@ -8,8 +8,6 @@ import pgqrs
 from pgqrs.model.states import WORKER_TRANSITIONS
 from tests.surface.given import QUEUE, a_held_message, a_pair, moment, seconds_from_now, was_heard_of
 
-pytestmark = pytest.mark.backends("sqlite", "postgres")
-
 Ready, Polling, Suspended, Interrupted, Stopped = pgqrs.WorkerStatus
 
 # How a new consumer gets into each status.
