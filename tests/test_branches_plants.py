@@ -8,7 +8,7 @@ import pytest
 
 from pgqrs.flows import handover, history, scope
 from pgqrs.flows.flow import Refused
-from supervisors.worker import driven
+from supervisors.worker import coroutines
 from tests import test_branches
 from tests.async_branches import until_done
 
@@ -61,7 +61,7 @@ def tasks_numbered_as_they_come_to_run(patch):
 
 
 def tasks_hashed_by_address(patch):
-    patch.setattr(driven.BranchTask, "__hash__", object.__hash__)
+    patch.setattr(coroutines.BranchTask, "__hash__", object.__hash__)
 
 
 def completed_walks_over_a_set(patch):
@@ -90,7 +90,7 @@ PLANTS = [
 @pytest.mark.parametrize(("plant", "workflow"), PLANTS, ids=lambda f: f.__name__)
 def test_a_planted_mistake_is_found(plant, workflow, monkeypatch):
     monkeypatch.setattr(handover, "STUCK_S", 0.02)
-    driven.walk_in_order()
+    coroutines.walk_in_order()
     assert found(workflow) is None
     with monkeypatch.context() as patch, contextlib.suppress(RuntimeWarning):
         plant(patch)
