@@ -1,4 +1,4 @@
-"""PostgreSQL 12 or newer, through psycopg 3 and its pool."""
+"""PostgreSQL 13 or newer, through psycopg 3 and its pool."""
 
 import json
 import os
