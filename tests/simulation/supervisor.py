@@ -253,6 +253,7 @@ class SimSupervisor:
         if self.alive:
             self.alive = False
             for worker in self.workers.values():
+                worker.orphaned()
                 self.world.after(
                     self.world.rng.uniform(0, DEATH_OF_WORKERS_S), lambda w=worker: w.die("SIGKILL")
                 )

@@ -60,7 +60,12 @@ class SimPipe:
         self._worker.sent(bytes(data))
 
     def come(self, data: bytes) -> None:
-        self._inbox += data
+        if not self.closed:
+            self._inbox += data
+
+    def hang_up(self) -> None:
+        self.closed = True
+        self._inbox.clear()
 
 
 class SimWorker:
@@ -140,7 +145,7 @@ class SimWorker:
         _at_work = before
         if self._violation is not None:
             raise self._violation
-        if self.pipe.closed and self.alive:
+        if self._hub.dead and self.alive:
             self.die(None)
 
     def sleep(self, seconds: float) -> None:
@@ -226,6 +231,14 @@ class SimWorker:
             self.world.after(self.world.latency(), lambda: self._when_awake(self._close))
         elif force or not self._stuck:
             self.world.after(self.world.latency(), lambda: self.die("SIGKILL" if force else "SIGTERM"))
+
+    def orphaned(self) -> None:
+        """The supervisor has died. The kernel kills its workers at once; a worker that lives on for a
+        moment finds the end of its pipe where it would have read an order.
+        """
+        self.pipe.hang_up()
+        if self.pipe.awaited:
+            self._when_awake(self._go_on)
 
     def _close(self) -> None:
         self.pipe.closed = True
