@@ -177,6 +177,8 @@ def test_a_burst_says_what_it_leaves_for_later(known):
     ended = known.process("supervise", FLOWS, "--burst", "--workers", 1)
     assert ended.code == 0
     assert re.search(r"\d+ wait for their time, for a retry, a delay or the end of a pause", ended.out)
+    assert "nothing more is due now; " in ended.out
+    assert "nothing left to do" not in ended.out
 
 
 # trigger

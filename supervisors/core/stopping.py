@@ -43,6 +43,7 @@ class Happened(Enum):
 TOLD = {1: Happened.TOLD, 2: Happened.TOLD_TWICE, 3: Happened.TOLD_THREE_TIMES}
 
 DRAINED = Exit(0, "drained")
+STOPPED = Exit(0, "stopped; runs that were executing are queued again")
 STILLBORN = Exit(1, "no worker can be started any more")
 LEFT_TO_THE_LEASE = Exit(3, "stopped while the database was away; what ran is given back by its lease")
 
@@ -71,7 +72,7 @@ TABLE: dict[Level, dict[Happened, Level | Exit]] = {
         Happened.NO_WORKERS: STILLBORN,
     },
     Level.KILLING: {
-        Happened.EMPTY: DRAINED,
+        Happened.EMPTY: STOPPED,
         Happened.LEASE_LOST: LEFT_TO_THE_LEASE,
         Happened.AWAY: LEFT_TO_THE_LEASE,
         Happened.NO_WORKERS: STILLBORN,

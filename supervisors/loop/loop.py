@@ -99,9 +99,9 @@ class Loop:
             self._start(stack)
             self._forever()
             assert self._session.exit is not None
-            if self._options.burst and not self._session.exit.code:
-                self._say_what_waits()
-        code, reason = self._session.exit.code, self._session.exit.reason
+            code, reason = self._session.exit.code, self._session.exit.reason
+            if self._options.burst and not code and (later := self._say_what_waits()):
+                reason = f"nothing more is due now; {later:,} still waiting"
         if self._options.fail and not code and (failed := self._session.core.failed):
             code, reason = EXIT_FAILED, f"{reason}; {failed:,} failed, and --fail was given"
         self._view.ended(code, reason, self._state())
@@ -395,19 +395,23 @@ class Loop:
                 self._register_fd(fd, self._look_for_hints)
             self._watched_fd = fd
 
-    def _say_what_waits(self) -> None:
+    def _say_what_waits(self) -> int:
+        """Warns of the messages that wait for their time, and returns their number."""
         # Asked by the Aside thread, because a database that does not answer must not keep this
         # process from ending.
         told: SimpleQueue[int] = SimpleQueue()
         consumers = dict(self._session.consumers)
         self._aside.ask(lambda: told.put(self._membership.waiting_for_their_time(consumers)), lambda _: None)
+        later = 0
         with suppress(Empty):
-            if count := told.get(timeout=SIGN_OFF_S):
-                text = (
-                    f"{count:,} wait for their time, for a retry, a "
-                    "delay or the end of a pause: supervise again then"
-                )
-                self._view.note(events.Note(text))
+            later = told.get(timeout=SIGN_OFF_S)
+        if later:
+            text = (
+                f"{later:,} wait for their time, for a retry, a delay or the end of a pause: "
+                "supervise again then"
+            )
+            self._view.note(events.Note(text, "warning"))
+        return later
 
     def _sign_off(self) -> None:
         if self._lease is not None:

@@ -22,7 +22,7 @@ from pgqrs.model.writes import (
 )
 from supervisors import wire
 from supervisors.core import core as cores
-from supervisors.core import events, limits, scheduling, staffing
+from supervisors.core import events, limits, scheduling, staffing, stopping
 from supervisors.core.core import Core
 from supervisors.core.state import RECORDED_BYTES_MAX, Function, Settings
 from supervisors.core.states import WorkerState
@@ -1245,7 +1245,7 @@ def test_the_third_stop_kills():
     assert scene.ordered(events.Kill) == [events.Kill(1, True)]
     [write] = scene.dies(1, "SIGKILL").unsaved
     assert (write.crash, write.message) == (None, Release())
-    assert scene.saves().core.exit == events.Exit(0, "drained")
+    assert scene.saves().core.exit == stopping.STOPPED
 
 
 def test_a_drain_has_a_time_limit():

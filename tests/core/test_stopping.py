@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from supervisors.core.events import Exit
-from supervisors.core.stopping import DOES, TABLE, TOLD, Happened, Level, after
+from supervisors.core.stopping import DOES, STOPPED, TABLE, TOLD, Happened, Level, after
 from tests.stopping_page import BEGIN, END, PAGE, diagram, redrawn, table
 
 R, F, S, K = Level.RUNNING, Level.FINISHING, Level.STOPPING, Level.KILLING
@@ -48,7 +48,7 @@ def test_from_every_level_three_signals_and_nothing_held_lead_to_the_end(level: 
         assert isinstance(then, Level)
         level = then
     assert level is K
-    assert after(level, Happened.EMPTY) == Exit(0, "drained")
+    assert after(level, Happened.EMPTY) == STOPPED
 
 
 def test_an_end_says_the_reason_that_is_known_and_a_level_has_none() -> None:
