@@ -114,7 +114,8 @@ def test_supervisors_and_clients_share_a_pooler(pooled_dsn: str, tmp_path: Path)
         for p in processes:
             p.terminate()
         told = [p.communicate(timeout=30)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], told
+    # One supervisor may do all the work before the other has started.
+    assert all(p.returncode == 0 or not said for p, said in zip(processes, told, strict=True)), told
     assert not [text for text in told if "away" in text or "Traceback" in text], told
 
 
