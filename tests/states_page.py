@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pgqrs.model.states import RUN_TRANSITIONS
 from supervisors.core.states import RUNS, STANDINGS, WORKERS
+from tests.marked_page import with_part
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 BEGIN, END = "<!-- made by `dev.py run states` -->", "<!-- to here -->"
@@ -19,10 +20,6 @@ def main() -> int:
 
 
 def redrawn(page: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page lacks its markers: {BEGIN} and {END}")
     parts = [
         "A run or a plain message, from its claim until its supervisor forgets it:",
         table(RUNS),
@@ -33,8 +30,7 @@ def redrawn(page: str) -> str:
         "A run's row in the database (`pgqrs/model/states.py`), which outlives them all:",
         table_of_rows(),
     ]
-    drawn = "\n".join(parts)
-    return f"{before}{BEGIN}\n\n{drawn}\n{END}{after}"
+    return with_part(page, BEGIN, END, "\n".join(parts))
 
 
 def table(states: Mapping[Enum, frozenset[Enum]]) -> str:

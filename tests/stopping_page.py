@@ -6,6 +6,7 @@ from pathlib import Path
 
 from supervisors.core.events import Exit
 from supervisors.core.stopping import DOES, TABLE, Happened, Level
+from tests.marked_page import with_part
 
 PAGE = Path(__file__).parents[1] / "docs" / "operating.md"
 BEGIN, END = "<!-- made by `dev.py run stopping` -->", "<!-- to here -->"
@@ -17,11 +18,7 @@ def main() -> int:
 
 
 def redrawn(page: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page lacks its markers: {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{diagram()}\n{table()}\n{END}{after}"
+    return with_part(page, BEGIN, END, f"{diagram()}\n{table()}")
 
 
 def diagram() -> str:

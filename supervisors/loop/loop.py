@@ -462,8 +462,8 @@ class Loop:
     def _hear_signals(self) -> None:
         if self._view.deserted and not self._signals.stays:
             self._signals.hung_up()
-        if self._signals.asked > self._session.told:
-            self._handle(events.Stop(min(self._signals.asked, 3)))
+        if (asked := min(self._signals.asked, 3)) > self._session.told:
+            self._handle(events.Stop(asked))
             self._settle()
         if self._session.told and not self._says_stopping:
             self._says_stopping = True

@@ -6,6 +6,7 @@ only at a step boundary.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
@@ -30,7 +31,7 @@ class AnyLane(Protocol):
 Lane = TypeVar("Lane", bound=AnyLane)
 
 
-class Runs(Generic[Lane]):
+class Runs(ABC, Generic[Lane]):
     """The runs of one worker. A subclass defines how a lane is woken and stopped."""
 
     def __init__(
@@ -125,34 +126,36 @@ class Runs(Generic[Lane]):
         """Returns orders to the supervisor. Also answers if there is nothing to return, because a
         Revoke stays open until it is answered.
         """
-        given = {o.message_id for o in orders}
-        self.fresh = deque(o for o in self.fresh if o.message_id not in given)
-        for message_id in given:
+        given = {(o.message_id, o.claim_no) for o in orders}
+        self.fresh = deque(o for o in self.fresh if (o.message_id, o.claim_no) not in given)
+        for message_id, _ in given:
             self._history.pop(message_id, None)
         self.outbox.add(wire.Returned(tuple(o.message_id for o in orders)))
         self._said()
 
     # What differs between the kinds of worker
 
-    def _arrived(self) -> None:
-        """An order has come."""
-
+    @abstractmethod
     def _wake(self, lane: Lane) -> None:
         """A checkpoint of the lane is durable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stop(self, lane: Lane, now: bool = False) -> None:
         """The lane must leave at its next step boundary. With `now`, code on an event loop is
         cancelled where it waits.
         """
-        raise NotImplementedError
+
+    @abstractmethod
+    def _said(self) -> None:
+        """An answer is in the outbox, and the supervisor may wait for it."""
+
+    # What only one kind of worker cares about.
+
+    def _arrived(self) -> None:
+        """An order has come."""
 
     def _recalled(self) -> None:
         """A Recall frame was read."""
 
     def _extended(self) -> None:
         """The lease holds for longer."""
-
-    def _said(self) -> None:
-        """An answer is in the outbox, and the supervisor may wait for it."""
-        raise NotImplementedError

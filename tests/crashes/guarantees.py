@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tests.crashes.conftest import RESULTS, Proof
+from tests.marked_page import with_part
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "guarantees.md"
@@ -118,11 +119,7 @@ def rows(page: str) -> dict[str, tuple[str, str, str]]:
 
 
 def rewritten(page: str, made: str) -> str:
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page lacks its markers: {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{made}\n{END}{after}"
+    return with_part(page, BEGIN, END, made)
 
 
 def where_and_when() -> str:
