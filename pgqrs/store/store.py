@@ -268,14 +268,20 @@ class MessageStore:
         letter if that was its last one. A message locked by another session is left for the next
         call.
         """
-        with self.database.reading() as tx:
-            if not self._has_lapsed(tx):
-                return 0
+        if not self.has_expired():
+            return 0
         with self.database.transaction() as tx:
             count = 0
             for (supervisor_id,) in self._lapsed(tx):
                 count += _release_all(tx, supervisor_id, read_ct_max, "its supervisor died with it")
             return count
+
+    def has_expired(self) -> bool:
+        """Whether the row of a supervisor is left whose lease has expired. Right after `recover`
+        this means that another session has locked the row or messages of that supervisor.
+        """
+        with self.database.reading() as tx:
+            return self._has_lapsed(tx)
 
     def _has_lapsed(self, tx: Transaction) -> bool:
         """Whether a supervisor's lease has expired. This check takes no lock."""

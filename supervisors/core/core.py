@@ -38,6 +38,7 @@ from supervisors.core.events import (
     Kind,
     Launched,
     LeaseLost,
+    LookedAround,
     Measured,
     Note,
     Recalled,
@@ -97,6 +98,8 @@ class Core:
         self._claim_from = 0.0
         # When this supervisor's lease ends.
         self._until = -math.inf
+        # Whether a dead supervisor's messages wait behind a lock. A burst waits for them.
+        self._locked = False
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Takes one event and returns the commands that follow from it."""
@@ -165,7 +168,12 @@ class Core:
                     queue = self.queues[queue_id]
                     queue.consumer_id = consumer_id
                     self.scheduling.wake(queue, queue.next_claim_at)
+                self._locked = event.locked
                 self._renewed(event.until)
+            case LookedAround():
+                if self._locked and not event.locked:
+                    self._hinted(Hinted(), now)
+                self._locked = event.locked
             case Renewed():
                 self._renewed(event.until)
             case Tick():
@@ -725,7 +733,9 @@ class Core:
             self._happened(Happened.NOTHING_TO_DO, now)
 
     def _all_empty(self) -> bool:
-        return all(q.empty and not q.wanting and not q.hinted for q in self.queues.values())
+        return not self._locked and all(
+            q.empty and not q.wanting and not q.hinted for q in self.queues.values()
+        )
 
     def _save(self, write: Write, urgent: bool = False) -> None:
         self._saving += 1

@@ -128,11 +128,12 @@ class LeaseLost(Struct, frozen=True):
 
 class Registered(Struct, frozen=True):
     """The supervisor is registered, with these consumers (queue id to consumer id), until the time
-    `until`.
+    `until`. `locked`: as in LookedAround.
     """
 
     consumers: dict[int, int]
     until: float = math.inf
+    locked: bool = False
 
 
 class Renewed(Struct, frozen=True):
@@ -145,9 +146,23 @@ class Tick(Struct, frozen=True):
     pass
 
 
+class LookedAround(Struct, frozen=True):
+    """The answer to a LookAround. `gone`: the claims that no longer belong to this supervisor. The
+    counts are of messages: taken back from dead supervisors, taken back from clients of 0.15, and
+    due again because the clock went back. `locked`: a dead supervisor still holds messages, because
+    another session has locked them.
+    """
+
+    gone: Sequence[Claim]
+    recovered: int = 0
+    reclaimed: int = 0
+    brought_back: int = 0
+    locked: bool = False
+
+
 Event = (
     Launched | Received | Exited | Taken | Saved | Held | Gone | Measured | Recalled | Inside | ClaimLost
-    | Hinted | Stop | LeaseLost | Registered | Renewed | Tick
+    | Hinted | Stop | LeaseLost | Registered | Renewed | LookedAround | Tick
 )  # fmt: skip
 
 
@@ -172,18 +187,6 @@ class LeaseTaken(Struct, frozen=True):
     """The database says that the lease is over: another supervisor has taken over the runs of this
     one.
     """
-
-
-class LookedAround(Struct, frozen=True):
-    """The answer to a LookAround. `gone`: the claims that no longer belong to this supervisor. The
-    counts are of messages: taken back from dead supervisors, taken back from clients of 0.15, and
-    due again because the clock went back.
-    """
-
-    gone: Sequence[Claim]
-    recovered: int = 0
-    reclaimed: int = 0
-    brought_back: int = 0
 
 
 class Unanswered(Struct, frozen=True):
@@ -315,7 +318,7 @@ class Listen(Struct, frozen=True):
 
 
 SessionEvent = (
-    Event | TurnEnded | Unreachable | Watched | LeaseTaken | LookedAround | Unanswered | ParentGone
+    Event | TurnEnded | Unreachable | Watched | LeaseTaken | Unanswered | ParentGone
     | NoWorkers
 )  # fmt: skip
 SessionCommand = (

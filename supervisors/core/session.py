@@ -112,6 +112,8 @@ class Session:
         self._watch_away: str | None = None
         self._told_away = False
         self._told_locked = False
+        # The number of looks in a row that found a dead supervisor's messages locked.
+        self._looks_locked = 0
         # Whether a LookAround is under way.
         self._looking = False
         self._next_look = -math.inf
@@ -371,6 +373,8 @@ class Session:
         if self.standing is not Standing.JOINED:
             # The LookAround was ordered under a lease that is lost.
             return
+        self.core.take(event, now)
+        self._tell_locked(event.locked)
         if event.gone:
             self.core.take(Gone(list(event.gone)), now)
         if event.recovered:
@@ -387,6 +391,16 @@ class Session:
             self._orders.append(Note(text, "warning"))
         if event.recovered or event.reclaimed or event.brought_back:
             self.core.take(Hinted(), now)
+
+    def _tell_locked(self, locked: bool) -> None:
+        """Reports once that a dead supervisor's messages have been locked for two looks."""
+        self._looks_locked = self._looks_locked + 1 if locked else 0
+        if self._looks_locked == 2:
+            text = (
+                "a dead supervisor's messages are locked by another session (see pg_locks): they are "
+                "taken back when it lets go"
+            )
+            self._orders.append(Note(text, "warning"))
 
     def _tell_away(self) -> None:
         """Reports once that the database is away or back, whether a turn or the watch noticed. An

@@ -152,7 +152,7 @@ class Loop:
         stack.callback(self._sign_off)
         stack.callback(lambda: self._turns.close(5.0 if self._session.away is None else 0.1))
         stack.callback(self._pipes.close)
-        self._report(loaded, functions, joined.recovered)
+        self._report(loaded, functions, joined.taken_back.count)
         self._settle()
         self._say_health(time.monotonic())
         if self._options.ready_fd is not None:
@@ -329,7 +329,7 @@ class Loop:
             joined.began,
             self._is_at_work,
         )
-        self._handle(events.Registered(joined.consumers, self._lease.until))
+        self._handle(events.Registered(joined.consumers, self._lease.until, joined.taken_back.locked))
 
     def _look_at_lease(self) -> None:
         if self._lease is None:

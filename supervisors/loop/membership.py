@@ -23,9 +23,17 @@ class Joined(Struct, frozen=True):
     id: int
     # Consumer id by queue id.
     consumers: dict[int, int]
-    # The number of messages taken back from dead supervisors.
-    recovered: int
+    taken_back: "TakenBack"
     began: float
+
+
+class TakenBack(Struct, frozen=True):
+    """What was taken back from dead supervisors: `count` messages. `locked`: others are left,
+    because a session has locked them, such as the last transaction of the dead one.
+    """
+
+    count: int = 0
+    locked: bool = False
 
 
 class Membership:
@@ -63,10 +71,10 @@ class Membership:
             # The former registration and all its workers are dead, so its lease need not be waited
             # for.
             self._store.expire_lease(self._id)
-        recovered = self._take_back()
+        taken_back = self._take_back()
         began = self._clock()
         self._id, consumers = self._store.register_supervisor(own_identity(), self._queues, self._lease_s)
-        return Joined(self._id, {self._queues[name]: c for name, c in consumers.items()}, recovered, began)
+        return Joined(self._id, {self._queues[name]: c for name, c in consumers.items()}, taken_back, began)
 
     def look_around(self, asked: LookAround, clock_went_back: bool) -> LookedAround:
         """Takes back the runs of dead supervisors, and finds the claims that another session has
@@ -74,11 +82,12 @@ class Membership:
         """
         brought_back = self._store.bring_back() if clock_went_back else 0
         held: set[Claim] = set(self._store.held(asked.consumers)) if asked.claims else set()
-        recovered = self._take_back()
+        back = self._take_back()
         reclaimed = 0
         if self._reclaim_s is not None:
             reclaimed = administering.reclaim_overdue(self._store.database, self._reclaim_s)
-        return LookedAround([c for c in asked.claims if c not in held], recovered, reclaimed, brought_back)
+        gone = [c for c in asked.claims if c not in held]
+        return LookedAround(gone, back.count, reclaimed, brought_back, back.locked)
 
     def backlog(self, consumers: Mapping[int, int]) -> int:
         return self._store.backlog(consumers)
@@ -102,16 +111,19 @@ class Membership:
                     "supervisor knew; start the supervisor again"
                 )
 
-    def _take_back(self) -> int:
+    def _take_back(self) -> TakenBack:
         """Takes back the runs of supervisors with an expired lease, and at once those of dead
-        supervisors on this host. Returns the number of messages.
+        supervisors on this host.
         """
         neighbours, is_over = self._store.watched(own_identity())
         for supervisor_id, pid, pid_started in neighbours:
             if supervisor_id != self._id and is_gone(pid, pid_started):
                 self._store.expire_lease(supervisor_id)
                 is_over = True
-        return self._store.recover(self._read_ct_max) if is_over else 0
+        if not is_over:
+            return TakenBack()
+        count = self._store.recover(self._read_ct_max)
+        return TakenBack(count, self._store.has_expired())
 
 
 def prepare(store: MessageStore, names: Sequence[tuple[str, str, str]]) -> list[tuple[int, int | None]]:

@@ -64,8 +64,8 @@ class Scene:
                     self.launches.append(command)
         return self
 
-    def registered(self) -> "Scene":
-        return self.tell(events.Registered({q: 100 + q for q in self.core.queues}))
+    def registered(self, locked: bool = False) -> "Scene":
+        return self.tell(events.Registered({q: 100 + q for q in self.core.queues}, locked=locked))
 
     def boot(self) -> "Scene":
         """Every worker that was ordered is ready."""
@@ -75,8 +75,8 @@ class Scene:
             self.says(n, wire.Ready(1000 + n))
         return self
 
-    def up(self) -> "Scene":
-        return self.tell(events.Tick()).boot().registered()
+    def up(self, locked: bool = False) -> "Scene":
+        return self.tell(events.Tick()).boot().registered(locked)
 
     def says(self, worker: int, *frames: wire.Up) -> "Scene":
         out = []
@@ -1323,6 +1323,16 @@ def test_a_burst_ends_when_nothing_is_left():
 
 def test_a_burst_with_nothing_to_do_ends_after_one_look():
     assert Scene(burst=True).up().takes().core.exit == events.Exit(0, "nothing left to do")
+
+
+def test_a_burst_waits_for_what_a_dead_supervisor_holds_behind_a_lock():
+    scene = Scene(burst=True).up(locked=True).takes()
+    assert scene.core.exit is None
+    scene.tell(events.LookedAround([], locked=True))
+    assert scene.core.exit is None
+    scene.tell(events.LookedAround([], recovered=1))
+    assert scene.core.exit is None, "it looks again at what came back"
+    assert scene.takes().core.exit == events.Exit(0, "nothing left to do")
 
 
 def test_a_burst_waits_for_every_queue():

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psycopg
@@ -480,6 +480,42 @@ def test_a_burst_that_lost_its_lease_goes_on_with_what_it_held(dsn: str, tmp_pat
         assert [run.status for run in runs] == ["SUCCESS"] * 4
     finished = [line for line in supervisor.said().splitlines() if "nothing left to do" in line]
     assert "4 finished" in finished[-1], "what was not recorded does not count"
+
+
+@pytest.mark.parametrize("how", ["killed", "lost its lease"])
+def test_a_burst_does_not_end_before_a_dead_one_s_locked_runs_came_back(
+    postgres_dsn: str, tmp_path: Path, how: str
+) -> None:
+    """The last transaction of the dead one may still go on in the server."""
+    gate = tmp_path / "gate"
+    options = ("--workers", "1", "--lease", "2s", "--burst")
+    with pgqrs.connect(postgres_dsn) as store:
+        store.install()
+        run = store.trigger(pipeline.gated, str(tmp_path / "e"), str(gate))
+        target = f"{PIPELINE}:gated"
+        with ExitStack() as stack:
+            supervisor = stack.enter_context(
+                Supervised(postgres_dsn, tmp_path / "log", *options, target=target)
+            )
+            eventually(lambda: starts(tmp_path / "e"))
+            stop_between_transactions(supervisor.pid, postgres_dsn)
+            with psycopg.connect(postgres_dsn) as other:
+                other.execute("select 1 from pgqrs_messages for update")
+                heir = supervisor
+                if how == "killed":
+                    supervisor.process.kill()
+                    supervisor.wait()
+                    heir = stack.enter_context(
+                        Supervised(postgres_dsn, tmp_path / "log2", *options, target=target)
+                    )
+                else:
+                    time.sleep(3.0)
+                    supervisor.signal(signal.SIGCONT)
+                eventually(lambda: "locked by another session" in heir.said(), what=heir.said)
+                gate.touch()
+                assert heir.process.poll() is None, heir.said()
+            assert heir.wait(20) == 0, heir.said()
+        assert run.status == "SUCCESS"
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
