@@ -375,7 +375,7 @@ def test_deep_nesting_that_can_be_encoded_is_looked_through():
 def test_over_the_limit_a_value_is_refused_with_both_sizes():
     assert encoded("x" * 8, limit=10) == b'"xxxxxxxx"'
     with pytest.raises(
-        ValidationError, match=r"^the value is 1,003 bytes of JSON, over the limit of 1,002; raise Config"
+        ValidationError, match=r"^the value is 1,003 bytes of JSON, over the limit of 1,002; store the data"
     ):
         encoded("x" * 1001, limit=1002)
 

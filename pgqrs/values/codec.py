@@ -77,8 +77,8 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
         raise SerializationError(f"{what} cannot be stored as JSON: {_at(path)}{_why_unfit(e, part)}") from e
     if limit is not None and len(raw) > limit:
         raise ValidationError(
-            f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; raise "
-            "Config.max_payload_size_bytes, or store the data elsewhere and pass its path or key"
+            f"{what} is {len(raw):,} bytes of JSON, over the limit of {limit:,}; store the "
+            "data elsewhere and pass its path or key, or set a higher Config.max_payload_size_bytes"
         )
     if annotation is not UNCHECKED:
         _refuse_what_would_change(value, raw, annotation, what)

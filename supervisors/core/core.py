@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Taken
+from pgqrs.model.wording import count
 from pgqrs.model.writes import Archive, Outcome, Release, Settle, Write
 from supervisors import wire
 from supervisors.core import endings
@@ -676,7 +677,7 @@ class Core:
             self._deadline = now + limit_s
         match level:
             case Level.FINISHING:
-                text = f"stopping: finishing {self._started()} runs, for at most {limit_s:g} s"
+                text = f"stopping: finishing {count(self._started(), 'run')}, for at most {limit_s:g} s"
                 self._orders.append(Note(text))
             case Level.STOPPING:
                 self._orders.append(Note("stopping at the next step of every run", "warning"))

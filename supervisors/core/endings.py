@@ -48,7 +48,8 @@ def unfit(run: Run, why: str) -> Ending:
 
 
 def to_be_retried(run: Run, step: Step) -> Note:
-    text = f"step {step.name!r} failed, again in {step.retry_in_s:g} s: {_reason(step.error or b'null')}"
+    delay_s = round(step.retry_in_s or 0.0, 3)
+    text = f"step {step.name!r} failed, again in {delay_s:g} s: {_reason(step.error or b'null')}"
     return run.note(text, "warning")
 
 
@@ -60,7 +61,7 @@ def _undelivered(run: Run, reason: str, settings: Settings) -> Ending:
     # The middle of the back-off's jitter. This module has no randomness, and the deliveries of a
     # queue are spread anyway.
     delay = settings.handler_backoff.delay(tries, lambda: 0.5)
-    text = f"delivery {tries} of {settings.read_ct_max} failed, again in {delay:g} s: {reason}"
+    text = f"delivery {tries} of {settings.read_ct_max} failed, again in {round(delay, 3):g} s: {reason}"
     note = run.note(text, "warning")
     return Ending(Write(run.claim, message=Release(delay, refund=False)), note)
 
