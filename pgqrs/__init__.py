@@ -42,13 +42,14 @@ _PUBLIC = {
     ),
     "clients.blocking": "BlockingStore",
     "config": "Config DurabilityMode",
+    "clients.jobs": "Job Outcome Progress",
     "clients.connecting": "connect connect_with",
     "decorators": "WorkflowDef",
     "flows.definitions": "handler step workflow",
     "errors": (
         "ClaimLostError ConfigError ConflictError InternalError MessageNotFoundError PausedError "
         "PgqrsConnectionError PgqrsError QueueAlreadyExistsError QueueNotFoundError "
-        "RateLimitedError ReplayMismatchError RetriesExhaustedError RunCancelledError "
+        "MapError RateLimitedError ReplayMismatchError RetriesExhaustedError RunCancelledError "
         "RunFailedError RunNotFoundError SchemaError SerializationError StateTransitionError "
         "StepError StepNotReadyError SupervisorError TargetError TimeoutError TransientStepError "
         "ValidationError WorkerNotFoundError WorkerSuspendedError WorkflowAlreadyExistsError "

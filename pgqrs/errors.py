@@ -201,6 +201,24 @@ class RunCancelledError(PgqrsError):
     """The run was cancelled."""
 
 
+class MapError(PgqrsError):
+    """A map has more failed items than it tolerates. `done` and `failed` count its items, and
+    `errors` has the first ten exceptions by item, counted from 0.
+    """
+
+    done: int
+    failed: int
+    errors: dict[int, Exception]
+
+    def __init__(
+        self, *message: object, done: int = 0, failed: int = 0, errors: dict[int, Exception] | None = None
+    ) -> None:
+        super().__init__(*message)
+        self.done = done
+        self.failed = failed
+        self.errors = errors or {}
+
+
 class ReplayMismatchError(PgqrsError):
     """A replay called other steps than the recorded ones."""
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pgqrs.model.bounds import Count, Id, Number, Position, Seconds, StepName
+from pgqrs.model.states import Kind
 from pgqrs.model.writes import Place, RecordedStep, Step
 
 VERSION = 1
@@ -23,7 +24,6 @@ FRAME_BYTES_MAX = 64 * 1024 * 1024
 VALUE_BYTES_MAX = FRAME_BYTES_MAX - 1024 * 1024
 _HEAD = Packed("!IB")
 
-Kind = Literal["workflow", "handler"]
 
 # The values that a worker can have to send: the decoder refuses others. A worker runs code that the
 # supervisor does not know.
@@ -54,6 +54,8 @@ class Execute(Frame, frozen=True):
     attempt: int
     steps: tuple[RecordedStep, ...]
     seconds_left: float | None = None
+    # Of a range of a map: the number of items from the first one that are executed.
+    end: int | None = None
 
 
 class History(Frame, frozen=True):
@@ -81,9 +83,13 @@ class Recall(Frame, frozen=True):
     """The supervisor has taken these runs (message id and claim number) back, and another worker
     may execute them. Drop them and send Returned for each. Sent once for each time that the
     supervisor closed the board's gate.
+
+    `cuts`: ranges of maps (message id, claim number) and the item, counted from the range's first
+    one, before which the range ends from now on.
     """
 
     runs: tuple[tuple[int, int], ...]
+    cuts: tuple[tuple[int, int, int], ...] = ()
 
 
 class Cancel(Frame, frozen=True):

@@ -14,7 +14,7 @@ from pgqrs.arguments.durations import Duration
 from pgqrs.clients.handle import RunHandle
 from pgqrs.clients.using import Using
 from pgqrs.config import Config, redact
-from pgqrs.flows.definitions import definition_of
+from pgqrs.flows.definitions import definition_of, step_of
 from pgqrs.flows.flow import Definition
 from pgqrs.manual import table_handles
 from pgqrs.manual.consumer import Consumer
@@ -31,6 +31,7 @@ from pgqrs.values import codec
 if TYPE_CHECKING:
     import psycopg
 
+    from pgqrs.clients.jobs import Job
     from pgqrs.clients.local_supervisor import Local
 
 P = ParamSpec("P")
@@ -233,6 +234,76 @@ class Store:
             self._ready().database.hint([queue])
         return RunHandle(self, message_id, Any)
 
+    def map(
+        self,
+        step: Callable[..., R],
+        items: Iterable[Any],
+        /,
+        *more_items: Iterable[Any],
+        name: str | None = None,
+        errors: str = "raise",
+        tolerate: int | str | None = None,
+    ) -> "Job[R]":
+        """Executes a step for each item, on every core of every supervisor that knows the step, and
+        returns a job that records each outcome once.
+
+        The items are read and recorded here, in transactions of up to 1,000. The first ones begin
+        while the rest is read. With `more_items`, the step is called with one item of each, until
+        the shortest ends.
+
+        `name`: a program that maps the same step under the same name again gets the job that is
+        there, goes on where it stopped, and executes nothing twice that has an outcome. If the
+        earlier program died while it gave the items, they are compared with the recorded ones.
+
+        `errors`: with "raise", the first failed item ends the job: nothing more is started. With
+        "collect" the job goes on. `tolerate` is the number of failed items, or their share such as
+        "1%", beyond which the job ends; a share is judged by the whole number of items once that is
+        known, and after 100 items before.
+
+        The step's `retry`, `timeout` and `memory` hold for each item. An item that kills its worker
+        is tried again alone, and fails at the fifth death.
+
+        Raises ValidationError for anything but a plain step and for arguments that do not fit it,
+        SerializationError for an item that JSON cannot represent, and ReplayMismatchError for an
+        item that differs from the recorded one. An exception of `items` cancels the job.
+        """
+        return self._mapped(step, zip(items, *more_items, strict=False), name, errors, tolerate)
+
+    def starmap(
+        self,
+        step: Callable[..., R],
+        arguments: Iterable[Sequence[Any]],
+        /,
+        *,
+        name: str | None = None,
+        errors: str = "raise",
+        tolerate: int | str | None = None,
+    ) -> "Job[R]":
+        """Like `map`, for items that are sequences of the step's arguments."""
+        return self._mapped(step, arguments, name, errors, tolerate)
+
+    def job(self, step: Callable[..., R], name: str) -> "Job[R]":
+        """Returns the job that `map` started under this name. Raises RunNotFoundError."""
+        from pgqrs.clients.jobs import Job
+        from pgqrs.store import maps
+
+        map_id = maps.by_name(self._ready().database, name)
+        if map_id is None:
+            raise errors.RunNotFoundError(f"there is no map with the name {name!r}")
+        return Job(self, map_id, step_of(step))
+
+    def _mapped(
+        self,
+        step: Callable[..., Any],
+        calls: Iterable[Sequence[Any]],
+        name: str | None,
+        errors: str,
+        tolerate: int | str | None,
+    ) -> "Job[Any]":
+        from pgqrs.clients.jobs import start
+
+        return start(self, step_of(step), calls, name, errors, tolerate)
+
     def using(self, connection: "psycopg.Connection[Any]") -> "Using":
         """Returns enqueue and trigger inside the caller's own transaction, on a psycopg connection.
 
@@ -411,6 +482,10 @@ class Store:
             by_name = [codec.wrap_input(self._encoded(_input_by_name(a, k))) for a, k in calls]
             return workflow, queue, by_name, Any
         d: Definition = definition_of(workflow)
+        if d.step is not None:
+            raise errors.ValidationError(
+                f"{d.step.name!r} is a step: call it in a workflow, or map it over items with store.map(…)"
+            )
         if d.kind != "workflow":
             raise errors.ValidationError(
                 f"{d.name!r} is a handler: put a message on its queue with store.enqueue({d.queue!r}, …)"

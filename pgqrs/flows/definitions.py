@@ -27,6 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # The database holds 255 characters. A repeated step appends its number.
 NAME_CHARS_MAX = 200
+# What follows the step's name in the name of the queue of its maps.
+MAP_SUFFIX = ".map"
 
 
 @overload
@@ -211,6 +213,9 @@ def definition_of(function: object) -> Definition:
     found = getattr(function, "__pgqrs__", None)
     if isinstance(found, Definition) and found.function is function:
         return found
+    step = getattr(function, "__pgqrs_step__", None)
+    if isinstance(step, StepDefinition) and getattr(function, "__wrapped__", None) is step.function:
+        return map_of(step)
     inner = found if isinstance(found, Definition) else _wrapped(function)
     if inner is not None:
         raise errors.ValidationError(_misplaced(function, inner))
@@ -252,6 +257,41 @@ def definitions_in(module: ModuleType) -> list[Definition]:
         for value in list(vars(module).values())
         if isinstance(_attribute(value, "__pgqrs__"), Definition)
     )
+
+
+def step_of(function: object) -> StepDefinition:
+    """Returns the definition of a decorated step. Raises ValidationError for anything else."""
+    step = getattr(function, "__pgqrs_step__", None)
+    if isinstance(step, StepDefinition):
+        return step
+    name = getattr(function, "__qualname__", repr(function))
+    raise errors.ValidationError(f"{name} is no step; decorate it with @pgqrs.step")
+
+
+def map_of(step: StepDefinition) -> Definition:
+    """Returns what a worker executes for the items of a map of this step. Raises ValidationError if
+    the step is async.
+    """
+    if step.is_async:
+        raise errors.ValidationError(
+            f"step {step.name!r} is async; a map takes a plain step, which it runs on every core"
+        )
+    name = step.name + MAP_SUFFIX
+    return Definition("map", name, name, step.function, step.signature, False, lanes=1, step=step)
+
+
+def maps_in(module: ModuleType) -> list[Definition]:
+    """Returns what a worker executes for maps of the steps in a module's namespace. Of two steps
+    with one name neither can be mapped.
+    """
+    steps: dict[str, list[StepDefinition]] = {}
+    for value in list(vars(module).values()):
+        step = _attribute(value, "__pgqrs_step__")
+        if isinstance(step, StepDefinition) and not step.is_async:
+            others = steps.setdefault(step.name, [])
+            if step not in others:
+                others.append(step)
+    return [map_of(same[0]) for same in steps.values() if len(same) == 1]
 
 
 def distinct(found: Iterable[Definition]) -> list[Definition]:

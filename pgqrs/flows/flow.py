@@ -15,7 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 from msgspec import Struct
@@ -26,7 +26,7 @@ from pgqrs.flows.history import History, Names
 from pgqrs.flows.retry import StepRetryPolicy
 from pgqrs.flows.scope import Scope, StepCall, current
 from pgqrs.model.bounds import STEPS_MAX
-from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.states import Kind, WorkflowStatus
 from pgqrs.model.writes import RecordedStep, Step
 from pgqrs.values import codec
 from pgqrs.values.fingerprint import Fingerprints, folded
@@ -60,9 +60,9 @@ class StepDefinition(Struct, frozen=True):
 
 
 class Definition(Struct, frozen=True):
-    """The settings of a workflow or a handler."""
+    """The settings of what a worker executes."""
 
-    kind: Literal["workflow", "handler"]
+    kind: Kind
     name: str
     queue: str
     function: Callable[..., Any]
@@ -73,6 +73,8 @@ class Definition(Struct, frozen=True):
     # 1: a worker finishes one such run before it starts another. None: a worker may execute other
     # runs while this one waits for a commit.
     lanes: int | None = None
+    # The step that the items of a map are given to.
+    step: StepDefinition | None = None
 
 
 class Suspended(BaseException):
@@ -156,6 +158,8 @@ class Context:
         self._thread = threading.get_ident()
         self._position = 0
         self._handover: Handover | None = None
+        # The map, and the first item of the range, that this context executes.
+        self.of_map: tuple[int, int] | None = None
 
     @property
     def step(self) -> str | None:
@@ -173,6 +177,10 @@ class Context:
         databases have different keys even if their ids are equal.
         """
         call = step_under_way()
+        if self.of_map is not None and call is not None:
+            map_id, first = self.of_map
+            of_item = f"{call.step}/map/{map_id}/{first + call.position}"
+            return f"{self.database}/{of_item}" if self.database else of_item
         parts = [self.workflow, str(self.id), *([self._key_of(call)] if call else [])]
         if self.database and not self.history.is_of_older_version:
             parts.insert(0, self.database)
@@ -242,7 +250,7 @@ class Context:
             definition.pure,
             definition.timeout_s,
             tried,
-            None if definition.retry is None else self._retry_in_s(definition.retry, tried),
+            None if definition.retry is None else self.retry_in_s(definition.retry, tried),
             definition.memory_bytes,
             definition.name,
             place,
@@ -257,14 +265,17 @@ class Context:
             self._fingerprints = Fingerprints(str(self.id).encode())
         return self._fingerprints.of(arguments)
 
-    def _retry_in_s(self, policy: StepRetryPolicy, tried: int) -> float | None:
+    def retry_in_s(self, policy: StepRetryPolicy, tried: int) -> float | None:
+        """The delay before the next attempt if this one fails after `tried` others, or None if no
+        attempt follows.
+        """
         return policy.delay(tried + 1, self.clocks.random) if tried < policy.max_attempts else None
 
     def next_try(self, definition: StepDefinition, call: StepCall) -> StepCall:
         """Returns the same call for the next attempt, after one has failed."""
         tried = call.retry_count + 1
         policy = definition.retry
-        retry_in_s = None if policy is None else self._retry_in_s(policy, tried)
+        retry_in_s = None if policy is None else self.retry_in_s(policy, tried)
         return msgspec.structs.replace(call, retry_count=tried, retry_in_s=retry_in_s)
 
 
@@ -351,12 +362,12 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
     call, _ = entered
     try:
         context.journal.begin(call)
-        attempt = _Attempt(context, definition, call)
+        attempt = Attempt(context, definition, call)
         scope.step = call
         try:
             value = definition.function(*args, **kwargs)
         except BaseException as e:
-            if _leaves(e):
+            if leaves(e):
                 raise
             step = attempt.failed(e)
         else:
@@ -446,7 +457,7 @@ async def _attempted(
     import asyncio
 
     journal, handover = cast(AsyncJournal, context.journal), context.handover
-    attempt = _Attempt(context, definition, call)
+    attempt = Attempt(context, definition, call)
     limit = None
     scope = current.get()
     assert scope is not None, "a step is carried out inside its run"
@@ -466,7 +477,7 @@ async def _attempted(
             async with asyncio.timeout(definition.timeout_s) as limit:
                 value = await definition.function(*args, **kwargs)
     except BaseException as e:
-        if _leaves(e) or isinstance(e, GeneratorExit):
+        if leaves(e) or isinstance(e, GeneratorExit):
             raise
         if isinstance(e, asyncio.CancelledError) and _is_being_cancelled():
             if journal.leaving:
@@ -586,7 +597,7 @@ def _suspending(context: Context) -> Iterator[None]:
         raise
 
 
-def _leaves(error: BaseException) -> bool:
+def leaves(error: BaseException) -> bool:
     """Whether an exception only removes the run from its worker. Such an exception is no failure of
     the code that it passes through.
     """
@@ -601,7 +612,7 @@ def _was_cancelled(error: bytes) -> bool:
     return isinstance(told, dict) and told.get("code") == CANCELLED
 
 
-class _Attempt:
+class Attempt:
     """One execution of a step's body, and the record made of it."""
 
     def __init__(self, context: Context, definition: StepDefinition, call: StepCall) -> None:
@@ -635,6 +646,10 @@ class _Attempt:
                 # A retry would give the same result.
             )
         return self._step(WorkflowStatus.Success, output=output)
+
+    def unfit(self, error: BaseException) -> Step:
+        """The arguments do not fit the step. Another attempt would find the same."""
+        return self._step(WorkflowStatus.Error, error=_encoded_error(error))
 
     def failed(self, error: BaseException) -> Step:
         retry_in_s = self._call.retry_in_s
@@ -709,7 +724,7 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
     Raises Refused if the function fails. Raises Suspended if the run leaves its worker, even if the
     function swallowed that exception and whatever it did afterwards.
     """
-    with _run(context):
+    with running_in(context):
         try:
             args, kwargs = _arguments(definition, payload)
             value = definition.function(*args, **kwargs)
@@ -718,7 +733,7 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
             return _result(definition, context, value)
         except BaseException as e:
             _refuse_suspended(context)
-            if _leaves(e):
+            if leaves(e):
                 raise
             raise Refused(e) from e
 
@@ -727,7 +742,7 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
     """Like `execute`, for an `async def` function."""
     import asyncio
 
-    with _run(context):
+    with running_in(context):
         try:
             args, kwargs = _arguments(definition, payload)
             value = await definition.function(*args, **kwargs)
@@ -741,7 +756,7 @@ async def execute_async(definition: Definition, context: Context, payload: bytes
             raise Refused(e) from e  # the workflow cancelled its own task
         except BaseException as e:
             _refuse_suspended(context)
-            if _leaves(e) or isinstance(e, GeneratorExit):
+            if leaves(e) or isinstance(e, GeneratorExit):
                 raise
             raise Refused(e) from e
 
@@ -767,7 +782,7 @@ def _result(definition: Definition, context: Context, value: Any) -> bytes:
 
 
 @contextmanager
-def _run(context: Context) -> Iterator[None]:
+def running_in(context: Context) -> Iterator[None]:
     token = current.set(Scope(context))
     try:
         yield

@@ -5,6 +5,11 @@ lower case.
 """
 
 import enum
+from typing import Literal
+
+# What a worker executes: a workflow, the handler of plain messages, or a step over the items of a
+# map.
+Kind = Literal["workflow", "handler", "map"]
 
 
 class Named(enum.StrEnum):

@@ -56,6 +56,14 @@ class RecordedStep(Struct, frozen=True, array_like=True):
     retry_in_s: float = 0.0
 
 
+class Range(Struct, frozen=True):
+    """The part of a map that a message stands for: the items from `first` to before `end`."""
+
+    map_id: int
+    first: int
+    end: int
+
+
 class Claimed(Struct, frozen=True):
     """A message that a claim took. `status` is the status of its run, or None if no run has begun
     or the queue has no workflow. `age_s` is the time since the run first started, by the database's
@@ -72,6 +80,8 @@ class Claimed(Struct, frozen=True):
     age_s: float | None = None
     # Why the rows of this message cannot be used: another program has written invalid values.
     unreadable: str | None = None
+    # For a range of a map. `steps` are then its items that have ended or wait for another attempt.
+    range: Range | None = None
 
 
 class Begin(Struct, frozen=True):
@@ -169,6 +179,11 @@ class Write(Struct, frozen=True):
     crash: Crash | None = None
     settle: Settle | None = None
     message: Release | Archive | None = None
+    # The outcome of an item of a range, or its failed attempt. `position` counts from the range's
+    # first item.
+    item: Step | None = None
+    # The range ends before this item from now on. The items after it are a message of their own.
+    cut: int | None = None
     # Resets the run's crash count, because its step is a checkpoint.
     forgives: bool = False
     # The handler of a plain message has begun. Its delivery counts even if its supervisor dies.
@@ -177,7 +192,7 @@ class Write(Struct, frozen=True):
     @property
     def size(self) -> int:
         """The size of the write's values in bytes, ignoring numbers and names."""
-        step, settle = self.step, self.settle
+        step, settle = self.step or self.item, self.settle
         return (
             (len(step.output or b"") + len(step.error or b"") if step else 0)
             + (len(settle.output or b"") + len(settle.error or b"") if settle else 0)

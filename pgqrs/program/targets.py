@@ -22,7 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from pgqrs import errors
-from pgqrs.flows.definitions import definition_of, definitions_in, distinct, refuse_replaced
+from pgqrs.flows.definitions import definition_of, definitions_in, distinct, maps_in, refuse_replaced
 from pgqrs.flows.flow import Definition
 from pgqrs.program import interpreter
 
@@ -295,6 +295,7 @@ def _loaded(target: Target) -> list[Definition]:
             found += _named(source, module)
         elif target.by_value is None:
             found += definitions_in(module)
+            found += maps_in(module)
     if target.by_value is not None:
         try:
             found += [definition_of(f) for f in by_value.read(target.by_value)]
@@ -317,7 +318,7 @@ def _named(source: Source, module: ModuleType) -> list[Definition]:
         value: Any = module
         for part in name.split("."):
             value = getattr(value, part, None)
-        if getattr(value, "__pgqrs__", None) is None:
+        if getattr(value, "__pgqrs__", None) is None and getattr(value, "__pgqrs_step__", None) is None:
             there = ", ".join(sorted(d.function.__name__ for d in definitions_in(module))) or "none at all"
             hint = (
                 "; a function under `if __name__ == '__main__':` is not there for workers"

@@ -29,12 +29,14 @@ from pgqrs.model.writes import (
     Crash,
     Outcome,
     Place,
+    Range,
     RecordedStep,
     Release,
     Settle,
     Step,
     Write,
 )
+from pgqrs.store import maps
 from pgqrs.store.database import Database, Row, Transaction
 from pgqrs.store.encoding import encoded
 from pgqrs.store.postgresql.jsonb import exact_text
@@ -231,7 +233,7 @@ def _only_archives(writes: "Sequence[Ready]") -> bool:
     begun: set[Claim] = set()
     for ready in writes:
         w = ready.write
-        if w.begin or w.step or w.crash or w.settle or isinstance(w.message, Release):
+        if w.begin or w.step or w.item or w.cut or w.crash or w.settle or isinstance(w.message, Release):
             return False
         (begun if w.message is None else ended).add(w.claim)
     return begun <= ended
@@ -256,7 +258,7 @@ def _fenced(tx: Transaction, writes: "Sequence[Ready]", unsure: bool) -> tuple[l
     locked = set(tx.run("still_held", missing)) if missing and tx.dialect == "postgres" else set()
     ended = {(m, n): s for m, n, s in tx.run("archived_by", claims)} if unsure else {}
     keyed = [(_key(r.write), r) for r in writes]
-    status_of = _write(tx, [r for key, r in keyed if key in ours])
+    status_of = _write(tx, [r for key, r in keyed if key in ours], unsure)
     outcomes: list[Outcome] = []
     put_off: list[Write] = []
     for key, r in keyed:
@@ -320,9 +322,9 @@ def _settle_row(claim: Claim, s: Settle, dialect: Dialect) -> Row:
 # Writes
 
 
-def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
+def _write(tx: Transaction, live: Sequence[Ready], unsure: bool) -> dict[int, str]:
     """Executes the parts of the writes by kind, runs before messages. Returns the runs' statuses
-    afterwards.
+    afterwards; of a range of a map, whether the map still runs.
     """
     if not live:
         return {}
@@ -345,6 +347,8 @@ def _write(tx: Transaction, live: Sequence[Ready]) -> dict[int, str]:
         states.update(tx.run("settle_runs", settled.values()))
     # The statuses are read here and not by the fence: after waiting for a lock, a statement still
     # sees the old rows of other tables.
+    if of_maps := [w for w in writes if w.item or w.cut is not None]:
+        states.update(maps.save(tx, of_maps, apart=unsure))
     if untold := sorted({w.claim.message_id for w in writes}.difference(states)):
         states.update(tx.run("run_states", [(m,) for m in untold]))
     left = {w.claim.message_id: w.message for w in writes if w.message}
@@ -414,10 +418,10 @@ def _claim_alone(database: Database, wanted: Want) -> Taken:
             return _claimed(tx, wanted)
     with database.single() as tx:
         rows = _claim(tx, wanted, wanted.limit)
-    if not any(begun for *_, begun in rows):
-        return _as_taken(wanted, [], [], rows, {})
+    if not any(r[5] or r[6] is not None for r in rows):
+        return _as_taken(wanted, [], [], rows, {}, {})
     with database.reading() as tx:
-        return _as_taken(wanted, [], [], rows, _history(tx, rows))
+        return _as_taken(wanted, [], [], rows, _history(tx, rows), _ranges(tx, rows))
 
 
 def _claimed(tx: Transaction, wanted: Want) -> Taken:
@@ -432,7 +436,8 @@ def _claimed(tx: Transaction, wanted: Want) -> Taken:
     left -= len(rows)
     if left > 0 and wanted.lapsed and len(lapsed) == wanted.first:
         lapsed += _claim_lapsed(tx, wanted, left)
-    return _as_taken(wanted, lapsed, again, rows, _history(tx, lapsed + again + rows))
+    every = lapsed + again + rows
+    return _as_taken(wanted, lapsed, again, rows, _history(tx, every), _ranges(tx, every))
 
 
 def _claim(tx: Transaction, wanted: Want, limit: int, again: bool = False) -> list[Row]:
@@ -462,9 +467,19 @@ def _claim_lapsed(tx: Transaction, wanted: Want, limit: int) -> list[Row]:
 
 
 def _as_taken(
-    wanted: Want, lapsed: list[Row], again: list[Row], rows: list[Row], history: "dict[int, _Begun | str]"
+    wanted: Want,
+    lapsed: list[Row],
+    again: list[Row],
+    rows: list[Row],
+    history: "dict[int, _Begun | str]",
+    ranges: "dict[int, maps.Opened | str]",
 ) -> Taken:
-    messages = [_as_claimed(wanted, r, history.get(r[0])) for r in [*lapsed, *again, *rows]]
+    messages = [
+        _as_claimed(wanted, r, history.get(r[0]))
+        if r[6] is None
+        else _as_range(wanted, r, ranges.get(r[0], "its items are not in the database"))
+        for r in [*lapsed, *again, *rows]
+    ]
     if not again and not rows:
         return Taken(wanted, messages, wanted.after)
     before = wanted.after or Watermark()
@@ -487,6 +502,39 @@ def _as_claimed(wanted: Want, row: Row, begun: "_Begun | str | None") -> Claimed
         return Claimed(claim, b"", 0, unreadable=f"a row in the database cannot be read: {e}")
     status, attempt, crash_count, age_s, steps = begun or (None, 0, 0, None, [])
     return Claimed(claim, given, read_ct, status, attempt, crash_count, tuple(steps), age_s)
+
+
+def _as_range(wanted: Want, row: Row, opened: "maps.Opened | str") -> Claimed:
+    message_id, claim_no, read_ct, _, _, _, map_id, first, end = row
+    claim = Claim(message_id, wanted.consumer_id, claim_no)
+    if isinstance(opened, str):
+        return Claimed(claim, b"", 0, unreadable=f"a row in the database cannot be read: {opened}")
+    return Claimed(
+        claim,
+        opened.payload,
+        read_ct,
+        opened.status,
+        steps=tuple(opened.steps),
+        range=Range(map_id, first, end),
+    )
+
+
+def _ranges(tx: Transaction, rows: Sequence[Row]) -> "dict[int, maps.Opened | str]":
+    """Returns the items of ranges by message. A text instead says why they cannot be used."""
+    ranges = {r[0]: Range(r[6], r[7], r[8]) for r in rows if r[6] is not None}
+    if not ranges:
+        return {}
+    try:
+        return dict(maps.opened(tx, ranges))
+    except (ValueError, TypeError):  # includes UnicodeError
+        pass
+    found: dict[int, maps.Opened | str] = {}
+    for message_id, r in ranges.items():
+        try:
+            found.update(maps.opened(tx, {message_id: r}))
+        except (ValueError, TypeError) as e:
+            found[message_id] = str(e)[:200]
+    return found
 
 
 def _last(rows: list[Row]) -> Mark | None:

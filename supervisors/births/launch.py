@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from pgqrs.model.states import Kind
 from supervisors.worker.board import BoardReader
 
 StartMethod = Literal["fork", "spawn"]
@@ -32,7 +33,7 @@ STACKS_SIGNAL = signal.SIGUSR1
 
 class Described(Struct, frozen=True, array_like=True):
     name: str
-    kind: Literal["workflow", "handler"]
+    kind: Kind
     queue: str
     is_async: bool
     timeout_s: float | None = None

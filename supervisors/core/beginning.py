@@ -39,6 +39,8 @@ def begins(run: Run) -> Write | None:
     if run.begun:
         return None
     run.begun = True
+    if run.is_range:
+        return None
     workflow_id = run.function.workflow_id
     if workflow_id is None:
         return Write(run.claim, delivers=True)

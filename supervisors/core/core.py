@@ -23,7 +23,7 @@ from pgqrs.model.turns import Taken
 from pgqrs.model.wording import count
 from pgqrs.model.writes import Archive, Outcome, Release, Settle, Write
 from supervisors import wire
-from supervisors.core import endings
+from supervisors.core import endings, ranges
 from supervisors.core.beginning import begins, in_its_own_code, on_cpu, unfit
 from supervisors.core.events import (
     ClaimLost,
@@ -279,8 +279,15 @@ class Core:
                 run.record(step)
                 if step.retry_in_s is not None:
                     self._orders.append(endings.to_be_retried(run, step))
-                self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
+                if run.is_range:
+                    self._save(Write(run.claim, item=step))
+                else:
+                    self._save(Write(run.claim, step=step), urgent=len(worker.runs) == 1)
                 self._measured(run, step.seconds)
+            case wire.StepFailed() if run.is_range:
+                # Only items that wait for another attempt are left. They are recorded as such.
+                worker.left[run.id] = now
+                self._leave(worker, run, Write(run.claim, message=Release(frame.step.retry_in_s)))
             case wire.StepFailed():
                 step = frame.step
                 self._measured(run, step.seconds)
@@ -304,11 +311,11 @@ class Core:
                 back = Release(endings.within(run, wait_s, now))
                 self._leave(worker, run, Write(run.claim, step=step, settle=settle, message=back))
             case wire.Finished():
-                run.outcome = "finished"
+                run.outcome = None if run.is_range else "finished"
                 if frame.seconds is not None:
                     # A plain handler counts as one step.
                     self._measured(run, frame.seconds)
-                elif run.function.workflow_id is None and began is not None:
+                elif run.function.workflow_id is None and began is not None and not run.is_range:
                     self._measured(run, now - began)
                 settle_ok = (
                     Settle(WorkflowStatus.Success, output=frame.output) if run.function.workflow_id else None
@@ -318,7 +325,7 @@ class Core:
                 worker.leave(run.id)
                 self._end_as(run, endings.raised(run, frame.error, self.settings))
         # The queue's first run has ended without a step.
-        if not self.queues[run.function.queue_id].measured:
+        if not run.is_range and not self.queues[run.function.queue_id].measured:
             self._measured(run, 0.0 if began is None else now - began)
 
     def _waits(self, worker: Worker, run: Run, frame: wire.Waiting) -> None:
@@ -395,15 +402,41 @@ class Core:
         fresh = [r for r in reversed(able) if not r.started]
         begun = [r for r in reversed(able) if r.started] if wanted.begun else []
         back = (fresh + begun)[: wanted.count]
-        if not back:
+        cuts = self._cut_entered(worker, event) if wanted.cut else ()
+        if not back and not cuts:
             worker.revoked_at = now
-        self._orders.append(Send(worker.id, wire.Recall(tuple((r.id, r.claim.claim_no) for r in back))))
+        gone = tuple((r.id, r.claim.claim_no) for r in back)
+        self._orders.append(Send(worker.id, wire.Recall(gone, cuts)))
         for run in back:
             worker.leave(run.id)
             worker.recalled.add(run.id)
             worker.given -= not run.started
             self._off_cpu(worker, run.id)
             self._came_back(run)
+
+    def _cut_entered(self, worker: Worker, event: Recalled) -> tuple[tuple[int, int, int], ...]:
+        """Takes half of the items that the worker has not begun from the range that it is in, or
+        all of them if it has been in one item for long.
+        """
+        run = worker.runs.get(event.entered)
+        if run is None or not run.is_range or run.ending or event.position is None:
+            return ()
+        if (end := ranges.half_of(run, event.position, worker.stands)) is None:
+            return ()
+        self._cut(run, end)
+        return ((run.id, run.claim.claim_no, end),)
+
+    def _cut(self, run: Run, end: int) -> None:
+        """Ends the range before this item, counted from its first one. The items after it become a
+        message that anybody may claim.
+        """
+        assert run.claimed.range is not None, "only ranges are cut"
+        run.end = end
+        queue = self.queues[run.function.queue_id]
+        # The new message has the place of the old one, behind the watermark.
+        queue.after, queue.empty = None, False
+        self.scheduling.wake(queue, 0.0)
+        self._save(Write(run.claim, cut=run.claimed.range.first + end), urgent=True)
 
     def _inside(self, event: Inside, now: float) -> None:
         """Records which run's code the worker is in although the run was taken from it. That run
@@ -445,6 +478,10 @@ class Core:
                 continue
             run.unsaved -= 1
             assert run.unsaved >= 0, "an outcome is of a write of this claim"
+            if outcome.applied and write.item is not None and write.item.retry_in_s is None:
+                succeeded = write.item.status is WorkflowStatus.Success
+                self.finished += succeeded
+                self.failed += not succeeded
             if not outcome.applied:
                 self._not_applied(run, outcome, now)
             elif write.message is not None:
@@ -533,6 +570,10 @@ class Core:
         elif why := unfit(run):
             self._end_as(run, endings.unfit(run, why))
         else:
+            if run.is_range:
+                queue = self.queues[run.function.queue_id]
+                if (end := ranges.share_of(run, queue.step_s if queue.measured else None)) < run.end:
+                    self._cut(run, end)
             self.waiting.append(run)
 
     def _held(self, event: Held) -> None:
@@ -649,6 +690,10 @@ class Core:
         run.worker, run.waits_for = None, None
         run.crashes += 1
         run.begin_anew()
+        if ending.note:
+            self._orders.append(ending.note)
+        if ending.write.item is not None:
+            run.record(ending.write.item)
         self._save(ending.write, urgent=True)
 
     def _out_of_time(self, run: Run, now: float) -> None:
@@ -743,6 +788,8 @@ class Core:
         run = self.runs.get(write.claim.message_id)
         if run is not None and run.claim == write.claim:
             run.unsaved += 1
+            if write.item is not None and write.item.retry_in_s is None:
+                run.crashes = 0
             if write.step is not None and run.crashes:
                 # This step is committed before the next crash of the run, so the count of crashes
                 # starts again.

@@ -82,6 +82,8 @@ def crashed(
     """
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
+    if run.is_range:
+        return _item_crashed(run, worker, event, cpu, text)
     if run.function.workflow_id is None:
         if run.claimed.read_ct >= settings.read_ct_max:
             note = run.note(f"dead after {run.claimed.read_ct} deliveries: {text}", "error")
@@ -97,6 +99,26 @@ def crashed(
     settle = Settle(WorkflowStatus.Error, error=_error("CRASHED", "pgqrs.errors.WorkerCrashed", reason))
     write = Write(run.claim, crash=crash, settle=settle, message=Archive(reason))
     return Ending(write, run.note(f"given up: {reason}", "error"), failed=True)
+
+
+def _item_crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, text: str) -> Ending:
+    """The worker died in an item of a map. The item is tried again, alone in its worker, and fails
+    at its last crash. The others go on either way.
+    """
+    crashes = run.crashes + 1
+    if crashes < CRASHES_MAX or cpu.position >= run.end:
+        return Ending(Write(run.claim))
+    reason = f"its worker died {crashes} times: {text}"
+    item = Step(
+        cpu.position,
+        cpu.step or f"{run.function.name}#{cpu.position}",
+        WorkflowStatus.Error,
+        error=_error("CRASHED", "pgqrs.errors.WorkerCrashed", reason),
+        cpu_seconds=event.cpu_seconds,
+        peak_rss_bytes=event.peak_rss_bytes,
+        pid=worker.pid,
+    )
+    return Ending(Write(run.claim, item=item), run.note(f"item {item.name} given up: {reason}", "error"))
 
 
 def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float) -> Ending:
@@ -127,6 +149,9 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
         retry_in_s=cpu.retry_in_s,
         place=cpu.place,
     )
+    if run.is_range:
+        # The other items need not wait for the retry.
+        return Ending(Write(run.claim, item=step, message=Release()), run.note(text, "warning"))
     again_s = None if cpu.retry_in_s is None else within(run, cpu.retry_in_s, now)
     write = Write(run.claim, step=step, message=Release(again_s))
     return Ending(write, run.note(text, "warning"))

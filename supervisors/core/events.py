@@ -82,11 +82,13 @@ class Measured(Struct, frozen=True):
 class Recalled(Struct, frozen=True):
     """The immediate answer to a Recall. Every frame that the worker sent earlier has been received.
     The worker is in the run `entered` (0: in none), and enters no other run before it is sent a
-    Recall frame.
+    Recall frame. `position`: the step of that run, or the item of that range, that it has begun
+    last or begins next; None if that is unknown.
     """
 
     worker: int
     entered: int
+    position: int | None = None
 
 
 class Inside(Struct, frozen=True):

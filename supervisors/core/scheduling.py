@@ -11,6 +11,7 @@ from itertools import takewhile
 from pgqrs.model.turns import Taken, Want
 from pgqrs.model.writes import RecordedStep
 from supervisors import wire
+from supervisors.core import ranges
 from supervisors.core.events import Command, Kind, Recall, Send
 from supervisors.core.state import POLL_MIN_S, Function, Queue, Run, Settings, WantedBack, Worker
 from supervisors.core.states import RunState, WorkerState
@@ -45,6 +46,8 @@ COMES_S = 1.0
 ROW_S = 0.001
 # The least work that is moved to an idle worker: more than the move costs both workers.
 WORTH_S = 0.002
+# The ranges of a map that a worker has at hand: the one that it executes, and the next one.
+RANGES = 2
 # How long a message may be overlooked that was committed late, behind the watermark.
 FULL_SCAN_S = 1.0
 
@@ -217,7 +220,7 @@ class Scheduling:
 
     def _execute(self, worker: Worker, run: Run, now: float) -> None:
         assert worker.ready, "a worker that is told to end is given nothing"
-        assert not run.unsaved, "a run goes on from what is durable"
+        assert not run.unsaved or run.is_range, "a run goes on from what is durable"
         history = run.history()
         run.bytes = len(run.claimed.payload) + sum(map(_size, history))
         worker.take(run)
@@ -230,8 +233,17 @@ class Scheduling:
         c = run.claimed
         attempt = c.attempt + 1 if run.function.workflow_id is not None else c.read_ct
         left = run.function.timeout_s if run.deadline is None else max(0.0, run.deadline - now)
+        end = run.end if run.is_range else None
         frame = wire.Execute(
-            run.id, run.claim.claim_no, run.function.name, run.function.kind, c.payload, attempt, (), left
+            run.id,
+            run.claim.claim_no,
+            run.function.name,
+            run.function.kind,
+            c.payload,
+            attempt,
+            (),
+            left,
+            end,
         )
         self._orders.append(Send(worker.id, frame))
 
@@ -260,6 +272,27 @@ class Scheduling:
                 self._revoke(richest, (count + 1) // 2)
                 if not richest.gated:
                     richest.revoked_at = now
+            elif (in_range := self._to_cut(able)) is not None:
+                in_range.wanted_back = WantedBack(0, cut=True)
+                self._orders.append(Recall(in_range.id))
+
+    def _to_cut(self, able: Sequence[Worker]) -> Worker | None:
+        """Returns the worker with the most work left in the range of a map that it is in, if that is
+        worth moving and nothing of the map waits in its queue.
+        """
+        most, found = 0.0, None
+        for worker in able:
+            if worker.wanted_back is not None or not worker.gated:
+                continue
+            for run in worker.runs.values():
+                queue = self._queues[run.function.queue_id]
+                if not run.is_range or not run.started or queue.backlog or queue.wanted:
+                    continue
+                left = ranges.left_of(run)
+                work_s = left * queue.step_s
+                if work_s > most and (work_s >= WORTH_S or worker.stands):
+                    most, found = work_s, worker
+        return found
 
     def _behind(self, worker: Worker, now: float) -> int:
         """How many of the worker's runs are worth moving. The run that it is about to begin is not.
@@ -574,6 +607,8 @@ class Scheduling:
         """
         if self._queues[function.queue_id].apart:
             return 1
+        if function.kind == "map":
+            return RANGES
         if self._settings.lanes is not None:
             return self._settings.lanes
         if function.is_async:

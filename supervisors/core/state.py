@@ -10,9 +10,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pgqrs.flows.retry import BackoffStrategy
+from pgqrs.model.states import Kind as FunctionKind
 from pgqrs.model.turns import Watermark
 from pgqrs.model.writes import Claim, Claimed, Place, RecordedStep, Step, Write
-from supervisors import wire
 from supervisors.core.events import Kind, Note, NoteLevel
 from supervisors.core.states import RUNS, WORKERS, RunState, WorkerState, follow
 
@@ -31,7 +31,7 @@ class Function(Struct, frozen=True):
     """A workflow or handler that the workers know, with its queue."""
 
     name: str
-    kind: wire.Kind
+    kind: FunctionKind
     is_async: bool
     queue: str
     queue_id: int
@@ -105,9 +105,19 @@ class Run(Struct, eq=False):
     outcome: Literal["finished", "failed"] | None = None
     # The id of the message.
     id: int = 0
+    # Of a range of a map, counted from its first item: before which item it ends, and the last item
+    # that has ended or failed.
+    end: int = 0
+    last: int = -1
 
     def __post_init__(self) -> None:
         self.id = self.claim.message_id
+        if self.claimed.range is not None:
+            self.end = self.claimed.range.end - self.claimed.range.first
+
+    @property
+    def is_range(self) -> bool:
+        return self.claimed.range is not None
 
     @property
     def isolated(self) -> bool:
@@ -139,6 +149,12 @@ class Run(Struct, eq=False):
 
     def record(self, step: Step) -> None:
         self.unexplained = 0
+        if self.is_range:
+            # Which items have ended is enough to go on.
+            assert self.recorded is not None, "a range's steps are few and small"
+            self.last = max(self.last, step.position)
+            self.recorded.append(replace(step, output=None, error=step.error if step.retry_in_s else None))
+            return
         self.recorded_bytes += RECORDED_STEP_BYTES + len(step.output or b"") + len(step.error or b"")
         if self.recorded_bytes > RECORDED_BYTES_MAX:
             self.recorded = None
@@ -149,6 +165,9 @@ class Run(Struct, eq=False):
         """The steps recorded before and since the claim."""
         if not self.recorded:
             return self.claimed.steps
+        if self.is_range:
+            ended = {s.position: s for s in self.claimed.steps}
+            return tuple((ended | {s.position: s.recorded for s in self.recorded}).values())
         latest = {s.name: s for s in self.claimed.steps}
         for s in self.recorded:
             latest[s.name] = s.recorded
@@ -174,11 +193,12 @@ class OnCpu(Struct, frozen=True):
 
 class WantedBack(Struct, frozen=True):
     """How many runs at most to take back from a worker, the last sent first. `begun`: also runs
-    that wait in the worker for a commit.
+    that wait in the worker for a commit. `cut`: a part of the range of a map that the worker is in.
     """
 
     count: int
     begun: bool = False
+    cut: bool = False
 
 
 class Worker(Struct, eq=False):

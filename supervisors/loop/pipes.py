@@ -129,7 +129,7 @@ class Pipes:
         if (pipe := self._pipes.get(n)) is None or (board := pipe.child.board) is None:
             return
         board.recall()
-        entered, said = board.entered, board.end
+        entered, said, on_cpu = board.entered, board.end, board.last_on_cpu()
         # Bytes that left the board are in the pipe: the worker removes them from the board only
         # after all of them were sent.
         for _ in range(LOOKS_MAX):
@@ -139,7 +139,8 @@ class Pipes:
             pipe.hearing.look()
         else:
             self._kill_for(pipe, "was killed because its board says more than it has sent")
-        self._handle(events.Recalled(n, entered))
+        known = on_cpu is not None and on_cpu.message_id == entered
+        self._handle(events.Recalled(n, entered, on_cpu.position if known and on_cpu else None))
 
     def dump(self, n: int) -> None:
         """Requests the stacks of all threads of the worker. They come with its Exited."""

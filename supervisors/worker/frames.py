@@ -26,6 +26,8 @@ class AnyLane(Protocol):
     durable: int
     stopped: bool
     refused: str | None
+    definition: Definition
+    end: int
 
 
 Lane = TypeVar("Lane", bound=AnyLane)
@@ -95,11 +97,15 @@ class Runs(ABC, Generic[Lane]):
                 for run in frame.runs:
                     if (lane := self._lane(*run)) is not None:
                         self._stop(lane)
+                for message_id, claim_no, end in frame.cuts:
+                    if (lane := self._lane(message_id, claim_no)) is not None:
+                        lane.end = min(lane.end, end)
             case wire.Drain():
                 self._drained = True
                 self._give_back(list(self.fresh))
-                if frame.at_boundary:
-                    for lane in list(self.lanes.values()):
+                for lane in list(self.lanes.values()):
+                    # A range has many items, and keeps those that have ended.
+                    if frame.at_boundary or lane.definition.kind == "map":
                         self._stop(lane)
             case wire.Lease():
                 self.lease_until = frame.until

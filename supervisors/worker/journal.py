@@ -6,6 +6,7 @@ import math
 import os
 import random
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
@@ -235,6 +236,8 @@ class PipeJournal:
         # The checkpoints sent. They are committed in the order in which they were sent.
         self.sent = 0
         self.durable = 0
+        # Of a range: see items.Journal.
+        self.end = sys.maxsize if order.end is None else order.end
         # Whether the run was told to leave at the next step boundary.
         self.stopped = False
         # Why the run that this run waits for could never end.

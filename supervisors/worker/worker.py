@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import greenlet
 
-from pgqrs.flows import flow
+from pgqrs.flows import flow, items
 from pgqrs.flows.flow import Clocks, Definition, Suspended
 from pgqrs.flows.scope import StepCall
 from pgqrs.model.writes import RecordedStep
@@ -56,7 +56,7 @@ class Lane(PipeJournal):
         assert self._carrier is not None, "it was started"
         self._carrier.switch()
 
-    def begin(self, call: StepCall) -> None:
+    def begin(self, call: StepCall) -> bool:
         while ((not call.pure and self.durable < self.sent) or self._worker.overdue) and not self.leaving:
             if self.definition.lanes == 1 or holds_loop():
                 self._wait_in_place()
@@ -67,6 +67,21 @@ class Lane(PipeJournal):
         if self.leaving:
             raise Suspended
         self.announce(call)
+        return self.definition.kind != "map" or self._enters_item(call)
+
+    def _enters_item(self, call: StepCall) -> bool:
+        """Passes the gate for an item of a range. The item was announced before: a supervisor that
+        closes the gate and then cuts the range takes no item up to the announced one. If the gate
+        is closed, the range may have been cut before this item meanwhile.
+        """
+        self.stopped = not self._worker.looks_now_and_then() or self.stopped
+        while not self.leaving and not self._worker.enters(self.message_id):
+            self.stopped = not self._worker.hear() or self.stopped
+            if call.position < self.end:
+                self.announce(call)
+        if self.leaving:
+            raise Suspended
+        return call.position < self.end
 
     def _wait_in_place(self) -> None:
         """Reads frames of the supervisor, while no other lane continues. During that time the
@@ -88,7 +103,10 @@ class Lane(PipeJournal):
         try:
             self.announce(None)
             began = self.clocks.now_s()
-            output = flow.execute(self.definition, self.context, self.payload)
+            if self.definition.step is None:
+                output = flow.execute(self.definition, self.context, self.payload)
+            else:
+                output = items.execute(self.definition.step, self.context, self.payload)
             seconds = None
             if self.definition.kind == "handler":
                 seconds = self.clocks.now_s() - began
@@ -216,6 +234,12 @@ class Worker(Runs[Lane]):
 
     def look(self) -> None:
         self._read(block=False)
+
+    def looks_now_and_then(self) -> bool:
+        """Reads frames of the supervisor, unless that was done a moment ago. Returns False if the
+        supervisor is gone.
+        """
+        return self.clocks.now_s() - self._looked_at < LOOK_EVERY_S or self._read(block=False)
 
     def _due(self) -> bool:
         """Whether to read frames of the supervisor. Not between any two tiny steps, because a read
