@@ -33,7 +33,7 @@ __version__ = "1.0.0.dev0"
 # __init__.pyi gives type checkers the same names.
 _PUBLIC = {
     "clients.aio": (
-        "Admin Consumer ConsumerIterator Messages Producer Queues Run RunHandle StepGuard "
+        "Admin Consumer ConsumerIterator Job Messages Producer Queues Run RunHandle StepGuard "
         "StepResult Store Workers WorkflowRuns Workflows WorkflowSteps"
     ),
     "compat.builders": (
@@ -42,7 +42,7 @@ _PUBLIC = {
     ),
     "clients.blocking": "BlockingStore",
     "config": "Config DurabilityMode",
-    "clients.jobs": "Job Outcome Progress",
+    "clients.jobs": "Outcome Progress",
     "clients.connecting": "connect connect_with",
     "decorators": "WorkflowDef",
     "flows.definitions": "handler step workflow",

@@ -5,6 +5,7 @@ from pgqrs.clients.aio import (
     Admin,
     Consumer,
     ConsumerIterator,
+    Job,
     Messages,
     Producer,
     Queues,
@@ -20,6 +21,7 @@ from pgqrs.clients.aio import (
 )
 from pgqrs.clients.blocking import BlockingStore
 from pgqrs.clients.connecting import connect, connect_with
+from pgqrs.clients.jobs import Outcome, Progress
 from pgqrs.clients.s3 import BlockingS3StoreHandle, S3StoreHandle, as_s3
 from pgqrs.compat.builders import (
     DequeueBuilder,
@@ -55,6 +57,7 @@ from pgqrs.errors import (
     ConfigError,
     ConflictError,
     InternalError,
+    MapError,
     MessageNotFoundError,
     PausedError,
     PgqrsConnectionError,
@@ -120,12 +123,16 @@ __all__ = [
     "DurabilityMode",
     "EnqueueBuilder",
     "InternalError",
+    "Job",
+    "MapError",
     "MessageNotFoundError",
     "Messages",
+    "Outcome",
     "PausedError",
     "PgqrsConnectionError",
     "PgqrsError",
     "Producer",
+    "Progress",
     "QueueAlreadyExistsError",
     "QueueCounts",
     "QueueInfo",

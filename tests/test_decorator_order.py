@@ -206,7 +206,7 @@ def test_a_cache_above_a_step_would_keep_it_from_being_recorded(loaded, cache: s
     text = MODULE.format(decorator=f"@{cache}", ours="step")
     with pytest.raises(errors.ValidationError, match=r"write the cache below @pgqrs\.step"):
         loaded(text)
-    assert loaded(text.replace(f"@{cache}\n@pgqrs.step", f"@pgqrs.step\n@{cache}")) == ["other"]
+    assert loaded(text.replace(f"@{cache}\n@pgqrs.step", f"@pgqrs.step\n@{cache}")) == ["other", "work.map"]
 
 
 # What ours cannot stand above

@@ -136,6 +136,7 @@ def test_every_public_name_is_in_the_reference_and_no_other() -> None:
     assert of_package - set(pgqrs.__all__) == {
         "clients.blocking.Store",
         "clients.handle.RunHandle",
+        "clients.jobs.Job",
         "clients.using.Using",
     }
 

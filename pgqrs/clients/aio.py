@@ -12,11 +12,11 @@ import types
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from pgqrs import errors
 from pgqrs.arguments.durations import Duration
-from pgqrs.clients import administration, blocking, handle, using
+from pgqrs.clients import administration, blocking, handle, jobs, using
 from pgqrs.config import Config
 from pgqrs.manual import consumer, consumer_iterator, producer, registered, runs
 from pgqrs.manual import table_handles as tables
@@ -378,6 +378,75 @@ class Admin(Twin[administration.Admin]):
 # The store
 
 
+class Job(Generic[R]):
+    """A step over many items: what `await store.map(…)` returns.
+
+    `async for outcome in job` yields an Outcome for each item, as the items end. `results()` yields
+    the values in the order of the items. Both wait for what has not ended, and can be called again.
+    """
+
+    def __init__(self, core: jobs.Job[R], ways: Threads) -> None:
+        self._core = core
+        self._ways = ways
+        self.id = core.id
+
+    def __repr__(self) -> str:
+        return repr(self._core)
+
+    def __aiter__(self) -> AsyncIterator[jobs.Outcome[R]]:
+        """Yields the outcome of each item as it ends, including failed items. Raises MapError at the
+        end if more items failed than the map tolerates, and RunCancelledError if the map was
+        cancelled.
+        """
+        return self._yielded(self._core._as_completed())
+
+    def outcomes(self) -> AsyncIterator[jobs.Outcome[R]]:
+        """Like iterating over the job, but in the order of the items."""
+        return self._yielded(self._core._in_order())
+
+    async def results(self) -> AsyncIterator[R]:
+        """Yields the value of each item in the order of the items. Raises MapError at the first
+        failed item.
+        """
+        async for outcome in self.outcomes():
+            if outcome.error is not None:
+                raise await self._ways.call(self._core._failed)
+            yield cast(R, outcome.value)
+
+    async def failures(self) -> AsyncIterator[jobs.Outcome[R]]:
+        """Yields the outcomes of the items that have failed so far, in the order of the items. Does
+        not wait for others.
+        """
+        found = self._core.failures()
+        while (outcome := await self._ways.call(next, found, None)) is not None:
+            yield outcome
+
+    async def wait(self, timeout: Duration | None = None) -> jobs.Progress:  # noqa: ASYNC109
+        """Waits until every item has an outcome, and returns the counts. Raises MapError,
+        RunCancelledError, TimeoutError or SupervisorError, as `pgqrs.clients.jobs.Job.wait`
+        documents.
+        """
+        return await self._core._until_over(self._ways, timeout)
+
+    @property
+    def progress(self) -> Coroutine[Any, Any, jobs.Progress]:
+        """Returns a coroutine for the current counts: `await job.progress`."""
+        return self._ways.call(lambda: self._core.progress)
+
+    async def cancel(self) -> None:
+        """Starts no further item. Items that are executing end, and keep their outcomes."""
+        await self._ways.call(self._core.cancel)
+
+    async def retry_failed(self) -> int:
+        """Enqueues every item that has failed or never started, and returns their number."""
+        return await self._ways.call(self._core.retry_failed)
+
+    async def _yielded(self, reader: jobs.Reader) -> AsyncIterator[jobs.Outcome[R]]:
+        while found := await self._core._next_outcomes(self._ways, reader):
+            for outcome in found:
+                yield outcome
+
+
 class RunHandle(Generic[R]):
     """The handle of one run. `await handle.result()` waits for the run; `await handle.status` reads
     its status.
@@ -562,6 +631,10 @@ class Store(Twin[blocking.Store]):
         return handle
 
     trigger_many = handed_out(blocking.Store.trigger_many)
+
+    map = awaited_as(blocking.Store.map, Job)
+    starmap = awaited_as(blocking.Store.starmap, Job)
+    job = awaited_as(blocking.Store.job, Job)
 
     def using(self, connection: "psycopg.AsyncConnection[Any]") -> Using:
         """Returns enqueue and trigger inside the caller's own transaction, on a

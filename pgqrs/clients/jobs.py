@@ -114,11 +114,11 @@ class Job(Generic[R]):
         end if more items failed than the map tolerates, and RunCancelledError if the map was
         cancelled.
         """
-        return self._yielded(self.as_completed_reader())
+        return self._yielded(self._as_completed())
 
     def outcomes(self) -> "Iterator[Outcome[R]]":
         """Like iterating over the job, but in the order of the items."""
-        return self._yielded(self.in_order_reader())
+        return self._yielded(self._in_order())
 
     def results(self) -> Iterator[R]:
         """Yields the value of each item in the order of the items. Raises MapError at the first
@@ -126,7 +126,7 @@ class Job(Generic[R]):
         """
         for outcome in self.outcomes():
             if outcome.error is not None:
-                raise self._failure(self._row(), self._counts())
+                raise self._failed()
             yield cast(R, outcome.value)
 
     def failures(self) -> "Iterator[Outcome[R]]":
@@ -148,7 +148,7 @@ class Job(Generic[R]):
         SupervisorError if this is called inside a `store.workers()` block whose supervisor has
         died. The job goes on after a TimeoutError.
         """
-        return drive(self.until_over(Blocking(), timeout))
+        return drive(self._until_over(Blocking(), timeout))
 
     @property
     def progress(self) -> Progress:
@@ -171,36 +171,36 @@ class Job(Generic[R]):
 
     # For both kinds of stores
 
-    def as_completed_reader(self) -> Reader:
+    def _as_completed(self) -> Reader:
         return _AsCompleted(self)
 
-    def in_order_reader(self) -> Reader:
+    def _in_order(self) -> Reader:
         return _InOrder(self)
 
-    async def until_over(self, ways: Ways, timeout: Duration | None) -> Progress:  # noqa: ASYNC109
+    async def _until_over(self, ways: Ways, timeout: Duration | None) -> Progress:  # noqa: ASYNC109
         deadline = None if timeout is None else time.monotonic() + durations.seconds(timeout)
         poll = _Poll()
         while True:
-            progress = await self.look(ways)
+            progress = await self._look(ways)
             if progress.is_over:
                 return progress
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(f"{self._told()} is not over: {progress}; is a supervisor running?")
             await poll.sleep(ways, progress.ended, deadline)
 
-    async def next_outcomes(self, ways: Ways, reader: Reader) -> "list[Outcome[R]]":
+    async def _next_outcomes(self, ways: Ways, reader: Reader) -> "list[Outcome[R]]":
         """Waits for the next outcomes of the reader. Empty at the end."""
         poll = _Poll()
         while True:
             # Asked before the reader: what has ended by then is there for it.
-            progress = await self.look(ways)
+            progress = await self._look(ways)
             if lines := await ways.call(reader.next, progress.is_over):
                 return await ways.call(lambda: [self._outcome(line) for line in lines])
             if progress.is_over:
                 return []
             await poll.sleep(ways, progress.ended, None)
 
-    async def look(self, ways: Ways) -> Progress:
+    async def _look(self, ways: Ways) -> Progress:
         """Returns the counts. Raises MapError or RunCancelledError if the map has ended early."""
         self._store._refuse_without_workers()
         patience_s = self._store.config.connection_timeout_seconds
@@ -218,6 +218,9 @@ class Job(Generic[R]):
     def _database(self) -> Any:
         return self._store.messages.database
 
+    def _failed(self) -> errors.MapError:
+        return self._failure(self._row(), self._counts())
+
     def _row(self) -> MapRow:
         return maps.row(self._database, self.id)
 
@@ -225,7 +228,7 @@ class Job(Generic[R]):
         return maps.counts(self._database, self.id)
 
     def _yielded(self, reader: Reader) -> "Iterator[Outcome[R]]":
-        while found := drive(self.next_outcomes(Blocking(), reader)):
+        while found := drive(self._next_outcomes(Blocking(), reader)):
             yield from found
 
     def _outcome(self, line: Line) -> "Outcome[R]":
@@ -242,7 +245,7 @@ class Job(Generic[R]):
             self._began = now, ended
         began, before = self._began
         eta_s = None
-        if row.total is not None and ended > before:
+        if row.total is not None and before < ended < row.total:
             eta_s = (row.total - ended) * (now - began) / (ended - before)
         return Progress(row.total, counts.done, counts.failed, counts.retrying, eta_s)
 
@@ -404,8 +407,8 @@ def _feed(store: "Store", job: Job[Any], calls: Iterable[Sequence[Any]], fed: in
             known = known or deque(maps.inputs(database, job.id, count - 1))
             if (before := known.popleft()) != line.replace(b"\n", b" ").decode():
                 raise errors.ReplayMismatchError(
-                    f"{job._told()}: item {count - 1} is {line.decode()[:100]}, and was {before[:100]} when the map "
-                    "was begun; give the same items again, or give this map another name"
+                    f"{job._told()}: item {count - 1} is {line.decode()[:100]}, and was {before[:100]} when "
+                    "the map was begun; give the same items again, or give this map another name"
                 )
             continue
         lines.append(line)
@@ -419,8 +422,8 @@ def _feed(store: "Store", job: Job[Any], calls: Iterable[Sequence[Any]], fed: in
             lines = []
     if count < fed:
         raise errors.ReplayMismatchError(
-            f"{job._told()} has {fed:,} recorded items, and was given {count:,}; give the same items again, or "
-            "give this map another name"
+            f"{job._told()} has {fed:,} recorded items, and was given {count:,}; give the same items again, "
+            "or give this map another name"
         )
     if lines:
         _fed(store, job, first, lines, queue)

@@ -7,6 +7,7 @@ followed by "*" and the number of attempts if there were several.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from msgspec import Struct
 
@@ -43,7 +44,7 @@ class Segment(Struct, frozen=True):
 
 def written(lines: Sequence[Line]) -> Segment:
     """Returns the row for the outcomes of consecutive items."""
-    assert all(after.item == before.item + 1 for before, after in zip(lines, lines[1:], strict=False))
+    assert all(after.item == before.item + 1 for before, after in pairwise(lines))
     return Segment(
         lines[0].item,
         len(lines),

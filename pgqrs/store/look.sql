@@ -48,6 +48,7 @@ where w.message_id = :message_id
 order by coalesce(s.position, 0), s.id;
 
 -- name: queues
+-- Without the queues of steps that were never mapped: every supervisor has one for each step.
 select q.id, q.queue_name,
        (select min(f.name) from pgqrs_workflows f where f.queue_id = q.id),
        coalesce(sum(case when m.archived_at is null and m.consumer_worker_id is null and m.vt <= {now} then 1 else 0 end), 0),
@@ -57,6 +58,7 @@ select q.id, q.queue_name,
        coalesce(sum(case when m.dead_reason is not null then 1 else 0 end), 0)
 from pgqrs_queues q
 left join pgqrs_messages m on m.queue_id = q.id
+where replace(q.queue_name, '.map', '') = q.queue_name or exists (select 1 from pgqrs_maps j where j.queue_id = q.id)
 group by q.id, q.queue_name
 order by q.queue_name;
 

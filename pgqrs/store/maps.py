@@ -107,9 +107,9 @@ def _save_outcomes(tx: Transaction, ended: Sequence[Item], map_of: dict[int, int
     if not parts:
         return
     tx.run("count_outcomes", [(*key, *part) for key, part in sorted(parts.items())])
-    if failing := sorted({(map_id,) for (map_id, _), part in parts.items() if part[1]}):
-        if over := tx.run("fail_maps", failing):
-            tx.run("drop_ranges", sorted(over))
+    failing = sorted({(map_id,) for (map_id, _), part in parts.items() if part[1]})
+    if failing and (over := tx.run("fail_maps", failing)):
+        tx.run("drop_ranges", sorted(over))
 
 
 def _row(message_id: int, s: Segment, tx: Transaction) -> Row:

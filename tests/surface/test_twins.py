@@ -6,7 +6,7 @@ from typing import get_overloads
 import pytest
 
 import pgqrs
-from pgqrs.clients import administration, aio, blocking, handle, s3, using
+from pgqrs.clients import administration, aio, blocking, handle, jobs, s3, using
 from pgqrs.compat import shorthand
 from pgqrs.manual import consumer, consumer_iterator, producer, runs, table_handles
 
@@ -20,6 +20,7 @@ TWINS = {
     aio.Run: runs.Run,
     aio.Using: using.Using,
     aio.RunHandle: handle.RunHandle,
+    aio.Job: jobs.Job,
     aio.StepGuard: runs.StepGuard,
     s3.S3StoreHandle: s3.BlockingS3StoreHandle,
     aio.StepResult: runs.StepResult,
