@@ -26,6 +26,8 @@ R = TypeVar("R")
 # The first segments are small, so that the first items begin at once.
 FIRST_SEGMENT, SEGMENT_GROWS = 1, 4
 POLL_MIN_S, POLL_MAX_S = 0.005, 0.25
+# How often a wait in which nothing happens looks whether the items are still in the queue.
+CHECK_EVERY_S = 1.0
 # For how long an outcome may be invisible after the time that it carries: the longest transaction
 # that records one. Outcomes that took longer are found at the end of the map.
 LATE_S = 30.0
@@ -187,6 +189,8 @@ class Job(Generic[R]):
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.TimeoutError(f"{self._told()} is not over: {progress}; is a supervisor running?")
             await poll.sleep(ways, progress.ended, deadline)
+            if poll.is_time_to_check:
+                await ways.call(self._refuse_lost)
 
     async def _next_outcomes(self, ways: Ways, reader: Reader) -> "list[Outcome[R]]":
         """Waits for the next outcomes of the reader. Empty at the end."""
@@ -199,6 +203,8 @@ class Job(Generic[R]):
             if progress.is_over:
                 return []
             await poll.sleep(ways, progress.ended, None)
+            if poll.is_time_to_check:
+                await ways.call(self._refuse_lost)
 
     async def _look(self, ways: Ways) -> Progress:
         """Returns the counts. Raises MapError or RunCancelledError if the map has ended early."""
@@ -220,6 +226,20 @@ class Job(Generic[R]):
 
     def _failed(self) -> errors.MapError:
         return self._failure(self._row(), self._counts())
+
+    def _refuse_lost(self) -> None:
+        """Raises InternalError if items of the job are in no queue although they have no outcome:
+        somebody has deleted their messages, or they became dead letters.
+        """
+        if maps.open_ranges(self._database, self.id):
+            return
+        row, progress = self._row(), self.progress
+        if row.status == maps.RUNNING and progress.total is not None and not progress.is_over:
+            raise errors.InternalError(
+                f"{self._told()}: {progress.total - progress.ended:,} items are in no queue, although they have "
+                "no outcome: their messages were deleted or given up (see `pgqrs dead`); "
+                "job.retry_failed() enqueues them again"
+            )
 
     def _row(self) -> MapRow:
         return maps.row(self._database, self.id)
@@ -278,10 +298,19 @@ class _Poll:
     def __init__(self) -> None:
         self._wait_s = POLL_MIN_S
         self._ended = -1
+        # When to look next for items that nobody has.
+        self._check_at = time.monotonic() + CHECK_EVERY_S
+        self.is_time_to_check = False
 
     async def sleep(self, ways: Ways, ended: int, deadline: float | None) -> None:
-        self._wait_s = POLL_MIN_S if ended != self._ended else min(self._wait_s * 1.5, POLL_MAX_S)
-        self._ended = ended
+        now = time.monotonic()
+        if ended != self._ended:
+            self._ended, self._wait_s, self._check_at = ended, POLL_MIN_S, now + CHECK_EVERY_S
+        else:
+            self._wait_s = min(self._wait_s * 1.5, POLL_MAX_S)
+        if is_time := now >= self._check_at:
+            self._check_at = now + CHECK_EVERY_S
+        self.is_time_to_check = is_time
         left_s = POLL_MAX_S if deadline is None else max(0.0, deadline - time.monotonic())
         await ways.sleep(min(self._wait_s, left_s))
 
@@ -382,12 +411,19 @@ def start(
     if row.total is None:
         try:
             _feed(store, job, calls, row.fed, queue)
+        except _Ended:
+            # Too many items have failed already, or somebody has cancelled the map. Waiting says so.
+            return job
         except Exception:
             # What has ended keeps its outcome. The same name goes on.
             maps.stop(database, map_id, maps.CANCELLED)
             raise
         maps.end_input(database, map_id)
     return job
+
+
+class _Ended(Exception):
+    """The map has ended before its input."""
 
 
 def _feed(store: "Store", job: Job[Any], calls: Iterable[Sequence[Any]], fed: int, queue: str) -> None:
@@ -432,6 +468,8 @@ def _feed(store: "Store", job: Job[Any], calls: Iterable[Sequence[Any]], fed: in
 def _fed(store: "Store", job: Job[Any], first: int, lines: Sequence[bytes], queue: str) -> int:
     database = store.messages.database
     if not maps.feed(database, job.id, first, lines):
+        if maps.row(database, job.id).status != maps.RUNNING:
+            raise _Ended
         raise errors.ConflictError(f"another program gives items to {job._told()} at the same time")
     database.hint([queue])
     return first + len(lines)

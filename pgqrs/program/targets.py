@@ -295,6 +295,9 @@ def _loaded(target: Target) -> list[Definition]:
             found += _named(source, module)
         elif target.by_value is None:
             found += definitions_in(module)
+        if target.by_value is None or source.names:
+            # Also of a module of which only some functions are named: whoever maps a step of it
+            # would wait for ever.
             found += maps_in(module)
     if target.by_value is not None:
         try:

@@ -54,7 +54,11 @@ def save(tx: Transaction, writes: Sequence[Write], apart: bool) -> dict[int, str
     own then, because a row of several could be there in part.
     """
     ids = sorted({(w.claim.message_id,) for w in writes})
-    places = {m: (first, map_id) for m, first, map_id in tx.run("range_places", ids)}
+    places = {
+        m: (first, map_id)
+        for m, first, map_id in tx.run("range_places", ids)
+        if isinstance(first, int) and isinstance(map_id, int)
+    }
     items = _items(writes, places)
     ended = sorted((i for i in items if i.retry_in_s is None), key=lambda i: (i.message_id, i.line.item))
     if ended:
@@ -237,8 +241,8 @@ def counts(database: Database, map_id: int) -> Counts:
 
 
 def feed(database: Database, map_id: int, first: int, lines: Sequence[bytes]) -> bool:
-    """Records the next items and enqueues them. Returns False if another program has recorded items
-    of this map meanwhile.
+    """Records the next items and enqueues them. Returns False if the map was ended meanwhile, or if
+    another program has recorded items of it.
     """
     data = b"\n".join(line.replace(b"\n", b" ") for line in lines).decode()
     upto = first + len(lines)

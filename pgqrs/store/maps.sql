@@ -18,8 +18,11 @@ where j.id = :id;
 select j.fed, j.total, j.status from pgqrs_maps j where j.id = :id {lock j};
 
 -- name: feed_map
--- Records a segment of the input. Returns no row if another program has recorded these items.
-update pgqrs_maps set fed = :upto where id = :id and fed = :first and total is null returning id;
+-- Records a segment of the input. Returns no row if the map was ended meanwhile, or if another
+-- program has recorded these items.
+update pgqrs_maps set fed = :upto
+where id = :id and fed = :first and total is null and status = 'RUNNING'
+returning id;
 
 -- name: add_input
 insert into pgqrs_map_inputs (map_id, first, count, data)

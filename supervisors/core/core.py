@@ -264,6 +264,9 @@ class Core:
         if isinstance(frame, wire.Waiting):
             self._waits(worker, run, frame)
             return
+        if run.is_range and ranges.is_beyond(run, frame):
+            self.limits.kill(worker, "it sent the outcome of an item that it was not given", force=True)
+            return
         # The first step ended before its begin was reported.
         if (begun := begins(run)) and begun.begin:
             self._save(begun)

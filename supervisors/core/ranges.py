@@ -4,6 +4,7 @@ A range is claimed as a message. What a worker would not finish soon is cut off,
 message that any worker of any supervisor may claim.
 """
 
+from supervisors import wire
 from supervisors.core.state import Run
 
 # How long the items of one worker's range should take together.
@@ -35,6 +36,13 @@ def half_of(run: Run, position: int, stands: bool) -> int | None:
         # It has passed all items, and tries failed ones again.
         return None
     return position + 1 + (0 if stands else left // 2)
+
+
+def is_beyond(run: Run, frame: wire.Up) -> bool:
+    """Whether the frame is of an item that is not the range's. A worker of pgqrs never sends that: a
+    range is cut behind the item that its worker has announced.
+    """
+    return isinstance(frame, wire.Checkpoint | wire.StepFailed) and frame.step.position >= run.end
 
 
 def left_of(run: Run) -> int:

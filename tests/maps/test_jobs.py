@@ -174,6 +174,30 @@ def test_what_is_no_map_is_refused(store: Store) -> None:
         store.map(mapped.double, [1], errors="ignore")
 
 
+def test_items_that_are_in_no_queue_are_no_wait_without_end(store: Store) -> None:
+    job = store.map(mapped.double, range(10))
+    store.get_queues().purge("double.map")
+    with pytest.raises(errors.InternalError, match=r"10 items are in no queue"):
+        job.wait(20)
+    assert job.retry_failed() == 10
+    with store.workers(mapped.double, processes=1):
+        assert job.wait(20).done == 10
+
+
+@pytest.mark.backends("sqlite")
+def test_a_job_that_has_failed_takes_no_more_input(store: Store) -> None:
+    def endless() -> Iterator[int]:
+        n = 0
+        while True:
+            yield n
+            n += 1
+
+    with store.workers(mapped.picky, processes=1):
+        job = store.map(mapped.picky, endless())
+    with pytest.raises(pgqrs.MapError):
+        job.wait(5)
+
+
 @pytest.mark.backends("sqlite")
 def test_a_wait_ends_at_its_time(store: Store) -> None:
     with pytest.raises(errors.TimeoutError, match="is a supervisor running"):
