@@ -1,5 +1,5 @@
-"""The data of the core: functions, settings, runs, workers and queues. No behaviour beyond their
-own fields.
+"""The data of the core: functions, settings, runs, workers and queues. A class here has no
+behaviour beyond its own fields.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ Limit = Literal["time", "memory", "run"]
 
 
 class Function(Struct, frozen=True):
-    """A workflow or handler that the workers know, with its queue."""
+    """A workflow or handler that the workers have imported, with its queue."""
 
     name: str
     kind: wire.Kind
@@ -64,8 +64,8 @@ class Settings(Struct, frozen=True):
 
 
 class Waited(Struct, frozen=True):
-    """The run that another run waits for. `blocks`: nothing else executes in the waiting run's
-    worker meanwhile.
+    """The run that another run waits for. `blocks`: while it waits, the worker of the waiting run
+    can execute nothing else.
     """
 
     run: int
@@ -111,8 +111,8 @@ class Run(Struct, eq=False):
 
     @property
     def isolated(self) -> bool:
-        """Whether the run must be alone in its worker. An event loop is shared by all async
-        runs.
+        """Whether the run must be alone in its worker. An async run never is, because async runs
+        share an event loop.
         """
         return self.crashes > 0 and not self.function.is_async
 
@@ -146,7 +146,7 @@ class Run(Struct, eq=False):
             self.recorded.append(step)
 
     def history(self) -> tuple[RecordedStep, ...]:
-        """The steps recorded before and since the claim."""
+        """Returns the steps that were recorded before the claim and since."""
         if not self.recorded:
             return self.claimed.steps
         latest = {s.name: s for s in self.claimed.steps}
@@ -156,7 +156,7 @@ class Run(Struct, eq=False):
 
 
 class OnCpu(Struct, frozen=True):
-    """The run and step that a worker reported as executing, and since when."""
+    """The run and the step that a worker has reported as executing, and the time since when."""
 
     run: int
     step: str | None
@@ -173,7 +173,7 @@ class OnCpu(Struct, frozen=True):
 
 
 class WantedBack(Struct, frozen=True):
-    """How many runs at most to take back from a worker, the last sent first. `begun`: also runs
+    """How many runs to take back from a worker at most, the last sent first. `begun`: also the runs
     that wait in the worker for a commit.
     """
 
@@ -255,7 +255,7 @@ class Worker(Struct, eq=False):
 
     @property
     def holds_up(self) -> bool:
-        """Whether the worker is still in the code that holds up other runs."""
+        """Whether the worker is still in the same code that holds up its other runs."""
         return self.noted is not None and self.noted is self.on_cpu
 
     def take(self, run: Run) -> None:
