@@ -107,8 +107,8 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
 class DemoView:
     """Shows a progress bar on a terminal, or a line every two seconds elsewhere.
 
-    With --chaos this class also kills workers. It is called from the supervisor's own loop, which
-    alone reaps workers, so a pid that it sees always belongs to that worker.
+    With --chaos this class also kills workers. The supervisor's own loop calls it, and only this
+    loop reaps workers. So a pid that this class sees always belongs to its worker.
     """
 
     wants_backlog = False

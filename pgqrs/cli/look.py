@@ -335,8 +335,8 @@ def _traceback(record: "RunRecord") -> str:
 
 
 def _crashes(count: int, crash: Any) -> str:
-    """Describes the crashes of a run. The last crash is shown even if a later checkpoint has reset
-    the count.
+    """Describes the crashes of a run. Shows the last crash even if a later checkpoint has reset the
+    count.
     """
     if not crash:
         return str(count or "")
