@@ -17,7 +17,7 @@ from pgqrs.model.bounds import Count, Id, Number, Position, Seconds, StepName
 from pgqrs.model.writes import Place, RecordedStep, Step
 
 VERSION = 1
-# Far above any useful payload limit. It makes a corrupt length harmless.
+# The longest frame. It is far above any useful payload limit, and makes a corrupt length harmless.
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 # Limits a payload, or one step of a history. The rest of its frame always fits into the remainder.
 VALUE_BYTES_MAX = FRAME_BYTES_MAX - 1024 * 1024
@@ -25,8 +25,8 @@ _HEAD = Packed("!IB")
 
 Kind = Literal["workflow", "handler"]
 
-# The values that a worker can have to send: the decoder refuses others. A worker runs code that the
-# supervisor does not know.
+# The values that a worker may send. The decoder refuses all others, because a worker executes code
+# that the supervisor does not know.
 TEXT_LENGTH_MAX = 1024 * 1024
 RETURNED_MAX = 100_000  # runs in one frame
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from supervisors.loop.view import Report, State, WorkerState
 
 KILL_EVERY_S = 0.5
-# A run is given up after five deaths in one step. If steps take seconds, more kills would reach that.
+# The most kills in one step. A run is given up after five deaths in one step, which more kills
+# could reach if a step takes seconds.
 KILLS_OF_A_STEP = 3
 TOP = 12
 

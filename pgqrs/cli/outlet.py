@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from pgqrs.model.wording import count
 
-# Output that waits for a slow reader. More output is dropped.
+# The most output that is buffered for a slow reader. Further output is dropped.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
 # How long the program waits at exit while no byte of the remaining output is read.

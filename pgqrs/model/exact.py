@@ -23,7 +23,7 @@ TEXT_BYTES_MAX = 4 * 1024
 # Limits the text that replaces a value that is not recorded.
 SHOWN_BYTES_MAX = 256
 DEPTH_MAX = 8
-# What each value costs of the budget, besides its text.
+# How much of the budget each value uses, besides its text.
 _NODE_BYTES = 8
 
 _TAG = "$"

@@ -37,9 +37,9 @@ from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]
 
-# A supervisor's turn contains writes of many runs, and all of them wait if one meets a lock. A lock
-# of another client's statement is released within a few milliseconds. A longer one belongs to a
-# session that was left open.
+# A supervisor's turn contains writes of many runs. If one of them meets a lock, all of them wait. A
+# lock of another client's statement is released within a few milliseconds. A lock that lasts longer
+# belongs to a session that was left open.
 LOCK_WAIT_MS = 50
 
 

@@ -61,7 +61,8 @@ from supervisors.core.stopping import TOLD, Happened, Level, after
 from supervisors.core.waits import hopeless
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
-# Consecutive deaths of idle workers that are not charged to a run which they held.
+# The number of consecutive deaths of workers without an executing run that are charged to no run.
+# The next one is charged to a run of the worker.
 UNEXPLAINED_MAX = 3
 # The length of a pause without an end.
 FOREVER_S = 100 * 365 * 86_400.0

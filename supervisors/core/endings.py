@@ -12,7 +12,7 @@ from supervisors.core.events import Exited, Note
 from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
 
 HELD_THE_LOOP = "was killed for holding its event loop beyond the time limit of what else runs there:"
-# Deaths of a run's workers without a checkpoint in between, until the run is given up.
+# A run is given up after this many deaths of its workers without a checkpoint in between.
 CRASHES_MAX = 5
 
 

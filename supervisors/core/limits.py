@@ -15,12 +15,13 @@ from supervisors.core.states import WorkerState
 from supervisors.core.stopping import Happened
 
 KILL_GRACE_S = 1.0
-# For the code of a run that must leave its worker: its `finally` blocks.
+# The time for a run's code to end (its `finally` blocks) after the run was told to leave its
+# worker.
 LEAVES_S = 5.0
-# For code between two steps while other runs are in the worker, before a warning.
+# How long code between two steps may execute before a warning, while other runs are in the worker.
 HOLDS_UP_S = 10.0
-# After that warning: code that uses less than this share of the CPU for this long is waiting, not
-# computing.
+# After that warning: if the code uses less than this share of the CPU for this long, it waits and
+# does not compute.
 WAITS_S, WAITS_SHARE = 2.0, 0.05
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
@@ -197,8 +198,8 @@ class Limits:
             worker.over_limit = msgspec.structs.replace(cpu, limit="memory")
             self.kill(worker, "memory limit", force=True)
         elif most is not None and worker.given and event.rss_bytes > most:
-            # A worker without a run holds as much as every new one would. Replacing it would never
-            # end.
+            # If a worker without a run is over the limit, so is every new worker. Replacing it
+            # would never end.
             self._retire(worker, f"holds {event.rss_bytes:,} bytes")
 
     def _retire(self, worker: Worker, why: str) -> None:

@@ -45,7 +45,7 @@ COMES_S = 1.0
 ROW_S = 0.001
 # The least work that is moved to an idle worker: more than the move costs both workers.
 WORTH_S = 0.002
-# How long a message may be overlooked that was committed late, behind the watermark.
+# How long a message that was committed late, behind the watermark, may be overlooked.
 FULL_SCAN_S = 1.0
 
 

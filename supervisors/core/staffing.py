@@ -10,9 +10,10 @@ from supervisors.core.state import Worker
 from supervisors.core.states import WorkerState
 from supervisors.core.waits import WAITING_MAX
 
-# How long an idle replacement of a blocked worker is kept.
+# How long an idle substitute of a blocked worker is kept.
 SPARE_S = 1.0
-# Retiring async workers beside the one that takes new runs. Each ends with its longest run.
+# The most retiring async workers that do not count as workers for new runs. Each of them ends only
+# with its longest run.
 ASYNC_LEAVING_MAX = 3
 
 

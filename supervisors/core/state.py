@@ -226,18 +226,18 @@ class Worker(Struct, eq=False):
     # Whether the worker has been in one step for so long that it gets no further run and its runs
     # that have not begun are taken back.
     stands: bool = False
-    # Runs that reported that they leave, or were told to stop at once, and since when their code
-    # has not ended.
+    # Runs that have reported that they leave, or were told to stop at once, but whose code has not
+    # ended. With the time since when.
     left: dict[int, float] = msgspec.field(default_factory=dict)
     # The run that the worker was in at the last look although the worker does not have it.
     stray: int = 0
     # The code of which a note said that it holds up other runs.
     noted: OnCpu | None = None
-    # When the CPU time of the worker was last read since then, and that CPU time.
+    # After that note: when the worker's CPU time was last read, and its value.
     noted_use: tuple[float, float] | None = None
     # How many of its runs wait for another run.
     waits: int = 0
-    # Since when the worker, a replacement of a blocked one, has been idle.
+    # Since when the worker, a substitute of a blocked one, has been idle.
     spare_since: float | None = None
     # Whether a run in the worker blocks it while it waits for another run. Another worker does its
     # work meanwhile.
@@ -289,7 +289,7 @@ class Queue(Struct, eq=False):
     backlog: bool = False
     # When to look next for messages that were claimed before, ahead of the backlog.
     again_at: float = 0.0
-    # Whether the next such claim spends the larger half of an odd limit on them.
+    # Whether the next claim of this kind gives these messages the larger half of an odd limit.
     odd: bool = False
     # A moving average of the payload and history of one message.
     message_bytes: float = 0.0

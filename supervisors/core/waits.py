@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from supervisors.core.state import Run, Waited, Worker
 
-# The number of blocked workers of a kind that other workers replace. A worker is blocked while a
-# run in it waits for another run.
+# The most blocked workers of a kind that get a substitute. A worker is blocked while a run in it
+# waits for another run.
 WAITING_MAX = 16
 
 

@@ -42,7 +42,8 @@ OUTPUT_SHARE = 0.25
 OUTPUT_FREE_S = 0.001
 # The most bytes read from each descriptor of a dead worker.
 LAST_BYTES_MAX = 1024 * 1024
-# How long a worker that has closed its pipe lives: it can end none of its runs.
+# How long a worker may live after it has closed its pipe. Without a pipe it can end none of its
+# runs.
 MUTE_S = 1.0
 GOODBYE_S = 1.0
 # How long a supervisor that ends waits for killed workers to die.

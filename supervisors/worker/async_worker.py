@@ -128,7 +128,7 @@ class AsyncLane(PipeJournal):
         except Suspended:
             end = wire.Idle() if self.left else self.given_back()
         except TimeoutError:
-            # Raised by the limit. Exceptions of the function are Refused.
+            # The time limit has raised this. An exception of the function would be Refused.
             pass
         except BaseException as e:
             if self._worker.closed:

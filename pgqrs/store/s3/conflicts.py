@@ -33,8 +33,9 @@ YIELD_S = 1.2
 # A pause long enough for another writer.
 RESTED_S = 0.5
 
-# A lease's renewal waits up to half a lease to be combined with another write. The lease in S3 is
-# older than the supervisor's by up to that time, so leases in S3 are longer by as much.
+# The renewal of a lease waits up to half a lease to be combined with another write. So the lease in
+# S3 may be older than the supervisor's own by up to half a lease. To allow for that, leases in S3
+# are longer by as much.
 WAITS = 0.5
 # An idle supervisor writes several times within this time. See database.py.
 FORGOTTEN_S = 24 * 3600.0
