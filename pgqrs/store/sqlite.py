@@ -217,7 +217,7 @@ class File:
         self._opened = self._there()
 
     def refuse_if_gone(self, holder: str) -> None:
-        """Raises SchemaError if the file was removed or replaced. Waiting cannot repair that."""
+        """Raises SchemaError if the file was removed or replaced. A later try would not help."""
         if self._there() != self._opened:
             raise errors.SchemaError(
                 f"the database file {self._path} was removed or replaced while this {holder} had it open: "

@@ -285,8 +285,8 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _keeping_floats(raw: bytes) -> bytes:
-    """Writes floats that jsonb would change without an exponent, but with ".0". (jsonb returns 1e23
-    as 100000000000000000000000, which reads as an integer that does not equal the float.)
+    """Writes floats without an exponent but with ".0" if jsonb would change them. (jsonb returns
+    1e23 as 100000000000000000000000, which reads as an integer that does not equal the float.)
     """
     if not (_LOWER_EXPONENT.search(raw) or _UPPER_EXPONENT.search(raw)):  # nearly all JSON
         return raw
