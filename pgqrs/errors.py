@@ -119,8 +119,8 @@ class RateLimitedError(PgqrsError):
 
 
 class ValidationError(PgqrsError, ValueError):
-    """The request is refused: invalid arguments, a limit exceeded, or not possible in the current
-    state.
+    """The request is refused, because its arguments are invalid, a limit is exceeded, or the
+    current state does not allow it.
     """
 
 

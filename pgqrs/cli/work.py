@@ -34,8 +34,8 @@ WHITE_SPACE_FACTOR = 16
 
 
 class _TakesNumbers(click.Command):
-    """Accepts `pgqrs trigger add -3`: a negative number is not an option. It gets a leading space,
-    which JSON allows.
+    """Accepts `pgqrs trigger add -3`: a negative number is an argument and no option. The number
+    gets a leading space, which JSON allows.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -332,7 +332,8 @@ class Store:
         return cast(Kept, self._opened().database)
 
     def on_queue(self, known: Known, send: Callable[[int], list[int]]) -> list[int]:
-        """Returns `send(queue_id)`. The queue and the workflow are created if they do not exist.
+        """Calls `send` with the id of the queue, and returns its result. Creates the queue and the
+        workflow if they do not exist.
 
         A store caches ids. If a cached id is no longer in the database (the queue was deleted, or
         the schema was dropped and installed again), this looks up or creates both again, and calls

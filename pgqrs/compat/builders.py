@@ -76,8 +76,8 @@ class WorkflowTriggerBuilder:
         self._name, self._store, self._input = name, store, input
 
     def execute(self) -> Any:
-        """Enqueues the message that starts the run, and returns it. Its payload shows the input.
-        Raises WorkflowNotFoundError.
+        """Enqueues the message that starts the run, and returns it. The payload of the returned
+        message shows the input. Raises WorkflowNotFoundError.
         """
         name, store = _given(self._name, "name"), _given(self._store, "store")
         core, ways = apart(store)
@@ -114,8 +114,8 @@ class RunBuilder:
         return finish(store, made())
 
     def result(self) -> Any:
-        """Waits until the run ends, and returns its result. Raises PgqrsError with the stored
-        error, or RunCancelledError.
+        """Waits until the run ends, and returns its result. If the run failed, raises PgqrsError
+        with the stored error. If it was cancelled, raises RunCancelledError.
         """
         message, store = self._both("result")
         core, ways = apart(store)

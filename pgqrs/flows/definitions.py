@@ -223,8 +223,9 @@ def definition_of(function: object) -> Definition:
 
 
 def refuse_replaced(module: ModuleType) -> None:
-    """Raises ValidationError if a name of a workflow, handler or step in the module is bound to a
-    wrapper of it. Workers would ignore a decorator above pgqrs's own, for example.
+    """Raises ValidationError if the module binds the name of a workflow, handler or step to a
+    wrapper of it, for example because of a decorator above pgqrs's own. Workers would ignore the
+    wrapper.
     """
     for definition in _made.get(module, ()):
         held: Any = module

@@ -93,7 +93,9 @@ class Journal(Protocol):
         """
 
     def record(self, step: Step) -> None:
-        """Accepts a result and returns at once. Raises Suspended if the run leaves its worker here."""
+        """Accepts a result and returns at once. Raises Suspended if the run must leave its worker
+        at this point.
+        """
 
 
 class AsyncJournal(Protocol):

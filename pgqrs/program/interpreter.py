@@ -70,8 +70,8 @@ def start(
     """Starts an interpreter that calls `main` ("module:function"). `main` reads `order` from its
     standard input.
 
-    Raises SupervisorError if `sys.executable` is not an interpreter, which would start this program
-    again.
+    Raises SupervisorError if `sys.executable` is not an interpreter, because starting it would
+    start this program again.
     """
     refuse_another_start()
     environ = dict(os.environ)

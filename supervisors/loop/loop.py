@@ -1,7 +1,7 @@
 """The supervisor process: a selector, threads and pipes, around a session that decides.
 
 One pass of the loop reads what is ready, hands it to the session as events, and carries out the
-session's commands. The loop waits only for the selector: turns, the lease and other questions to
+session's commands. The loop waits only for the selector. Turns, the lease and all other calls to
 the database have threads of their own (turns.py, lease.py, aside.py).
 """
 

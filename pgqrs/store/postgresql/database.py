@@ -374,8 +374,8 @@ def _array(kind: str, values: Sequence[Any]) -> str:
 
 
 def _ascii(raw: bytes | str) -> str:
-    """Returns the same JSON in ASCII, for a connection with any encoding. Other characters occur
-    only in strings, where they can be escaped.
+    """Returns the same JSON in ASCII, for a connection with any encoding. Characters outside ASCII
+    occur only in strings, where they can be escaped.
     """
     text = raw.decode() if isinstance(raw, bytes) else raw
     return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
