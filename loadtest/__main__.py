@@ -1,8 +1,8 @@
 """Measures pgqrs beside the bare database and beside its peers, all in one run.
 
-Every measurement has a fresh database, whose backlog is enqueued before the clock starts. The sides
-of a scenario take turns. The result is the median of the rounds and of their ratios. PostgreSQL is
-a private server with fsync and synchronous_commit on.
+Every measurement has a fresh database, whose backlog is enqueued before the clock starts. In each
+round, every side of a scenario is measured once. The result is the median of the rounds and of
+their ratios. PostgreSQL is a private server with fsync and synchronous_commit on.
 """
 
 import argparse

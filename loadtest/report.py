@@ -33,7 +33,7 @@ def markdown(results: Results) -> str:
     if kinds := sorted({kind for _, each in costs for kind in each}):
         rows = ((told, *(_cost(kind, each) for kind in kinds)) for told, each in costs)
         parts += [
-            "What ours cost, for each message or workflow:",
+            "What pgqrs cost, for each message or workflow:",
             "\n".join(_rows(("scenario", *map(_heading, kinds)), rows)),
         ]
     return "\n\n".join(parts)

@@ -1,4 +1,6 @@
-"""Settings: which database to use, and how. A DSN holds a password, so this module also redacts text."""
+"""Settings: which database to use, and how. A DSN may contain a password, so this module also
+removes passwords from text.
+"""
 
 import difflib
 import json
@@ -38,14 +40,14 @@ class Config:
     """The settings of a store or a supervisor: keyword arguments, readable and writable as
     attributes.
 
-    Settings are looked up in this order: explicit values, environment variables, the configuration
-    file, defaults. `Config.load` follows this order, and `pgqrs.connect` and the command line call
-    it. A Config created with this constructor is explicit as a whole: it reads neither the
-    environment nor a file. `connect_with` uses it unchanged.
+    `Config.load` looks up each setting in this order: explicit values, environment variables, the
+    configuration file, defaults. `pgqrs.connect` and the command line call `Config.load`. A Config
+    that is created with this constructor reads neither the environment nor a file, and
+    `connect_with` uses it unchanged.
 
-    `repr` does not show the password. Creating a Config and assigning to it raise ConfigError for
-    an invalid value. A DSN with an unknown scheme is detected when `backend` is read. Creating a
-    Config does not connect to the database.
+    `repr` does not show the password. Creating a Config, and assigning to its attributes, raise
+    ConfigError for an invalid value. A DSN with an unknown scheme raises it when `backend` is read.
+    Creating a Config does not connect to the database.
     """
 
     dsn: str
@@ -141,15 +143,15 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Config":
-        """Returns the settings of the PGQRS_ environment variables; others have their defaults.
-        Raises ConfigError, which names the variable.
+        """Returns the settings of the PGQRS_ environment variables. All other settings have their
+        defaults. Raises ConfigError, which names the variable.
         """
         return cls._of(_of_environment(os.environ if environ is None else environ))
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "Config":
-        """Returns the settings of a file; others have their defaults. The file's ending selects
-        TOML, JSON or YAML (which needs PyYAML). Raises ConfigError, which names the file.
+        """Returns the settings of a file. All other settings have their defaults. The file's ending
+        selects TOML, JSON or YAML (which needs PyYAML). Raises ConfigError, which names the file.
         """
         return cls._of(_of_file(Path(path)))
 
@@ -158,12 +160,11 @@ class Config:
         """Returns the settings that `pgqrs.connect` and the command line use.
 
         Arguments override environment variables, which override the configuration file, which
-        overrides the defaults. The file is the one that PGQRS_CONFIG_FILE names. Otherwise it is
-        the first of pgqrs.toml, pgqrs.yaml, pgqrs.yml and pgqrs.json that exists in the current
-        folder.
+        overrides the defaults. `PGQRS_CONFIG_FILE` names the file. Without it, the file is the
+        first of pgqrs.toml, pgqrs.yaml, pgqrs.yml and pgqrs.json that exists in the current folder.
 
-        None counts as not given, except for settings that None switches off, such as the rate
-        limit. Raises ConfigError, which names the file or the variable.
+        None counts as not given. For a few settings, such as the rate limit, None switches the
+        setting off. Raises ConfigError, which names the file or the variable.
         """
         named = os.environ.get(FILE_VARIABLE)
         file = Path(named) if named else next((p for p in map(Path, FILES) if p.is_file()), None)
@@ -208,8 +209,8 @@ class Config:
 
     @property
     def embedded(self) -> bool:
-        """Whether the database is a form of SQLite inside this process. Its schema is then created
-        with the first write. Raises ConfigError for an unknown scheme.
+        """Whether the database is a form of SQLite inside this process. The first write to such a
+        database creates its schema. Raises ConfigError for an unknown scheme.
         """
         return self.backend != "postgres"
 
@@ -239,8 +240,8 @@ class Config:
         self._s3_cache_dir = None if path is None else os.fspath(path)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns every setting as a dict, for another pgqrs process. The settings in
-        `unless_given` are included only if given. The dict contains the password.
+        """Returns every setting as a dict, for another process of pgqrs. The settings in
+        `unless_given` are included only if they were given. The dict contains the password.
         """
         return {name.lstrip("_"): value for name, value in vars(self).items()}
 
@@ -348,7 +349,9 @@ def _read(name: str, text: str) -> object:
 
 
 def backend_of(dsn: str) -> Backend:
-    """Returns the kind of database that a DSN names. Raises ConfigError for an unknown scheme."""
+    """Returns the kind of database that a DSN names. Raises ConfigError for an unknown scheme. A
+    new backend needs a scheme here, and an entry in `open_database` (pgqrs/store/__init__.py).
+    """
     scheme = dsn.partition("://")[0].lower() if "://" in dsn else ""
     if scheme.startswith(("postgres", "pg")):
         return "postgres"
@@ -366,8 +369,8 @@ def backend_of(dsn: str) -> Backend:
 def sqlite_path(dsn: str) -> str:
     """Returns the file that a sqlite DSN names, or ":memory:". Raises ConfigError.
 
-    Percent signs are not decoded. Of the query parameters that 0.15 accepts, `mode` is supported:
-    rwc and rw describe the normal behaviour.
+    Percent signs are not decoded. Of the query parameters that 0.15 accepts, only `mode` is
+    supported. Its values rwc and rw describe the normal behaviour, and memory means ":memory:".
     """
     if dsn == "sqlite::memory:":
         return ":memory:"
@@ -424,7 +427,9 @@ def database_file(dsn: str) -> str | None:
 
 
 def conninfo(dsn: str) -> str:
-    """Converts a PostgreSQL DSN for libpq, which accepts only two of the scheme's names."""
+    """Converts a PostgreSQL DSN for libpq, which knows only two of the scheme names that pgqrs
+    accepts.
+    """
     return "postgresql://" + dsn.partition("://")[2] if backend_of(dsn) == "postgres" else dsn
 
 
@@ -432,7 +437,9 @@ def conninfo(dsn: str) -> str:
 
 
 def redact(dsn: str) -> str:
-    """Returns a DSN without its password. If the password's extent is unclear, more text is hidden."""
+    """Returns a DSN without its password. If it is unclear where the password ends, more text is
+    hidden.
+    """
     shown, at = "", 0
     for start, end in _secrets(dsn):
         if start >= at:
@@ -444,8 +451,8 @@ def redact(dsn: str) -> str:
 def scrub(text: str, dsn: str) -> str:
     """Removes the password of a DSN, in any spelling, from a text such as a driver's error message.
 
-    A password that is not percent-encoded correctly may appear in parts, because libpq takes the
-    text after an "@" for the host. Its parts are therefore removed as well.
+    If a password is not percent-encoded correctly, libpq takes the text after an "@" for the host.
+    Parts of the password may then appear in its messages, so the parts are removed as well.
     """
     forms: set[str] = set()
     for start, end in _secrets(dsn):
@@ -462,8 +469,8 @@ def scrub(text: str, dsn: str) -> str:
 
 
 def scrub_errors(error: BaseException, dsn: str) -> None:
-    """Removes the password from an exception of the driver and from its causes, which a traceback
-    shows.
+    """Removes the password from an exception of the driver, and from the causes of the exception,
+    which a traceback shows.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]

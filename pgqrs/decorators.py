@@ -52,8 +52,8 @@ class WorkflowDef(Generic[P, R]):
 
 
 def workflow(*, name: str) -> Callable[[Callable[Concatenate[Any, P], R]], WorkflowDef[P, R]]:
-    """Makes a function a workflow with this name. The name is not compared with that of the run's
-    workflow.
+    """Makes a function a workflow with this name. A run of another workflow may be passed to it,
+    because the names are not compared.
     """
     if not isinstance(name, str):
         raise TypeError("Workflow name must be a string")
@@ -127,7 +127,7 @@ async def _run_step(func: Callable[..., Any], ctx: Any, args: tuple[Any, ...], k
 
 
 async def _value(found: Any) -> Any:
-    """Awaits what an async object returned. Returns the value of a blocking one as it is."""
+    """Returns the value that `found` stands for: awaits it if it comes from an async object."""
     return await found if inspect.isawaitable(found) else found
 
 

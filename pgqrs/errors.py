@@ -1,10 +1,10 @@
 """The errors of pgqrs, and how exceptions are recorded in the database and rebuilt from the record.
 
-A replay of a failed step raises its exception again, so that `except FileNotFoundError` in a
-workflow works the same in every execution. Exceptions are not pickled. The record holds the type's
-name, the message and the traceback as text. It holds the arguments, the attributes and the
-exceptions that led to this one as JSON (`pgqrs.model.exact`). An exception that cannot be rebuilt
-from its record becomes a StepError with the same information.
+A replay of a failed step raises the exception of the step again, so that `except FileNotFoundError`
+in a workflow works the same in every execution. Exceptions are not pickled. The record contains the
+name of the type, the message and the traceback as text. It contains the arguments, the attributes
+and the exceptions that led to this one as JSON (`pgqrs.model.exact`). If an exception cannot be
+rebuilt from its record, a StepError with the same information takes its place.
 """
 
 import builtins
@@ -51,15 +51,16 @@ class PgqrsConnectionError(PgqrsError):
 
 
 class SchemaError(PgqrsConnectionError):
-    """The database's tables are missing, incomplete, or of another version than this code supports.
+    """The database's tables are missing or incomplete, or have a version that this code does not
+    support.
 
-    This is a PgqrsConnectionError because 0.15 raised that.
+    This is a PgqrsConnectionError, because 0.15 raised PgqrsConnectionError in this case.
     """
 
 
 class ConflictError(PgqrsConnectionError):
-    """Another writer has replaced the S3 object. Nothing was written: repeat the call, and it works
-    on the new object.
+    """Another writer has replaced the S3 object, and nothing of this call was written. Repeat the
+    call: it then works on the new object.
     """
 
 
@@ -118,8 +119,8 @@ class RateLimitedError(PgqrsError):
 
 
 class ValidationError(PgqrsError, ValueError):
-    """The request is refused: invalid arguments, a limit exceeded, or not possible in the current
-    state.
+    """The request is refused, because its arguments are invalid, a limit is exceeded, or the
+    current state does not allow it.
     """
 
 
@@ -132,11 +133,11 @@ class TimeoutError(PgqrsError, builtins.TimeoutError):
 
 
 class InternalError(PgqrsError):
-    """A bug in pgqrs, or a use that it cannot support."""
+    """A bug in pgqrs, or a use that pgqrs cannot support."""
 
 
 class StateTransitionError(PgqrsError):
-    """The requested state cannot follow the current one."""
+    """The requested status must not follow the current one."""
 
 
 class WorkerSuspendedError(PgqrsError):
@@ -164,7 +165,7 @@ class TransientStepError(PgqrsError):
 
 
 class RetriesExhaustedError(PgqrsError):
-    """The step has failed and has no retries left."""
+    """The step has failed, and has no retries left."""
 
 
 class StepNotReadyError(PgqrsError):
@@ -220,15 +221,15 @@ class MapError(PgqrsError):
 
 
 class ReplayMismatchError(PgqrsError):
-    """A replay called other steps than the recorded ones."""
+    """A replay has called other steps than the recorded ones."""
 
 
 class StepError(PgqrsError):
     """A recorded failure whose exception cannot be rebuilt. `type` is the exception's name, or ""
     if none was recorded.
 
-    If a base class of the original exception is known, the raised StepError is an instance of it
-    too. `except OSError` therefore catches what it caught when the step first failed.
+    If a base class of the original exception is known, the raised StepError is also an instance of
+    that class. So `except OSError` catches the StepError wherever it caught the original exception.
     """
 
     type: str
@@ -250,7 +251,7 @@ class WorkerCrashed(PgqrsError):
 
 
 class WrongThreadError(PgqrsError):
-    """A step was called from another thread than the one its run started on."""
+    """A step was called from a thread other than the one that its run started on."""
 
 
 class TargetError(PgqrsError):
@@ -298,10 +299,10 @@ def rebuild(error: object, function: object = None) -> Exception:
 
     The class is looked up in the loaded modules and, for a class of a script, in the globals of
     `function` (the step that failed). No module is imported, and neither `__init__` nor `__new__`
-    of the class is called. An exception that cannot be rebuilt becomes a StepError with a note that
-    says why.
+    of the class is called. If an exception cannot be rebuilt, a StepError takes its place, with a
+    note that says why.
 
-    Accepts the record of 0.15 ({is_transient, code, message, retry_after?}) and a bare string too.
+    Also accepts a record of 0.15 ({is_transient, code, message, retry_after?}) and a bare string.
     Never raises.
     """
     fields: dict[Any, Any] = error if isinstance(error, dict) else {"message": "" if error is None else error}
@@ -309,8 +310,8 @@ def rebuild(error: object, function: object = None) -> Exception:
 
 
 def without_traceback(text: str) -> str:
-    """Returns a recorded text for the first line of an error. Of a text with a traceback, that is
-    the last line.
+    """Returns a recorded text that fits in the first line of an error. If the text has a traceback,
+    this is its last line.
     """
     if "Traceback (most recent call last)" not in text:
         return text
@@ -388,8 +389,8 @@ class _Describer:
         return {} if context is None else {"context": context}
 
     def _held(self, exc: BaseException) -> dict[str, Any] | None:
-        """Returns the record of a related exception. Returns None if it was recorded already, is
-        nested too deeply, or if the record is large enough.
+        """Returns the record of a related exception. Returns None if that exception was recorded
+        already or is nested too deeply, or if the whole record is large enough.
         """
         if id(exc) in self._seen or self._depth >= CHAIN_MAX or self._recorder.left_bytes <= 0:
             return None
@@ -403,8 +404,8 @@ class _Describer:
 
 
 def _native(kind: type) -> type[BaseException]:
-    """Returns the nearest built-in base class. It defines how an exception is created without the
-    `__init__` of its own class.
+    """Returns the nearest built-in base class. With this class an exception can be created without
+    the `__init__` of its own class.
     """
     heap_type = 1 << 9
     return next(base for base in kind.__mro__ if not base.__flags__ & heap_type)
@@ -419,8 +420,8 @@ def _blank(kind: type[BaseException], args: Sequence[Any]) -> BaseException:
 
 
 def _state(exc: BaseException, native: type, args: Sequence[Any]) -> dict[str, Any]:
-    """Returns the attributes: `__dict__`, `__slots__`, and what the built-in class stores beyond
-    `args`, such as the name of an ImportError.
+    """Returns the attributes of an exception: `__dict__`, `__slots__`, and what the built-in class
+    stores beyond `args`, such as the name of an ImportError.
     """
     state = {k: v for k, v in _own_dict(exc).items() if isinstance(k, str) and k not in _NO_STATE}
     slots = _slots(type(exc))

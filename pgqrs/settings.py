@@ -1,9 +1,9 @@
-"""The table of the settings of a Config: the values that each accepts, its environment variable,
-and its meaning.
+"""The table of the settings of a Config: the values that each setting accepts, its environment
+variable, and its meaning.
 
-`config.Config` checks and reads its attributes by this table. docs/reference/settings.md is made
-from it. The default of a setting is in the signature of `Config`, where editors and type checkers
-see it.
+`config.Config` checks and reads its attributes by this table. docs/reference/settings.md is
+generated from it. The default of a setting is in the signature of `Config`, where editors and type
+checkers see it.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from pgqrs.model.states import Named
 
 
 class DurabilityMode(Named):
-    """When a write to an S3 store is in S3: before its call returns, or at the next `sync()`."""
+    """When a write to an S3 store reaches S3: before its call returns, or at the next `sync()`."""
 
     Durable = "durable"
     Local = "local"
 
 
 class Kind(Struct, frozen=True):
-    """The values that a setting accepts, and how a value is read from text. `rule` describes in words
-    what `fits` checks. `say` is the advice for a text that `read` refuses with ValueError.
+    """The values that a setting accepts, and how a value is read from text. `rule` describes in
+    words what `fits` checks. If `read` refuses a text with ValueError, `say` is the advice for it.
     """
 
     fits: Callable[[object], bool]
@@ -33,8 +33,8 @@ class Kind(Struct, frozen=True):
 
 
 class Setting(Struct, frozen=True):
-    """One row. `variable` lacks its prefix PGQRS_. With `unless_given`, a Config object holds the
-    setting only if it was given, and the class holds the default.
+    """One row of the table. `variable` lacks its prefix PGQRS_. With `unless_given`, a Config
+    object has the setting only if it was given; otherwise the class has the default.
     """
 
     name: str

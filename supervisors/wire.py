@@ -18,15 +18,15 @@ from pgqrs.model.states import Kind
 from pgqrs.model.writes import Place, RecordedStep, Step
 
 VERSION = 1
-# Far above any useful payload limit. It makes a corrupt length harmless.
+# The longest frame. It is far above any useful payload limit, and makes a corrupt length harmless.
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 # Limits a payload, or one step of a history. The rest of its frame always fits into the remainder.
 VALUE_BYTES_MAX = FRAME_BYTES_MAX - 1024 * 1024
 _HEAD = Packed("!IB")
 
 
-# The values that a worker can have to send: the decoder refuses others. A worker runs code that the
-# supervisor does not know.
+# The values that a worker may send. The decoder refuses all others, because a worker executes code
+# that the supervisor does not know.
 TEXT_LENGTH_MAX = 1024 * 1024
 RETURNED_MAX = 100_000  # runs in one frame
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
@@ -41,9 +41,9 @@ class Frame(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Execute(Frame, frozen=True):
-    """Run this. `payload` is the message's raw payload. A long history is sent first, in History
-    frames. `seconds_left` is the rest of the time limit of the whole run; `async def` code ends
-    itself then.
+    """Execute this run. `payload` is the message's raw payload. If the history is long, it is sent
+    first, in History frames. `seconds_left` is the rest of the time limit of the whole run. `async
+    def` code is ended by its worker at that time.
     """
 
     message_id: int
@@ -66,8 +66,8 @@ class History(Frame, frozen=True):
 
 
 class Committed(Frame, frozen=True):
-    """The next checkpoint of each of these runs (message id and claim number) is durable: the run
-    may continue.
+    """For each of these runs (message id and claim number), its next checkpoint is durable, and the
+    run may continue.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -81,8 +81,8 @@ class Revoke(Frame, frozen=True):
 
 class Recall(Frame, frozen=True):
     """The supervisor has taken these runs (message id and claim number) back, and another worker
-    may execute them. Drop them and send Returned for each. Sent once for each time that the
-    supervisor closed the board's gate.
+    may execute them. The worker must drop them and send Returned for each. The supervisor sends one
+    Recall each time that it has closed the gate of the board.
 
     `cuts`: ranges of maps (message id, claim number) and the item, counted from the range's first
     one, before which the range ends from now on.
@@ -103,7 +103,7 @@ class Cancel(Frame, frozen=True):
 
 
 class WaitRefused(Frame, frozen=True):
-    """The wait of this run could never end."""
+    """The run that this run waits for could never end."""
 
     message_id: int
     claim_no: int
@@ -111,25 +111,25 @@ class WaitRefused(Frame, frozen=True):
 
 
 class Drain(Frame, frozen=True):
-    """Return the runs that have not started. With `at_boundary`, also return every run at its next
-    step.
+    """The worker must return the runs that have not started. With `at_boundary`, it must also
+    return every run at its next step.
     """
 
     at_boundary: bool
 
 
 class Lease(Frame, frozen=True):
-    """The time, on the machine's monotonic clock, until which the worker's runs belong to its
-    supervisor. No step body starts after that until a new Lease arrives. A worker that was stopped
-    together with its supervisor may continue first.
+    """The time until which the worker's runs belong to its supervisor, on the machine's monotonic
+    clock. After that time no step body starts until a new Lease arrives. If a worker and its
+    supervisor were both stopped, the worker may continue first, and this rule protects the runs.
     """
 
     until: float
 
 
 class Welcome(Frame, frozen=True):
-    """Values that all runs share. `database` is the identity of the supervisor's database, which is
-    part of every idempotency key.
+    """Values that hold for all runs. `database` is the identity of the supervisor's database, which
+    is part of every idempotency key.
     """
 
     database: str
@@ -143,11 +143,12 @@ class Ready(Frame, frozen=True):
 
 
 class Started(Frame, frozen=True):
-    """This run is executing from now on. `step` None means the function's own code between steps. A
-    worker with a board (board.py) sends this only for a step with a limit of time or memory.
+    """This run is executing from now on. If `step` is None, it executes the function's own code
+    between steps. A worker with a board (board.py) sends this only for a step with a limit of time
+    or memory.
 
-    `retry_in_s` is the delay before the step's retry if this attempt fails, or None if it has no
-    retry.
+    `retry_in_s` is the delay before the step's retry if this attempt fails, or None if the step has
+    no retry.
     """
 
     message_id: Id
@@ -163,8 +164,9 @@ class Started(Frame, frozen=True):
 
 
 class Checkpoint(Frame, frozen=True):
-    """A step has a result to record. The run waits for Committed. A step that failed has failed
-    finally, unless `step.retry_in_s` says when the run, which stays in its worker, retries it.
+    """A step has a result to record. The run waits for Committed. If the step failed, it has no
+    tries left, with one exception: `step.retry_in_s` says when a run that stays in its worker
+    retries the step.
     """
 
     message_id: Id
@@ -206,20 +208,22 @@ class Failed(Frame, frozen=True):
 
 
 class Returned(Frame, frozen=True):
-    """These runs were not finished here: they never started, or stopped at a step as ordered."""
+    """These runs have not ended in this worker: they never started, or stopped at a step as
+    ordered.
+    """
 
     message_ids: Ids
 
 
 class Left(Frame, frozen=True):
-    """The code of a run that had reported its leaving (StepFailed, Paused) has ended."""
+    """A run that sent StepFailed or Paused has now left the worker: its code has ended."""
 
     message_id: Id
 
 
 class Waiting(Frame, frozen=True):
-    """Code of this run waits for the end of run `of`, which belongs to `workflow`. 0 means that the
-    wait has ended. With `blocks`, nothing else can execute in the worker meanwhile.
+    """Code of this run waits for the end of the run `of`, which belongs to `workflow`. If `of` is
+    0, the wait has ended. With `blocks`, the worker can execute nothing else during the wait.
     """
 
     message_id: Id
@@ -230,7 +234,9 @@ class Waiting(Frame, frozen=True):
 
 
 class Idle(Frame, frozen=True):
-    """The worker has nothing to execute until an answer arrives, so the supervisor should commit now."""
+    """The worker has nothing to execute until the supervisor answers, so the supervisor should
+    commit now.
+    """
 
 
 Down = Execute | History | Committed | Revoke | Recall | Cancel | WaitRefused | Drain | Lease | Welcome
@@ -298,5 +304,5 @@ class Parser:
 
     @property
     def torn(self) -> bool:
-        """Whether a part of a frame is left."""
+        """Whether the stream ends within a frame so far."""
         return bool(self._buffer)

@@ -1,5 +1,5 @@
-"""Checks of arguments before they reach a database, since databases compare `5`, `True` and None
-differently.
+"""Checks of arguments before they reach a database. Databases treat `5`, `True` and None
+differently, so the checks make calls behave the same on all of them.
 """
 
 import operator
@@ -51,7 +51,7 @@ def count(of: str, value: object, least: int = 0) -> int:
 
 def several(values: object, of: str) -> list[Any]:
     """Returns the items of an iterable as a list. Raises ArgumentError for text, bytes and
-    mappings, which count as one value.
+    mappings, because each of them counts as one value.
     """
     if isinstance(values, str | bytes | bytearray | memoryview | Mapping) or not isinstance(values, Iterable):
         raise ArgumentError(f"{of} are a list, not {_shown(values)}; put a single one in a list")
@@ -70,7 +70,7 @@ def status(value: object) -> WorkflowStatus | None:
 
 
 def _shown(value: object) -> str:
-    """Returns a short text for any value."""
+    """Returns a short text that shows any value in an error message."""
     if value is None or isinstance(value, bool | float | str | bytes):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:80]}…"

@@ -24,8 +24,8 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 def seconds(value: float | timedelta | str) -> float:
     """Returns a duration in seconds, 0 or more. Text is a number with a unit ("500ms", "1h30m", "2
-    days") or seconds alone ("90"). Raises ValidationError if it is negative, not finite, over a
-    hundred years, or no duration.
+    days") or a number of seconds ("90"). Raises ValidationError for a value that is no duration, or
+    that is negative, not finite, or over a hundred years.
     """
     found = _read(value)
     if found is None or not 0 <= found <= DURATION_S_MAX:

@@ -9,8 +9,8 @@ DAWN, DUSK = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def moment(value: str | datetime) -> datetime:
-    """Returns a time in UTC. Raises ValidationError, a ValueError, if it is no time or has no time
-    zone.
+    """Returns a time in UTC. Raises ValidationError, which is a ValueError, if the value is no time
+    or has no time zone.
     """
     found: object = value
     if isinstance(value, str):

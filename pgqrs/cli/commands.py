@@ -50,8 +50,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Durable queues and workflows on worker processes.
 
-    Exit codes: 0 done (also of a supervisor whose runs failed, unless it has --fail), 1 the work
-    failed, 2 wrong usage, 3 trouble with the database.
+    Exit codes: 0 success, 1 the work failed, 2 wrong usage, 3 database error. A supervisor whose
+    runs failed exits with 0, unless it has --fail.
     """
 
 

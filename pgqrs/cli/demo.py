@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from supervisors.loop.view import Report, State, WorkerState
 
 KILL_EVERY_S = 0.5
-# A run is given up after five deaths in one step. If steps take seconds, more kills would reach that.
+# The most kills in one step. A run is given up after five deaths in one step, which more kills
+# could reach if a step takes seconds.
 KILLS_OF_A_STEP = 3
 TOP = 12
 
@@ -107,8 +108,8 @@ def demo(chaos: bool, workers: int | None, limit: int | None, database: "Databas
 class DemoView:
     """Shows a progress bar on a terminal, or a line every two seconds elsewhere.
 
-    With --chaos this class also kills workers. It is called from the supervisor's own loop, which
-    alone reaps workers, so a pid that it sees always belongs to that worker.
+    With --chaos this class also kills workers. The supervisor's own loop calls it, and only this
+    loop reaps workers. So a pid that this class sees always belongs to its worker.
     """
 
     wants_backlog = False

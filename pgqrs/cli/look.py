@@ -160,8 +160,9 @@ def queues(database: Database, as_json: bool) -> None:
 def workers(stopped: bool, database: Database, as_json: bool) -> None:
     """List the consumers and producers of queues (not worker processes), with their leases.
 
-    A supervisor has one consumer for each of its queues. After its lease expires, another
-    supervisor takes over its messages. Consumers and producers of the Python library have no lease.
+    A supervisor has one consumer for each of its queues. If a supervisor's lease expires, another
+    supervisor takes over the messages that it held. Consumers and producers of the Python library
+    have no lease.
 
     \b
     Example:
@@ -334,8 +335,8 @@ def _traceback(record: "RunRecord") -> str:
 
 
 def _crashes(count: int, crash: Any) -> str:
-    """Describes the crashes of a run. The last crash is shown even if a later checkpoint has reset
-    the count.
+    """Describes the crashes of a run. Shows the last crash even if a later checkpoint has reset the
+    count.
     """
     if not crash:
         return str(count or "")

@@ -1,4 +1,6 @@
-"""The parts that all commands share: options for the database, argument types, exit status of errors."""
+"""The parts that all commands share: the options for the database, the types of arguments, and the
+exit status of errors.
+"""
 
 import functools
 import sys
@@ -40,7 +42,7 @@ _DATABASE = (errors.PgqrsConnectionError, errors.SchemaError, errors.DatabaseErr
 
 
 class Database:
-    """The database that the options name. It is opened on first use."""
+    """The database that the options name. It is opened when a command first uses it."""
 
     def __init__(self, dsn: str | None, schema: str | None) -> None:
         self._dsn = dsn
@@ -66,7 +68,9 @@ class Database:
 
     @contextmanager
     def store(self) -> "Iterator[Store]":
-        """Yields a client's store on a complete database. Only `install` creates a database."""
+        """Yields a client's store on a complete database. Raises an error if the database does not
+        exist, because only `install` creates one.
+        """
         from pgqrs.clients.blocking import Store
 
         with Store(self._existing(), insist=True) as store:
@@ -74,7 +78,9 @@ class Database:
             yield store
 
     def lasting(self) -> Config:
-        """Returns the configuration of a database that outlives this process."""
+        """Returns the configuration of the database. Refuses a database that ends with this
+        process.
+        """
         config = self.config()
         if config.backend == "sqlite" and sqlite_path(config.dsn) == ":memory:":
             raise errors.ConfigError(
@@ -84,7 +90,9 @@ class Database:
 
     @contextmanager
     def messages(self) -> "Iterator[MessageStore]":
-        """Yields the database operations below the store, which never create a queue or a workflow."""
+        """Yields the operations on the database that the store is built on. They never create a
+        queue or a workflow.
+        """
         from pgqrs.store import open_store
 
         with closing(open_store(self._existing(), insist=True)) as messages:
@@ -105,7 +113,9 @@ class Database:
 def database_options(
     command: Callable[..., Any], default: str = "$PGQRS_DSN, else as in pgqrs.toml, else ./pgqrs.db"
 ) -> Callable[..., Any]:
-    """Adds the database options. `default` is the database without --dsn, as shown in the help."""
+    """Adds the database options to a command. `default` describes, in the help, the database that
+    is used without --dsn.
+    """
 
     @click.option("--dsn", metavar="DSN", help=f"The database [default: {default}].")
     @click.option(
@@ -200,7 +210,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def _is_text(value: str) -> bool:
-    """Returns False for an argument that is not UTF-8, which no database accepts."""
+    """Whether an argument is UTF-8 text. No database accepts other text."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from pgqrs.model.wording import count
 
-# Output that waits for a slow reader. More output is dropped.
+# The most output that is buffered for a slow reader. Further output is dropped.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 WRITE_BYTES = 64 * 1024
 # How long the program waits at exit while no byte of the remaining output is read.
@@ -24,8 +24,8 @@ class Outlet:
     """A text stream to a descriptor that never raises and never blocks. A thread writes to the
     descriptor.
 
-    It bypasses Python's buffers. They would keep output that a full disk refused, write it again at
-    exit, and change the exit status to 120.
+    The stream bypasses Python's buffers. These would keep output that a full disk refused, write it
+    again at exit, and change the exit status to 120.
     """
 
     def __init__(self, fd: int = 1) -> None:
@@ -46,7 +46,7 @@ class Outlet:
 
     @property
     def waiting_bytes(self) -> int:
-        """The number of bytes that have not been written yet."""
+        """The number of bytes that the thread has not written yet."""
         return self._waiting_bytes
 
     def write(self, text: str) -> int:
@@ -71,7 +71,7 @@ class Outlet:
 
     def settle(self, patience_s: float = LAST_WORDS_S) -> bool:
         """Waits until all output is written, or until nothing was written for `patience_s`. Returns
-        whether all was written.
+        whether all output was written.
         """
         with self._changed:
             while before := self._waiting_bytes:

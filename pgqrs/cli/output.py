@@ -23,7 +23,7 @@ def json_document(value: Any) -> None:
 
 
 def json_text(document: bytes) -> bytes:
-    """Returns the JSON document without characters that control a terminal."""
+    """Returns the JSON document with characters that control a terminal replaced by escapes."""
     return printable_json(document.decode()).encode()
 
 
@@ -73,7 +73,9 @@ def cut(text: str, length_max: int = PREVIEW_LENGTH_MAX) -> str:
 
 
 def clean(text: str) -> str:
-    """Returns text for a table cell: on one line, without characters that control a terminal."""
+    """Returns text for a table cell: on one line, with characters that control a terminal as
+    escapes.
+    """
     return text if text.isprintable() else printable(_SPACE.sub(" ", text))
 
 
@@ -102,5 +104,5 @@ def seconds(value: float) -> str:
 
 
 def local(then: str | None) -> str:
-    """Returns a recorded time in the reader's time zone."""
+    """Returns a recorded time in the local time zone."""
     return "" if then is None else datetime.fromisoformat(then).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -52,7 +52,9 @@ def _children(pid: int) -> list[int]:
 
 
 def _no_worker(pid: int) -> str | None:
-    """Returns why a process is not a worker of a supervisor. The signal would end any other process."""
+    """Returns why a process is not a worker of a supervisor, or None if it is one. The signal that
+    requests stacks would end any other process.
+    """
     if not Path("/proc/self/status").exists():
         return "this works on Linux only"
     try:

@@ -45,7 +45,7 @@ def make_view(quiet: bool = False) -> "View":
 
 
 class Rate:
-    """Runs per second over the last seconds."""
+    """The number of runs per second, over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -286,7 +286,7 @@ def note_line(note: "Note") -> str:
 
 
 def _of(run: int | None, is_message: bool) -> str:
-    """Returns how a line names the run or plain message that it is about."""
+    """Returns how a line names the run or the plain message that it concerns."""
     return "" if run is None else f"{'message' if is_message else 'run'} {run} "
 
 

@@ -34,8 +34,8 @@ WHITE_SPACE_FACTOR = 16
 
 
 class _TakesNumbers(click.Command):
-    """Accepts `pgqrs trigger add -3`: a negative number is not an option. It gets a leading space,
-    which JSON allows.
+    """Accepts `pgqrs trigger add -3`: a negative number is an argument and no option. The number
+    gets a leading space, which JSON allows.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -209,7 +209,7 @@ def replay(run: int, database: Database, as_json: bool) -> None:
 
 
 def _payload(text: str, what: str, limit: int) -> bytes:
-    """Returns the JSON of an argument, or of standard input for "-"."""
+    """Returns JSON from an argument, or from standard input if the argument is "-"."""
     from pgqrs.values.codec import parse_json
 
     if text != "-":
@@ -224,8 +224,8 @@ def _payload(text: str, what: str, limit: int) -> bytes:
 
 
 def _as_text(text: str, limit: int) -> str:
-    """Returns a hint with the JSON to write if text was meant. Usually its quotes were forgotten,
-    or the shell removed them.
+    """Returns a hint for an argument that is no JSON: the JSON to write if the argument was meant
+    as text. Usually the quotes were forgotten, or the shell removed them.
     """
     if not TEXT.fullmatch(text):
         return ""

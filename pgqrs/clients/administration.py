@@ -77,21 +77,21 @@ class Admin:
         return administering.metrics(self._database)
 
     def system_stats(self) -> SystemStats:
-        """Counts queues, workers and messages, all in one query."""
+        """Returns the number of queues, workers and messages, all from one query."""
         return administering.system_stats(self._database)
 
     # Messages
 
     def dlq(self) -> list[int]:
         """Moves messages to the dead letters if they have reached `Config.max_read_ct` deliveries
-        and no worker holds them. Returns their ids, at most 1,000 per call.
+        and no worker holds them. Returns the ids of the moved messages, at most 1,000 per call.
         """
         return administering.bury_spent(self._database, self._store.config.max_read_ct)
 
     def replay_dlq(self, message_id: int) -> QueueMessage:
         """Makes a dead message, or a run in ERROR, available again, and returns the message.
-        Recorded steps are kept and counters start at zero. Raises RunNotFoundError, and
-        ValidationError if it is not dead.
+        Recorded steps are kept, and counters start at zero. Raises RunNotFoundError, and
+        ValidationError if the message is not dead.
         """
         found = arguments.identity(message_id)
         self._store.replay(found)
@@ -102,14 +102,14 @@ class Admin:
         return administering.held_by(self._database, worker_id)
 
     def release_worker_messages(self, worker_id: int) -> int:
-        """Releases the messages that a worker holds, so that they are visible at once. Returns
-        their number.
+        """Releases the messages that a worker holds, so that they are visible at once. Returns the
+        number of messages.
         """
         return administering.release_worker(self._database, worker_id)
 
     def reclaim_messages(self, queue: int | str, older_than: Duration | None = None) -> int:
-        """Releases the messages of a queue (name or id) whose workers have sent no heartbeat for
-        `older_than`, by default five minutes. Returns their number.
+        """Releases the messages of a queue (name or id) if their worker has sent no heartbeat for
+        `older_than`, by default five minutes. Returns the number of messages.
 
         This recovers the messages of dead consumers of pgqrs 0.15. The messages of a supervisor are
         recovered by its lease instead.
@@ -135,7 +135,7 @@ class Admin:
 
     def purge_old_workers(self, older_than: Duration) -> int:
         """Deletes the rows of stopped workers that have sent no heartbeat for `older_than`. Returns
-        their number.
+        the number of rows.
         """
         return administering.purge_workers(self._database, durations.seconds(older_than), stale=False)
 
@@ -146,20 +146,21 @@ class Admin:
     def worker_health_stats(
         self, timeout: Duration = HEALTH_TIMEOUT_S, group_by_queue: bool = False
     ) -> list[WorkerHealthStats]:
-        """Returns worker health for each queue that has workers, or, by default, one record
-        "Global" for all workers. A worker is stale if it has sent no heartbeat for `timeout`.
+        """Returns the health of workers. With `group_by_queue`, there is one record for each queue
+        that has workers. By default there is one record "Global" for all workers. A worker is stale
+        if it has sent no heartbeat for `timeout`.
         """
         return administering.health(self._database, durations.seconds(timeout), group_by_queue)
 
     def new_producer(self, queue: str, name: str) -> Producer:
-        """Registers a producer under a given name. Raises ValidationError if a worker has this name
-        already.
+        """Registers a producer under a given name. Raises ValidationError if another worker has
+        this name.
         """
         return Producer.registered(self._store.messages, self._store.config, self.get_queue(queue), name=name)
 
     def new_consumer(self, queue: str, name: str) -> Consumer:
-        """Registers a consumer under a given name. Raises ValidationError if a worker has this name
-        already.
+        """Registers a consumer under a given name. Raises ValidationError if another worker has
+        this name.
         """
         return Consumer.registered(self._store.messages, self._store.config, self.get_queue(queue), name=name)
 
@@ -186,8 +187,8 @@ def create_workflow(store: Store, name: str) -> WorkflowRecord:
 def trigger(store: Store, name: str, argument: Any) -> QueueMessage:
     """Enqueues a message that starts a run of the workflow, and returns the message.
 
-    The argument is validated as pgqrs 0.15 does it. The message's payload is {"input": argument}.
-    Raises WorkflowNotFoundError.
+    The argument is validated by the rules of pgqrs 0.15. The message's payload is {"input":
+    argument}. Raises WorkflowNotFoundError.
     """
     workflow = store.messages.find_workflow(name)
     validation.encoded(argument, ValidationConfig.of(store.config))

@@ -1,9 +1,10 @@
 """The async twins of the blocking classes. Each call runs the blocking method on a thread and
 awaits it.
 
-Calls that wait for more than the database (a result, the next message, a handler) do not occupy a
-thread: they are coroutines over `Ways`, shared with the blocking classes. A test compares the
-blocking with the async classes.
+Some calls wait for more than the database: for a result, for the next message, or for a handler.
+These calls do not occupy a thread. They are coroutines that wait through `Ways` (store/waiting.py),
+and the blocking classes use the same coroutines. A test compares the blocking with the async
+classes.
 """
 
 import asyncio
@@ -84,7 +85,9 @@ class carried_out(awaited[P, R]):
 
 
 class awaited_as(awaited[P, W]):
-    """Derives an async method whose blocking original returns an object. It returns that object's twin."""
+    """Derives an async method from a blocking one that returns an object. The async method returns
+    the twin of that object.
+    """
 
     def __init__(
         self, method: Callable[Concatenate[Any, P], Any], twin_of: Callable[[Any, Threads], W]
@@ -146,8 +149,8 @@ class Producer(Registered[producer.Producer]):
 
     @staticmethod
     async def new_producer(admin: "Admin", queue: str, name: str) -> "Producer":
-        """Registers a producer under a given name. Raises ValidationError if a worker has this name
-        already.
+        """Registers a producer under a given name. Raises ValidationError if another worker has
+        this name.
         """
         made = await admin.ways.call(admin.core.new_producer, queue, name)
         return Producer(made, admin.ways)
@@ -169,8 +172,8 @@ class Consumer(Registered[consumer.Consumer]):
 
     @staticmethod
     async def new_consumer(admin: "Admin", queue: str, name: str) -> "Consumer":
-        """Registers a consumer under a given name. Raises ValidationError if a worker has this name
-        already.
+        """Registers a consumer under a given name. Raises ValidationError if another worker has
+        this name.
         """
         made = await admin.ways.call(admin.core.new_consumer, queue, name)
         return Consumer(made, admin.ways)
@@ -194,18 +197,18 @@ class ConsumerIterator:
         return await self._iteration.next(self._ways)
 
     async def archive(self, message_id: int) -> bool:
-        """Archives a message as finished. Returns False if this iterator does not hold it."""
+        """Archives a message as finished. Returns False if this iterator does not hold the message."""
         return await self._iteration.archive(self._ways, message_id)
 
     async def delete(self, message_id: int) -> bool:
-        """Deletes a finished message. Returns False if this iterator does not hold it. Raises
-        ValidationError if the message has a run.
+        """Deletes a finished message. Returns False if this iterator does not hold the message.
+        Raises ValidationError if the message has a run.
         """
         return await self._iteration.delete(self._ways, message_id)
 
     async def close(self) -> None:
-        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
-        is fine.
+        """Stops the iterator's worker and releases the messages that the iterator still holds. A
+        second call does nothing.
         """
         await self._iteration.close(self._ways)
 
@@ -229,7 +232,9 @@ class StepGuard(Twin[runs.StepGuard]):
 
 
 class StepResult:
-    """The outcome of `acquire_step`: a `guard` to execute the step, or None and its recorded `value`."""
+    """The outcome of `acquire_step`. If the step is to be executed, `guard` records its end.
+    Otherwise `guard` is None, and `value` is the recorded result.
+    """
 
     def __init__(self, core: runs.StepResult, ways: Threads) -> None:
         self.status: StepResultStatus = core.status
@@ -256,7 +261,7 @@ class Run(Twin[runs.Run]):
 
     @property
     def status(self) -> WorkflowStatus:
-        """The status at the last call that read the run. `refresh` reads it again."""
+        """The status when a call last read the run. `refresh` reads it again."""
         return self.core.status
 
     @property
@@ -266,7 +271,7 @@ class Run(Twin[runs.Run]):
 
     @property
     def output(self) -> Any:
-        """The output at the last call that read the run."""
+        """The output when a call last read the run."""
         return self.core.output
 
     @property
@@ -475,8 +480,8 @@ class RunHandle(Generic[R]):
         return await self._core.wait(self._ways, timeout)
 
     async def cancel(self, now: bool = False) -> WorkflowStatus:
-        """Cancels the run and returns its status after the call: CANCELLED, or CANCELLING until its
-        next step begins. With `now`, the run is CANCELLED immediately.
+        """Cancels the run, and returns the status of the run after that: CANCELLED, or CANCELLING
+        until its next step begins. With `now`, the run is CANCELLED immediately.
         """
         return await self._ways.call(self._core.cancel, now)
 
@@ -497,9 +502,9 @@ class Using(Twin[using.Using]):
     """Offers a store's enqueue and trigger inside the caller's transaction, on a
     psycopg.AsyncConnection.
 
-    A call waits while another task uses the connection, and other tasks wait until the call has
-    ended. Cancelling the task interrupts the current statement, as psycopg does, and the
-    transaction has failed after that.
+    While another task uses the connection, a call waits, and other tasks wait while a call uses it.
+    If the calling task is cancelled, psycopg interrupts the current statement, and the transaction
+    has failed after that.
     """
 
     def __init__(self, store: "Store", connection: "psycopg.AsyncConnection[Any]") -> None:
@@ -557,7 +562,7 @@ def _borrowed(store: blocking.Store, connection: "psycopg.AsyncConnection[Any]")
 class Store(Twin[blocking.Store]):
     """An async store: a database of queues and workflows.
 
-    It works with any event loop and any number of tasks. Do not use it across a fork.
+    A store works with any event loop and any number of tasks. Do not use it across a fork.
     `pgqrs.clients.blocking.Store` documents each call.
     """
 
@@ -573,7 +578,7 @@ class Store(Twin[blocking.Store]):
         return self.core.config
 
     async def close(self) -> None:
-        """Closes the store and its connections. Closing twice is fine."""
+        """Closes the store and its connections. A second call does nothing."""
         ways = self.ways
         if self.config.backend == "s3":
             # A call on the store's threads may wait for a response of S3. Closing the store ends
@@ -602,8 +607,8 @@ class Store(Twin[blocking.Store]):
     get_workflow_steps = awaited_as(blocking.Store.get_workflow_steps, WorkflowSteps)
 
     def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
-        """Returns the queue's messages as they arrive: an async iterator, and an async context
-        manager that closes it.
+        """Returns the queue's messages as they arrive. The result is an async iterator, and also an
+        async context manager that closes the iterator at its end.
         """
         return ConsumerIterator(self.core.iteration(queue, poll_interval_ms), self.ways)
 
@@ -655,7 +660,7 @@ class Store(Twin[blocking.Store]):
         self, *functions: Callable[..., Any], processes: int | None = None, lanes: int | None = None
     ) -> AsyncIterator[None]:
         """Runs a supervisor with these workflows and handlers while the `async with` block lasts.
-        It is ready on entry and drained on exit.
+        The supervisor is ready when the block begins, and drains when the block ends.
         """
         running = self.core.workers(*functions, processes=processes, lanes=lanes)
         await asyncio.to_thread(running.__enter__)

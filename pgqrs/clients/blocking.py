@@ -70,7 +70,7 @@ class Store:
         return self
 
     def close(self) -> None:
-        """Closes the connections. Closing twice is fine."""
+        """Closes the connections. A second call does nothing."""
         self._closed = True
         messages, self._messages = self._messages, None
         if messages is not None:
@@ -119,13 +119,15 @@ class Store:
         return Consumer.registered(self._ready(), self.config, self._queue_info(queue))
 
     def consume_iter(self, queue: str, poll_interval_ms: int | None = None) -> ConsumerIterator:
-        """Returns an iterator over the queue's messages as they arrive. Its consumer lives as long
-        as the iterator: close it, or use it in a `with` block.
+        """Returns an iterator over the queue's messages as they arrive. The iterator has a
+        consumer, which lives as long as the iterator: close it, or use it in a `with` block.
         """
         return ConsumerIterator(self.iteration(queue, poll_interval_ms))
 
     def iteration(self, queue: str, poll_interval_ms: int | None = None) -> Iteration:
-        """Returns the part that the blocking and the async iterator share."""
+        """Returns the part of an iterator over messages that the blocking and the async store
+        share.
+        """
         return Iteration(self._ready, self.config, queue, poll_interval_ms)
 
     def get_workers(self) -> table_handles.Workers:
@@ -161,14 +163,14 @@ class Store:
         return self.enqueue_many(queue, [payload], delay)[0]
 
     def enqueue_many(self, queue: str, payloads: Iterable[Any], delay: Duration = 0) -> list[int]:
-        """Enqueues several messages and returns their ids in the order of the payloads. Each 10,000
-        messages are one transaction.
+        """Enqueues several messages and returns their ids in the order of the payloads. Every
+        10,000 messages are one transaction.
         """
         encoded = [self._encoded(p) for p in arguments.several(payloads, "payloads")]
         return self.enqueue_raw(queue, encoded, durations.seconds(delay))
 
     def enqueue_raw(self, queue: str, payloads: Sequence[bytes], delay_s: float = 0.0) -> list[int]:
-        """Like `enqueue_many`, for payloads that are JSON already."""
+        """Enqueues several messages like `enqueue_many`. The payloads are JSON already."""
         return self._sent(queue, None, payloads, delay_s)
 
     def _sent(
@@ -198,16 +200,16 @@ class Store:
         """Starts a run of a decorated function with these arguments, commits, and returns the run's
         handle.
 
-        A workflow may also be given by its name. It then takes one positional argument, or several
-        by keyword, and they are not checked. Raises ValidationError if the arguments do not fit the
-        function, and SerializationError for a value that JSON cannot represent.
+        A workflow may also be given by its name. The call then accepts one positional argument, or
+        several keyword arguments, and does not check them. Raises ValidationError if the arguments
+        do not fit the function, and SerializationError for a value that JSON cannot represent.
         """
         return self._triggered(workflow, [(args, kwargs)])[0]
 
     def trigger_many(
         self, workflow: Callable[..., Any] | str, calls: Iterable[Any]
     ) -> "list[RunHandle[Any]]":
-        """Starts one run for each item of `calls`, and returns the handles in the same order. Each
+        """Starts one run for each item of `calls`, and returns the handles in the same order. Every
         10,000 runs are one transaction.
 
         `store.trigger_many(compress, files)` passes one file to each run. For a workflow with
@@ -334,7 +336,7 @@ class Store:
         before: int | None = None,
     ) -> list[RunRecord]:
         """Returns runs, newest first, at most `limit` of them. `status` is a WorkflowStatus or its
-        name. To continue a listing, pass the last id of it as `before`.
+        name. To get the following runs, pass the last id of the result as `before`.
         """
         return self._ready().runs(workflow, arguments.status(status), limit, before)
 
@@ -343,8 +345,8 @@ class Store:
         return self._ready().queues()
 
     def consumers(self, stopped: bool = False) -> list[WorkerInfo]:
-        """Returns the consumers of supervisors (one for each queue) and the producers and consumers
-        of the library. Stopped ones are included only if `stopped` is true.
+        """Returns the consumers of supervisors (one for each queue), and the producers and
+        consumers of the Python library. Stopped ones are included only if `stopped` is true.
         """
         return self._ready().workers(stopped)
 
@@ -356,7 +358,8 @@ class Store:
 
     def replay(self, message_id: int) -> None:
         """Makes a dead message, or a run in ERROR, available again. Recorded steps are kept, and
-        counters start at zero. Raises RunNotFoundError, and ValidationError if it is not dead.
+        counters start at zero. Raises RunNotFoundError, and ValidationError if the message is not
+        dead.
         """
         queue = self._ready().replay(message_id)
         self._ready().database.hint([queue])
@@ -368,8 +371,9 @@ class Store:
     ) -> AbstractContextManager[None]:
         """Runs a supervisor with these workflows and handlers while the `with` block lasts.
 
-        The supervisor is a process of its own: ready on entry, drained on exit. `processes` is its
-        number of workers, by default the number of cores. Not available on sqlite::memory:.
+        The supervisor is a process of its own. It is ready when the block begins, and drains when
+        the block ends. `processes` is its number of workers, by default the number of cores. Not
+        available on sqlite::memory:.
         """
         from pgqrs.clients.local_supervisor import local_supervisor
         from pgqrs.program import targets
@@ -378,8 +382,8 @@ class Store:
         return local_supervisor(self.config, self._ready, functions, processes, lanes, self._supervisors)
 
     def _refuse_without_workers(self) -> None:
-        """Raises SupervisorError if supervisors of `workers` blocks have died and no other one of
-        this store runs.
+        """Raises SupervisorError if the supervisors of `workers` blocks have died, and no other
+        supervisor of this store is alive.
         """
         deaths = [local.death() for local in self._supervisors]
         if deaths and all(deaths):
@@ -391,15 +395,16 @@ class Store:
 
     @property
     def messages(self) -> MessageStore:
-        """The store's database operations, after a check of the schema."""
+        """The operations on the store's database. The first use checks the schema."""
         return self._ready()
 
     def kept(self) -> Kept:
-        """The database of a store on S3, which can synchronize its local copy."""
+        """The database of a store on S3, which can synchronize its local copy with the object."""
         return cast(Kept, self._opened().database)
 
     def on_queue(self, known: Known, send: Callable[[int], list[int]]) -> list[int]:
-        """Returns `send(queue_id)`. The queue and the workflow are created if they do not exist.
+        """Calls `send` with the id of the queue, and returns its result. Creates the queue and the
+        workflow if they do not exist.
 
         A store caches ids. If a cached id is no longer in the database (the queue was deleted, or
         the schema was dropped and installed again), this looks up or creates both again, and calls
@@ -509,7 +514,7 @@ _Call = tuple[Sequence[Any], dict[str, Any]]
 
 
 def _each_call(calls: Iterable[Any]) -> list[_Call]:
-    """Returns the calls as pairs (args, kwargs). An item that is no such pair is the one argument
+    """Returns the calls as pairs (args, kwargs). An item that is no such pair is the only argument
     of its call. Raises ValidationError.
     """
     if isinstance(calls, str | bytes | bytearray | Mapping) or not isinstance(calls, Iterable):

@@ -1,4 +1,4 @@
-"""`connect`: one call that gives a blocking or an async store, depending on how it is used."""
+"""`connect`: returns a blocking or an async store, depending on how the program uses the result."""
 
 import warnings
 from collections.abc import Callable, Coroutine, Generator
@@ -11,16 +11,15 @@ from pgqrs.store.waiting import Threads
 
 
 def connect(dsn: str | None = None) -> "Connecting":
-    """Returns a connection to the database that `dsn` names. It connects when it is entered or
-    awaited.
+    """Returns a connection to the database that `dsn` names. The connection is made when a program
+    enters or awaits it.
 
     `await connect(dsn)` and `async with connect(dsn) as store:` give an async store. `with
-    connect(dsn) as store:` and `connect(dsn).open()` give a blocking one.
+    connect(dsn) as store:` and `connect(dsn).open()` give a blocking store.
 
-    Settings are looked up as the command line does it (`Config.load`): `dsn` overrides the PGQRS_
-    environment variables, which override the file pgqrs.toml, which overrides the defaults. Without
-    a DSN, the database is the SQLite file ./pgqrs.db. Use `connect_with` to take all settings from
-    the program instead.
+    Settings are looked up in the same order as by the command line (`Config.load`): `dsn`, the
+    PGQRS_ environment variables, the file pgqrs.toml, the defaults. Without a DSN, the database is
+    the SQLite file ./pgqrs.db. To take all settings from the program instead, use `connect_with`.
 
     Connecting raises ConfigError for an invalid DSN or setting, and PgqrsConnectionError if the
     database cannot be reached.
@@ -29,7 +28,8 @@ def connect(dsn: str | None = None) -> "Connecting":
 
 
 def connect_with(config: Config) -> "Connecting":
-    """Like `connect`, with explicit settings. It reads neither the environment nor a file.
+    """Returns a connection like `connect`, with the settings of `config` alone. Reads neither the
+    environment nor a file.
 
     Pass `Config.load()` to use the settings of the command line. Raises TypeError if `config` is
     not a Config.

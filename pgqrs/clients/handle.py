@@ -25,7 +25,9 @@ POLL_MIN_S, POLL_MAX_S = 0.002, 0.25
 
 
 class RunHandle(Generic[R]):
-    """The handle of one run. `id` is the id of the run's message; `result` waits for the run."""
+    """The handle of one run. `id` is the id of the run's message. `result` waits for the end of the
+    run.
+    """
 
     def __init__(self, store: "Store", run_id: int, returns: Any) -> None:
         self._store = store
@@ -44,15 +46,15 @@ class RunHandle(Generic[R]):
         """Waits until the run ends, and returns its result, converted to the function's return
         annotation.
 
-        Raises TimeoutError if `timeout` (seconds, a timedelta or text such as "5m") expires first.
-        The run continues in that case.
+        Raises TimeoutError if the run has not ended after `timeout` (seconds, a timedelta or text
+        such as "5m"). The run then continues.
 
         Raises RunFailedError if the run failed: `error` is the recorded error and `__cause__` the
         rebuilt exception. Raises RunCancelledError if the run was cancelled. Raises SupervisorError
-        if this is called inside a `store.workers()` block whose supervisor has died.
+        inside a `store.workers()` block whose supervisor has died.
 
-        If this is called inside another run, the supervisor starts an additional worker for the
-        awaited run. Raises InternalError if an additional worker cannot help.
+        If the caller is itself a run, the supervisor starts an additional worker for the awaited
+        run. Raises InternalError if an additional worker cannot help.
         """
         return drive(self.wait(Blocking(), timeout))
 

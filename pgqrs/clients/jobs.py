@@ -236,8 +236,8 @@ class Job(Generic[R]):
         row, progress = self._row(), self.progress
         if row.status == maps.RUNNING and progress.total is not None and not progress.is_over:
             raise errors.InternalError(
-                f"{self._told()}: {progress.total - progress.ended:,} items are in no queue, although they have "
-                "no outcome: their messages were deleted or given up (see `pgqrs dead`); "
+                f"{self._told()}: {progress.total - progress.ended:,} items are in no queue, although they "
+                "have no outcome: their messages were deleted or given up (see `pgqrs dead`); "
                 "job.retry_failed() enqueues them again"
             )
 

@@ -25,7 +25,7 @@ MAIN = "supervisors.__main__:main"
 
 
 class Local:
-    """The parent's view of the supervisor of one block."""
+    """The supervisor of one block, as the program sees it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", parent_write: int) -> None:
         self._process = process
@@ -35,8 +35,8 @@ class Local:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is a fork of the one that started the supervisor. A fork does not
-        control it.
+        """Whether this process is a fork of the program that started the supervisor. A fork does
+        not control the supervisor.
         """
         return os.getpid() != self._pid
 
@@ -87,7 +87,9 @@ _open: set[Local] = set()
 
 
 def _in_forked_child() -> None:
-    """Closes the pipe in a fork. An open copy would hide this program's end from the supervisor."""
+    """Closes the pipe in a fork of the program. An open copy would hide the end of the program from
+    the supervisor.
+    """
     for local in list(_open):
         local.close()
 
@@ -104,15 +106,16 @@ def local_supervisor(
     lanes: int | None,
     running: list[Local],
 ) -> Iterator[None]:
-    """Runs a supervisor in a process of its own while the block lasts: ready on entry, drained on
-    exit.
+    """Runs a supervisor in a process of its own while the block lasts. The supervisor is ready when
+    the block begins, and drains when the block ends.
 
     `prepare` is called before the supervisor starts. `running` contains the supervisor while the
     block lasts.
 
-    If an exception leaves the block (Ctrl-C is one), the supervisor stops at the next step of every
-    run, or after BOUNDARY_S. A second Ctrl-C stops it immediately. Nothing is lost: unfinished runs
-    are released. Raises SupervisorError at the end of the block if the supervisor has died before.
+    If an exception leaves the block (Ctrl-C is one), the supervisor stops each run at its next
+    step, and ends after BOUNDARY_S at the latest. A second Ctrl-C stops the supervisor immediately.
+    Nothing is lost: unfinished runs are released. If the supervisor has died, raises
+    SupervisorError at the end of the block.
     """
     targets.refuse_while_loading()
     interpreter.refuse_another_start()
@@ -166,7 +169,9 @@ def _refuse_unshared(config: Config) -> None:
 
 
 def _know_main_as_workers_do() -> None:
-    """Registers `__main__` under the alias that workers use for it. Their pickles name classes by it."""
+    """Registers `__main__` under the alias that workers use for it, because their pickles name
+    classes by this alias.
+    """
     sys.modules.setdefault(targets.MAIN_ALIAS, sys.modules[targets.MAIN])
 
 

@@ -1,4 +1,6 @@
-"""Stores whose SQLite file is kept in S3: synchronizing the local copy with the S3 object."""
+"""Stores whose SQLite file is kept in S3: these handles synchronize the local copy with the S3
+object.
+"""
 
 from typing import overload
 
@@ -15,23 +17,23 @@ class BlockingS3StoreHandle:
         self._database = database
 
     def snapshot(self) -> None:
-        """Replaces the local copy with the object's current content. It writes nothing to S3.
+        """Replaces the local copy with the object's current content. Writes nothing to S3.
 
-        Raises PgqrsError ("unsynced writes") if that would discard writes of Local mode, or if
-        there is no object. Raises PgqrsConnectionError if S3 cannot be reached.
+        Raises PgqrsError ("unsynced writes") if the local copy has writes of Local mode that would
+        be lost, or if there is no object. Raises PgqrsConnectionError if S3 cannot be reached.
         """
         self._database.snapshot()
         self._store.forget()
 
     def sync(self) -> None:
-        """Writes the local copy to the object with one PUT, or with none if they are the same.
+        """Writes the local copy to the object with one PUT. If both are the same, sends no PUT.
 
-        It creates the object if there is none, also if the object was removed in the meantime. In
+        If there is no object, `sync` creates it, even if the object was removed in the meantime. In
         Durable mode there is hardly ever anything to write.
 
-        Raises ConflictError, a PgqrsError ("conflict"), if the object is not the version last seen
-        here. The object and the local copy stay unchanged in that case. Raises PgqrsConnectionError
-        if it is unknown whether the object was replaced.
+        Raises ConflictError, a PgqrsError ("conflict"), if the object is not the version that this
+        store last saw. The object and the local copy then stay unchanged. Raises
+        PgqrsConnectionError if it is unknown whether the object was replaced.
         """
         self._database.sync()
 

@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class Using:
-    """Offers a store's enqueue and trigger inside the caller's transaction. A queue that does not
-    exist yet is created on the store's own connection, and remains even if the transaction is
-    rolled back.
+    """Offers a store's enqueue and trigger inside the caller's transaction. If a queue does not
+    exist yet, it is created on the store's own connection. The queue remains even if the
+    transaction is rolled back.
     """
 
     def __init__(self, store: "Store", connection: "psycopg.Connection[Any]") -> None:

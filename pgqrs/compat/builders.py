@@ -1,7 +1,7 @@
 """The builders of 0.15: `workflow()`, `run()`, `step()`, `dequeue()`, `enqueue()` and `tables()`.
 
-They are thin layers over the other APIs. With an async store, the last call of a chain is awaited.
-`pgqrs.flows.definitions` contains `workflow` and `step`.
+The builders are thin layers over the other APIs. With an async store, the last call of a chain is
+awaited. `pgqrs.flows.definitions` contains `workflow` and `step`.
 """
 
 from collections.abc import Callable, Coroutine, Sequence
@@ -76,8 +76,8 @@ class WorkflowTriggerBuilder:
         self._name, self._store, self._input = name, store, input
 
     def execute(self) -> Any:
-        """Enqueues the message that starts the run, and returns it. Its payload shows the input.
-        Raises WorkflowNotFoundError.
+        """Enqueues the message that starts the run, and returns it. The payload of the returned
+        message shows the input. Raises WorkflowNotFoundError.
         """
         name, store = _given(self._name, "name"), _given(self._store, "store")
         core, ways = apart(store)
@@ -114,8 +114,8 @@ class RunBuilder:
         return finish(store, made())
 
     def result(self) -> Any:
-        """Waits until the run ends, and returns its result. Raises PgqrsError with the stored
-        error, or RunCancelledError.
+        """Waits until the run ends, and returns its result. If the run failed, raises PgqrsError
+        with the stored error. If it was cancelled, raises RunCancelledError.
         """
         message, store = self._both("result")
         core, ways = apart(store)
@@ -182,7 +182,7 @@ class StepBuilder:
         return self.name(id)
 
     def with_time(self, time: str | datetime) -> Self:
-        """Acquires the step as if it were that time."""
+        """Makes `execute` acquire the step as if the time were `time`."""
         times.moment(time)
         self._time = time
         return self
@@ -240,13 +240,15 @@ class EnqueueBuilder:
         return self
 
     def at(self, time: str | datetime) -> Self:
-        """Enqueues the messages as if it were that time."""
+        """Makes `execute` enqueue the messages as if the time were `time`."""
         times.moment(time)
         self._at = time
         return self
 
     def execute(self, store: AnyStore) -> Any:
-        """Enqueues, and returns the message's id, or the ids of `messages` in their order."""
+        """Enqueues the messages. Returns the id of a single `message`, or the ids of `messages` in
+        their order.
+        """
         if not self._payloads and self._single is False:
             raise errors.ValidationError(
                 "there is nothing to enqueue; call .message(payload) or .messages(payloads)"
@@ -313,16 +315,20 @@ class DequeueBuilder:
         return self
 
     def at(self, time: str | datetime) -> Self:
-        """Polls as if it were that time."""
+        """Makes `poll` poll as if the time were `time`."""
         self._at = times.moment(time)
         return self
 
     def handle(self, handler: Callable[[QueueMessage], Any]) -> Self:
-        """Sets a handler that is called with each message. The message is archived when it returns."""
+        """Sets a handler that is called with each message. When the handler returns, the message is
+        archived.
+        """
         return self._with("message", handler)
 
     def handle_batch(self, handler: Callable[[list[QueueMessage]], Any]) -> Self:
-        """Sets a handler that is called with up to `batch` messages. They are archived when it returns."""
+        """Sets a handler that is called with up to `batch` messages. When the handler returns, they
+        are archived.
+        """
         return self._with("batch", handler)
 
     def handle_workflow(self, handler: Callable[[Any], Any]) -> Self:
@@ -351,9 +357,9 @@ class DequeueBuilder:
         return self._consumer is not None
 
     def poll(self, store: AnyStore) -> Any:
-        """Polls until the worker is interrupted. The worker is then Suspended, and this raises
-        WorkerSuspendedError. An exception of the handler ends the polling too, and releases the
-        claimed messages.
+        """Polls until the worker is interrupted. The worker is then Suspended, and `poll` raises
+        WorkerSuspendedError. If the handler raises an exception, `poll` raises it, and the claimed
+        messages are released.
         """
         return finish(store, self._poll(store))
 

@@ -31,5 +31,5 @@ class _Former:
 
 
 def keep(moved: Mapping[str, str]) -> None:
-    """Registers former paths. `moved` maps them to the present ones."""
+    """Registers former paths. `moved` maps each former path to the present one."""
     sys.meta_path.append(_Former(moved))

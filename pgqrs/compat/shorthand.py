@@ -1,4 +1,6 @@
-"""The module functions of 0.15. With an async store, producer or consumer, their results are awaited."""
+"""The module functions of 0.15. With an async store, producer or consumer, the caller awaits the
+result.
+"""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, overload
@@ -61,8 +63,9 @@ def consume(
 @overload
 def consume(store: blocking.Store, queue: str, handler: Callable[[QueueMessage], Any]) -> None: ...
 def consume(store: AnyStore, queue: str, handler: Callable[[QueueMessage], Any]) -> Any:
-    """Makes one pass: claims a message, if there is one, and archives it when the handler returns.
-    If the handler raises, the message is released and the exception is passed on.
+    """Makes one pass: claims a message, if there is one, and calls the handler with it. If the
+    handler returns, the message is archived. If the handler raises, the message is released and the
+    exception is passed on.
     """
     return finish(store, _consume(*apart(store), queue, 1, "message", handler))
 
@@ -78,7 +81,7 @@ def consume_batch(
 def consume_batch(
     store: AnyStore, queue: str, batch_size: int, handler: Callable[[list[QueueMessage]], Any]
 ) -> Any:
-    """Like `consume`, with up to `batch_size` messages at once."""
+    """Makes one pass like `consume`, with up to `batch_size` messages."""
     return finish(store, _consume(*apart(store), queue, batch_size, "batch", handler))
 
 
@@ -124,8 +127,8 @@ def archive_batch(consumer: aio.Consumer, messages: Sequence[QueueMessage]) -> C
 @overload
 def archive_batch(consumer: blocking_consumer.Consumer, messages: Sequence[QueueMessage]) -> bool: ...
 def archive_batch(consumer: AnyConsumer, messages: Sequence[QueueMessage]) -> Any:
-    """Archives messages. Returns whether the consumer owned all of them; `consumer.archive_many`
-    returns which.
+    """Archives messages. Returns whether the consumer owned all of them. `consumer.archive_many`
+    returns which messages it owned.
     """
     ids = [_id(m) for m in messages]
     if isinstance(consumer, aio.Consumer):
@@ -161,7 +164,7 @@ def extend_vt(consumer: AnyConsumer, message: QueueMessage, seconds: Duration) -
 
 
 def apart(store: AnyStore) -> tuple[blocking.Store, Ways]:
-    """Returns the blocking store, and how to wait."""
+    """Returns the blocking store of a store, and the `Ways` to wait for its calls."""
     if isinstance(store, aio.Store):
         return store.core, store.ways
     return _store(store), Blocking()

@@ -43,8 +43,8 @@ class Proof(Struct, frozen=True):
 
 
 def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
-    """Compares recorded steps with `evidence`, the log of the step bodies: one line per start, in
-    order.
+    """Compares the recorded steps of the runs with `evidence`, the log of the step bodies. The log
+    has one line for each start of a body, in the order of the starts.
     """
     starts = starts_in(evidence.read_text() if evidence.exists() else "")
     not_success: list[str] = []
@@ -67,8 +67,8 @@ def examine(handles: Iterable[RunHandle[Summary]], evidence: Path) -> Proof:
 
 
 def starts_in(evidence: str) -> dict[int, list[str]]:
-    """Returns the started steps of each run, in order. A line that a kill cut short belongs to a
-    body that had done nothing yet.
+    """Returns the steps that each run has started, in their order. If a kill has cut a line short,
+    the body of that line had done nothing yet.
     """
     starts: dict[int, list[str]] = {}
     for line in evidence.splitlines():

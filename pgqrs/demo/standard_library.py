@@ -1,6 +1,6 @@
 """The demo's workflow: measure and compress one module or package of the Python standard library.
 
-Change it and run `pgqrs demo` again, or run it as a service:
+Change this file and run `pgqrs demo` again, or run it as a service:
 
     pgqrs supervise pgqrs/demo/standard_library.py
 
@@ -82,7 +82,7 @@ def chunks(sources: list[Source]) -> list[list[Source]]:
 
 
 def parts(sources: list[Source]) -> list[Source]:
-    """Splits large files for compression. Parsing needs whole files."""
+    """Splits large files into parts for compression. (Files to be parsed must stay whole.)"""
     return [
         Source(source.path, min(CHUNK_BYTES, source.bytes - start), start)
         for source in sources
@@ -169,8 +169,8 @@ def summarise(
 
 
 def modules() -> list[tuple[str, Path]]:
-    """Returns the top-level modules and packages of the standard library, largest first, so that no
-    large one remains at the end.
+    """Returns the top-level modules and packages of the standard library. The largest come first,
+    so that no large one remains when the others have ended.
     """
     library = Path(sysconfig.get_path("stdlib"))
     found = [
@@ -191,10 +191,10 @@ def _bytes(path: Path) -> int:
 
 
 def witness(evidence: Path | None) -> None:
-    """Logs, independently of pgqrs, that this step of this run started.
+    """Logs that this step of this run has started. pgqrs does not know this log.
 
-    One write to a file opened for appending is not mixed with another process's write. A kill may
-    cut it short, however. Each line therefore begins with a line feed, in case the previous line is
+    A write to a file that is opened for appending does not mix with the write of another process,
+    but a kill may cut it short. So each line begins with a line feed, in case the previous line is
     incomplete.
     """
     if evidence is not None:

@@ -55,7 +55,7 @@ def workflow(
     """Makes a function a workflow: `store.trigger(function, …)` starts a run, and a supervisor
     executes it.
 
-    A direct call of the function behaves as before. `name` defaults to the function's `__name__`,
+    A direct call of the function is an ordinary call. `name` defaults to the function's `__name__`,
     and `queue` defaults to `name`.
 
     `timeout` (seconds, a timedelta or text such as "2h") limits the whole run from its first start,
@@ -63,12 +63,12 @@ def workflow(
     that the run cannot catch. If a plain run is executing at that moment, its worker is killed.
 
     While a plain run waits for the commit of a step, its worker executes another run on the same
-    thread. With `lanes=1`, a worker finishes one run of this workflow before it starts another. Use
-    that for functions that hold a lock, change the working directory or set a signal handler across
-    steps.
+    thread. With `lanes=1`, a worker finishes one run of this workflow before it starts another run.
+    Use that for functions that hold a lock, change the working directory or set a signal handler
+    across steps.
 
     Raises ValidationError for a function that cannot be a workflow: a generator, a lambda without a
-    name, or an annotation that JSON cannot represent.
+    name, or a function with an annotation that JSON cannot represent.
 
     Without any argument, this returns the workflow builder of 0.15, which also accepts a function.
     """
@@ -89,12 +89,12 @@ def workflow(
 
 
 def handler(*, queue: str, name: str | None = None, timeout: Duration | None = None) -> Callable[[F], F]:
-    """Makes a function the handler of a queue's plain messages. It receives each payload, converted
-    to its annotation.
+    """Makes a function the handler of a queue's plain messages. The function receives each payload,
+    converted to its annotation.
 
-    When the function returns, the message is archived. When it raises, the message is delivered
-    again after a back-off. After `max_read_ct` deliveries (a setting of the supervisor) the message
-    is dead.
+    When the function returns, the message is archived. When the function raises, the message is
+    delivered again after a back-off. After `max_read_ct` deliveries (a setting of the supervisor)
+    the message is dead.
 
     `timeout` (seconds, a timedelta or text) limits one delivery. Exceeding it counts as a failure:
     a plain handler is killed with its worker, and an `async` one is cancelled.
@@ -137,9 +137,9 @@ def step(
     compare: bool = True,
 ) -> Any:
     """Makes a function a step: inside a run its result is recorded once, and every replay returns
-    it.
+    this result.
 
-    Outside a run, and inside another step, this is a plain call.
+    A call outside a run, or inside another step, is an ordinary call.
 
     `retry` is the number of retries after an exception, or a policy. The run holds no worker during
     the back-off between attempts.
@@ -154,8 +154,8 @@ def step(
 
     A replay finds the record of a call by the task that makes the call, the step's name and a
     fingerprint of the arguments. If the arguments differ from the recorded ones, the call raises
-    ReplayMismatchError before the body runs. `compare=False` skips this comparison, for a step that
-    receives a timestamp, a temporary path or the like.
+    ReplayMismatchError before the body runs. `compare=False` skips this comparison. It is meant for
+    a step that receives a timestamp, a temporary path or the like.
 
     Without any argument, this returns the step builder of 0.15, which also accepts a function.
     """
@@ -206,8 +206,8 @@ def step(
 
 
 def definition_of(function: object) -> Definition:
-    """Returns the definition of a decorated function. Raises ValidationError for anything else,
-    including an object that wraps a decorated function: workers would run the function without the
+    """Returns the definition of a decorated function. Raises ValidationError for any other object,
+    including one that wraps a decorated function: workers would execute the function without the
     wrapper.
     """
     found = getattr(function, "__pgqrs__", None)
@@ -228,8 +228,9 @@ def definition_of(function: object) -> Definition:
 
 
 def refuse_replaced(module: ModuleType) -> None:
-    """Raises ValidationError if a name of a workflow, handler or step in the module is bound to a
-    wrapper of it. Workers would ignore a decorator above pgqrs's own, for example.
+    """Raises ValidationError if the module binds the name of a workflow, handler or step to a
+    wrapper of it, for example because of a decorator above pgqrs's own. Workers would ignore the
+    wrapper.
     """
     for definition in _made.get(module, ()):
         held: Any = module
@@ -368,7 +369,9 @@ def _wraps(outer: object, inner: Definition) -> bool:
 
 
 def _attribute(value: object, name: str) -> Any:
-    """Returns None if the attribute is missing or if reading it raises, as it may in a lazy proxy."""
+    """Returns an attribute. Returns None if the attribute is missing, or if reading it raises, as
+    it may in a lazy proxy.
+    """
     try:
         return getattr(value, name, None)
     except Exception:

@@ -1,8 +1,9 @@
 """A run as its own code sees it: steps whose results are recorded once and replayed afterwards.
 
-This module does not know where records are stored. A `History` holds the results recorded earlier.
-A `Journal` receives the begin and the result of each step; behind it is a pipe to a supervisor, a
-store, or a list in a test. This module keeps the two rules that make a run durable:
+This module does not know where records are stored. A `History` holds the results that were recorded
+earlier. A `Journal` receives the begin and the result of each step. It is implemented by a pipe to
+a supervisor, by a store, or by a list in a test. This module keeps the two rules that make a run
+durable:
 
 - A step's body starts only if the history has no result for it and `begin` has returned. `begin`
   returns when every earlier step of the run is durable, or at once if the step is pure.
@@ -78,45 +79,51 @@ class Definition(Struct, frozen=True):
 
 
 class Suspended(BaseException):
-    """Removes a run from its worker without ending it: the run waits for a retry, is paused, was
-    cancelled or is handed back to the supervisor.
+    """Removes a run from its worker without ending the run: it waits for a retry, is paused, was
+    cancelled, or is handed back to the supervisor.
 
-    It is not an Exception, so that `except Exception` in a workflow does not catch it.
+    Suspended is not an Exception, so that `except Exception` in a workflow does not catch it.
     """
 
 
 class Journal(Protocol):
-    """The receiver of a run's checkpoints."""
+    """The interface that receives a run's checkpoints."""
 
     def begin(self, call: StepCall) -> None:
-        """Returns when the call's body may start: when everything recorded earlier is durable, or
-        at once if the call is pure.
+        """Returns when the body of the call may start: when everything that was recorded before is
+        durable, or at once if the step is pure.
         """
 
     def record(self, step: Step) -> None:
-        """Accepts a result and returns at once. Raises Suspended if the run leaves its worker here."""
+        """Accepts a result and returns at once. Raises Suspended if the run must leave its worker
+        at this point.
+        """
 
 
 class AsyncJournal(Protocol):
-    """The receiver of the checkpoints of a run on an event loop."""
+    """The interface that receives the checkpoints of a run on an event loop."""
 
     async def begin(self, call: StepCall) -> None: ...
 
     def record(self, step: Step) -> None: ...
 
     def tried(self, step: Step) -> None:
-        """Accepts a failed attempt of a step that is retried in this worker. Returns at once."""
+        """Accepts a failed attempt of a step, and returns at once. The step is retried in this
+        worker.
+        """
 
     @property
     def leaving(self) -> bool:
-        """Whether the run is leaving its worker. A step that ends now ends for that reason."""
+        """Whether the run is leaving its worker. If a step ends now, it ends for that reason."""
 
     def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """Awaits from synchronous code inside the run: an async workflow has called a plain step."""
+        """Awaits `awaitable` for synchronous code inside the run: an async workflow has called a
+        plain step.
+        """
 
 
 class Clocks(Struct, frozen=True):
-    """The clocks and the source of random numbers of a run."""
+    """The clocks and the source of random numbers that a run uses."""
 
     now_s: Callable[[], float]
     cpu_s: Callable[[], float]
@@ -202,7 +209,7 @@ class Context:
 
     @property
     def handover(self) -> "Handover":
-        """The order in which an async run receives its results."""
+        """The order in which the code of an async run receives the results of its steps."""
         if self._handover is None:
             # Imported here because it imports asyncio.
             from pgqrs.flows.handover import Handover
@@ -272,7 +279,7 @@ class Context:
         return policy.delay(tried + 1, self.clocks.random) if tried < policy.max_attempts else None
 
     def next_try(self, definition: StepDefinition, call: StepCall) -> StepCall:
-        """Returns the same call for the next attempt, after one has failed."""
+        """Returns the call for the next attempt, after an attempt has failed."""
         tried = call.retry_count + 1
         policy = definition.retry
         retry_in_s = None if policy is None else self.retry_in_s(policy, tried)
@@ -283,7 +290,9 @@ _inside_worker = False
 
 
 def mark_worker() -> None:
-    """Marks this process as a worker of a supervisor. Calling a step outside a run is a mistake here."""
+    """Marks this process as a worker of a supervisor. In a worker, a call of a step outside a run
+    is a mistake.
+    """
     global _inside_worker
     _inside_worker = True
 
@@ -308,18 +317,18 @@ def step_under_way() -> StepCall | None:
 
 
 class Waits(Protocol):
-    """A journal in a supervisor's worker that also reports waits. The supervisor learns which run
-    this run waits for, because no other supervisor may be able to execute it.
+    """A journal in a supervisor's worker that also reports waits for other runs. The supervisor
+    must know of the wait, because no other supervisor may be there to execute the awaited run.
     """
 
     def waits(self, run_id: int, workflow: str, blocks: bool) -> None:
-        """Reports that the run waits for another run. With `blocks`, nothing else can execute in
-        this worker meanwhile.
+        """Reports that the run waits for the run `run_id` of `workflow`. With `blocks`, nothing
+        else can execute in this worker during the wait.
         """
         ...
 
     def look(self) -> None:
-        """Raises Suspended if the run must leave its worker instead, and InternalError if the wait
+        """Raises Suspended if the run must leave its worker now, and InternalError if the wait
         could never end.
         """
         ...
@@ -330,8 +339,8 @@ class Waits(Protocol):
 
 
 def waits() -> Waits | None:
-    """Returns the journal to report a wait to. Returns None outside a supervisor's worker, and in a
-    thread other than the run's own.
+    """Returns the journal that a wait is reported to. Returns None outside a supervisor's worker,
+    and in a thread other than the run's own.
     """
     context = running()
     if context is None or not hasattr(context.journal, "waits") or threading.get_ident() != context._thread:
@@ -346,8 +355,8 @@ _PAUSE = StepDefinition("pause", lambda: None, Signature(lambda: None), False, c
 
 
 def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Calls a plain step. The call is recorded inside a run; outside a run and inside another step
-    it is a plain call.
+    """Calls a plain step. Inside a run the call is recorded. Outside a run and inside another step
+    it is an ordinary call.
     """
     scope = _enclosing(definition)
     if scope is None:
@@ -384,8 +393,8 @@ def call_step(definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[st
 def call_async_step(
     definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Coroutine[Any, Any, Any]:
-    """Calls an `async def` step and returns its coroutine. The call takes its place in the run
-    here, not when the coroutine is awaited.
+    """Calls an `async def` step and returns its coroutine. The place of the call in the run is
+    fixed now, not when the coroutine is awaited.
     """
     scope = _enclosing(definition)
     if scope is None:
@@ -450,8 +459,8 @@ async def _attempted(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Step:
-    """Executes one attempt and records it, unless a retry follows. If the workflow cancels the
-    step, that is recorded as the result.
+    """Executes one attempt of a step. Records it, unless a retry follows. If the workflow cancels
+    the step, the cancellation is recorded as the result.
     """
     # Imported here because most worker processes do not need asyncio, and every fork would carry it.
     import asyncio
@@ -502,8 +511,8 @@ async def _attempted(
 
 
 async def _back_off(context: Context, step: Step) -> None:
-    """Waits for a step's retry. The run leaves its worker for that time unless another of its steps
-    is in progress.
+    """Waits until a step's retry is due. During the wait the run leaves its worker, unless another
+    step of the run is in progress.
     """
     wait_s = step.retry_in_s or 0.0
     if not context.branched or context.handover.is_alone():
@@ -516,7 +525,9 @@ async def _back_off(context: Context, step: Step) -> None:
 
 
 def _waiting(call: StepCall, tried: RecordedStep) -> Step:
-    """Returns the record of a step that waits for a retry, to be recorded again."""
+    """Returns the record of a step whose earlier attempts (`tried`) failed and whose retry is not
+    due yet. The run records it once more if it leaves its worker for the rest of the wait.
+    """
     return Step(
         tried.position,
         call.name,
@@ -613,7 +624,7 @@ def _was_cancelled(error: bytes) -> bool:
 
 
 class Attempt:
-    """One execution of a step's body, and the record made of it."""
+    """One execution of a step's body, and the record of it."""
 
     def __init__(self, context: Context, definition: StepDefinition, call: StepCall) -> None:
         self._context = context
@@ -698,7 +709,9 @@ def _encoded_error(error: BaseException, code: str | None = None) -> bytes:
 
 
 def _settled(definition: StepDefinition, status: str, output: bytes | None, error: bytes | None) -> Any:
-    """Returns or raises a step's outcome from its record, the same way the first time and in a replay."""
+    """Returns the value, or raises the exception, that a step's record describes. The first
+    execution and each replay use this function, so that both behave the same.
+    """
     if status == WorkflowStatus.Success:
         return codec.decode(
             output or b"null", definition.signature.returns, what=f"the result of step {definition.name!r}"
@@ -739,7 +752,7 @@ def execute(definition: Definition, context: Context, payload: bytes) -> bytes:
 
 
 async def execute_async(definition: Definition, context: Context, payload: bytes) -> bytes:
-    """Like `execute`, for an `async def` function."""
+    """Runs an `async def` workflow or handler, like `execute`."""
     import asyncio
 
     with running_in(context):

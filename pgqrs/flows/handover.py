@@ -1,4 +1,4 @@
-"""The order in which an async run receives the results of its steps. It is the same in every
+"""The order in which an async run receives the results of its steps. The order is the same in every
 replay.
 
 The code of a workflow can depend on which of several branches continues first (`as_completed`,
@@ -9,7 +9,7 @@ results: each result has the number at which it `ended`. Between two results, th
     that ended before it
 
 What the workflow does between two results then depends only on the earlier results. A replay cannot
-repeat what the workflow itself reads from outside (timers, sockets, threads). That belongs in
+repeat what the workflow itself reads from outside (timers, sockets, threads). Such code belongs in
 steps.
 """
 
@@ -61,8 +61,9 @@ class Handover:
         return self.ended
 
     async def turn(self, ended: int | None) -> None:
-        """Waits until it is the turn of the result with this number. None stands for a result that
-        the run has never seen; its turn is when the run is at rest.
+        """Waits until the result with the number `ended` may be handed over. None stands for a
+        result that the run has never received. Such a result is handed over when the run is at
+        rest.
         """
         if not self._context.branched:
             self._take(ended)
@@ -85,7 +86,7 @@ class Handover:
             raise
 
     async def cancelled_again(self, ended: int | None) -> None:
-        """Waits until the workflow cancels the call again, as it did when this was recorded. Never
+        """Waits until the workflow cancels the call, as it did when the call was recorded. Never
         returns.
         """
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,9 +115,9 @@ class Handover:
     # Waiting for a retry
 
     async def alone(self, seconds: float) -> bool:
-        """Waits for `seconds`, or less if the run waits for nothing else. Returns True in the
-        latter case: the run may then leave its worker. If several calls wait, only the one that is
-        due first returns True.
+        """Waits for `seconds`. Ends earlier and returns True if the run waits for nothing else, so
+        that the run may leave its worker. If several calls wait, only the one that is due first
+        returns True.
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[bool] = loop.create_future()
@@ -130,7 +131,7 @@ class Handover:
             self._backing_off = [w for w in self._backing_off if w[1] is not waiting]
 
     def is_alone(self) -> bool:
-        """Whether nothing of the run is in progress except the caller."""
+        """Whether nothing of the run is in progress except the calling code."""
         return not (self._open or self._asked or self._backing_off) and self._at_rest()
 
     def began(self) -> None:

@@ -33,12 +33,16 @@ _Key = tuple[str, str, int | None]
 
 
 def step_of(record: str) -> str:
-    """Returns the step's name in a record's name: `charge` for `charge#2` and for `charge#branch.1/2`."""
+    """Returns the name of the step that a record's name contains: `charge` for `charge#2` and for
+    `charge#branch.1/2`.
+    """
     return record.partition("#")[0]
 
 
 class History:
-    """The records of one run. `ordered` is False for an async run, whose steps can run concurrently."""
+    """The records of one run. `ordered` is False for an async run, because its steps can run
+    concurrently.
+    """
 
     def __init__(self, steps: Sequence[RecordedStep], ordered: bool) -> None:
         self.steps = steps
@@ -75,12 +79,12 @@ class History:
     def find(
         self, name: str, place: Place, pure: bool = False, arguments: Sequence[Any] = ()
     ) -> RecordedStep | None:
-        """Returns the record of the call of step `name` at `place`, or None if the step's body is
-        to run.
+        """Returns the record of the call of step `name` at `place`. Returns None if the step's body
+        is to run.
 
         A record with the status RETRY holds the failed attempts. Each record is returned once.
-        Raises ReplayMismatchError if the body must not run. `arguments` are shown in that error's
-        message.
+        Raises ReplayMismatchError if the body must not run. The message of this error shows
+        `arguments`.
         """
         if not self._unreached and not self._ambiguous:
             return None
@@ -95,7 +99,7 @@ class History:
         return found
 
     def finish(self) -> None:
-        """Raises ReplayMismatchError if the run has ended without calling every recorded step."""
+        """Raises ReplayMismatchError if a recorded step was not called, although the run has ended."""
         if self._unreached:
             first = min(self._unreached.values(), key=lambda s: s.position)
             raise errors.ReplayMismatchError(
@@ -114,8 +118,8 @@ class History:
         return found or self._match_placeless(name, place)
 
     def _match_placeless(self, name: str, place: Place) -> RecordedStep | None:
-        """Returns a record of an async run of an older version, which numbered the calls of all
-        tasks together.
+        """Returns a record without a place. Older versions wrote such records for async runs, and
+        numbered the calls of all tasks together.
         """
         if name in self._ambiguous:
             raise errors.ReplayMismatchError(

@@ -15,7 +15,9 @@ JITTERED_DELAY_S_MIN = 1.0
 
 
 class BackoffStrategy(Struct, frozen=True):
-    """The delay before a retry. Created by `fixed`, `exponential` or `exponential_with_jitter`."""
+    """The delay before a retry. Create one with `fixed`, `exponential` or
+    `exponential_with_jitter`.
+    """
 
     base_s: float
     max_s: float
@@ -31,16 +33,16 @@ class BackoffStrategy(Struct, frozen=True):
 
     @classmethod
     def exponential(cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0) -> "BackoffStrategy":
-        """Starts with `base_seconds` and doubles for each retry, up to `max_seconds`."""
+        """The delay starts with `base_seconds`, and doubles for each retry, up to `max_seconds`."""
         return cls(*_bounds(base_seconds, max_seconds), factor=2.0)
 
     @classmethod
     def exponential_with_jitter(
         cls, base_seconds: Duration = 1.0, max_seconds: Duration = 60.0
     ) -> "BackoffStrategy":
-        """Like `exponential`, with random jitter of ±25 % so that steps that failed together are
-        not retried together. The delay is never under 1 s, unless `max_seconds` is, and never over
-        `max_seconds`.
+        """The delay of `exponential` with random jitter of ±25 %, so that steps that failed
+        together are not retried together. The delay is never over `max_seconds`. It is never under
+        1 s, unless `max_seconds` is.
         """
         base_s, max_s = _bounds(base_seconds, max_seconds)
         return cls(base_s, max_s, factor=2.0, jitter=JITTER, min_s=min(JITTERED_DELAY_S_MIN, max_s))
@@ -64,8 +66,8 @@ class BackoffStrategy(Struct, frozen=True):
 
 
 class StepRetryPolicy(Struct, frozen=True):
-    """At most `max_attempts` retries after the first attempt, separated by `backoff`. With None,
-    the back-off is exponential from 1 s to 60 s, with jitter.
+    """At most `max_attempts` retries after the first attempt, separated by `backoff`. If `backoff`
+    is None, the delay is exponential from 1 s to 60 s, with jitter.
     """
 
     max_attempts: int = 3

@@ -1,7 +1,7 @@
-"""The place in a run where the current code executes: the task, and the step if it is in one.
+"""The place in a run where the current code executes: the task and, inside a step, the step.
 
-A plain run has one scope. An async run has one for each of its tasks. The tasks form a tree: a
-task's path consists of its parent's path, the name of its coroutine, and its number among the
+A plain run has one scope. An async run has one scope for each of its tasks. The tasks form a tree:
+a task's path consists of its parent's path, the name of its coroutine, and its number among the
 parent's tasks of that name. Because of the names, tasks that a library creates for itself do not
 shift the numbers of the user's tasks.
 """
@@ -56,8 +56,8 @@ class Scope:
         self._tasks: dict[str, int] = {}
 
     def child(self, name: str) -> "Scope":
-        """Returns the scope of a task that this task creates now. A task created in a step's body
-        belongs to that body.
+        """Returns the scope of a task that this task creates now. If a step's body creates the
+        task, the new task belongs to that body.
         """
         if self.step is not None:
             return Scope(self.context, self.path, self.step)

@@ -17,11 +17,12 @@ Seconds = float | timedelta | str
 
 
 class Consumer(Registered):
-    """A consumer registered on one queue.
+    """A consumer that is registered on one queue.
 
-    It owns a message from the claim until it archives, deletes or releases the message. If the lock
-    time (`vt`) has passed, another consumer may claim the message and become its owner. Calls on a
-    message that this consumer does not own return False, or do not count it.
+    The consumer owns a message from the claim until it archives, deletes or releases the message.
+    If the lock time (`vt`) has passed, another consumer may claim the message and become its owner.
+    A call on a message that this consumer does not own returns False, or does not count the
+    message.
     """
 
     def __init__(self, messages: MessageStore, config: Config, queue: QueueInfo, worker_id: int) -> None:
@@ -48,21 +49,21 @@ class Consumer(Registered):
     def dequeue(self, batch_size: int | None = None) -> list[QueueMessage]:
         """Claims the next messages, oldest first. `batch_size` None means one.
 
-        They are held for `Config.default_lock_time_seconds`, or 30 s if that is not set. Returns
-        nothing while the worker is suspended, interrupted or stopped.
+        The messages are held for `Config.default_lock_time_seconds`, or for 30 s if that is not
+        set. Returns nothing while the worker is suspended, interrupted or stopped.
         """
         return self._take(1 if batch_size is None else batch_size, self._config.lock_s, None)
 
     def dequeue_many_with_delay(self, limit: int, vt: Seconds) -> list[QueueMessage]:
-        """Like `dequeue`, with the lock time `vt`."""
+        """Claims messages like `dequeue`, with the lock time `vt`."""
         return self._take(limit, vt, None)
 
     def dequeue_at(self, limit: int, vt: Seconds, current_time: str | datetime) -> list[QueueMessage]:
-        """Like `dequeue_many_with_delay`, as if the time were `current_time`."""
+        """Claims messages like `dequeue_many_with_delay`, as if the time were `current_time`."""
         return self._take(limit, vt, times.moment(current_time))
 
     def extend_vt(self, message_id: int, seconds: Seconds) -> bool:
-        """Extends the lock of a message by this time."""
+        """Extends the lock of a message by `seconds`."""
         return consuming.extend(self._database, self._worker_id, _id(message_id), durations.seconds(seconds))
 
     def archive(self, message_id: int) -> bool:
@@ -70,7 +71,7 @@ class Consumer(Registered):
         return bool(consuming.archive(self._database, self._worker_id, [_id(message_id)]))
 
     def archive_many(self, message_ids: Sequence[int]) -> list[bool]:
-        """Archives messages. The results are in the order of the ids."""
+        """Archives messages. Returns a result for each message, in the order of the ids."""
         ids = _ids(message_ids)
         archived = consuming.archive(self._database, self._worker_id, ids)
         return [i in archived for i in ids]
@@ -82,18 +83,18 @@ class Consumer(Registered):
         return bool(consuming.delete(self._database, self._worker_id, [_id(message_id)]))
 
     def delete_many(self, message_ids: Sequence[int]) -> list[bool]:
-        """Deletes messages. The results are in the order of the ids."""
+        """Deletes messages. Returns a result for each message, in the order of the ids."""
         ids = _ids(message_ids)
         deleted = consuming.delete(self._database, self._worker_id, ids)
         return [i in deleted for i in ids]
 
     def release_with_visibility(self, message_id: int, visible_at: str | datetime) -> bool:
-        """Releases a message. It becomes visible at the given time."""
+        """Releases a message, which becomes visible at the time `visible_at`."""
         at = times.moment(visible_at)
         return consuming.give_back(self._database, self._worker_id, [_id(message_id)], at) == 1
 
     def release_messages(self, message_ids: Sequence[int]) -> int:
-        """Releases messages, which become visible at once. Returns their number."""
+        """Releases messages, which become visible at once. Returns the number of released messages."""
         return consuming.give_back(self._database, self._worker_id, _ids(message_ids))
 
     # For the loops in polling.py
@@ -119,14 +120,16 @@ class Consumer(Registered):
         consuming.archive(self._database, self._worker_id, [message_id], reason)
 
     def keep(self, message_ids: Sequence[int]) -> None:
-        """Extends the lock of messages that are still being handled by the lock time from now, and
-        sends a heartbeat.
+        """Sends a heartbeat, and extends the locks of messages that are still being handled. Their
+        locks then last for the lock time from now.
         """
         self.heartbeat()
         consuming.keep(self._database, self._worker_id, message_ids, self._config.lock_s)
 
     def end(self) -> None:
-        """Ends a consumer that one call created for itself: releases what it holds, and stops."""
+        """Stops a consumer that one call created for itself, and releases the messages that it
+        holds.
+        """
         consuming.leave(self._database, self._worker_id)
 
     def claim(self, limit: int, at: datetime | None) -> Callable[[], list[QueueMessage]]:

@@ -1,4 +1,6 @@
-"""Iterates over the messages of a queue as they arrive. Its consumer lives as long as the iterator."""
+"""Iterates over the messages of a queue as they arrive. The iterator has a consumer, which lives as
+long as the iterator.
+"""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -16,7 +18,7 @@ from pgqrs.store.waiting import Blocking, Ways, drive
 
 
 class Iteration:
-    """The part shared by the blocking and the async iterator. The consumer is registered when the
+    """The part that the blocking and the async iterator share. It registers the consumer when the
     first message is requested.
     """
 
@@ -55,8 +57,8 @@ class Iteration:
         return await ways.call(consumer.delete, message_id)
 
     async def close(self, ways: Ways) -> None:
-        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
-        is fine.
+        """Stops the iterator's worker and releases the messages that the iterator still holds. A
+        second call does nothing.
         """
         self.closed = True
         consumer, self._consumer = self._consumer, None
@@ -86,18 +88,18 @@ class ConsumerIterator:
         return drive(self._iteration.next(Blocking()))
 
     def archive(self, message_id: int) -> bool:
-        """Archives a message as finished. Returns False if this iterator does not hold it."""
+        """Archives a message as finished. Returns False if this iterator does not hold the message."""
         return drive(self._iteration.archive(Blocking(), message_id))
 
     def delete(self, message_id: int) -> bool:
-        """Deletes a finished message. Returns False if this iterator does not hold it. Raises
-        ValidationError if the message has a run.
+        """Deletes a finished message. Returns False if this iterator does not hold the message.
+        Raises ValidationError if the message has a run.
         """
         return drive(self._iteration.delete(Blocking(), message_id))
 
     def close(self) -> None:
-        """Stops the iterator's worker and releases the messages that it still holds. Closing twice
-        is fine.
+        """Stops the iterator's worker and releases the messages that the iterator still holds. A
+        second call does nothing.
         """
         drive(self._iteration.close(Blocking()))
 

@@ -1,7 +1,8 @@
-"""Polling loops that call a handler, written once as coroutines over both kinds of `Ways`.
+"""Polling loops that call a handler. Each is written once, as a coroutine that works with both
+kinds of `Ways`.
 
-When a handler ends, its messages are archived or released. While it executes, its worker is
-Polling, its heartbeat is sent, and its messages stay locked, however long it takes.
+While a handler executes, its worker is Polling, heartbeats are sent, and its messages stay locked,
+however long the handler takes. When the handler ends, the messages are archived or released.
 """
 
 import contextlib
@@ -30,8 +31,8 @@ PUT_OFF = (errors.TransientStepError, errors.StepNotReadyError, errors.PausedErr
 
 
 class Poll(Struct, frozen=True):
-    """The settings of `pgqrs.dequeue()…`. `of_run` converts a blocking run to the run that the
-    handler receives.
+    """The settings of a poll (`pgqrs.dequeue()…`). `of_run` converts a blocking run to the run that
+    the handler receives.
     """
 
     kind: Kind
@@ -43,11 +44,11 @@ class Poll(Struct, frozen=True):
 
 
 async def poll(ways: Ways, consumer: Consumer, told: Poll) -> None:
-    """Polls until the worker is interrupted. The worker is then Suspended, and this raises
+    """Polls until the worker is interrupted. The worker is then Suspended, and `poll` raises
     WorkerSuspendedError.
 
-    An exception of the handler ends the polling too, and leaves the worker Ready. An outage of the
-    database is tolerated for `connection_timeout_seconds` each time.
+    If the handler raises an exception, `poll` raises it, and the worker is Ready. `poll` tolerates
+    each outage of the database for `connection_timeout_seconds`.
     """
     patience_s = consumer.config.connection_timeout_seconds
 
@@ -89,8 +90,8 @@ async def consume(ways: Ways, consumer: Consumer, limit: int, kind: Kind, handle
 
 
 async def next_message(ways: Ways, consumer: Consumer, interval_s: float) -> QueueMessage:
-    """Waits for the next message. An outage of the database is tolerated for
-    `connection_timeout_seconds` each time.
+    """Waits for the next message. Tolerates each outage of the database for
+    `connection_timeout_seconds`.
     """
     patience_s = consumer.config.connection_timeout_seconds
     while True:
@@ -178,7 +179,7 @@ async def _called(handler: Handler, argument: Any) -> None:
 
 
 def _rest(consumer: Consumer) -> None:
-    """Sets the worker to Ready, unless the loop has left it Suspended."""
+    """Sets the worker to Ready, unless the polling loop has suspended it."""
     if consumer.status() is WorkerStatus.Polling:
         consumer.complete_poll()
 

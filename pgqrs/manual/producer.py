@@ -18,7 +18,7 @@ from pgqrs.store.store import Known, MessageStore
 
 
 class Producer(Registered):
-    """A producer registered on one queue. It validates messages and limits their rate. See
+    """A producer that is registered on one queue. It validates messages and limits their rate. See
     `ValidationConfig`.
     """
 
@@ -49,7 +49,7 @@ class Producer(Registered):
         return self._send([payload], 0.0, None)[0]
 
     def enqueue_delayed(self, payload: Any, delay_seconds: float | timedelta | str) -> int:
-        """Like `enqueue`, for a message that becomes due after a delay."""
+        """Enqueues a message like `enqueue`. The message becomes due after the delay."""
         return self._send([payload], durations.seconds(delay_seconds), None)[0]
 
     def enqueue_batch(self, payloads: Sequence[Any]) -> list[int]:
@@ -61,13 +61,15 @@ class Producer(Registered):
     def enqueue_batch_delayed(
         self, payloads: Sequence[Any], delay_seconds: float | timedelta | str
     ) -> list[int]:
-        """Like `enqueue_batch`, for messages that become due after a delay."""
+        """Enqueues several messages like `enqueue_batch`. The messages become due after the delay."""
         return self._send(payloads, durations.seconds(delay_seconds), None)
 
     def enqueue_at(
         self, payloads: Sequence[Any], current_time: str | datetime, delay_seconds: float = 0
     ) -> list[int]:
-        """Like `enqueue_batch_delayed`, as if the time were `current_time`."""
+        """Enqueues several messages like `enqueue_batch_delayed`, as if the time were
+        `current_time`.
+        """
         return self._send(payloads, durations.seconds(delay_seconds), times.moment(current_time))
 
     def rate_limit_status(self) -> RateLimitStatus | None:

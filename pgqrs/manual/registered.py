@@ -1,4 +1,6 @@
-"""The common part of producers and consumers: a row of pgqrs_workers with a status and a heartbeat."""
+"""The common part of producers and consumers: a row of pgqrs_workers, with a status and a
+heartbeat.
+"""
 
 import socket
 import uuid
@@ -14,8 +16,8 @@ EPHEMERAL = "__ephemeral__"
 
 
 class Registered:
-    """A worker row. `states.WORKER_TRANSITIONS` defines which status may follow which. Other
-    changes raise StateTransitionError.
+    """The row of a worker. `states.WORKER_TRANSITIONS` defines which status may follow which. Any
+    other change raises StateTransitionError.
     """
 
     def __init__(self, database: Database, worker_id: int) -> None:
@@ -33,7 +35,7 @@ class Registered:
         return consuming.status(self._database, self._worker_id)
 
     def poll(self) -> None:
-        """Ready → Polling. A worker that is Polling stays so."""
+        """Ready → Polling. A worker that is Polling already stays Polling."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Polling)
 
     def complete_poll(self) -> None:
@@ -53,7 +55,7 @@ class Registered:
         self._from(WorkerStatus.Suspended, WorkerStatus.Ready, "Worker must be Suspended to resume")
 
     def shutdown(self) -> None:
-        """Suspended → Stopped. This is final, and refused while the worker holds messages."""
+        """Suspended → Stopped. This is final. It is refused while the worker holds messages."""
         consuming.move(self._database, self._worker_id, WorkerStatus.Stopped)
 
     def heartbeat(self) -> None:
@@ -72,8 +74,8 @@ class Registered:
 
 
 def register(database: Database, queue_id: int, ephemeral: bool = False, name: str | None = None) -> int:
-    """Inserts a worker row and returns its id. Raises ValidationError if a worker has this name
-    already.
+    """Inserts the row of a worker and returns its id. Raises ValidationError if another worker has
+    this name.
     """
     if name is not None:
         names.checked(name, "worker")

@@ -29,8 +29,8 @@ class Run:
     """One run of a workflow. Each message has at most one run.
 
     A write succeeds only while the message is still held by the same claim. Otherwise it raises
-    ClaimLostError. `states.RUN_TRANSITIONS` defines which state may follow which; ending or pausing
-    a QUEUED run also starts it.
+    ClaimLostError. `states.RUN_TRANSITIONS` defines which status may follow which. If a QUEUED run
+    is ended or paused, this also starts it.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Run:
 
     @classmethod
     def of_message(cls, messages: MessageStore, config: Config, message: QueueMessage) -> "Run":
-        """Returns the run of a message, creating it if needed. Raises WorkflowNotFoundError if the
-        queue has no workflow.
+        """Returns the run of a message. Creates it if there is none. Raises WorkflowNotFoundError
+        if the queue has no workflow.
         """
         state = runs_by_hand.make(messages.database, message)
         claim = (
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def status(self) -> WorkflowStatus:
-        """The status at the last call that read the run. `refresh` reads it again."""
+        """The status when a call last read the run. `refresh` reads it again."""
         return self._state.status
 
     @property
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def output(self) -> Any:
-        """The output at the last call that read the run."""
+        """The output when a call last read the run."""
         return _decoded(self._state.output)
 
     @property
@@ -94,7 +94,7 @@ class Run:
         return iso(self._at)
 
     def with_time(self, time: str | datetime) -> "Run":
-        """Returns the same run with its clock set to `time`, which decides when retries of its
+        """Returns the same run with its clock set to `time`. The clock decides when retries of its
         steps are due.
         """
         return self._copy(self._state, times.moment(time))
@@ -106,14 +106,14 @@ class Run:
     # State changes
 
     def start(self) -> None:
-        """Sets the run to RUNNING, even from PAUSED before its resume time. Raises ValidationError,
-        which names the state, if the run has ended or is being cancelled.
+        """Sets the run to RUNNING. A PAUSED run may be started before its resume time. Raises
+        ValidationError, which names the status, if the run has ended or is being cancelled.
         """
         self._state = runs_by_hand.start(self._messages.database, self._held)
 
     def success(self, result: Any) -> None:
-        """Sets the run to SUCCESS with this result, or to CANCELLED if its cancellation was
-        requested. A run in SUCCESS keeps its first result.
+        """Sets the run to SUCCESS with this result. If the cancellation of the run was requested,
+        sets it to CANCELLED instead. A run in SUCCESS keeps its first result.
         """
         output = self._encoded(result, "the result of the run")
         self._state = runs_by_hand.succeed(self._messages.database, self._held, output, self._archives)
@@ -131,7 +131,9 @@ class Run:
         )
 
     def pause(self, message: str, resume_after_seconds: Duration) -> None:
-        """Sets the run to PAUSED, with this text as its error. The message stays with its holder."""
+        """Sets the run to PAUSED, with `message` as its error. The run's message stays with its
+        holder.
+        """
         seconds = durations.seconds(resume_after_seconds)
         self._state = runs_by_hand.pause(
             self._messages.database, self._held, errors.storable(message), seconds
@@ -152,9 +154,9 @@ class Run:
     def acquire_step(self, step_name: str, current_time: str | datetime | None = None) -> "StepResult":
         """Returns the recorded result of a step, or a guard that allows the caller to execute it.
 
-        Raises StepNotReadyError before the step's retry is due, and RetriesExhaustedError if the
-        step has no retries left. If the run was to be cancelled, this sets it to CANCELLED and
-        raises RunCancelledError.
+        Raises StepNotReadyError if the step's retry is not due yet, and RetriesExhaustedError if
+        the step has no retries left. If the cancellation of the run was requested, sets the run to
+        CANCELLED and raises RunCancelledError.
         """
         at = self._time(current_time)
         names.checked(step_name, "step")
@@ -164,7 +166,9 @@ class Run:
         return StepResult(StepResultStatus.Execute, None, StepGuard(self, step_name, at))
 
     def complete_step(self, name: str, output: Any) -> None:
-        """Records the result of a step, whether it was acquired or not. A step keeps its first result."""
+        """Records the result of a step. The step need not have been acquired. A step keeps its
+        first result.
+        """
         raw = self._encoded(output, f"the result of step {names.checked(name, 'step')!r}")
         runs_by_hand.complete_step(self._messages.database, self._held, name, raw)
 
@@ -186,7 +190,9 @@ class Run:
         return self
 
     def next_retry(self) -> datetime | None:
-        """Returns when the next retry of a step is due, or when the run itself resumes if it is paused."""
+        """Returns when the next retry of a step is due. For a paused run, returns when the run
+        resumes.
+        """
         return runs_by_hand.due_again(self._messages.database, self._state.id)
 
     def _fail_step(self, name: str, failure: Failure, at: datetime | None) -> None:
@@ -206,7 +212,9 @@ class Run:
 
 
 class StepResult(msgspec.Struct, frozen=True):
-    """The outcome of `acquire_step`: a `guard` to execute the step, or None and its recorded `value`."""
+    """The outcome of `acquire_step`. If the step is to be executed, `guard` records its end.
+    Otherwise `guard` is None, and `value` is the recorded result.
+    """
 
     status: StepResultStatus
     value: Any
@@ -233,8 +241,8 @@ class StepGuard:
         self._run._fail_step(self._name, _failure(error), self._at)
 
     def fail_transient(self, code: str, message: str, retry_after: Duration | None = None) -> None:
-        """Records a failure and schedules a retry after `retry_after`, or after the back-off. After
-        three retries the failure is final.
+        """Records a failure, and schedules a retry after `retry_after`, or after the policy's
+        back-off. After three retries the failure is final.
         """
         after_s = None if retry_after is None else durations.seconds(retry_after)
         self._run._fail_step(self._name, Failure(code, message, True, after_s), self._at)
@@ -244,8 +252,8 @@ _TOLD_OF_A_FAILURE = ("is_transient", "code", "type", "message", "retry_after")
 
 
 def result_of(state: RunRow | None) -> tuple[bool, Any]:
-    """Returns (whether the run has ended, its result). Raises PgqrsError with the stored error, or
-    RunCancelledError.
+    """Returns (whether the run has ended, its result). If the run failed, raises PgqrsError with
+    the stored error. If it was cancelled, raises RunCancelledError.
     """
     if state is None or not state.status.terminal:
         return False, None
@@ -268,8 +276,8 @@ def result_of(state: RunRow | None) -> tuple[bool, Any]:
 
 
 def _failure(error: Any) -> Failure:
-    """Converts a failure reported by a caller. Text, and a dict without "is_transient", is a final
-    failure.
+    """Converts a failure that a caller reports. Text is a final failure, and so is a dict without
+    "is_transient".
     """
     if isinstance(error, dict) and "message" in error:
         transient = bool(error.get("is_transient", False))

@@ -1,4 +1,4 @@
-"""Handles of the database tables, as in 0.15: counts, listings and administration of one table."""
+"""Handles of the database tables, as in 0.15. Each handle counts, lists and administers one table."""
 
 from builtins import list as List
 
@@ -48,8 +48,8 @@ class Workers(Table):
         return administering.health(self._database, durations.seconds(timeout), by_queue=True)
 
     def purge_stale(self, timeout_seconds: Duration) -> int:
-        """Deletes the rows of workers that hold no messages and have sent no heartbeat for this
-        long. Returns their number.
+        """Deletes the rows of workers that hold no messages and have sent no heartbeat for
+        `timeout_seconds`. Returns the number of rows.
         """
         return administering.purge_workers(self._database, durations.seconds(timeout_seconds), stale=True)
 
@@ -92,7 +92,9 @@ class Messages(Table):
         return administering.live_count(self._database)
 
     def list_archived_by_queue(self, queue_id: int) -> List[QueueMessage]:
-        """Returns the archived messages of a queue, including dead ones. The last archived comes first."""
+        """Returns the archived messages of a queue, including dead ones. The message that was
+        archived last comes first.
+        """
         return administering.archived(self._database, queue_id)
 
 

@@ -40,7 +40,7 @@ class ValidationConfig(Struct, frozen=True):
 
 
 class RateLimitStatus(Struct, frozen=True):
-    """How many messages may be sent at once now, and the limits of the rate."""
+    """The number of messages that may be sent at once now, and the limits of the rate."""
 
     available_tokens: int
     max_per_second: int
@@ -48,10 +48,10 @@ class RateLimitStatus(Struct, frozen=True):
 
 
 def encoded(payload: object, limits: ValidationConfig) -> bytes:
-    """Returns the payload as JSON. Raises ValidationError if it exceeds the limits.
+    """Returns the payload as JSON. Raises ValidationError if the payload exceeds the limits.
 
     Raises SerializationError for values other than dicts with text keys, lists, tuples, text,
-    numbers, booleans and None. Nothing is converted.
+    numbers, booleans and None. No value is converted.
     """
     _look(payload, limits, 0)
     if isinstance(payload, dict):

@@ -1,7 +1,7 @@
-"""How long names may be, how large numbers, how many steps: the limits for the data of a run.
+"""The limits for the data of a run: the length of names, the size of numbers, the number of steps.
 
-The pipe's decoder refuses values beyond these types (supervisors/wire.py). So what reaches a
-database fits its columns.
+The decoder of the pipe refuses values beyond the limits of these types (supervisors/wire.py). So
+every value that reaches a database fits its column.
 """
 
 from typing import Annotated

@@ -1,9 +1,9 @@
 """Encodes values as JSON that keeps their type, for the parts of a recorded exception.
 
-Values that JSON knows are kept as they are. Any other value becomes an object with one key, `{"$":
-[kind, content]}`, so that a tuple is read back as a tuple, and bytes as bytes. A value that cannot
-be recorded is read back as a `NotRecorded`, which shows the original value and refuses any other
-use.
+Values that JSON can represent are kept as they are. Any other value becomes an object with one key,
+`{"$": [kind, content]}`. So a tuple is read back as a tuple, and bytes as bytes. If a value cannot
+be recorded, it is read back as a `NotRecorded`, which shows the original value and refuses any
+other use.
 """
 
 import base64
@@ -23,14 +23,14 @@ TEXT_BYTES_MAX = 4 * 1024
 # Limits the text that replaces a value that is not recorded.
 SHOWN_BYTES_MAX = 256
 DEPTH_MAX = 8
-# What each value costs of the budget, besides its text.
+# How much of the budget each value uses, besides its text.
 _NODE_BYTES = 8
 
 _TAG = "$"
 
 
 class NotRecorded:
-    """Replaces a value of an exception that its record could not hold."""
+    """Takes the place of a value that the record of an exception could not hold."""
 
     def __init__(self, kind: str, shown: str, text: str) -> None:
         self.__kind = kind
@@ -68,7 +68,9 @@ class Recorder:
         self._of_exception = of_exception
 
     def plain(self, value: Any, depth: int = DEPTH_MAX) -> Any:
-        """Returns the value as JSON. A value that cannot be recorded is recorded as lost. Never raises."""
+        """Returns the value as JSON. If the value cannot be recorded, the JSON says that it is
+        lost. Never raises.
+        """
         try:
             if self.left_bytes <= 0 or depth <= 0:
                 return self._lost(value)
@@ -246,8 +248,8 @@ def clean(text: str, bytes_max: int) -> str:
 
 
 def cut_text(text: str, bytes_max: int) -> str:
-    """Cuts a text to `bytes_max` bytes by removing its middle, because both ends are the most
-    informative.
+    """Cuts a text to `bytes_max` bytes. Removes its middle, because the beginning and the end are
+    the most informative.
     """
     raw = text.encode("utf-8", "surrogatepass")
     if len(raw) <= bytes_max:

@@ -19,20 +19,20 @@ _UNPRINTABLE_IN_JSON = re.compile(_UNPRINTABLE.pattern.replace("\x00-\x08\x0a-\x
 
 
 def printable(text: str) -> str:
-    """Returns the text on one line. Unsafe characters become backslash escapes. Tabs stay."""
+    """Returns the text on one line. Unsafe characters become backslash escapes; tabs are kept."""
     return text if text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
 
 
 def printable_lines(text: str, indent: str) -> str:
-    """Returns several lines. Each line after the first is indented, so that it cannot pass for
-    another line.
+    """Returns several lines. Each line after the first is indented, so that no reader takes it for
+    a line of its own.
     """
     first, *rest = text.split("\n")
     return "\n".join([printable(first), *(indent + printable(line.rstrip("\r")) for line in rest)])
 
 
 def printable_json(document: str) -> str:
-    """Returns the same JSON document without characters that control a terminal."""
+    """Returns the same JSON document, with characters that control a terminal as escapes."""
     return document if document.isprintable() else _UNPRINTABLE_IN_JSON.sub(_escaped_in_json, document)
 
 

@@ -26,8 +26,8 @@ class RecordedError(Struct, frozen=True):
 
     @classmethod
     def read(cls, told: object) -> "RecordedError":
-        """Reads raw JSON or its decoded form. A record that is not an object becomes the message.
-        Never raises, because another program may have written the row.
+        """Reads raw JSON or its decoded form. If a record is not an object, the record becomes the
+        message. Never raises, because another program may have written the row.
         """
         if isinstance(told, bytes):
             told = _decoded(told)
@@ -37,8 +37,8 @@ class RecordedError(Struct, frozen=True):
         return cls(code, kind, message, bool(told.get("is_transient")), trace, told)
 
     def encode(self) -> bytes:
-        """Returns raw JSON, for an error that pgqrs itself records. `errors.describe` records
-        exceptions.
+        """Returns raw JSON of an error that pgqrs itself records. (The record of an exception comes
+        from `errors.describe`.)
         """
         told: dict[str, Any] = {
             "code": self.code,

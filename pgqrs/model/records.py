@@ -1,6 +1,8 @@
-"""Rows of the database as frozen records. Times are ISO 8601 text in UTC; JSON values are decoded.
+"""Rows of the database as frozen records. Times are ISO 8601 text in UTC, and JSON values are
+decoded.
 
-Records that exist in 0.15 keep its fields in its order. New fields follow with a default.
+If a record exists in 0.15, it keeps the fields of 0.15 in their order. New fields follow, with a
+default.
 """
 
 from datetime import UTC, datetime
@@ -19,8 +21,9 @@ class QueueInfo(msgspec.Struct, frozen=True):
 
 
 class QueueCounts(msgspec.Struct, frozen=True):
-    """The number of a queue's messages by state. `ready` and `delayed` wait, `held` are claimed,
-    `archived` are finished, and `dead` are dead letters.
+    """The number of a queue's messages in each state. `ready` messages can be claimed now, and
+    `delayed` ones later. `held` messages are claimed, `archived` ones are finished, and `dead` ones
+    are dead letters.
     """
 
     id: int
@@ -37,9 +40,9 @@ class QueueMessage(msgspec.Struct, frozen=True):
     """A message. It can be claimed from `vt` on, while `archived_at` is None and no consumer holds
     it.
 
-    `read_ct` counts deliveries. `claim_no` counts claims and distinguishes the current holder from
-    a late writer. A claim that is released unused is subtracted from `read_ct` only. `dead_reason`
-    says why the message became a dead letter, and is None otherwise.
+    `read_ct` counts deliveries. `claim_no` counts claims, so a late writer has a smaller number
+    than the current holder. If a claim is released unused, it is subtracted from `read_ct` only.
+    `dead_reason` says why the message became a dead letter, and is None for any other message.
     """
 
     id: int
@@ -58,8 +61,8 @@ class QueueMessage(msgspec.Struct, frozen=True):
 
 class WorkerInfo(msgspec.Struct, frozen=True):
     """A producer or consumer. `host`, `pid` and `lease_until` belong to the supervisor that owns
-    the consumer, and are None for a consumer of the library. `held` is the number of messages it
-    holds.
+    the consumer, and are None for a consumer of the Python library. `held` is the number of
+    messages that the consumer holds.
     """
 
     id: int
@@ -75,7 +78,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 
 
 class WorkflowRecord(msgspec.Struct, frozen=True):
-    """A workflow, and the queue whose messages start its runs."""
+    """A workflow, and the queue whose messages start the workflow's runs."""
 
     id: int
     name: str
@@ -85,12 +88,13 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
 class RunRecord(msgspec.Struct, frozen=True):
     """A run.
 
-    `id` depends on the call. In `Store.runs`, `RunHandle.record` and the command line, it is the id
-    of the run's message, equals `message_id`, and is what `Store.run` takes. In the table of runs
-    (`get_workflow_runs`) it is the number of the run's row, as in pgqrs 0.15 and `Run.id()`.
+    The meaning of `id` depends on the call that returns the record. In `Store.runs`,
+    `RunHandle.record` and the command line, `id` is the id of the run's message, like `message_id`,
+    and `Store.run` accepts it. In the table of runs (`get_workflow_runs`), `id` is the number of
+    the run's row, as in pgqrs 0.15 and `Run.id()`.
 
-    `created_at` is when the run's row was written, which is when the run first started. It is None
-    while the run is QUEUED.
+    `created_at` is the time at which the run's row was written, which is when the run first
+    started. It is None while the run is QUEUED.
     """
 
     id: int
@@ -113,8 +117,8 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """A step of a run. `run_id` is the `RunRecord.id` of the same kind of call: the message's id in
-    `RunHandle.steps`, the number of the run's row in the table of steps (`get_workflow_steps`).
+    """A step of a run. In `RunHandle.steps`, `run_id` is the id of the run's message. In the table
+    of steps (`get_workflow_steps`), it is the number of the run's row.
 
     `position` counts the steps of the run from 0, in the order of their calls. `pid` and
     `cpu_seconds` belong to the attempt that ended the step. `peak_rss_bytes` is the peak memory of
@@ -145,8 +149,8 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class QueueMetrics(msgspec.Struct, frozen=True):
-    """The message counts of a queue. Pending messages wait, including delayed ones. Locked messages
-    are held.
+    """The message counts of a queue. Pending messages are not claimed yet, and include delayed
+    ones. Locked messages are held by a consumer.
     """
 
     name: str
@@ -159,7 +163,7 @@ class QueueMetrics(msgspec.Struct, frozen=True):
 
 
 class SystemStats(msgspec.Struct, frozen=True):
-    """Counts of the whole database. Active workers are ready or polling."""
+    """Counts of the whole database. An active worker is ready or polling."""
 
     total_queues: int
     total_workers: int
@@ -172,8 +176,8 @@ class SystemStats(msgspec.Struct, frozen=True):
 
 
 class WorkerHealthStats(msgspec.Struct, frozen=True):
-    """Workers by status, of one queue or of all queues ("Global"). A stale worker is not stopped
-    and has sent no recent heartbeat.
+    """The number of workers in each status, for one queue or for all queues ("Global"). A stale
+    worker is not stopped, but has sent no recent heartbeat.
     """
 
     queue_name: str
@@ -188,7 +192,7 @@ class WorkerHealthStats(msgspec.Struct, frozen=True):
 
 class WorkerStats(msgspec.Struct, frozen=True):
     """The workers of one queue. `average_uptime` is in seconds. `oldest_worker` and `newest_worker`
-    are start times, None without any worker.
+    are start times, or None if there is no worker.
     """
 
     total_workers: int

@@ -13,8 +13,8 @@ Kind = Literal["workflow", "handler", "map"]
 
 
 class Named(enum.StrEnum):
-    """An enum whose members equal their stored text. For compatibility with 0.15, members print as
-    `WorkerStatus.Ready` and also equal their number in the order of definition.
+    """An enum whose members equal their stored text. For compatibility with 0.15, a member prints
+    as `WorkerStatus.Ready`, and also equals its number in the order of definition.
     """
 
     def __str__(self) -> str:
@@ -99,7 +99,9 @@ WORKER_TRANSITIONS: dict[WorkerStatus, frozenset[WorkerStatus]] = {
 
 
 class StepResultStatus(Named):
-    """The outcome of `acquire_step`: the step is to be executed, or has a recorded result."""
+    """The outcome of `acquire_step`: either the step is to be executed, or it has a recorded
+    result.
+    """
 
     Execute = "EXECUTE"
     Skipped = "SKIPPED"

@@ -1,4 +1,4 @@
-"""A supervisor's turn as data: the claims that it asks for, and what it gets.
+"""A supervisor's turn as data: the claims that the supervisor asks for, and what the turn returns.
 
 A turn is one transaction. The supervisor decides what is in it, and the store carries it out
 (`pgqrs.store.turns`).
@@ -15,8 +15,8 @@ Mark = tuple[Any, int]  # (vt, id) of a message
 
 
 class Watermark(Struct, frozen=True):
-    """Where the last claim ended, among new messages and among those that were claimed before. None
-    starts at the oldest.
+    """Where the last claim ended, among new messages and among messages that were claimed before.
+    With None, the next claim starts at the oldest message.
     """
 
     fresh: Mark | None = None
@@ -26,13 +26,13 @@ class Watermark(Struct, frozen=True):
 class Want(Struct, frozen=True):
     """A claim that a supervisor asks for.
 
-    `after`: the watermark of the last claim; None scans the whole queue. `lapsed`: the claim also
-    takes messages whose library consumer let its claim expire. `polls`: nothing is expected, and
-    the store only checks whether there is anything; one statement serves all such queues.
+    `after`: the watermark of the last claim. None scans the whole queue. `lapsed`: the claim also
+    takes messages of library consumers whose claim has expired. `polls`: no message is expected, so
+    the store only checks whether there is one; one statement serves all such queues.
 
-    Up to `first` of the `limit` messages are those that have waited longest for another claim
-    (lapsed ones, and those that were claimed before and are due again), even if new messages are
-    older. The others come in the order of their due times.
+    Up to `first` of the `limit` messages are those that have waited longest for another claim, even
+    if new messages are older. These are lapsed messages, and messages that were claimed before and
+    are due again. The other messages come in the order of their due times.
     """
 
     queue_id: int
@@ -46,9 +46,9 @@ class Want(Struct, frozen=True):
 
 
 class Taken(Struct, frozen=True):
-    """What a claim got: the `first` messages, then the others, oldest first. `after` is the
-    watermark for the next claim. `ready`: the claim was a check (`polls`), and a claim would get
-    something.
+    """The answer to a claim: the `first` messages, then the others, oldest first. `after` is the
+    watermark for the next claim. `ready`: the claim was only a check (`polls`), and a claim would
+    find a message.
     """
 
     want: Want
@@ -59,8 +59,8 @@ class Taken(Struct, frozen=True):
 
 class Turn(Struct, frozen=True):
     """The result of a turn. `put_off`: writes whose rows another session has locked. Nothing of
-    them was written, and their claims hold. They must be written before any later write of the same
-    claim.
+    them was written, and their claims still hold. They must be written before any later write of
+    the same claim.
     """
 
     outcomes: list[Outcome]
@@ -69,8 +69,8 @@ class Turn(Struct, frozen=True):
 
 
 def follows_refused(queued: MutableSequence[Write], outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Removes from `queued` every write that follows a refused write of the same claim, and returns
-    their outcomes: refused too.
+    """Removes from `queued` every write that follows a refused write of the same claim. Returns the
+    outcomes of the removed writes, which count as refused too.
     """
     refused = {o.write.claim: o.failure for o in outcomes if o.failure is not None}
     if not refused:

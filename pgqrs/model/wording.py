@@ -1,4 +1,4 @@
-"""Numbers with nouns, for messages to people."""
+"""Numbers with nouns, for messages that people read."""
 
 
 def count(number: int, noun: str) -> str:

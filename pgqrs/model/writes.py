@@ -1,5 +1,5 @@
-"""The writes that the holder of a claim may make. The core decides them, and the store executes
-them.
+"""The writes that the holder of a claim may make. The core of the supervisor decides them, and the
+store executes them.
 
 A write belongs to one claim. It has up to three parts: changes of the run, of a step, and of the
 message. The store executes all writes of a turn in one transaction, and executes a write only while
@@ -15,7 +15,9 @@ from pgqrs.model.states import WorkflowStatus
 
 
 class Claim(Struct, frozen=True):
-    """The right to write to a message. It is live while the message's row holds these three numbers."""
+    """The right to write to a message. The claim is live while the message's row contains these
+    three numbers.
+    """
 
     message_id: int
     consumer_id: int
@@ -39,10 +41,10 @@ class Place(Struct, frozen=True, array_like=True):
 class RecordedStep(Struct, frozen=True, array_like=True):
     """A step's row as a replay needs it. `output` and `error` are raw JSON.
 
-    `status` is SUCCESS, ERROR, or RETRY. RETRY means that attempts have failed and another one is
-    due `retry_in_s` after the run was claimed. `place` is None in rows of versions that did not
-    record it. `ended` numbers from 1 the order in which the workflow received the results, and is
-    None for a step without a result to receive.
+    `status` is SUCCESS, ERROR, or RETRY. RETRY means that attempts have failed, and that another
+    attempt is due `retry_in_s` after the run was claimed. `place` is None in rows of versions that
+    did not record it. `ended` numbers from 1 the order in which the workflow received the results.
+    It is None for a step whose result the workflow has not received.
     """
 
     name: str
@@ -65,9 +67,9 @@ class Range(Struct, frozen=True):
 
 
 class Claimed(Struct, frozen=True):
-    """A message that a claim took. `status` is the status of its run, or None if no run has begun
-    or the queue has no workflow. `age_s` is the time since the run first started, by the database's
-    clock.
+    """A message that a claim took. `status` is the status of its run. It is None if no run has
+    begun or the queue has no workflow. `age_s` is the time since the run first started, by the
+    database's clock.
     """
 
     claim: Claim
@@ -85,15 +87,17 @@ class Claimed(Struct, frozen=True):
 
 
 class Begin(Struct, frozen=True):
-    """Sets the run's row to RUNNING, creating it if needed. CANCELLING stays CANCELLING."""
+    """Sets the run's row to RUNNING, and creates the row if needed. A run in CANCELLING stays
+    CANCELLING.
+    """
 
     workflow_id: int
     attempt: int
 
 
 class Settle(Struct, frozen=True):
-    """Sets the run's row to this status. A run in CANCELLING becomes CANCELLED instead, unless it
-    failed.
+    """Sets the run's row to this status. If the run is CANCELLING and did not fail, sets it to
+    CANCELLED instead.
     """
 
     status: WorkflowStatus
@@ -117,13 +121,13 @@ class Crash(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True, array_like=True):
-    """A step's result, as the worker made it and as its row keeps it. Recorded once: a row that is
-    SUCCESS never changes.
+    """A step's result, as the worker sends it and as its row stores it. It is recorded once: a row
+    that is SUCCESS never changes.
 
     `output` and `error` are raw JSON. `status` is SUCCESS, or ERROR with an `error`. A call of
     `pgqrs.pause()` is PAUSED until its row is written, with its text as `output`. `retry_in_s`:
     when the step is retried, or the run continues after a pause; None: never. `ended`: see
-    RecordedStep. `peak_rss_bytes`: the most memory that the worker's process has held until then.
+    RecordedStep. `peak_rss_bytes`: the most memory that the worker's process has held so far.
     """
 
     position: Position
@@ -142,7 +146,7 @@ class Step(Struct, frozen=True, array_like=True):
 
     @property
     def recorded(self) -> RecordedStep:
-        """The row that this step becomes, as a replay reads it."""
+        """The row of this step, as a replay reads it."""
         again = self.status is WorkflowStatus.Error and self.retry_in_s is not None
         return RecordedStep(
             self.name,
@@ -158,8 +162,8 @@ class Step(Struct, frozen=True, array_like=True):
 
 
 class Release(Struct, frozen=True):
-    """Releases the message. With `delay_s` None it keeps its place in the queue. `refund` subtracts
-    the delivery from read_ct.
+    """Releases the message. If `delay_s` is None, the message keeps its place in the queue.
+    `refund` subtracts the delivery from read_ct.
     """
 
     delay_s: float | None = None
@@ -200,10 +204,11 @@ class Write(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """The outcome of a write. `applied` False: the claim was not live, and nothing was written.
+    """The outcome of a write. If `applied` is False, the claim was not live, and nothing was
+    written.
 
-    `status` is the run's status afterwards, or None for a message without a run. `failure` is set
-    if the database refused the values. Nothing of the write was stored then.
+    `status` is the run's status after the write, or None for a message without a run. `failure` is
+    set if the database refused the values. Then nothing of the write was stored.
     """
 
     write: Write

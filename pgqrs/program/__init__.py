@@ -1,1 +1,3 @@
-"""The user's program: starting pgqrs processes, and finding and importing the user's functions in them."""
+"""The user's program: finding and importing the user's functions, and starting processes that do
+so.
+"""

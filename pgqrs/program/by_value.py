@@ -1,9 +1,10 @@
-"""Sends functions to another process by value if they are in no file that it could import.
+"""Sends functions to another process by value if no file that this process could import contains
+them.
 
-The globals that a function needs are found by the names in its code, and are sent with it. All
-functions of one module share them in the other process as they do here: if one sets a global,
-another sees it. Objects of a module that has a file are sent by that module's name. This process
-reads nothing back.
+The globals that a function needs are found by the names in its code, and are sent with the
+function. All functions of one module share their globals in the other process, as they do here: if
+one function sets a global, the others see it. Objects of a module that has a file are sent by the
+name of that module. This process reads nothing back.
 """
 
 import builtins
@@ -27,8 +28,8 @@ ByName: TypeAlias = Callable[[str, str, object], bool]
 
 @contextlib.contextmanager
 def written(functions: Sequence[Callable[..., Any]], by_name: ByName) -> Iterator[str]:
-    """Writes the functions to a file, and yields its path. The file exists while the block lasts,
-    readable by this user only.
+    """Writes the functions to a file, and yields the path of the file. The file exists while the
+    block lasts, and only this user can read it.
 
     `by_name(module, name, value)` says whether another process finds the value under this name.
     Raises TargetError for a value that cannot be sent.
@@ -44,8 +45,8 @@ def written(functions: Sequence[Callable[..., Any]], by_name: ByName) -> Iterato
 
 
 def write(functions: Sequence[Callable[..., Any]], by_name: ByName, file: IO[bytes]) -> None:
-    """Writes the functions, then (place, name, value) for each global and closure variable that
-    they need, then None.
+    """Writes the functions, then (place, name, value) for each global and closure variable that the
+    functions need, then None.
 
     The values come last because they may refer to the functions.
     """
@@ -71,7 +72,7 @@ def read(path: str) -> list[Callable[..., Any]]:
 
 
 class _Ways(dict[type, Any]):
-    """Picklers by type. All classes share one pickler, whatever their metaclass."""
+    """The function that pickles each type. All classes have the same one, whatever their metaclass."""
 
     def get(self, kind: Any, default: Any = None) -> Any:
         if kind in self:
@@ -122,7 +123,7 @@ class _Space:
 
 
 def _in_file(module: str, space: dict[str, Any], by_name: ByName) -> bool:
-    """Whether these are the globals of a module that another process can import."""
+    """Whether `space` contains the globals of a module that another process can import."""
     found = sys.modules.get(module)
     if found is None or vars(found) is not space:
         return False

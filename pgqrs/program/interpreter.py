@@ -1,7 +1,7 @@
-"""Starts other Python processes of pgqrs, and prepares them before they do anything else.
+"""Starts other Python processes of pgqrs, and prepares each process before it does anything else.
 
-`supervisors` is imported from the folder that contains `pgqrs`, never by a search along `sys.path`.
-A program may have a folder of that name, and the current folder may contain a `random.py`.
+`supervisors` is imported from the folder that contains `pgqrs`, never by a search along `sys.path`:
+a program may have a folder of that name, and the current folder may contain a `random.py`.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ begin(main)
 
 
 class Beginning(Struct, frozen=True):
-    """The message on the first line of a new process's standard input."""
+    """The first line of a new process's standard input."""
 
     argv: list[str]
     sys_path: list[str]
@@ -70,8 +70,8 @@ def start(
     """Starts an interpreter that calls `main` ("module:function"). `main` reads `order` from its
     standard input.
 
-    Raises SupervisorError if `sys.executable` is not an interpreter, which would start this program
-    again.
+    Raises SupervisorError if `sys.executable` is not an interpreter, because starting it would
+    start this program again.
     """
     refuse_another_start()
     environ = dict(os.environ)
@@ -92,7 +92,9 @@ def start(
 
 
 def refuse_another_start() -> None:
-    """Raises SupervisorError if starting `sys.executable` would not start a Python interpreter."""
+    """Raises SupervisorError if `sys.executable` is not a Python interpreter, for example in a
+    frozen program.
+    """
     frozen = getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules.get("__main__", sys))
     if frozen or not sys.executable:
         raise errors.SupervisorError(
@@ -110,9 +112,9 @@ def refuse_another_start() -> None:
 def environ_for_start(environ: Mapping[str, str], ignores_environment: bool) -> dict[str, str]:
     """Returns the environment variables that a new process starts with.
 
-    PGQRS_DSN is left out, so that no process has a password in its initial environment, which other
-    processes of the same user can read. A process that ignores Python's variables (`python -E`,
-    `-I`) gets only the hash seed of them, which it must not ignore.
+    PGQRS_DSN is left out, because other processes of the same user can read the initial environment
+    of a process, and PGQRS_DSN may contain a password. A process that ignores Python's variables
+    (`python -E`, `-I`) gets only one of them, the hash seed, which it must not ignore.
     """
     kept = {
         name: value
@@ -123,19 +125,21 @@ def environ_for_start(environ: Mapping[str, str], ignores_environment: bool) -> 
 
 
 def hash_seed(environ: Mapping[str, str]) -> str:
-    """Returns the user's hash seed. "random", which many container images set, does not count as one."""
+    """Returns the user's hash seed. "random", which many container images set, counts as no seed."""
     seed = environ.get(HASH_SEED_VARIABLE, "")
     return seed if seed.isdigit() else HASH_SEED
 
 
 def absolute(path: list[str]) -> list[str]:
-    """Makes `sys.path` absolute, for a process in another folder or after a change of folder."""
+    """Returns a search path with absolute folders, for a process in another folder or after a
+    change of folder.
+    """
     return list(dict.fromkeys(os.path.abspath(p) for p in path))
 
 
 def _flags() -> list[str]:
-    """Returns this interpreter's options, except those that would make the new one ignore its hash
-    seed.
+    """Returns the options of this interpreter for a new one. Omits options that would make the new
+    one ignore its hash seed.
     """
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     kept = [flag for flag in flags if flag not in ("-E", "-I", "-P", "-R")]
@@ -159,7 +163,7 @@ _own_path: list[str] = []
 
 
 def begin(main: str) -> None:
-    """The first function that executes in a new process. BOOT calls it."""
+    """Prepares a new process and then calls `main`. BOOT calls this first in each new process."""
     open_standard_descriptors()
     default_signals()
     os.environ.pop(STARTED_VARIABLE, None)
@@ -179,8 +183,8 @@ def begin(main: str) -> None:
 
 
 def open_standard_descriptors() -> None:
-    """Opens descriptors 0 to 2 if they are closed. Otherwise a file could get one of these numbers
-    and would be overwritten by output.
+    """Opens descriptors 0 to 2 if they are closed. Otherwise a file could get one of these numbers,
+    and output would overwrite the file.
     """
     for fd in (0, 1, 2):
         try:
@@ -205,7 +209,9 @@ def default_signals() -> None:
 
 
 def above_standard(fd: int) -> int:
-    """Moves a descriptor to a number above 2, closed on exec. The original is closed if it was moved."""
+    """Moves a descriptor to a number above 2, and marks it to be closed on exec. If the descriptor
+    was moved, the original is closed.
+    """
     if fd > 2:
         return fd
     # There is no fcntl on Windows, where clients run.
@@ -243,7 +249,9 @@ def dsn_of(environ: Mapping[str, str]) -> str:
 
 
 def own_packages() -> None:
-    """Imports pgqrs's package `supervisors`, even if a search would find another one."""
+    """Imports pgqrs's own package `supervisors`, even if a search would find another package of
+    that name.
+    """
     if "supervisors" in sys.modules:
         return
     spec = PathFinder.find_spec("supervisors", [ROOT])
@@ -255,7 +263,8 @@ def own_packages() -> None:
 
 def step_aside() -> None:
     """Makes `import supervisors` import the user's package of that name, if there is one. Modules
-    of pgqrs already refer to each other, and import further modules inside `ours`.
+    of pgqrs that are already imported keep their references. They import further modules inside
+    `ours`.
     """
     found = PathFinder.find_spec("supervisors")
     if found is None or ROOT in (os.path.dirname(p) for p in found.submodule_search_locations or ()):
@@ -266,8 +275,8 @@ def step_aside() -> None:
 
 @contextlib.contextmanager
 def ours() -> Iterator[None]:
-    """Inside the block, `import supervisors` imports pgqrs's package, also after `step_aside`, and
-    no folder of the user precedes Python's.
+    """Inside the block, `import supervisors` imports pgqrs's package, even after `step_aside`. No
+    folder of the user precedes Python's own folders.
     """
     theirs = {name: sys.modules.pop(name) for name in _loaded()} if _aside else {}
     sys.modules.update(_aside)

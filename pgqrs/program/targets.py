@@ -1,6 +1,6 @@
-"""The target of a supervisor: files, modules, or functions that were passed.
+"""The target of a supervisor: a file, a module, or functions that a program passed.
 
-A function is identified by its module. Each process imports that module once, so that all functions
+A function is identified by its module. Each process imports this module once, so that all functions
 of a module share its globals. The program itself (`__main__`) is imported from its file, as
 `multiprocessing` does. Functions that are in no file (a notebook, standard input, `python -c`) or
 nested in another function are sent by value (`by_value`).
@@ -32,8 +32,8 @@ MAIN_ALIAS = "__mp_main__"
 
 
 class Package(Struct, frozen=True):
-    """A package that contains a module and that a search would not find. pytest imports modules
-    this way.
+    """A package that contains a module, and that the import system cannot find by its name. pytest
+    imports modules this way.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Package(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A module and the functions wanted from it: `names` (dotted inside a class), or all if there
-    are none.
+    """A module, and the names of the functions that are wanted from it (dotted inside a class).
+    Without names, all functions are wanted.
 
-    `module` is its name. With `path`, the module is read from that file under that name, inside
-    `packages`, outermost first. The name `__main__` means the program itself; `run_as` is then the
-    argument of `python -m`.
+    `module` is the module's name. With `path`, the module is read from that file under that name,
+    inside `packages` (outermost first). The name `__main__` means the program itself; `run_as` is
+    then the argument of `python -m`.
     """
 
     module: str
@@ -62,8 +62,8 @@ class Source(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """The source of the functions. `by_value` is a file written by `by_value.write`. `sys_path` is
-    placed in front of the importing process's own path.
+    """The source of the functions. `by_value` is a file that `by_value.write` has written.
+    `sys_path` is placed in front of the importing process's own path.
     """
 
     sources: tuple[Source, ...] = ()
@@ -104,8 +104,8 @@ def parse(text: str) -> Target:
 
 @contextlib.contextmanager
 def of_functions(functions: Sequence[Callable[..., Any]]) -> Iterator[Target]:
-    """Yields the target for passed functions. Raises TargetError if another process could not load
-    one of them.
+    """Yields the target for functions that a program passed. Raises TargetError if another process
+    could not load one of them.
     """
     definitions = distinct(definition_of(f) for f in functions)
     if not definitions:
@@ -215,11 +215,10 @@ def _searched(name: str, path: Any) -> ModuleSpec | None:
 
 
 def refuse_unguarded(functions: Sequence[Callable[..., Any]], frame: FrameType | None) -> None:
-    """Refuses `store.workers()` outside `if __name__ == "__main__"` for functions of the program
-    itself.
+    """Refuses `store.workers()` outside `if __name__ == "__main__"`, for functions of the program
+    itself: the workers import the program's file, and would start workers again.
 
-    The workers import the program's file, and would start workers again. Raises ValidationError
-    before anything is started. `frame` is the caller of store.workers().
+    Raises ValidationError before anything is started. `frame` is the caller of store.workers().
     """
     if all(getattr(f, "__module__", None) != MAIN for f in functions):
         return
@@ -258,8 +257,8 @@ loading = False
 
 
 def refuse_while_loading() -> None:
-    """Raises ValidationError if a program starts workers while it is being imported. Its workers
-    import it too, and would start workers without end.
+    """Raises ValidationError if a program starts workers while it is being imported. The workers
+    import the program too, and would start workers without end.
     """
     if loading:
         raise errors.ValidationError(
@@ -364,8 +363,9 @@ def _imported(source: Source) -> ModuleType:
 def _main(source: Source) -> ModuleType:
     """Imports the program as `multiprocessing` does in a child process.
 
-    Its name is `__mp_main__`, so that code under `if __name__ == "__main__"` is not executed. It is
-    also registered as `__main__`, so that its pickled objects are found.
+    The module's name is `__mp_main__`, so that code under `if __name__ == "__main__"` is not
+    executed. The module is also registered as `__main__`, so that the program's pickled objects are
+    found.
     """
     assert source.path is not None
     module = ModuleType(MAIN_ALIAS)
@@ -388,7 +388,7 @@ def _main(source: Source) -> ModuleType:
 @contextlib.contextmanager
 def _keeping_files(path: str, its_globals: dict[str, Any]) -> Iterator[None]:
     """Raises TargetError if the program's top level opens a file with contents for writing. The
-    program has written to that file before, and the import would empty it.
+    program itself has written to that file, and the import would empty it.
     """
     on = True
 
@@ -439,7 +439,7 @@ def _from_file(name: str, path: str) -> ModuleType:
 
 
 def _make_package(package: Package) -> None:
-    """Creates a package whose folder a search does not find."""
+    """Creates a package whose folder the import system cannot find."""
     if package.name in sys.modules:
         return
     if package.file is not None:
@@ -456,7 +456,9 @@ def _make_package(package: Package) -> None:
 
 
 def _told(what: object, error: BaseException) -> str:
-    """Describes an error with the user's frames only, because those of pgqrs and importlib do not help."""
+    """Describes an error. Shows the user's frames only, because frames of pgqrs and importlib do
+    not help.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     ours = (__file__, str(Path(__file__).with_name("by_value.py")))
     theirs = [

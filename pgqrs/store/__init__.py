@@ -1,4 +1,6 @@
-"""The storage of all state. `open_store` opens the database that a DSN names."""
+"""The storage of all state. `open_store` opens the database that a DSN names. A new backend is
+added in `open_database`, and its scheme in `backend_of` (pgqrs/config.py).
+"""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -20,8 +22,8 @@ def open_store(
     steady_plans: bool = False,
     insist: bool = False,
 ) -> MessageStore:
-    """Opens a database like `open_database`. On S3, calls that meet a conflict are retried if
-    `insist` is set, and always for a supervisor.
+    """Opens a store on the database that `open_database` opens. On S3, calls that meet a conflict
+    are retried if `insist` is set. Calls of a supervisor are always retried.
     """
     database = open_database(config, clock, steady_plans)
     if config.backend == "s3":
@@ -38,8 +40,8 @@ def open_store(
 def open_database(
     config: Config, clock: Callable[[], datetime] | None = None, steady_plans: bool = False
 ) -> Database:
-    """Opens a database. Raises PgqrsConnectionError if it cannot be reached, and ConfigError if its
-    optional dependency is not installed.
+    """Opens a database. Raises PgqrsConnectionError if the database cannot be reached, and
+    ConfigError if its optional dependency is not installed.
 
     `clock` replaces the database's clock in tests. `steady_plans` is for a supervisor: its
     statements must not depend on the planner's statistics, and it watches S3 for changes itself.

@@ -1,4 +1,4 @@
-"""Administrative operations. Each is one transaction, on any database."""
+"""Administrative operations. Each operation is one transaction, on any database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +81,7 @@ def delete_queue(database: Database, name: str) -> None:
 
 def purge_queue(database: Database, name: str) -> int:
     """Deletes all messages of a queue, including archived and claimed ones, with their runs and
-    steps. Returns the number of messages. Their holders lose their claims.
+    steps. Returns the number of messages. Whoever holds one of the messages loses the claim.
     """
     with database.transaction() as tx:
         queue_id = _locked_queue(tx, name)
@@ -122,8 +122,8 @@ def message(database: Database, message_id: int) -> QueueMessage:
 
 
 def bury_spent(database: Database, read_ct_max: int) -> list[int]:
-    """Moves messages to the dead letters that no claim takes any more, because they have reached
-    the maximum number of deliveries. Returns their ids, at most 1,000.
+    """Moves messages to the dead letters if they have reached the maximum number of deliveries,
+    because no claim takes them any more. Returns the ids of the moved messages, at most 1,000.
     """
     with database.transaction() as tx:
         spent = [i for (i,) in tx.run("spent", read_ct_max=read_ct_max, limit=DEAD_MAX)]
@@ -133,7 +133,7 @@ def bury_spent(database: Database, read_ct_max: int) -> list[int]:
 
 
 def archived(database: Database, queue_id: int) -> list[QueueMessage]:
-    """Returns the archived messages of a queue. The last archived comes first."""
+    """Returns the archived messages of a queue. The message that was archived last comes first."""
     with database.reading() as tx:
         return _messages(tx, tx.run("archived_messages", queue_id=arguments.identity(queue_id, "a queue")))
 
@@ -144,22 +144,25 @@ def held_by(database: Database, worker_id: int) -> list[QueueMessage]:
 
 
 def release_worker(database: Database, worker_id: int) -> int:
-    """Releases the messages that a worker holds, visible at once. Returns their number."""
+    """Releases the messages that a worker holds, so that they are visible at once. Returns the
+    number of messages.
+    """
     with database.transaction() as tx:
         return _given_back(tx, tx.run("held_by", worker_id=arguments.identity(worker_id, "a worker")))
 
 
 def reclaim(database: Database, queue_id: int, older_than_s: float) -> int:
-    """Releases messages whose worker's last heartbeat is older than this. Supervisors have a lease
-    instead.
+    """Releases messages if their worker's last heartbeat is more than `older_than_s` old. Messages
+    of supervisors are not affected, because supervisors have a lease.
     """
     with database.transaction() as tx:
         return _given_back(tx, tx.run("abandoned", queue_id=queue_id, older_than_s=older_than_s))
 
 
 def reclaim_overdue(database: Database, grace_s: float) -> int:
-    """Releases messages that clients of pgqrs 0.15 still hold this long after their vt, at most
-    1,000 of them. Returns their number. Such clients never release a message themselves.
+    """Releases messages that clients of pgqrs 0.15 still hold `grace_s` after the messages' vt, at
+    most 1,000 of them. Returns the number of messages. Such clients never release a message
+    themselves.
     """
     with database.transaction() as tx:
         return _given_back(tx, tx.run("overdue", grace_s=grace_s))
@@ -169,7 +172,7 @@ def reclaim_overdue(database: Database, grace_s: float) -> int:
 
 
 def workers(database: Database, worker_id: int | None = None) -> list[WorkerInfo]:
-    """Returns all workers, or one, newest first."""
+    """Returns all workers, newest first, or only the worker with this id."""
     with database.reading() as tx:
         return [worker_record(r) for r in tx.run("worker_rows", id=worker_id)]
 
@@ -201,8 +204,9 @@ def delete_worker(database: Database, worker_id: int) -> None:
 
 
 def purge_workers(database: Database, older_than_s: float, stale: bool) -> int:
-    """Deletes the rows of workers that hold no messages and whose last heartbeat is older than
-    this: stopped ones, and with `stale` also those that never stopped. Returns their number.
+    """Deletes the rows of stopped workers that hold no messages and whose last heartbeat is more
+    than `older_than_s` old. With `stale`, also deletes such rows of workers that never stopped.
+    Returns the number of rows.
     """
     with database.transaction() as tx:
         return len(tx.run("purge_workers", older_than_s=older_than_s, stale=stale))

@@ -1,8 +1,9 @@
 """Database calls whose caller may stop waiting, for example because its task was cancelled.
 
-The call continues in its thread, but must not commit. A caller that leaves interrupts the current
-statement, and a transaction that has not begun to commit is rolled back. A commit in progress is
-completed. The call then has a result, and the caller that left undoes it.
+The call continues in its thread, but must not commit. When the caller stops waiting (it *leaves*),
+it interrupts the current statement, and a transaction that has not begun to commit is rolled back.
+A commit in progress is completed. The call then has a result, and the result is undone for the
+caller.
 """
 
 import threading
@@ -13,8 +14,8 @@ _current = threading.local()
 
 
 class Left(BaseException):
-    """Raised in a call whose caller has left. It is not an Exception, so that no code takes it for
-    a failure.
+    """Raised in a call whose caller has stopped waiting. Left is not an Exception, so that no code
+    takes it for a failure.
     """
 
 
@@ -25,13 +26,15 @@ class Call:
         self._left = False
 
     def leave(self) -> None:
-        """Prevents a commit that has not begun. May be called from any thread. It does not wait;
-        `interrupt` ends the current statement.
+        """Records that the caller has stopped waiting. A commit that has not begun is prevented.
+        May be called from any thread. Does not wait; `interrupt` ends the current statement.
         """
         self._left = True
 
     def interrupt(self) -> None:
-        """Interrupts the current statement, if any. Returns when the interruption was sent."""
+        """Interrupts the current statement, if there is one. Returns when the interruption was
+        sent.
+        """
         with self._lock:
             if self._interrupt is not None:
                 with suppress(Exception):  # the statement then ends by itself, and is not committed either
@@ -39,7 +42,7 @@ class Call:
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """Surrounds the call, in its thread."""
+        """The context in which the thread executes the call."""
         _current.call = self
         try:
             yield
@@ -62,8 +65,9 @@ class Call:
 
     @contextmanager
     def hurried(self, leave: Callable[[], object]) -> Iterator[None]:
-        """Surrounds an operation that cannot be interrupted, such as a commit in progress. If the
-        caller leaves, `leave` is called from any thread, and decides how soon the operation ends.
+        """The context of an operation that must not be cut short, such as a commit in progress. If
+        the caller stops waiting, `leave` is called instead of an interruption. It may be called
+        from any thread, and decides how soon the operation ends.
         """
         with self._lock:
             self._interrupt = leave
@@ -76,19 +80,21 @@ class Call:
                 self._interrupt = None
 
     def go_on(self) -> None:
-        """Raises Left if the caller has left."""
+        """Raises Left if the caller has stopped waiting."""
         if self._left:
             raise Left
 
 
 def current() -> Call | None:
-    """Returns the call that this thread executes, or None if its caller cannot leave."""
+    """Returns the call that this thread executes. Returns None if the caller of this code always
+    waits.
+    """
     call: Call | None = getattr(_current, "call", None)
     return call
 
 
 def interruptible(interrupt: Callable[[], object], committed: bool = False) -> AbstractContextManager[None]:
-    """Surrounds the statements of a transaction, before its commit. `interrupt` ends the current
+    """The context of a transaction's statements, before its commit. `interrupt` ends the current
     statement from another thread. `committed` means that the statement commits by itself, so its
     effect remains.
     """

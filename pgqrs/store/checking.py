@@ -1,4 +1,4 @@
-"""Checks of a database before its use: missing privileges of the role, and dangers of the schema."""
+"""Checks of a database before its use: missing privileges of the role, and dangers in the schema."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,9 @@ SEQUENCES_OF_A_SUPERVISOR = ("pgqrs_queues", "pgqrs_workflows", "pgqrs_workflow_
 
 
 def refuse_supervisor(database: Database) -> None:
-    """Raises DatabaseError, with the missing grants, if the role lacks what a supervisor needs."""
+    """Raises DatabaseError if the role lacks a privilege that a supervisor needs. The error names
+    the missing grants.
+    """
     if database.dialect != "postgres":
         return
     with database.reading() as tx:
@@ -32,7 +34,9 @@ def refuse_supervisor(database: Database) -> None:
 
 
 def explain(database: Database, error: errors.DatabaseError) -> None:
-    """Raises an error with the role's missing privileges, if they explain the given one."""
+    """Raises an error that names the role's missing privileges, if these explain `error`. Otherwise
+    returns, and the caller raises `error`.
+    """
     if database.dialect != "postgres" or error.refuses_value:
         return
     try:

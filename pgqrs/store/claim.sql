@@ -17,7 +17,7 @@ limit :limit
 {lock m skip};
 
 -- name: again
--- The same for messages that were claimed before: retries, resumed runs and released messages. A
+-- As `ready`, for messages that were claimed before: retries, resumed runs and released messages. A
 -- claim takes them ahead of the backlog, with an index and a watermark of their own.
 select m.id as due_id
 from pgqrs_messages m
@@ -33,7 +33,7 @@ limit :limit
 {lock m skip};
 
 -- name: lapsed
--- The same for messages that a library consumer held until a vt that has passed. A message held by
+-- As `ready`, for messages that a library consumer held until a vt that has passed. A message held by
 -- a 0.15 client stays with that client until it is reclaimed, whatever its vt. `client` is checked
 -- because 0.15 may have claimed a message that pgqrs once held.
 select m.id as due_id
@@ -50,8 +50,8 @@ limit :limit
 {lock m skip};
 
 -- name: ready_queues
--- The queues of which a claim would get something. An idle supervisor asks this regularly, for all
--- its queues at once.
+-- The queues in which a claim would find a message. An idle supervisor executes this regularly, for
+-- all of its queues at once.
 select r.queue_id
 from {rows: queue_id bigint}
 where (

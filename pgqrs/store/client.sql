@@ -33,7 +33,8 @@ where (select q.queue_name from pgqrs_queues q where q.id {=} :queue_id) {=} :qu
 returning id;
 
 -- name: enqueue_run
--- The same for runs of a workflow, which must use the queue.
+-- Enqueues runs of a workflow in the same way. Also returns no rows if the workflow does not use
+-- the queue.
 insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, producer_worker_id)
 select :queue_id, r.payload, {now + :delay_s}, {now}, 0, cast(:producer_id as bigint)
 from {rows: payload json}

@@ -1,9 +1,10 @@
-"""The database operations of library producers and consumers. Each is one transaction, on any
-database.
+"""The database operations of producers and consumers of the Python library. Each operation is one
+transaction, on any database.
 
-A consumer owns a message from its claim until it ends or releases the message, or another worker
-has claimed it. Operations on a message that the consumer does not own return False, or do not count
-it. They raise no error.
+A consumer owns a message from its claim until one of three things happens: it archives or deletes
+the message, it releases the message, or another worker claims the message. An operation on a
+message that the consumer does not own raises no error: it returns False, or does not count the
+message.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ _NEEDED = {
 
 
 def register(database: Database, name: str, queue_id: int | None) -> int:
-    """Inserts a worker row. Raises ValidationError if a worker has this name already."""
+    """Inserts the row of a worker. Raises ValidationError if another worker has this name."""
     with database.single() as tx:
         made = tx.run("register_worker", name=name, queue_id=queue_id)
     if not made:
@@ -48,7 +49,7 @@ def status(database: Database, worker_id: int) -> WorkerStatus:
 
 
 def heard_of(database: Database, worker_id: int, max_age_s: float) -> bool:
-    """Whether the worker's last heartbeat is at most this old."""
+    """Whether the worker's last heartbeat is at most `max_age_s` old."""
     with database.reading() as tx:
         found = tx.run("worker_heard_of", id=worker_id, max_age_s=max_age_s)
     if not found:
@@ -64,7 +65,7 @@ def beat(database: Database, worker_id: int) -> None:
 
 def move(database: Database, worker_id: int, becomes: WorkerStatus) -> None:
     """Changes a worker's status. Raises StateTransitionError unless WORKER_TRANSITIONS allows the
-    change. A worker that is Polling may be set to Polling again.
+    change. A worker that is Polling may also be set to Polling.
     """
     with database.transaction() as tx:
         while True:
@@ -82,7 +83,9 @@ def move(database: Database, worker_id: int, becomes: WorkerStatus) -> None:
 
 
 def leave(database: Database, worker_id: int) -> None:
-    """Stops a worker in any state, and releases what it still holds. A second call does nothing."""
+    """Stops a worker in any status, and releases the messages that it holds. A second call does
+    nothing.
+    """
     with database.transaction() as tx:
         if held := tx.run("held_by", worker_id=worker_id):
             tx.run("give_back", held, visible_at=None, refund=False)
@@ -108,7 +111,7 @@ def _no_worker(worker_id: int) -> errors.WorkerNotFoundError:
 
 
 def withdraw(database: Database, message_ids: Sequence[int]) -> None:
-    """Withdraws messages that no worker has received yet. Retried after a conflict."""
+    """Withdraws messages that no worker has received yet. Retries the call after a conflict."""
 
     def withdrawn() -> None:
         with database.single() as tx:
@@ -126,8 +129,9 @@ def dequeue(
     read_ct_max: int,
     at: datetime | None = None,
 ) -> list[QueueMessage]:
-    """Claims the next messages, oldest first: expired messages of other library consumers, then due
-    ones. Returns nothing for a worker that is neither ready nor polling.
+    """Claims the next messages: first messages of other library consumers whose claim has expired,
+    then due messages, the oldest first. Returns nothing for a worker that is neither ready nor
+    polling.
     """
     if limit < 1:
         return []
@@ -187,10 +191,11 @@ def give_back(
     visible_at: datetime | None = None,
     refund: bool = False,
 ) -> int:
-    """Releases messages, and returns how many the worker owned. `visible_at` None means now.
+    """Releases messages, and returns how many of them the worker owned. `visible_at` None means
+    now.
 
-    `refund` subtracts the delivery from read_ct, as if it had not happened. A caller that asks for
-    this does not wait for the result, so the call is retried after a conflict.
+    `refund` subtracts the delivery from read_ct, as if it had not happened. A caller with `refund`
+    does not wait for the result, so the call is retried after a conflict.
     """
 
     def given_back() -> int:
@@ -204,7 +209,7 @@ def give_back(
 
 
 def keep(database: Database, worker_id: int, message_ids: Sequence[int], lock_s: float) -> None:
-    """Extends the locks of messages to at least `lock_s` from now."""
+    """Extends the locks of messages, so that they last for at least `lock_s` from now."""
     with database.transaction() as tx:
         if own := _own(tx, worker_id, message_ids):
             tx.run("keep_holds", [(i,) for i in own], lock_s=lock_s)

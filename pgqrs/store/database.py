@@ -1,5 +1,6 @@
-"""The interface of a database: execute a named statement in a transaction. The code above it is the
-same for every database.
+"""The interface of a database: execute a named statement in a transaction. All code above this
+interface is the same for every database. A new backend implements `Database`, and is added in
+`open_database` (pgqrs/store/__init__.py) and `backend_of` (pgqrs/config.py).
 """
 
 from collections.abc import Iterable
@@ -19,8 +20,8 @@ class Transaction(Protocol):
 
     def run(self, statement: str, rows: Iterable[Row] | None = None, **params: Any) -> list[Row]:
         """Executes the statement with this name, and returns its result rows in the statement's own
-        order. `rows` fill its {rows: …}. JSON values are returned as bytes or text, and times as
-        the driver returns them.
+        order. `rows` fill the {rows: …} of the statement. JSON values are returned as bytes or
+        text, and times as the driver returns them.
         """
 
     def script(self, sql: str) -> None:
@@ -28,13 +29,13 @@ class Transaction(Protocol):
 
 
 class Copying(Transaction, Protocol):
-    """A PostgreSQL transaction on a connection of pgqrs. A caller's connection may be in a
-    pipeline, which does not allow COPY.
+    """A PostgreSQL transaction on pgqrs's own connection, which allows COPY. A caller's connection
+    may be in a pipeline, which does not.
     """
 
     def copy_in(self, table: str, data: bytes) -> None:
-        """Executes COPY into these columns of a table. `data` has one line per row, in COPY's text
-        format.
+        """Executes COPY into the columns of a table that `table` names. `data` has one line per
+        row, in COPY's text format.
         """
 
 
@@ -54,22 +55,24 @@ class Database(Protocol):
     options: str
 
     def transaction(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
-        """Commits at the end of the block, and rolls back after an exception. `at` replaces the
-        current time in its statements.
+        """Yields a transaction. Commits it at the end of the block, and rolls it back after an
+        exception. `at` replaces the current time in its statements.
 
-        Raises PgqrsConnectionError if the database cannot be reached or the connection breaks.
-        Whether a commit in progress took place is then unknown. Raises SchemaError if the tables
-        are missing, and DatabaseError if the database refuses something. Inside a `calls.Call`
-        whose caller has left, it raises `calls.Left` instead of committing.
+        Raises PgqrsConnectionError if the database cannot be reached or the connection breaks. If a
+        commit was in progress, nobody knows then whether it took place. Raises SchemaError if the
+        tables are missing, and DatabaseError if the database refuses something. Inside a
+        `calls.Call` whose caller has stopped waiting, raises `calls.Left` instead of committing.
         """
 
     def single(self, at: datetime | None = None) -> AbstractContextManager[Transaction]:
-        """Like `transaction`, for one statement that commits by itself: one round trip to a server
-        instead of three.
+        """Yields a transaction like `transaction`, for one statement that commits by itself. This
+        takes one round trip to a server instead of three.
         """
 
     def reading(self) -> AbstractContextManager[Transaction]:
-        """Like `transaction`, for statements that only read. They never wait for a writer."""
+        """Yields a transaction like `transaction`, for statements that only read. They never wait
+        for a writer.
+        """
 
     def prepare(self) -> None:
         """Prepares a database for its first migration, outside a transaction."""
@@ -78,7 +81,9 @@ class Database(Protocol):
         """Returns the time of the database's clock, in UTC."""
 
     def hint(self, queues: Iterable[str]) -> None:
-        """Notifies listeners that these queues may have new messages. This is optional and never fails."""
+        """Notifies listeners that these queues may have new messages. A hint is optional, and
+        sending it never fails.
+        """
 
     def close(self) -> None: ...
 

@@ -47,7 +47,7 @@ def quoted(value: bytes | str | None) -> str:
 
 
 def plain(row: Sequence[Any]) -> Sequence[Any]:
-    """Returns a row that msgspec can write into the JSON parameter of a SQLite statement."""
+    """Returns a row in a form that msgspec can write into the JSON parameter of a SQLite statement."""
     if bytes not in map(type, row):
         return row
     return [v.decode() if isinstance(v, bytes) else v for v in row]

@@ -88,7 +88,9 @@ select c.id, c.name, c.status, c.queue_id, c.heartbeat_at, q.queue_name, s.host,
 from pgqrs_workers c
 left join pgqrs_queues q on q.id = c.queue_id
 left join pgqrs_supervisors s on s.id = c.supervisor_id
-where :stopped or c.status <> 'stopped'
+where (:stopped or c.status <> 'stopped')
+  and (q.queue_name is null or replace(q.queue_name, '.map', '') = q.queue_name
+       or exists (select 1 from pgqrs_maps j where j.queue_id = q.id))
 order by c.id;
 
 -- name: dead

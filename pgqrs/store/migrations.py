@@ -1,16 +1,17 @@
 """Numbered forward migrations. Each is applied once, under one lock, so concurrent installs are
 safe.
 
-Migration 1 is the layout of pgqrs 0.15. A database created by 0.15 has it already, so its adoption
-begins with migration 2.
+Migration 1 is the layout of pgqrs 0.15. A database that 0.15 created has this layout already, so
+its adoption begins with migration 2.
 
 A migration that only adds something names the oldest version of the code that may still use the
 database, on a line of its own:
 
     -- oldest code: version 7
 
-Without that line, only code of the migration's own version or later may use it. The database stores
-the largest of these numbers. In a rolling deployment, install first; older programs keep working.
+Without this line, only code of the migration's own version or later may use the database. The
+database stores the largest of these numbers. In a rolling deployment, run the install first; older
+programs then keep working.
 """
 
 import re
@@ -86,7 +87,9 @@ def _refuse_encoding(tx: Transaction) -> None:
 
 
 def identify(tx: Transaction) -> None:
-    """Gives the database an identity if it has none, and stores which code may use it."""
+    """Gives the database an identity if it has none. Also stores which versions of the code may use
+    the database.
+    """
     oldest = max(_oldest_code(v, file) for v, file in _migrations(tx.dialect))
     tx.run("identify_database", identity=uuid.uuid4().hex, version=VERSION, oldest_version=oldest)
 
@@ -138,7 +141,9 @@ def _columns(tx: Transaction, dialect: Dialect) -> dict[str, frozenset[str]]:
 
 @cache
 def _expected_columns() -> dict[str, frozenset[str]]:
-    """Returns the columns of a fresh installation in memory. They are the same for every database."""
+    """Returns the columns of a fresh installation, which is made in memory. They are the same on
+    every kind of database.
+    """
     from pgqrs.store.sqlite import SqliteDatabase
 
     database = SqliteDatabase(Config("sqlite::memory:"))
@@ -151,8 +156,8 @@ def _expected_columns() -> dict[str, frozenset[str]]:
 
 
 def _refuse_newer(version: int, row: list[Row]) -> None:
-    """Raises SchemaError if the database is newer than this code, unless it says that this code may
-    use it.
+    """Raises SchemaError if the database is newer than this code, unless the database says that
+    this code may use it.
     """
     oldest = row[0][2] if row and row[0][1] == version else version
     if oldest > VERSION:

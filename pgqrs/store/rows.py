@@ -1,6 +1,8 @@
-"""Reads values from rows that another program may have written: SQLite accepts any value in any column.
+"""Reads values from rows that another program may have written: SQLite accepts any value in any
+column.
 
-Each function raises ValueError for a value that pgqrs never writes. The caller reports it for that row alone.
+Each function raises ValueError for a value that pgqrs never writes. The caller then reports the
+error for that row alone.
 """
 
 from typing import Any
@@ -44,7 +46,7 @@ def read_json(value: Any) -> bytes | None:
 
 
 def read_status(value: Any, what: str) -> WorkflowStatus:
-    """Reads the status of `what`, for example "run 7". Raises DatabaseError for an unknown one."""
+    """Reads the status of `what`, for example "run 7". Raises DatabaseError for an unknown status."""
     try:
         return WorkflowStatus(value)
     except ValueError:

@@ -1,9 +1,9 @@
-"""Operations on a run that its caller drives by hand. Each is one transaction.
+"""Operations on a run that a program drives by hand. Each operation is one transaction.
 
-Every write checks who holds the run's message, under that message's lock. A run created from a
-claimed message belongs to that claim. If another worker has claimed the message since, nothing is
-written and ClaimLostError is raised. A run created from an unclaimed message may be driven until a
-supervisor claims it.
+Every write locks the run's message, and checks who holds it. A run that was created from a claimed
+message belongs to that claim. If another worker has claimed the message since, nothing is written
+and ClaimLostError is raised. A run that was created from an unclaimed message may be driven until a
+supervisor claims the message.
 """
 
 from collections.abc import Callable
@@ -40,14 +40,16 @@ class RunRow(Struct, frozen=True):
 
 
 class Acquired(Struct, frozen=True):
-    """The record of a step: its output if `done`, else its body is to be executed."""
+    """The record of a step. If `done`, `output` is its result. Otherwise the body of the step is to
+    be executed.
+    """
 
     done: bool
     output: bytes | None = None
 
 
 class Failure(Struct, frozen=True):
-    """How a step failed. `retry_after_s` None means the policy's back-off."""
+    """How a step failed. If `retry_after_s` is None, the policy's back-off applies."""
 
     code: str
     message: str
@@ -56,7 +58,9 @@ class Failure(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """A run and the claim that allows writing to it. `claim` is None if nobody had claimed its message."""
+    """A run, and the claim that allows writing to it. `claim` is None if nobody had claimed the
+    run's message.
+    """
 
     run_id: int
     message_id: int
@@ -67,8 +71,8 @@ class Held(Struct, frozen=True):
 
 
 def make(database: Database, message: QueueMessage) -> RunRow:
-    """Returns the run of a message. The first call creates it. Raises WorkflowNotFoundError if the
-    queue has no workflow, and MessageNotFoundError if the message is gone.
+    """Returns the run of a message, and creates it if there is none. Raises WorkflowNotFoundError
+    if the queue has no workflow, and MessageNotFoundError if the message is gone.
     """
     with database.transaction() as tx:
         found = tx.run("run_of_message", message_id=message.id)
@@ -98,8 +102,8 @@ def look(database: Database, run_id: int) -> RunRow:
 
 
 def start(database: Database, held: Held) -> RunRow:
-    """Sets a QUEUED or PAUSED run to RUNNING, even before its resume time. A RUNNING run stays so.
-    Raises ValidationError from any other status.
+    """Sets a QUEUED or PAUSED run to RUNNING, even before its resume time. A RUNNING run stays
+    RUNNING. Raises ValidationError for any other status.
     """
     with database.transaction() as tx:
         run = _ours(tx, held)
@@ -111,9 +115,9 @@ def start(database: Database, held: Held) -> RunRow:
 
 
 def succeed(database: Database, held: Held, output: bytes, archive: bool = False) -> RunRow:
-    """Sets a run to SUCCESS, or to CANCELLED if its cancellation was requested. With `archive`, its
-    message is archived in the same transaction. A run in SUCCESS does not change. Raises
-    ValidationError if it has ended otherwise.
+    """Sets a run to SUCCESS. If the cancellation of the run was requested, sets it to CANCELLED
+    instead. With `archive`, the run's message is archived in the same transaction. A run in SUCCESS
+    does not change. Raises ValidationError if the run has ended in another status.
     """
     with database.transaction() as tx:
         run = _ours(tx, held)
@@ -130,8 +134,8 @@ def succeed(database: Database, held: Held, output: bytes, archive: bool = False
 
 
 def fail(database: Database, held: Held, error: bytes) -> RunRow:
-    """Sets a run to ERROR. A run in ERROR does not change. Raises ValidationError if it has ended
-    otherwise.
+    """Sets a run to ERROR. A run in ERROR does not change. Raises ValidationError if the run has
+    ended in another status.
     """
     with database.transaction() as tx:
         run = _ours(tx, held)
@@ -143,8 +147,8 @@ def fail(database: Database, held: Held, error: bytes) -> RunRow:
 
 
 def pause(database: Database, held: Held, text: str, resume_after_s: float) -> RunRow:
-    """Sets a run to PAUSED. Its message stays with the holder. Raises ValidationError for a run
-    that has ended or is being cancelled.
+    """Sets a run to PAUSED. The run's message stays with its holder. Raises ValidationError for a
+    run that has ended or is being cancelled.
     """
     with database.transaction() as tx:
         run = _ours(tx, held)
@@ -155,7 +159,9 @@ def pause(database: Database, held: Held, text: str, resume_after_s: float) -> R
 
 
 def due_again(database: Database, run_id: int) -> datetime | None:
-    """Returns when the run can continue: when a step's retry is due, or its pause ends. None means now."""
+    """Returns when the run can continue: when a step's retry is due, or when its pause ends. None
+    means now.
+    """
     with database.reading() as tx:
         status, paused_at, error, retry_at = tx.run("due_again", id=run_id)[0]
     if status == PAUSED.value and paused_at is not None:
@@ -170,11 +176,11 @@ def due_again(database: Database, run_id: int) -> datetime | None:
 
 
 def acquire_step(database: Database, held: Held, name: str, at: datetime | None = None) -> Acquired:
-    """Returns a step's record, or the right to execute it. `at` None means now.
+    """Returns a step's record, or the right to execute the step. `at` None means now.
 
-    Raises StepNotReadyError before its retry is due, and RetriesExhaustedError if it has no retries
-    left. If the run's cancellation was requested, the run becomes CANCELLED and RunCancelledError
-    is raised. Raises ValidationError if the run was cancelled before.
+    Raises StepNotReadyError if the step's retry is not due yet, and RetriesExhaustedError if the
+    step has no retries left. If the cancellation of the run was requested, sets the run to
+    CANCELLED and raises RunCancelledError. Raises ValidationError if the run was cancelled before.
     """
     cancelled = False
     with database.transaction(at) as tx:
@@ -311,8 +317,8 @@ def _moved(
 
 
 def _cancelled(tx: Transaction, held: Held, run: RunRow) -> RunRow:
-    """Ends a run whose cancellation was requested. If its message has no holder to archive it, this
-    archives it.
+    """Ends a run whose cancellation was requested. If nobody holds its message, this also archives
+    the message.
     """
     consumer_id, *_ = tx.run("holder", id=held.message_id)[0]
     if consumer_id is None:

@@ -37,9 +37,9 @@ from pgqrs.errors import ValidationError
 
 Dialect = Literal["postgres", "sqlite"]
 
-# A supervisor's turn contains writes of many runs, and all of them wait if one meets a lock. A lock
-# of another client's statement is released within a few milliseconds. A longer one belongs to a
-# session that was left open.
+# A supervisor's turn contains writes of many runs. If one of them meets a lock, all of them wait. A
+# lock of another client's statement is released within a few milliseconds. A lock that lasts longer
+# belongs to a session that was left open.
 LOCK_WAIT_MS = 50
 
 
@@ -48,7 +48,9 @@ DAWN: dict[Dialect, str] = {"postgres": "-infinity", "sqlite": ""}
 
 
 class Statement(Struct, frozen=True):
-    """A statement in one dialect. `columns` are the columns of its {rows: …}, empty if it has none."""
+    """A statement in one dialect. `columns` are the columns of the statement's {rows: …}. Empty if
+    it has none.
+    """
 
     name: str
     sql: str
@@ -62,14 +64,14 @@ class Statement(Struct, frozen=True):
 
 @cache
 def statement(name: str, dialect: Dialect, own_clock: bool = False, schema: str = "public") -> Statement:
-    """Returns the statement `name` in a dialect. With `own_clock`, {now} is the parameter `now` on
-    PostgreSQL too.
+    """Returns the statement `name` in a dialect. On SQLite, {now} is always the parameter `now`.
+    With `own_clock`, it is this parameter on PostgreSQL too.
     """
     return _rendered(name, _sources()[name], dialect, own_clock, schema)
 
 
 def qualified(text: str, schema: str) -> str:
-    """Qualifies pgqrs's unqualified names in PostgreSQL's SQL with the schema."""
+    """Adds the schema to the unqualified names of pgqrs's tables and types in PostgreSQL's SQL."""
     return _OURS.sub(lambda m: f'"{schema}".{m[0]}', text)
 
 
@@ -78,8 +80,8 @@ _OURS = re.compile(r'(?<![\w."])(?:pgqrs_[a-z_]+|worker_status)(?!\w)')
 
 
 def askable(params: dict[str, Any]) -> dict[str, Any]:
-    """Returns parameters that every database accepts. An id beyond 64 bits becomes -1, which no row
-    has either. Raises ValidationError for text that no database can store.
+    """Returns parameters that every database accepts. An id beyond 64 bits becomes -1, because no
+    row has either of these ids. Raises ValidationError for text that no database can store.
     """
     for name, value in params.items():
         if isinstance(value, str) and not names.storable(value):

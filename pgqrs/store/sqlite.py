@@ -83,7 +83,7 @@ class SqliteDatabase:
         return translated(self.dsn)
 
     def _is_busy(self, error: Exception) -> bool:
-        """Whether an error says that another connection is writing."""
+        """Whether an error means that another connection is writing."""
         return is_locked(error)
 
     def transaction(self, at: datetime | None = None) -> AbstractContextManager["SqliteTransaction"]:
@@ -130,8 +130,8 @@ class SqliteDatabase:
         connection.execute("commit")
 
     def _alone(self) -> "_Alone":
-        """Waits until no other thread of this process uses the connection. The time limit is that
-        for other processes.
+        """Waits until no other thread of this process uses the connection. The time limit is the
+        same as the one for waiting for other processes.
         """
         return _Alone(self)
 
@@ -173,7 +173,7 @@ class SqliteDatabase:
 
     def prepare(self) -> None:
         """Switches the file to WAL mode, in which readers and the writer do not block each other.
-        The mode is stored in the file, so it is set once, at the installation.
+        The mode is stored in the file, so it is set only at the installation.
         """
         until = time.monotonic() + self._patience_s
         with self._lock, self._translated():
@@ -207,7 +207,9 @@ class SqliteDatabase:
 
 
 class File:
-    """An open database file. After the file was removed or replaced, nobody else sees writes to it."""
+    """An open database file. If the file was removed or replaced, nobody else sees what is written
+    to it.
+    """
 
     def __init__(self, path: str) -> None:
         # Absolute, because the process may change its working directory.
@@ -215,7 +217,7 @@ class File:
         self._opened = self._there()
 
     def refuse_if_gone(self, holder: str) -> None:
-        """Raises SchemaError if the file was removed or replaced. Waiting cannot repair that."""
+        """Raises SchemaError if the file was removed or replaced. A later try would not help."""
         if self._there() != self._opened:
             raise errors.SchemaError(
                 f"the database file {self._path} was removed or replaced while this {holder} had it open: "
@@ -233,7 +235,7 @@ class File:
 
 class _Alone:
     """Locks the connection around a transaction. This and `_Translated` are classes, because
-    entering a generator costs several times as much.
+    entering a generator takes several times as long.
     """
 
     def __init__(self, database: SqliteDatabase) -> None:
@@ -315,17 +317,17 @@ def open_file(path: str, patience_s: float) -> sqlite3.Connection:
 
 def _text(raw: bytes) -> str:
     """Decodes text that may not be UTF-8, because another program wrote it. Such a row must not
-    fail the whole statement. Encoding the text again raises an error.
+    make the whole statement fail. An error is raised if the text is encoded again.
     """
     return raw.decode("utf-8", "surrogateescape")
 
 
 def make_private(path: str, mode: int = 0o600) -> bool:
-    """Creates a file for its owner only, because payloads and results are private. SQLite's files
-    beside a database (-wal, -shm) get the mode of the database.
+    """Creates a file that only its owner can read, because payloads and results are private.
+    SQLite's files beside a database (-wal, -shm) get the mode of the database.
 
-    Returns False if the file exists already, in which case its mode stays, or cannot be created.
-    Opening it will report the reason.
+    Returns False if the file exists already, in which case its mode stays, or if it cannot be
+    created. In the latter case, opening the file will report the reason.
     """
     if path == ":memory:":
         return False
@@ -389,7 +391,9 @@ def no_schema(dsn: str, said: str) -> errors.SchemaError:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Splits a script at SQLite's own idea of a complete statement. `executescript` would commit first."""
+    """Splits a script where SQLite sees the end of a statement. (`executescript` would first
+    commit.)
+    """
     pending = ""
     for line in script.splitlines(keepends=True):
         pending += line

@@ -1,4 +1,4 @@
-"""The operations on messages and runs. Each is one transaction, on any `Database`.
+"""The operations on messages and runs. Each operation is one transaction, on any `Database`.
 
 Locks are taken in a fixed order, so that supervisors never deadlock: messages by id, then their
 runs, then steps.
@@ -49,8 +49,8 @@ class Identity(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """The state of a message or its run, for a client that waits for it. `output` and `error` are
-    raw JSON.
+    """The state of a message or its run, for a client that waits for its end. `output` and `error`
+    are raw JSON.
     """
 
     status: WorkflowStatus
@@ -61,8 +61,8 @@ class Settled(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """What a caller with a cached queue id knows: the queue's name, and the workflow whose runs it
-    sends.
+    """What a caller that has cached a queue's id expects of it: the queue's name, and the workflow
+    whose runs the caller enqueues.
     """
 
     queue: str
@@ -94,13 +94,13 @@ class MessageStore:
             raise
 
     def cautions(self) -> list[str]:
-        """Returns warnings for the person who sets up the database, one sentence each: missing
-        privileges of a supervisor, and dangers.
+        """Returns warnings for the person who sets up the database, one sentence each. They name
+        privileges that a supervisor lacks, and dangers in the schema.
         """
         return checking.cautions(self.database)
 
     def refuse_incapable(self) -> None:
-        """Raises DatabaseError if the role lacks what a supervisor needs."""
+        """Raises DatabaseError if the role lacks a privilege that a supervisor needs."""
         checking.refuse_supervisor(self.database)
 
     def identity(self) -> str:
@@ -148,7 +148,7 @@ class MessageStore:
         return WorkflowRecord(found[0][0], name, found[0][1])
 
     def ensure_workflow(self, name: str, queue: str) -> WorkflowRecord:
-        """Returns a workflow, creating it and its queue if it is new. A queue serves one workflow."""
+        """Returns a workflow. If it is new, creates it and its queue. A queue serves one workflow."""
         with self.database.transaction() as tx:
             found = tx.run("workflow_by_name", name=name)
             if not found:
@@ -184,8 +184,8 @@ class MessageStore:
         known: "Known | None" = None,
     ) -> list[int]:
         """Enqueues messages, and returns their ids in the order of the payloads (raw JSON). `at`
-        None means now. Raises QueueNotFoundError if no queue has this id, or it is not the queue
-        that the caller knows.
+        None means now. Raises QueueNotFoundError if no queue has this id, or if it is not the queue
+        that the caller expects (`known`).
         """
         if self.database.dialect == "postgres" and len(payloads) >= COPY_MIN:
             with self.database.transaction(at) as tx:
@@ -218,8 +218,8 @@ class MessageStore:
             return supervisor_id, consumers
 
     def renew_lease(self, supervisor_id: int, lease_s: float) -> bool:
-        """Renews a lease. Returns False if the lease had expired: other supervisors may hold its
-        messages.
+        """Renews a lease. Returns False if the lease had expired, in which case other supervisors
+        may hold its messages.
         """
         # Separate transactions: over a slow link, each statement saved leaves more time for the lease.
         with self.database.single() as tx:
@@ -231,7 +231,7 @@ class MessageStore:
 
     def watched(self, identity: Identity) -> tuple[list[tuple[int, int, int]], bool]:
         """Returns (id, pid, pid_started) of the supervisors on the same host, boot and pid
-        namespace, and whether any supervisor's lease has expired.
+        namespace. Also returns whether the lease of any supervisor has expired.
         """
         with self.database.reading() as tx:
             rows = tx.run(
@@ -244,9 +244,9 @@ class MessageStore:
             tx.run("expire_lease", id=supervisor_id)
 
     def bring_back(self) -> int:
-        """Repairs times after the clock was set back: messages that wait for a time of the old
-        clock become due by the new one. Returns their number. Does nothing on a server, which has a
-        clock of its own.
+        """Repairs times after the clock was set back. Messages whose due time was computed by the
+        old clock become due by the new one. Returns the number of messages. Does nothing on a
+        server, which has a clock of its own.
         """
         if self.database.dialect != "sqlite":
             return 0
@@ -262,11 +262,12 @@ class MessageStore:
             return len(late)
 
     def recover(self, read_ct_max: int) -> int:
-        """Releases the messages of supervisors whose lease has expired. Returns their number.
+        """Releases the messages of supervisors whose lease has expired. Returns the number of
+        messages.
 
         A plain message whose handler had begun is charged with a delivery, and becomes a dead
-        letter if that was its last one. A message locked by another session is left for the next
-        call.
+        letter if that was its last one. If another session has locked a message, the message is
+        left for the next call.
         """
         if not self.has_expired():
             return 0
@@ -277,8 +278,8 @@ class MessageStore:
             return count
 
     def has_expired(self) -> bool:
-        """Whether the row of a supervisor is left whose lease has expired. Right after `recover`
-        this means that another session has locked the row or messages of that supervisor.
+        """Whether there is still the row of a supervisor whose lease has expired. Right after
+        `recover` this means that another session has locked the row or messages of that supervisor.
         """
         with self.database.reading() as tx:
             return self._has_lapsed(tx)
@@ -288,7 +289,7 @@ class MessageStore:
         return bool(tx.run("anything_expired"))
 
     def _lapsed(self, tx: Transaction) -> list[Row]:
-        """Returns the ids of the supervisors to retire because their lease has expired."""
+        """Returns the ids of the supervisors to retire, because their lease has expired."""
         return tx.run("expired_supervisors")
 
     def retire(self, supervisor_id: int, read_ct_max: int) -> int:
@@ -300,8 +301,8 @@ class MessageStore:
             )
 
     def held(self, consumers: Iterable[int]) -> list[Claim]:
-        """Returns the claims that these consumers hold in the database. Used after a commit of
-        unknown outcome.
+        """Returns the claims that these consumers hold according to the database. Used after a
+        commit of unknown outcome.
         """
         with self.database.reading() as tx:
             return [Claim(m, c, n) for m, c, n in tx.run("held", [(c,) for c in consumers])]
@@ -312,8 +313,8 @@ class MessageStore:
             return int(tx.run("backlog", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
 
     def later(self, queue_ids: Iterable[int]) -> int:
-        """Counts the messages that wait for a later time (a retry, a pause, a delay), up to
-        BACKLOG_BOUND.
+        """Counts the messages that are due at a later time (because of a retry, a pause or a
+        delay), up to BACKLOG_BOUND.
         """
         with self.database.reading() as tx:
             return int(tx.run("later", [(q,) for q in queue_ids], bound=BACKLOG_BOUND)[0][0])
@@ -329,12 +330,12 @@ class MessageStore:
         until its next step.
 
         `by_driver` means that the caller is the run's own `pgqrs.Run`. Such a run may have been
-        started without a claim on its message. It still has a driver, and stays CANCELLING until
-        that driver acquires a step or reports success.
+        started without a claim on its message. It has a driver all the same, and stays CANCELLING
+        until that driver acquires a step or reports success.
 
         With `now`, the run becomes CANCELLED in any case and is taken from its holder. The holder's
-        later writes are refused, and a supervisor kills the worker that executes it once the
-        supervisor has noticed. A plain message is archived in the same way.
+        later writes are refused. If a supervisor executes the run, it notices this and kills the
+        worker. A plain message is archived in the same way.
         """
         with self.database.transaction() as tx:
             m = _locked(tx, message_id)
@@ -425,8 +426,8 @@ class MessageStore:
         limit: int = 50,
         before: int | None = None,
     ) -> list[RunRecord]:
-        """Returns runs, newest first. To continue a listing, pass the last message id of it as
-        `before`.
+        """Returns runs, newest first. To get the following runs, pass the last message id of the
+        result as `before`.
         """
         with self.database.reading() as tx:
             rows = tx.run(
@@ -474,8 +475,8 @@ def enqueue(
     producer_id: int | None = None,
     known: Known | None = None,
 ) -> list[int]:
-    """Enqueues in the caller's transaction. Ids ascend in the order of the rows, but the statement
-    returns them in no order.
+    """Enqueues in the caller's transaction. The ids ascend in the order of `payloads`, although the
+    statement returns them in no particular order.
     """
     rows = tx.run(
         _statement(known),
@@ -559,7 +560,7 @@ def extended(tx: Transaction, supervisor_id: int, lease_s: float) -> bool:
 
 
 def beat(tx: Transaction, supervisor_id: int) -> None:
-    """Sends the heartbeat that library workers and 0.15 check."""
+    """Sends the heartbeat of a supervisor's consumers, which library workers and 0.15 check."""
     tx.run("beat_consumers", id=supervisor_id)
 
 
@@ -668,7 +669,9 @@ def worker_record(r: Row) -> WorkerInfo:
 
 
 def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
-    """Reads a message. `of_workflow`: a trigger stored {"input": X}, and the message shows X."""
+    """Makes a QueueMessage of a row. With `of_workflow`, the message is one that a trigger sent:
+    its stored payload is {"input": X}, and the record shows X.
+    """
     payload = codec.without_bound(json_value(r[2]))
     if of_workflow and isinstance(payload, dict) and payload.keys() == {"input"}:
         payload = payload["input"]
@@ -678,7 +681,9 @@ def message_record(r: Row, of_workflow: bool = False) -> QueueMessage:
 
 
 def json_value(value: bytes | str | None) -> Any:
-    """Reads a JSON value. A SQLite column may hold other text, which is returned as it is."""
+    """Decodes a JSON value. A SQLite column may hold text that is not JSON, which is returned as it
+    is.
+    """
     try:
         return None if value is None else msgspec.json.decode(value)
     except (msgspec.DecodeError, RecursionError, TypeError):

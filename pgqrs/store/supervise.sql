@@ -43,7 +43,7 @@ update pgqrs_supervisors set lease_until = {now} where id = :id;
 select 1 from pgqrs_supervisors where lease_until <= {now} limit 1;
 
 -- name: expired_supervisors
--- Skips supervisors that are claiming at this moment. They follow next time.
+-- Skips supervisors that are claiming at this moment. A later call retires them.
 select s.id from pgqrs_supervisors s where s.lease_until <= {now} order by s.id {lock s to delete skip};
 
 -- name: lock_supervisor

@@ -1,13 +1,12 @@
-"""A supervisor's turn: one transaction with the writes of its runs and the claims that come with
-them.
+"""A supervisor's turn: one transaction with the writes of its runs, and with claims.
 
-The first statement is the fence. It locks the messages concerned and returns those whose claim is
-still live. Nothing is written for any other message.
+The first statement is the fence. It locks the messages that the writes concern, and returns those
+whose claim is still live. Nothing is written for any other message.
 
-Each statement waits for the answer of the previous one. A pipeline would save that time. But a
-server that waits for more of a pipeline runs no timeout: a supervisor that is stopped in the middle
-would keep its locks, and nobody could take over from it. `idle_in_transaction_session_timeout`
-counts only after an answer.
+Each statement waits for the answer of the previous one. A pipeline would save this wait. But
+PostgreSQL runs no timeout while it waits for more of a pipeline. If a supervisor were stopped in
+the middle, it would keep its locks, and nobody could take over from it.
+`idle_in_transaction_session_timeout` only counts after an answer.
 """
 
 import time
@@ -50,16 +49,16 @@ APART_S = 1.0
 def turn(
     database: Database, writes: Sequence[Write], wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
-    """Executes one transaction: the writes, ordered by kind, then the claims, which see what the
-    writes released. Without writes, each claim on a server commits by itself.
+    """Executes one transaction: the writes, ordered by kind, and then the claims, which can take
+    what the writes released. Without writes, each claim on a server commits by itself.
 
     If the database refuses a value, the writes are repeated one by one, so that the value affects
     only its own run. Nothing more is written for that claim. If the refusal has another cause, such
     as a missing privilege, the error is raised and affects no run. If a write meets a lock of
     another session, the writes are executed in parts, and those that meet the lock are put off.
 
-    `unsure` means that these writes may have been committed before. An ended message that still has
-    its claim then counts as applied.
+    `unsure` means that these writes may have been committed before. If an ended message still has
+    its claim, its write then counts as applied.
     """
     ready, unfit = _made_ready(writes, database.dialect)
     try:
@@ -83,8 +82,9 @@ def _with_claims(database: Database, done: Turn, wanted: Sequence[Want]) -> Turn
 
 
 def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> Turn:
-    """Executes writes one by one. Writes after a refused one of the same claim are not executed,
-    because the run would miss a step. Writes after one that was put off wait for it.
+    """Executes writes one by one. If a write is refused, later writes of the same claim are not
+    executed, because the run would miss a step. If a write is put off, later writes of the same
+    claim are put off too.
     """
     outcomes: list[Outcome] = []
     put_off: list[Write] = []
@@ -106,8 +106,8 @@ def _one_by_one(database: Database, writes: "Sequence[Ready]", unsure: bool) -> 
 
 
 def _contained(database: Database, wanted: Want) -> Taken:
-    """Claims from a queue in which the database may refuse one message: makes the claim smaller,
-    and at last gives that message up.
+    """Claims from a queue although the database may refuse one of its messages. Makes the claim
+    smaller, and in the end gives that message up.
     """
     while True:
         try:
@@ -206,9 +206,7 @@ def _turn(database: Database, writes: "Sequence[Ready]", wanted: Sequence[Want],
 def carry_out(
     tx: Transaction, writes: Sequence[Write] = (), wanted: Sequence[Want] = (), unsure: bool = False
 ) -> Turn:
-    """Executes writes and claims in the caller's transaction. Writes of claims that are not live
-    are skipped.
-    """
+    """Executes writes and claims in the caller's transaction. Skips writes whose claim is not live."""
     ready, unfit = _made_ready(writes, tx.dialect)
     done = _carry_out(tx, ready, wanted, unsure)
     return Turn(done.outcomes + unfit, done.taken, done.put_off)
@@ -226,8 +224,8 @@ def _carry_out(tx: Transaction, writes: "Sequence[Ready]", wanted: Sequence[Want
 
 
 def _only_archives(writes: "Sequence[Ready]") -> bool:
-    """Whether all writes archive messages, as the ends of handlers do. A note that a handler has
-    begun is allowed if it has also ended in this turn.
+    """Whether all writes only archive messages, as the ends of handlers do. A write may also note
+    that its handler has begun, if the handler has ended in this turn.
     """
     ended: set[Claim] = set()
     begun: set[Claim] = set()
@@ -290,7 +288,9 @@ class Ready(Struct, frozen=True):
 
 
 def _made_ready(writes: Sequence[Write], dialect: Dialect) -> tuple[list[Ready], list[Outcome]]:
-    """Returns the prepared writes, and the outcomes of those whose values are not UTF-8."""
+    """Encodes the values of the writes. Returns the encoded writes, and the outcomes of writes
+    whose values are not UTF-8.
+    """
     ready: list[Ready] = []
     unfit: list[Outcome] = []
     for w in writes:
@@ -403,7 +403,7 @@ def _claims_alone(database: Database, wanted: Sequence[Want]) -> list[Taken]:
 
 
 def _looked(tx: Transaction, wanted: Sequence[Want]) -> list[Taken]:
-    """Checks, with one statement, all queues in which nothing is expected."""
+    """Checks, with one statement, all queues in which no message is expected."""
     looks = [w for w in wanted if w.polls]
     if not looks:
         return []
@@ -425,8 +425,8 @@ def _claim_alone(database: Database, wanted: Want) -> Taken:
 
 
 def _claimed(tx: Transaction, wanted: Want) -> Taken:
-    """Claims the messages that go first, then due ones, then expired ones if there is room. Also
-    reads the history of their runs.
+    """Claims messages: first those that go first, then due ones, and then expired ones if there is
+    room. Also reads the history of their runs.
     """
     lapsed = _claim_lapsed(tx, wanted, wanted.first) if wanted.lapsed and wanted.first else []
     left = wanted.first - len(lapsed)
@@ -545,7 +545,9 @@ _Begun = tuple[WorkflowStatus, int, int, float | None, list[RecordedStep]]
 
 
 def _history(tx: Transaction, rows: Sequence[Row]) -> dict[int, _Begun | str]:
-    """Returns the history of runs by message. A text instead says why the rows of a run cannot be used."""
+    """Returns the history of each run by its message. If the rows of a run cannot be used, there is
+    a text instead that says why.
+    """
     found: dict[int, _Begun] = {}
     wrong: dict[int, str] = {}
     ids = [(r[0],) for r in rows if r[5]]

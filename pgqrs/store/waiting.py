@@ -1,8 +1,9 @@
 """Algorithms that wait, written once for blocking and for async stores.
 
-Code that waits or calls user code is written as a coroutine over `Ways`. A blocking store executes
-it directly: with `Blocking`, no await ever suspends. An async store awaits it: `Threads` executes
-each database call on a thread, so the store works on any event loop, and on several in turn.
+Code that waits, or that calls user code, is written as a coroutine that does all its waiting
+through the interface `Ways`. A blocking store runs the coroutine to its end: with `Blocking`, no
+await ever suspends. An async store awaits the coroutine: `Threads` executes each database call on a
+thread. So the store works on any event loop, and on several loops one after another.
 """
 
 import asyncio
@@ -30,18 +31,18 @@ LEAVE_S = 5.0
 
 
 class Ways(Protocol):
-    """How to wait for a database call, and for time to pass."""
+    """The interface of waiting: for a database call, and for time to pass."""
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     async def claim(self, claim: Callable[[], R], undo: Callable[[R], object]) -> R:
-        """Like `call`, for a call whose result must not be lost. If the caller is cancelled, `undo`
-        receives the result.
+        """Makes a call like `call`, whose result must not be lost. If the caller is cancelled,
+        `undo` receives the result.
         """
 
     async def surely(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Like `call`, for cleanup. If the caller is cancelled, the cancellation takes effect after
-        the call.
+        """Makes a call like `call`, for cleanup. If the caller is cancelled, the cancellation takes
+        effect after the call.
         """
 
     async def sleep(self, seconds: float) -> None: ...
@@ -63,8 +64,8 @@ class Blocking:
 
 
 async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-    """Repeats the call while the database is unavailable, for at most `patience_s`. Then it raises
-    the last error.
+    """Repeats the call while the database is unavailable, for at most `patience_s`. After that,
+    raises the last error.
     """
     until: float | None = None
     while True:
@@ -81,7 +82,7 @@ async def patiently(ways: Ways, patience_s: float, call: Callable[[], Coroutine[
 
 
 def drive(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Executes a coroutine over `Blocking` to its end."""
+    """Runs a coroutine that waits through `Blocking` to its end."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -95,11 +96,12 @@ def drive(coroutine: Coroutine[Any, Any, R]) -> R:
 
 
 class Threads:
-    """Executes calls on threads, at most `count_max` at once, which is the number of connections.
+    """Executes calls on threads. At most `count_max` calls execute at once, which is the number of
+    connections.
 
-    A call that no thread starts within `patience_s` raises PgqrsConnectionError. The threads are
-    daemons and end when idle. An abandoned store therefore keeps no thread, and no thread delays
-    the process's exit.
+    If no thread starts a call within `patience_s`, the call raises PgqrsConnectionError. The
+    threads are daemons and end when they are idle. So an abandoned store keeps no thread, and no
+    thread delays the process's exit.
     """
 
     def __init__(self, count_max: int, patience_s: float) -> None:
@@ -157,8 +159,8 @@ class Threads:
             )
 
     async def _leave(self, job: "_Job[R]", undo: Callable[[R], object] | None) -> None:
-        """Waits for the end of a call whose caller was cancelled, so that the next call finds a
-        settled state.
+        """Waits for the end of a call whose caller was cancelled, so that the next call finds the
+        database in a known state.
         """
         if not job.over:
             job.call.leave()
@@ -184,7 +186,7 @@ class Threads:
                 threading.Thread(target=self._work, name="pgqrs-call", daemon=True).start()
 
     def _withdraw(self, job: "_Job[Any]") -> bool:
-        """Removes a job that no thread has started. Returns False if one has."""
+        """Removes a job that no thread has started. Returns False if a thread has started it."""
         with self._changed:
             try:
                 self._jobs.remove(job)
@@ -210,8 +212,8 @@ class Threads:
 
 
 class _Job(Generic[R]):
-    """A call and its outcome. `ended` belongs to the event loop. It is set and replaced only in the
-    loop's thread.
+    """A call and its outcome. `ended` belongs to the event loop, and is set and replaced only in
+    the loop's thread.
     """
 
     def __init__(self, function: Callable[[], R], loop: asyncio.AbstractEventLoop) -> None:
@@ -253,8 +255,8 @@ class _Job(Generic[R]):
         return self._results[0]
 
     def hand_over(self, undo: Callable[[R], object]) -> bool:
-        """Makes the call's thread undo the result as soon as there is one. Returns False if there
-        is one already.
+        """Makes the call's thread undo the result as soon as there is a result. Returns False if
+        there is one already.
         """
         with self._lock:
             if not self.over:
@@ -262,8 +264,8 @@ class _Job(Generic[R]):
             return not self.over
 
     async def wait_patiently(self) -> None:
-        """Waits until the call is over, for LEAVE_S at most, even if the task is cancelled again
-        meanwhile.
+        """Waits until the call is over, for at most LEAVE_S. The wait continues even if the task is
+        cancelled again.
         """
         until = time.monotonic() + LEAVE_S
         while not self.over and (left_s := until - time.monotonic()) > 0:

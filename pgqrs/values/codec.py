@@ -47,10 +47,11 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
     """Returns a value as JSON.
 
     `what` names the value in errors ("the result of step 'compress'"). `limit` is in bytes of JSON.
-    With `annotation`, the value must be read back unchanged with this annotation.
+    With `annotation`, the value must come back unchanged when its JSON is read with this
+    annotation.
 
-    Raises SerializationError, with the path in the value, if JSON cannot represent it or would
-    change it. Raises ValidationError if it exceeds the limit.
+    Raises SerializationError, with the path in the value, if JSON cannot represent the value or
+    would change it. Raises ValidationError if the JSON exceeds the limit.
     """
     if _is_surely_exact(value, annotation):
         return _ENCODER.encode(value)
@@ -86,7 +87,9 @@ def encode(value: object, *, what: str, limit: int | None = None, annotation: An
 
 
 def _is_surely_exact(value: object, annotation: Any) -> bool:
-    """Whether no check of `encode` applies to this value. The checks cost more than many steps do."""
+    """Whether no check of `encode` applies to this value. The checks take longer than many steps
+    do.
+    """
     kind = type(value)
     if annotation is not kind and annotation is not Any and annotation is not UNCHECKED:
         return False
@@ -138,8 +141,9 @@ _JSON_KEYS = {True: "true", False: "false", None: "null"}
 
 
 def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
-    """Returns JSON as a value of this evaluated annotation. Any, object and no annotation
-    (inspect.Parameter.empty) give plain lists, dicts, text and numbers. Raises SerializationError.
+    """Returns JSON as a value of this annotation, which must be evaluated. With Any, object or no
+    annotation (inspect.Parameter.empty), returns plain lists, dicts, text and numbers. Raises
+    SerializationError.
     """
     try:
         _refuse_deep_nesting(raw)
@@ -155,8 +159,8 @@ def decode(raw: bytes | str, annotation: Any, *, what: str) -> Any:
 
 
 def check(annotation: Any, what: str) -> str | None:
-    """Returns why JSON cannot be read with this evaluated annotation. Returns None if it can, or if
-    that depends on classes that are not defined yet.
+    """Returns why JSON cannot be read with this annotation, which must be evaluated. Returns None
+    if it can be read, or if that depends on classes that are not defined yet.
     """
     try:
         unfit = next(_unfit_types(msgspec.inspect.type_info(_readable(annotation))), None)
@@ -202,21 +206,21 @@ NONE, ALONE, BY_NAME = "none", "alone", "by name"
 
 
 def wrap_input(x: bytes, bound: str | None = None) -> bytes:
-    """Returns the payload that a trigger stores: {"input": x}, where `x` is JSON. `bound` is stored
-    in a second key. 0.15 reads only "input".
+    """Returns the payload that a trigger stores: {"input": x}, where `x` is JSON. A second key
+    stores `bound`. 0.15 reads only "input".
     """
     beside = b"" if bound is None else b',"pgqrs_bound":"' + bound.encode() + b'"'
     return b'{"input":' + x + beside + b"}"
 
 
 def unwrap_input(payload: bytes) -> bytes:
-    """Returns the JSON of x. Raises SerializationError for a payload of another form."""
+    """Returns the JSON of x. Raises SerializationError if the payload has another form."""
     return unwrap_bound_input(payload)[0]
 
 
 def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
-    """Returns the JSON of x, and how the arguments became x, or None if that is not stored. Raises
-    SerializationError for a payload of another form.
+    """Returns the JSON of x, and how the arguments became x. The latter is None if it is not
+    stored. Raises SerializationError if the payload has another form.
     """
     try:
         _refuse_deep_nesting(payload)
@@ -230,7 +234,9 @@ def unwrap_bound_input(payload: bytes) -> tuple[bytes, str | None]:
 
 
 def without_bound(payload: Any) -> Any:
-    """Returns a decoded payload as 0.15 has it, without the second key that `wrap_input` writes."""
+    """Returns a decoded payload without the second key that `wrap_input` writes, so as 0.15 stores
+    it.
+    """
     if isinstance(payload, dict) and payload.keys() == {"input", "pgqrs_bound"}:
         return {"input": payload["input"]}
     return payload
@@ -245,7 +251,7 @@ _TRIGGERED = msgspec.json.Decoder(_Triggered)
 
 
 def _keeping_zones(value: object, raw: bytes) -> bytes:
-    """Writes the names of time zones. msgspec writes only their offsets."""
+    """Writes the names of time zones into the JSON, because msgspec writes only their offsets."""
     if not zones.may_hold_a_moment(raw):
         return raw
     plain = msgspec.to_builtins(value, enc_hook=_enc_hook, builtin_types=(datetime.datetime,))
@@ -279,8 +285,8 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _keeping_floats(raw: bytes) -> bytes:
-    """Writes floats of this size without an exponent, but with ".0". jsonb returns 1e23 as
-    100000000000000000000000, which reads as an integer that does not equal the float.
+    """Writes floats without an exponent but with ".0" if jsonb would change them. (jsonb returns
+    1e23 as 100000000000000000000000, which reads as an integer that does not equal the float.)
     """
     if not (_LOWER_EXPONENT.search(raw) or _UPPER_EXPONENT.search(raw)):  # nearly all JSON
         return raw
@@ -308,7 +314,7 @@ def _written_out(number: bytes, exponent: bytes) -> bytes:
 
 
 def _enc_hook(value: Any) -> Any:
-    """Converts a value that msgspec does not know to one that it knows."""
+    """Converts a value of a type that msgspec cannot encode to a value of one that it can."""
     if isinstance(value, PurePath):
         return str(value)
     # Not str(value) or the like: a subclass may redefine that.
@@ -389,7 +395,9 @@ class _Lost(ValueError):
 
 
 def _dumped(model: Any) -> Any:
-    """Dumps a model by field name and without computed fields. This form can always be read back."""
+    """Dumps a model by field name and without computed fields, because this form can always be read
+    back.
+    """
     plain = model.model_dump(mode="json", round_trip=True, by_alias=False)
     try:
         again = _read_model(type(model), msgspec.json.encode(plain))
@@ -615,9 +623,9 @@ class _Choice(type):
         return True  # msgspec asks whether the hook returned the expected type
 
     def read(cls, raw: bytes) -> Any:
-        """Reads the JSON with the first member, in the order written, that loses nothing of it, or
-        else with the first that can read it. So {"name": …, "breed": …} becomes a Dog and not a Cat
-        without a breed.
+        """Reads the JSON as the first member, in the order written, that loses nothing of it. If
+        there is none, reads it as the first member that accepts it. So {"name": …, "breed": …}
+        becomes a Dog, and not a Cat without a breed.
         """
         plain = msgspec.json.decode(raw)
         lossy, errors = [], []
@@ -637,8 +645,8 @@ class _Choice(type):
 
 
 def _has_more_fields(value: Any, plain: Any) -> bool:
-    """Whether a dataclass has more fields than msgspec writes. msgspec does not write a default
-    that lives on the class.
+    """Whether a dataclass has more fields than msgspec writes. msgspec does not write a field whose
+    default is stored on the class.
     """
     if not (isinstance(plain, dict) and dataclasses.is_dataclass(value)):
         return False

@@ -1,10 +1,10 @@
-"""Fingerprints of arguments: 64 bits, the same in every process, host and Python version.
+"""Fingerprints of arguments: 64 bits, the same in every process, on every host and Python version.
 
 A replay compares the fingerprint of each call with the recorded one, so that no call receives the
-result of a call with other arguments. Values are compared by content where it can be written down:
-numbers, text, bytes, dates, paths, enums, collections, dataclasses, Structs, pydantic models, and
-numpy arrays by their buffer. Other values (a connection, a file, a generator, an object of an
-ordinary class) count by their type only.
+result of a call with other arguments. Many types are compared by their content: numbers, text,
+bytes, dates, paths, enums, collections, dataclasses, Structs, pydantic models, and numpy arrays by
+their buffer. Any other value (a connection, a file, a generator, an object of an ordinary class)
+counts by its type only.
 """
 
 import functools
@@ -24,8 +24,9 @@ def folded(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str |
     """Returns a call's arguments in one form, however they were passed: `f(1, y=2)` gives `f(1,
     2)`.
 
-    `names` are the function's parameters by position, None for one that has no keyword. Arguments
-    left to their default are omitted, so that adding an optional parameter changes nothing.
+    `names` are the function's parameters by position, and None for a parameter without a keyword.
+    Arguments that are left to their default are omitted, so that adding an optional parameter
+    changes nothing.
     """
     if not kwargs:
         return tuple(args)
@@ -38,8 +39,8 @@ def folded(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str |
 
 
 class Fingerprints:
-    """Computes the fingerprints of one run. `secret` is the hash key: without it, short arguments
-    could be guessed from their fingerprint.
+    """Computes the fingerprints of one run. `secret` is the key of the hash. Without a key, short
+    arguments could be guessed from their fingerprint.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -72,7 +73,7 @@ def _written(arguments: tuple[Any, ...]) -> bytes:
 
 
 def _content(value: Any, depth: int) -> Any:
-    """Returns the value built from lists, text, numbers and bytes only."""
+    """Returns the value's content, built from lists, text, numbers and bytes only."""
     kind = type(value)
     if kind in _ATOMS:
         return value

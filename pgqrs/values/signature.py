@@ -38,9 +38,9 @@ def signature_of(function: Callable[..., Any], *, inputs: bool = True) -> "Signa
 class Signature:
     """Converts a function's arguments to one JSON value X, and X to arguments.
 
-    X is null for a function without parameters, and the argument itself for a function with one.
-    For several parameters, or with *args or **kwargs, X is an object with the given arguments by
-    name: *args is a list in it, **kwargs an object.
+    For a function without parameters, X is null. For a function with one parameter, X is the
+    argument itself. For several parameters, or with *args or **kwargs, X is an object with the
+    given arguments by name. In this object, *args is a list and **kwargs is an object.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -57,8 +57,8 @@ class Signature:
 
     @property
     def returns(self) -> Any:
-        """The evaluated annotation of the result, or Any without one. Raises SerializationError if
-        it contains an unknown name.
+        """The evaluated annotation of the result, or Any if there is none. Raises
+        SerializationError if it contains an unknown name.
         """
         try:
             return self._annotations["return"]
@@ -78,8 +78,8 @@ class Signature:
             return codec.UNCHECKED
 
     def annotation(self, name: str) -> Any:
-        """Returns the evaluated annotation of a parameter or of "return". For *args it is a list,
-        for **kwargs a dict. Raises NameError or ValidationError.
+        """Returns the evaluated annotation of a parameter or of "return". The annotation of *args
+        is a list, and that of **kwargs is a dict. Raises NameError or ValidationError.
         """
         if name not in self._annotations:
             self._annotations[name] = self._evaluated(name)
@@ -124,9 +124,8 @@ class Signature:
     ) -> bytes:
         """Returns the payload that a trigger stores for these arguments.
 
-        The payload is also read back as a worker would read it. Arguments that do not fit, or would
-        change, therefore fail in the caller and not in the run. Raises the errors of
-        `encode_input`.
+        The payload is also read back as a worker would read it. If arguments do not fit, or would
+        change, this fails in the caller and not in the run. Raises the errors of `encode_input`.
         """
         x = self.bind(args, kwargs)
         raw = encode(x, what=f"the input of {self.name}()", limit=limit)
@@ -150,9 +149,9 @@ class Signature:
     def decode_input(self, raw: bytes, bound: str | None = None) -> tuple[list[Any], dict[str, Any]]:
         """Returns the arguments to call the function with, converted to their annotations.
 
-        `bound` says how the arguments became X, or is None if unknown. Raises ValidationError if
-        arguments are missing or unknown, and SerializationError if a value does not fit its
-        annotation.
+        `bound` says how the arguments became X. It is None if this is unknown. Raises
+        ValidationError if arguments are missing or unknown, and SerializationError if a value does
+        not fit its annotation.
         """
         raw = raw or b"null"
         if bound == codec.NONE:
@@ -164,7 +163,9 @@ class Signature:
         return self._called_with(self._decode_members(raw))
 
     def _can_only_be_first(self, raw: bytes) -> bool:
-        """Whether X holds no arguments by name, and X is the only argument that the function needs."""
+        """Whether X is the only argument that the function needs, and does not hold arguments by
+        name.
+        """
         required = [p for p in self.parameters.values() if p.default is p.empty and p.kind not in _VARIADIC]
         return (
             raw != b"null"
@@ -177,8 +178,8 @@ class Signature:
         return any(codec.ambiguous(self._known(name)) for name in self.parameters)
 
     def _bound_as(self, raw: bytes) -> str | None:
-        """Returns how the arguments became X. For a value that can only be the argument itself this
-        is None, because 0.15 stores nothing more.
+        """Returns how the arguments became X. Returns None for a value that can only be the
+        argument itself, so that nothing more is stored, as in 0.15.
         """
         if not self.parameters:
             return codec.NONE
@@ -187,8 +188,8 @@ class Signature:
         return codec.ALONE if raw == b"null" or _is_object(raw) else None
 
     def _decode_first(self, raw: bytes) -> dict[str, msgspec.Raw]:
-        """Returns X under the name of the parameter that takes it, for a function that had one
-        parameter when X was stored and has more now.
+        """Returns X under the name of the parameter that takes it. The function had one parameter
+        when X was stored, and has more now.
         """
         first = next(iter(self.parameters.values()))
         if first.kind is first.VAR_KEYWORD:

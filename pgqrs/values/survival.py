@@ -1,8 +1,8 @@
 """Detects what a value loses in the database, by comparing it with what is read back from its JSON.
 
-Plain JSON values (exactly dict, list, str, int, float, bool and None) lose nothing, whatever they
-are converted to: "/data" for a Path is intended. Any other value must be read back with the same
-type and content. Exact conversions are allowed: a tuple as a list, bytearray as bytes, a numpy
+Plain JSON values (exactly dict, list, str, int, float, bool and None) lose nothing, even if the
+annotation converts them: "/data" for a Path is intended. Any other value must be read back with the
+same type and content. Exact conversions are allowed: a tuple as a list, bytearray as bytes, a numpy
 number as a number, an IntEnum as its int if the annotation says so.
 """
 
@@ -23,14 +23,16 @@ _NO_ONE = frozenset[type]()
 
 
 class Change(NamedTuple):
-    """The first difference. `path` holds the keys that lead to it."""
+    """The first difference between two values. `path` holds the keys that lead to it."""
 
     path: tuple[object, ...]
     reason: str
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value consists only of exact dicts with exact str keys, lists and leaves."""
+    """Whether a value consists only of exact dicts with exact str keys, exact lists, and plain
+    leaves.
+    """
     if type(value) in LEAVES:
         return True
     waiting = [value]
@@ -73,7 +75,9 @@ Pairs = list[tuple[object, Any, Any]]
 
 class _Comparison:
     def __init__(self, strict: frozenset[type] = _NO_ONE, exact: bool = False) -> None:
-        """`exact` compares plain values too, for values whose class defines their JSON."""
+        """With `exact`, plain values are compared too. This is for values whose class defines their
+        JSON.
+        """
         self._strict = strict
         self._exact = exact
         self._skipped = _NO_ONE if strict or exact else LEAVES
@@ -90,8 +94,8 @@ class _Comparison:
         return None
 
     def _compared(self, value: Any, again: Any) -> Pairs | str | None:
-        """Compares two values. Returns their parts to compare next as (key, part, other part), or a
-        reason why they differ, or None if they are equal.
+        """Compares two values. If their parts are to be compared next, returns the parts (key,
+        part, other part). If the values differ, returns a reason. If they are equal, returns None.
         """
         kind, other = type(value), type(again)
         if kind in LEAVES:
@@ -216,8 +220,8 @@ def _members(value: Iterable[Any], again: Iterable[Any]) -> Pairs | str:
 
 
 def _as_object(value: dict[Any, Any], again: Any, other: type) -> Pairs | str | None:
-    """Compares a dict with the dataclass or model it was read as. Parts that are not plain must be
-    equal there.
+    """Compares a dict with the dataclass or model that it was read as. Parts that are not plain
+    must be equal.
     """
     if field_names(other) is None and not _is_model(other):
         return _differ(dict, other)

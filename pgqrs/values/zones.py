@@ -1,8 +1,8 @@
 """Timestamps with a time zone as JSON: 2024-03-30T12:00:00+01:00[Europe/Berlin], as in RFC 9557.
 
-An offset alone is not enough: one day after that timestamp it is 12:00 in Berlin, which is less
-than 24 hours later. msgspec writes and reads the part before the bracket. This module adds the
-rest, only for values that contain such a timestamp.
+An offset alone is not enough. One day after that timestamp it is 12:00 in Berlin, but less than 24
+hours have passed. msgspec writes and reads the part before the bracket. This module adds the rest,
+only for values that contain such a timestamp.
 """
 
 import re
@@ -26,7 +26,9 @@ def may_hold_a_moment(raw: bytes) -> bool:
 
 
 def written(plain: object) -> tuple[object, bool]:
-    """Replaces each zoned timestamp in plain containers by text. Also returns whether there was any."""
+    """Replaces each timestamp with a zone, in plain containers, by text. Also returns whether there
+    was any.
+    """
     found = False
 
     def walk(part: Any) -> Any:
@@ -53,7 +55,7 @@ def may_hold_a_zone(raw: bytes | str) -> bool:
 
 
 def reader(annotation: Any, dec_hook: Callable[[Any, Any], Any]) -> Callable[[bytes | str], Any] | None:
-    """Returns a function that reads JSON with zoned timestamps as this annotation. Returns None if
+    """Returns a function that reads JSON with such timestamps as this annotation. Returns None if
     no part of the annotation is a datetime. msgspec must accept the annotation.
     """
     kind = inspect.type_info(annotation)
@@ -85,7 +87,7 @@ def _has_moments(kind: object) -> bool:
 
 
 def _restored(data: Any, kind: Any) -> Any:
-    """Converts text to a datetime wherever the type expects one. Text elsewhere stays text."""
+    """Converts text to a datetime wherever the type expects a datetime. Other text stays text."""
     if isinstance(kind, inspect.DateTimeType):
         return _moment(data) if isinstance(data, str) else data
     if isinstance(kind, inspect.UnionType):

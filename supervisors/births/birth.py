@@ -1,4 +1,6 @@
-"""Turns a new process into a worker: signals, output, and its end when the supervisor dies."""
+"""Turns a forked or spawned process into a worker: sets its signals and its output, and makes it
+end when the supervisor dies.
+"""
 
 import atexit
 import faulthandler
@@ -75,8 +77,8 @@ def become_worker(
 
 
 def _leave() -> None:
-    """Calls the functions that were registered with atexit in this worker. SIGALRM ends this if it
-    takes too long.
+    """Calls the functions that were registered with atexit in this worker. If they take too long,
+    SIGALRM ends the process.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LEAVE_S)
@@ -87,8 +89,9 @@ def _leave() -> None:
 def die_with(supervisor: int) -> None:
     """Makes the kernel kill this process when the supervisor ends, for whatever reason.
 
-    The signal is tied to the parent at the time of this call, so the call waits until the
-    supervisor is the parent. The check afterwards closes the gap before the call.
+    The kernel ties the death signal to the process that is the parent at the time of this call. So
+    the call first waits until the supervisor is the parent. If the supervisor died before the
+    signal was set, the check afterwards finds that.
     """
     if sys.platform != "linux":
         return
@@ -102,7 +105,7 @@ def die_with(supervisor: int) -> None:
 
 
 def configure_logging() -> None:
-    """Shows log messages of INFO and above, unless the module has configured logging itself.
+    """Shows log messages of INFO and above, unless the user's module has configured logging itself.
 
     This uses logging.lastResort, which handles messages of loggers without any handler. A handler
     of the root logger would repeat the messages of a logger with its own handler.

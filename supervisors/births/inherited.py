@@ -1,8 +1,8 @@
-"""Detects what an import leaves in a process that is forked into workers, although each worker
-should have its own.
+"""Detects objects that the import of the user's module leaves in a process, and that its forked
+workers would share although each worker should have its own.
 
-Random number generators are seeded again. Threads, descriptors and generators are reported at
-startup.
+The global random number generators are seeded again. The supervisor warns of threads, descriptors
+and other generators at startup.
 """
 
 import os
@@ -55,7 +55,7 @@ def reseed() -> None:
 
 
 def refuse_patched() -> None:
-    """Raises TargetError if the module has replaced functions that a worker needs."""
+    """Raises TargetError if the module has replaced functions that a worker needs, as gevent does."""
     for library, module, attribute in (
         ("gevent", "gevent.monkey", "saved"),
         ("eventlet", "eventlet.patcher", "already_patched"),
@@ -70,7 +70,7 @@ def refuse_patched() -> None:
 
 
 class Watch:
-    """Compares the process with its state before the import. Create it before the import."""
+    """Compares the process with its state before the import. Create a Watch before the import."""
 
     def __init__(self) -> None:
         self._threads = ThreadWatch()
@@ -120,8 +120,8 @@ class ThreadWatch:
         self._known = now
 
     def found(self) -> tuple[int, tuple[str, ...]]:
-        """Returns the number of threads that a fork would lose, and what started them. Threads that
-        their library restarts itself are not counted.
+        """Returns the number of threads that a fork would lose, and the imports that started them.
+        Some libraries restart their threads after a fork; those threads are not counted.
         """
         self._look()
         self._on = False
@@ -225,8 +225,8 @@ def _owner(fd: int) -> str | None:
 
 
 def _generators() -> Iterator[tuple[str, str]]:
-    """Yields (name, type) of each generator in a global, or in a container, an object or a class of
-    the user's in a global.
+    """Yields (name, type) of each random number generator in a global. The generator may also be in
+    a container in a global, in an object of one of the user's classes, or in such a class.
     """
     seen: set[int] = set()
     for name, value in _globals():
@@ -274,7 +274,9 @@ def _told_generator(found: tuple[str, str]) -> str:
 
 
 def _globals() -> Iterator[tuple[str, Any]]:
-    """Yields the globals of all modules except Python's own, the program's first."""
+    """Yields the globals of all modules except Python's own. The globals of the user's program come
+    first.
+    """
     main = sys.modules.get("__main__")
     modules = [("__main__", main), *((n, m) for n, m in list(sys.modules.items()) if m is not main)]
     for name, module in modules:

@@ -40,9 +40,9 @@ class Described(Struct, frozen=True, array_like=True):
 
 
 class Loaded(Struct, frozen=True, tag=True):
-    """The target is imported: its functions, and which imports left threads behind, which a fork
-    does not copy. `shared` and `unknown` are warnings: objects that all workers would share, and
-    annotations that cannot be resolved.
+    """News: the target was imported. The message has its functions. It also names the imports that
+    left threads behind, because a fork does not copy threads. `shared` and `unknown` are warnings:
+    objects that all workers would share, and annotations that cannot be resolved.
     """
 
     functions: tuple[Described, ...]
@@ -58,8 +58,8 @@ class LoadFailed(Struct, frozen=True, tag=True):
 
 
 class Forked(Struct, frozen=True, tag=True):
-    """A worker was forked. The message carries its pipe, its output and, if there is one, its board
-    as descriptors.
+    """News: a worker was forked. The message carries three descriptors of the worker: its pipe, its
+    output and, if there is one, its board.
     """
 
     worker: int
@@ -72,7 +72,7 @@ class ForkFailed(Struct, frozen=True, tag=True):
 
 
 class Child(Struct, eq=False):
-    """A worker process, from the supervisor's side."""
+    """A worker process, as the supervisor handles it."""
 
     worker: int
     pid: int
@@ -118,7 +118,7 @@ class Child(Struct, eq=False):
 
 
 class Restarted(Struct, frozen=True):
-    """The nursery died. A new one was started, on a new descriptor."""
+    """News: the nursery died, and a new one was started. The new nursery has a new descriptor."""
 
     how: str
 
@@ -148,21 +148,21 @@ class Launcher(Protocol):
     def read(self) -> list[News]: ...
 
     def look(self) -> None:
-        """Called regularly. Ends a helper process that should have answered, and replaces it as if
-        it had died.
+        """Ends a helper process that should have answered by now, and replaces it as if it had
+        died. The loop calls this regularly.
         """
 
     def reap_strangers(self, known: Container[int]) -> None:
-        """Reaps dead children of this process that are neither known nor new workers. Workers
-        started them, and they became this process's children when their worker died.
+        """Reaps dead children of this process that are neither in `known` nor new workers. A worker
+        started them, and they became children of this process when the worker died.
         """
 
     def close(self) -> None: ...
 
 
 def become_subreaper() -> None:
-    """Makes orphaned grandchildren children of this process. Only for a process that is only a
-    supervisor.
+    """Makes the kernel give this process the orphans among its descendants as children. Call it
+    only in a process that does nothing but supervise.
     """
     if sys.platform == "linux":
         prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -1,10 +1,10 @@
-"""The nursery: a clean process with one thread that imports the user's module once, freezes its
-objects, and forks each worker. No other module forks.
+"""The nursery: a clean process with one thread. It imports the user's module once, calls
+`gc.freeze()`, and forks each worker. No other module forks.
 
-It forks twice, so that the worker becomes the supervisor's own child (the supervisor is a
-subreaper). Exit status and resource usage are then exact, the death signal is tied to the right
-parent, and the nursery's own death kills no worker. Workers share the nursery's memory and inherit
-no socket.
+For each worker it forks twice, so that the worker becomes the supervisor's own child (the
+supervisor is a subreaper). The supervisor then gets the worker's exit status and resource usage,
+the worker's death signal is tied to the supervisor, and the death of the nursery kills no worker.
+Workers share the nursery's memory and inherit no socket.
 """
 
 import array
@@ -81,8 +81,8 @@ class Fork(Struct, frozen=True, tag=True):
 
 
 class Nursery:
-    """The supervisor's side of the nursery. If the nursery dies, a new one is started, and workers
-    continue.
+    """The supervisor's side of the nursery. If the nursery dies, this class starts a new one, and
+    workers continue.
     """
 
     method: StartMethod = "fork"
@@ -206,8 +206,8 @@ class Nursery:
         return [Restarted(self._ended)]
 
     def _worth_another_try(self) -> bool:
-        """Whether to start another nursery. An import that worked before is repeated, unless it
-        fails again and again.
+        """Whether to start another nursery. If the import has succeeded before, it is repeated,
+        unless it fails again and again.
         """
         if self._deaths is None:
             return False
@@ -229,7 +229,9 @@ class Nursery:
         )
 
     def close(self) -> None:
-        """Ends the nursery like a program, so that the atexit functions of its module are called."""
+        """Ends the nursery as a program ends, so that the atexit functions of its module are
+        called.
+        """
         self._sock.close()
         if self._loaded:
             for _ in range(int(LEAVE_S / LOOK_S)):
@@ -292,8 +294,8 @@ def nursery_main() -> None:
 def _fork_as_ordered(
     sock: socket.socket, definitions: dict[str, flow.Definition], order: Order, on_child: Any
 ) -> None:
-    """Forks workers until the supervisor is gone, then raises ConnectionError. A worker forked at
-    that moment ends by itself.
+    """Forks a worker for each order, until the supervisor is gone. Then raises ConnectionError. If
+    a worker was forked at that moment, it ends by itself.
     """
     for fork in _orders(sock):
         try:
@@ -348,7 +350,9 @@ def _fork_worker(
 
 
 def _fork_twice() -> int:
-    """Returns the new process's pid, and 0 in the new process. Raises OSError if the fork failed."""
+    """Forks a process that becomes the supervisor's child. Returns its pid in the nursery, and 0 in
+    the new process. Raises OSError if a fork failed.
+    """
     told_read, told_write = os.pipe()
     with os.fdopen(told_read, "rb") as told:
         with os.fdopen(told_write, "wb", buffering=0) as tell:

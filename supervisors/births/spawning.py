@@ -1,5 +1,5 @@
-"""Workers without a nursery: each is a fresh interpreter. For systems without fork, and for
-libraries that do not survive a fork.
+"""Workers without a nursery: each worker is a fresh interpreter. This serves systems without fork,
+and libraries that do not survive a fork.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""A run on its way to a worker, and what has the CPU there: functions of a run, nothing decided or
-kept.
+"""The start of a run in a worker, and the record of what has the CPU there. These functions decide
+nothing and keep no state of their own.
 """
 
 import math
@@ -12,7 +12,7 @@ from supervisors.core.states import RunState
 
 
 def unfit(run: Run) -> str | None:
-    """Returns why the run cannot be sent to any worker, or None."""
+    """Returns why no worker can be sent the run, or None."""
     claimed, most = run.claimed, wire.VALUE_BYTES_MAX
     if claimed.unreadable is not None:
         return claimed.unreadable
@@ -31,8 +31,8 @@ def unfit(run: Run) -> str | None:
 
 
 def begins(run: Run) -> Write | None:
-    """Marks the run as begun. Returns the write that records the beginning of this attempt, or None
-    if it was recorded before.
+    """Marks the run as begun. Returns the write that records the beginning of this attempt. Returns
+    None if the beginning was recorded before.
     """
     if run.state is not RunState.STARTED:
         run.become(RunState.STARTED)
@@ -48,7 +48,7 @@ def begins(run: Run) -> Write | None:
 
 
 def on_cpu(worker: Worker, run: Run, frame: wire.Started, now: float) -> OnCpu:
-    """The run that the worker executes now. Its deadline is the nearer one of the step's and the
+    """Returns what the worker executes now. The deadline is the nearer of two: the step's and the
     run's.
     """
     grace = ASYNC_GRACE_S if worker.kind == "async" else 0.0

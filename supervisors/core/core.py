@@ -61,7 +61,8 @@ from supervisors.core.stopping import TOLD, Happened, Level, after
 from supervisors.core.waits import hopeless
 
 NOT_OURS = "cancelled, ended or taken over by somebody else while it ran here"
-# Consecutive deaths of idle workers that are not charged to a run which they held.
+# The number of consecutive deaths of workers without an executing run that are charged to no run.
+# The next one is charged to a run of the worker.
 UNEXPLAINED_MAX = 3
 # The length of a pause without an end.
 FOREVER_S = 100 * 365 * 86_400.0
@@ -108,11 +109,12 @@ class Core:
         return self.settle(now)
 
     def settle(self, now: float, claim_from: float = 0.0) -> list[Command]:
-        """Returns the commands that follow from all events taken since the last call: first those
-        that the events ordered, then those that bring the workers and claims to what is wanted.
+        """Returns the commands that follow from all events taken since the last call. The commands
+        that the events ordered come first. Then come commands that start workers and claims, as
+        needed.
 
-        Nothing is claimed before `claim_from`. If a turn waits for more writes, its claim should
-        use the room that there is by then.
+        Nothing is claimed before `claim_from`: if a turn waits for more writes, its claim should
+        use the room that there is when the turn is sent.
         """
         self._claim_from = claim_from
         self._reconcile(now)
@@ -122,8 +124,8 @@ class Core:
         return orders
 
     def take(self, event: Event, now: float) -> None:
-        """Records an event. Several events may be taken before `settle`, which says what follows
-        from them.
+        """Records an event. Several events may be taken before one call of `settle`, which returns
+        the commands that follow from all of them.
         """
         match event:
             case Received():
@@ -181,7 +183,9 @@ class Core:
                 pass
 
     def next_timer(self) -> float | None:
-        """The latest time for `handle(Tick())`, in monotonic seconds, as the last `settle` found it."""
+        """Returns when `handle(Tick())` is due at the latest, in monotonic seconds. The last
+        `settle` has computed this time.
+        """
         return self._timer
 
     def _next_timer(self) -> float | None:
@@ -332,8 +336,9 @@ class Core:
             self._measured(run, 0.0 if began is None else now - began)
 
     def _waits(self, worker: Worker, run: Run, frame: wire.Waiting) -> None:
-        """Records that the run waits for another run, or no longer waits. The awaited run must not
-        be queued behind it, and must find a worker even if every worker holds a run that waits.
+        """Records that the run waits for another run, or has stopped waiting. Two rules follow. The
+        awaited run must not be queued behind the waiting one. And the awaited run must find a
+        worker even if every worker holds a run that waits.
         """
         before, run.waits_for = (
             run.waits_for,
@@ -374,9 +379,9 @@ class Core:
         self._end(run, ending.write, urgent)
 
     def _came_back(self, run: Run) -> None:
-        """Continues a run that a worker held and did not end: the worker never started it, or left
-        it at a step boundary, or died. The run continues in another worker, under the same claim
-        and after its last recorded step, as soon as that step is committed.
+        """Continues a run that has left a worker without ending: the worker never started it, or
+        left it at a step boundary, or died. The run continues in another worker, under the same
+        claim and after its last recorded step, as soon as this step is committed.
         """
         if run.ending:
             return
@@ -394,8 +399,9 @@ class Core:
             self._orders.append(Hurry())
 
     def _recalled(self, event: Recalled, now: float) -> None:
-        """Takes runs back from a worker that enters no run before it reads which were taken. Every
-        run can be taken back except the one that the worker is in.
+        """Takes runs back from a worker whose gate is closed. The worker enters no run until it has
+        read which runs were taken. Every run can be taken back except the one that the worker is
+        in.
         """
         worker = self.workers.get(event.worker)
         if worker is None or worker.wanted_back is None:
@@ -442,8 +448,8 @@ class Core:
         self._save(Write(run.claim, cut=run.claimed.range.first + end), urgent=True)
 
     def _inside(self, event: Inside, now: float) -> None:
-        """Records which run's code the worker is in although the run was taken from it. That run
-        ends in the worker as soon as its code executes again. Until then its time there is limited.
+        """Records that the worker is in the code of a run that was taken from it. The run ends in
+        this worker when its code continues. Until then the worker's time in this code is limited.
         """
         worker = self.workers.get(event.worker)
         if worker is None:
@@ -520,8 +526,8 @@ class Core:
             self._drop(run, now)
 
     def _drop(self, run: Run, now: float) -> None:
-        """Forgets a run that no longer belongs to this supervisor. The worker stops the run at its
-        next step boundary.
+        """Forgets a run that no longer belongs to this supervisor. If a worker has the run, the
+        worker is told to stop it at its next step boundary.
         """
         self.runs.pop(run.id, None)
         if run in self.waiting:
@@ -535,9 +541,9 @@ class Core:
                 self._stop_at(worker, run, now)
 
     def _stop_at(self, worker: Worker, run: Run, now: float) -> None:
-        """Tells a worker to stop a run that is no longer its own. Until it has stopped, the worker
-        does not get this message again: a frame about the old execution could be taken for one
-        about the new.
+        """Tells a worker to stop a run that no longer belongs to it. Until the worker has stopped,
+        the run is not sent to this worker again: a frame about the old execution could be taken for
+        one about the new execution.
         """
         if worker.leave(run.id):
             worker.leaving.add(run.id)
@@ -580,8 +586,8 @@ class Core:
             self.waiting.append(run)
 
     def _held(self, event: Held) -> None:
-        """Releases messages that this supervisor has claimed and never seen, because the answer to
-        the claim was lost.
+        """Releases messages that this supervisor has claimed without knowing it, because the answer
+        to the claim was lost.
         """
         known = {r.claim for r in self.runs.values()}
         for claim in event.claims:
@@ -668,7 +674,7 @@ class Core:
                 self._orders.append(Note(text, "warning", blamed.run if blamed else None))
 
     def _suspect(self, worker: Worker, now: float) -> OnCpu | None:
-        """The run that is charged with the death of a worker that executed no run.
+        """Returns the run that is charged if a worker died while it executed no run.
 
         The first UNEXPLAINED_MAX deaths of this kind are charged to no run. Then a run is charged,
         because a run that ends its worker before it begins would otherwise do so forever. A run
@@ -683,8 +689,8 @@ class Core:
         return None if suspect is None else OnCpu(suspect.id, None, 0, now, None, "time", 0, None)
 
     def _crashed(self, run: Run, ending: endings.Ending) -> None:
-        """Records that the run killed its worker. Once that is committed, the run continues under
-        the same claim, in a worker where it can harm no other run.
+        """Records that the run killed its worker. When this record is committed, the run continues
+        under the same claim, alone in a worker so that it cannot harm another run.
         """
         if ending.write.message is not None:
             self._end_as(run, ending, urgent=True)

@@ -1,5 +1,5 @@
-"""The writes for a run that ends or leaves its worker other than by returning, and whether such a
-run is given up. Pure functions.
+"""Decides what follows when a run ends or leaves its worker without having returned: the write to
+the database, and whether the run is given up. Pure functions.
 """
 
 from msgspec import Struct
@@ -12,12 +12,14 @@ from supervisors.core.events import Exited, Note
 from supervisors.core.state import Function, OnCpu, Run, Settings, Worker
 
 HELD_THE_LOOP = "was killed for holding its event loop beyond the time limit of what else runs there:"
-# Deaths of a run's workers without a checkpoint in between, until the run is given up.
+# A run is given up after this many deaths of its workers without a checkpoint in between.
 CRASHES_MAX = 5
 
 
 class Ending(Struct, frozen=True):
-    """The write, the note for the log, and whether the run has ended and counts as failed."""
+    """What follows when a run leaves its worker. `write` goes to the database, and `note` to the
+    log. `failed`: the run has ended, and counts as failed.
+    """
 
     write: Write
     note: Note | None = None
@@ -25,8 +27,8 @@ class Ending(Struct, frozen=True):
 
 
 def raised(run: Run, told: bytes, settings: Settings) -> Ending:
-    """The function raised. A workflow ends; a plain message is delivered again while it has
-    deliveries left.
+    """The function raised an exception. A workflow ends in ERROR. A plain message is delivered
+    again while it has deliveries left.
     """
     reason = _reason(told)
     if run.function.workflow_id is not None:
@@ -37,7 +39,7 @@ def raised(run: Run, told: bytes, settings: Settings) -> Ending:
 
 
 def unfit(run: Run, why: str) -> Ending:
-    """The run cannot be sent to a worker, now or later."""
+    """No worker can be sent the run, now or later."""
     workflow_id = run.function.workflow_id
     note = run.note(f"given up: {why}", "error")
     if workflow_id is None:
@@ -77,8 +79,8 @@ def refused(run: Run, failure: str) -> Ending:
 def crashed(
     run: Run, worker: Worker, event: Exited, cpu: OnCpu, settings: Settings, held: bool = False
 ) -> Ending:
-    """The worker died while the run was on its CPU. `held`: a workflow that has crashes left stays
-    claimed.
+    """The worker died while the run was on its CPU. `held`: if the run is a workflow that may crash
+    again, its claim is kept.
     """
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"worker (pid {worker.pid}) {how(event)}{where}"
@@ -122,8 +124,9 @@ def _item_crashed(run: Run, worker: Worker, event: Exited, cpu: OnCpu, text: str
 
 
 def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float) -> Ending:
-    """The step was killed at its limit. That is recorded as the step's failure: the step is retried
-    if it has tries left, and raises in the workflow's replay otherwise.
+    """The worker was killed because its step exceeded a limit. This is recorded as a failure of the
+    step. If the step has tries left, it is retried. Otherwise it raises in the replay of its
+    workflow.
     """
     memory = cpu.limit == "memory"
     text = f"step {cpu.step!r} was killed at its {cpu.limit} limit"
@@ -158,8 +161,8 @@ def step_over_limit(run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: fl
 
 
 def within(run: Run, delay_s: float, now: float) -> float:
-    """Shortens a wait that would outlast the run's own time limit. The run is then claimed after
-    the limit, and ends.
+    """Returns the wait, shortened if it would outlast the run's own time limit. The run is then
+    claimed when the limit is over, and ends.
     """
     return delay_s if run.deadline is None else max(0.0, min(delay_s, run.deadline - now + 0.01))
 
@@ -167,8 +170,8 @@ def within(run: Run, delay_s: float, now: float) -> float:
 def run_killed_at_limit(
     run: Run, worker: Worker, event: Exited, cpu: OnCpu, now: float, settings: Settings
 ) -> Ending:
-    """The run's own time ended while the run was on the CPU. The step is not retried, whatever its
-    policy says.
+    """The worker was killed because the run on its CPU exceeded the run's own time limit. The step
+    is not retried, even if its policy has tries left.
     """
     where = f" in step {cpu.step!r}" if cpu.step else ""
     text = f"{over_time(run.function)}: killed{where}"
@@ -179,7 +182,7 @@ def run_killed_at_limit(
 
 
 def run_over_limit(run: Run, settings: Settings) -> Ending:
-    """The run's own time ended while the run waited in its queue or in a worker."""
+    """The run exceeded its own time limit while it waited in its queue or in a worker."""
     text = over_time(run.function)
     return _undelivered(run, text, settings) if run.function.workflow_id is None else _timed_out(run, text)
 
@@ -216,12 +219,12 @@ def _error(code: str, kind: str, message: str) -> bytes:
 
 
 def _reason(told: bytes) -> str:
-    """Returns one line for an error that a worker described."""
+    """Returns an error that a worker described, as one line."""
     return RecordedError.read(told).line[:500]
 
 
 def how(event: Exited) -> str:
-    """Returns how a worker ended, in words that follow "the worker"."""
+    """Returns how a worker ended, as a phrase that follows "the worker"."""
     if event.failure:
         return event.failure
     if event.oom:

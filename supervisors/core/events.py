@@ -1,8 +1,9 @@
-"""Events (past tense) and commands (imperative) of the session and the core. Data only.
+"""The events (named in the past tense) and the commands (named in the imperative) of the session
+and the core. Data only.
 
 The loop hands events to the session, which hands most of them on to the core. The core's commands
-come back the same way. The session keeps `Save`, `Hurry` and `Want` for itself, because it decides
-what is in the next turn.
+go to the session, which hands them on to the loop. The session keeps `Save`, `Hurry` and `Want`,
+because it decides what is in the next turn.
 """
 
 import math
@@ -22,7 +23,7 @@ Kind = Literal["sync", "async"]
 
 
 class Launched(Struct, frozen=True):
-    """A worker process exists. `gated`: its runs can be recalled without its help (board.py)."""
+    """A worker process has started. `gated`: its runs can be recalled without its help (board.py)."""
 
     worker: int
     pid: int
@@ -35,8 +36,8 @@ class Received(Struct, frozen=True):
 
 
 class Exited(Struct, frozen=True):
-    """A worker has died and its pipe is drained. `oom`: the kernel's out-of-memory killer killed
-    it.
+    """A worker has died, and its pipe was read to the end. `oom`: the kernel's out-of-memory killer
+    killed it.
     """
 
     worker: int
@@ -56,23 +57,25 @@ class Saved(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """The claims that the database lists for this supervisor, asked after a transaction whose
-    outcome is unknown.
+    """The claims that the database lists for this supervisor. The supervisor asks for them after a
+    transaction whose outcome is unknown.
     """
 
     claims: list[Claim]
 
 
 class Gone(Struct, frozen=True):
-    """These claims no longer belong to this supervisor, according to the database: the runs were
-    ended or claimed by somebody else.
+    """According to the database, these claims no longer belong to this supervisor: somebody else
+    has ended or claimed the runs.
     """
 
     claims: list[Claim]
 
 
 class Measured(Struct, frozen=True):
-    """The memory that a worker's process holds now, and the CPU time that it has used in all."""
+    """The memory that a worker's process holds now, and the CPU time that it has used since its
+    start.
+    """
 
     worker: int
     rss_bytes: int
@@ -92,8 +95,8 @@ class Recalled(Struct, frozen=True):
 
 
 class Inside(Struct, frozen=True):
-    """The board says that the worker is in the code of this run, which the core has not given to
-    it. 0: no longer.
+    """The board says that the worker is in the code of this run, although the core has not given it
+    the run. 0: the worker is in no such run any more.
     """
 
     worker: int
@@ -101,7 +104,7 @@ class Inside(Struct, frozen=True):
 
 
 class ClaimLost(Struct, frozen=True):
-    """A Want was not answered, because the database was away."""
+    """The database did not answer a Want, because it was away."""
 
     queue_id: int
 
@@ -113,24 +116,24 @@ class Hinted(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """The highest level of stopping asked for so far: 1 drain, 2 stop at the next step boundary, 3
-    stop now.
+    """The supervisor was told to stop. `level` is the highest level so far: 1 drain, 2 stop each
+    run at its next step boundary, 3 stop now.
     """
 
     level: int
 
 
 class LeaseLost(Struct, frozen=True):
-    """Every run that this supervisor holds may belong to another one. `in_flight` writes are under
-    way; the others were dropped.
+    """Every run that this supervisor holds may belong to another supervisor. The writes in
+    `in_flight` are under way; the session has dropped all others.
     """
 
     in_flight: int
 
 
 class Registered(Struct, frozen=True):
-    """The supervisor is registered, with these consumers (queue id to consumer id), until the time
-    `until`. `locked`: as in LookedAround.
+    """This supervisor is registered until the time `until`. The message has its consumers (queue id
+    to consumer id). `locked`: as in LookedAround.
     """
 
     consumers: dict[int, int]
@@ -180,19 +183,19 @@ class Unreachable(Struct, frozen=True):
 
 
 class Watched(Struct, frozen=True):
-    """The database as the watch for hints sees it: why it is away, or None while it answers."""
+    """What the watch for hints has found: why the database is away, or None while it answers."""
 
     away: str | None
 
 
 class LeaseTaken(Struct, frozen=True):
-    """The database says that the lease is over: another supervisor has taken over the runs of this
-    one.
+    """According to the database, the lease of this supervisor is over, and another supervisor has
+    taken over its runs.
     """
 
 
 class Unanswered(Struct, frozen=True):
-    """A Join or a LookAround was not answered, because the database was away."""
+    """The database did not answer a Join or a LookAround, because it was away."""
 
 
 class ParentGone(Struct, frozen=True):
@@ -219,13 +222,13 @@ class Send(Struct, frozen=True):
 
 
 class Recall(Struct, frozen=True):
-    """The worker must enter no run other than the one that it is in."""
+    """Closes the worker's gate: the worker must enter no run other than the one that it is in."""
 
     worker: int
 
 
 class Dump(Struct, frozen=True):
-    """The worker must report where its threads are. The report comes with its Exited."""
+    """The worker must write the stacks of its threads. They are reported with its Exited."""
 
     worker: int
 
@@ -236,21 +239,23 @@ class Kill(Struct, frozen=True):
 
 
 class Save(Struct, frozen=True):
-    """A write to commit. `urgent`: at once, because somebody waits for it."""
+    """A write to commit. `urgent`: commit it at once, because a worker waits for it."""
 
     write: Write
     urgent: bool = False
 
 
 class Hurry(Struct, frozen=True):
-    """Somebody waits for the writes that are not yet committed."""
+    """A worker waits for the writes that are not yet committed."""
 
 
 NoteLevel = Literal["info", "warning", "error"]
 
 
 class Note(Struct, frozen=True):
-    """A line of the log. `run` is the message's id; `is_message`: it is a plain message."""
+    """A line of the log. `run` is the id of the message. `is_message`: it is a plain message, not a
+    run.
+    """
 
     text: str
     level: NoteLevel = "info"
@@ -272,9 +277,9 @@ Command = Launch | Send | Recall | Dump | Kill | Save | Hurry | Want | Note | Ex
 class Commit(Struct, frozen=True):
     """A turn: one transaction with these writes and claims.
 
-    `again`: writes that were put off because another session had locked their rows. They are
-    written after the others, in a transaction of their own. They may have been committed before
-    without an answer.
+    `again`: writes that an earlier turn put off, because another session had locked their rows.
+    They are written after the others, in a transaction of their own. The earlier turn may have
+    committed them without an answer.
     """
 
     writes: Sequence[Write]
@@ -283,8 +288,8 @@ class Commit(Struct, frozen=True):
 
 
 class TurnEnded(Struct, frozen=True):
-    """The answer to a Commit. `held`: the claims that the database lists for this supervisor. It is
-    asked only after a failure in which the answers to the claims were lost.
+    """The answer to a Commit. `held`: the claims that the database lists for this supervisor. The
+    turn reads this list only after a failure in which the answers to its claims were lost.
     """
 
     commit: Commit
@@ -297,8 +302,8 @@ class Join(Struct, frozen=True):
 
 
 class LookAround(Struct, frozen=True):
-    """Takes back the runs of dead supervisors, and asks which of these claims still belong to this
-    one. The answer is LookedAround or Unanswered.
+    """Takes back the runs of dead supervisors, and checks which of these claims still belong to
+    this supervisor. The answer is LookedAround or Unanswered.
     """
 
     claims: Sequence[Claim]
@@ -306,15 +311,17 @@ class LookAround(Struct, frozen=True):
 
 
 class Sever(Struct, frozen=True):
-    """Breaks off the turn that waits for an answer of the database. With `lease`, the renewal of
-    the lease is broken off too.
+    """Breaks off the turn that waits for an answer of the database. With `lease`, also breaks off
+    the renewal of the lease.
     """
 
     lease: bool
 
 
 class Listen(Struct, frozen=True):
-    """Whether to read the workers' frames. Workers whose frames are not read wait."""
+    """Whether the loop reads the workers' frames. While it does not, workers that send frames have
+    to wait.
+    """
 
     listens: bool
 

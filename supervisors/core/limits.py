@@ -1,5 +1,5 @@
-"""Limits of workers: on time, memory, runs, and attempts to start. Part of the core: decisions
-only.
+"""The limits of workers: time, memory, number of runs, and attempts to start. Part of the core:
+this module only decides.
 """
 
 import math
@@ -15,12 +15,13 @@ from supervisors.core.states import WorkerState
 from supervisors.core.stopping import Happened
 
 KILL_GRACE_S = 1.0
-# For the code of a run that must leave its worker: its `finally` blocks.
+# The time for a run's code to end (its `finally` blocks) after the run was told to leave its
+# worker.
 LEAVES_S = 5.0
-# For code between two steps while other runs are in the worker, before a warning.
+# How long code between two steps may execute before a warning, while other runs are in the worker.
 HOLDS_UP_S = 10.0
-# After that warning: code that uses less than this share of the CPU for this long is waiting, not
-# computing.
+# After that warning: if the code uses less than this share of the CPU for this long, it waits and
+# does not compute.
 WAITS_S, WAITS_SHARE = 2.0, 0.05
 DUMP_BEFORE_S = 0.1
 BOOT_DEADLINE_S = 60.0
@@ -33,8 +34,8 @@ ASYNC_GRACE_S = 5.0
 
 
 class Limits:
-    """Reads and changes the core's own workers and runs. Appends its commands to `orders`, and calls
-    `happened` when no worker can be started.
+    """Works on the workers and runs of the core, and changes them. Appends its commands to
+    `orders`, and calls `happened` when no worker can be started any more.
     """
 
     def __init__(
@@ -75,8 +76,9 @@ class Limits:
             yield self._start_from
 
     def watch(self, now: float) -> None:
-        """Kills workers that are over a limit: in a step, in a run, in dying, in starting, or in
-        runs served.
+        """Kills workers that have exceeded a limit: the time of a step or a run, or the time to
+        start, to leave a run or to die. Requests a worker's stacks shortly before its deadline.
+        Ends workers that have served their number of runs.
         """
         if self._start_from is not None and now >= self._start_from:
             self._start_from = None
@@ -111,7 +113,7 @@ class Limits:
         self.kill(worker, "a run did not leave it", force=True)
 
     def _say_what_holds_others_up(self, worker: Worker, now: float) -> None:
-        """Warns of code between two steps that runs for long. The code may wait for a lock that
+        """Warns of code between two steps that has executed for long. It may wait for a lock that
         another run of this worker holds.
         """
         cpu = worker.on_cpu
@@ -129,9 +131,10 @@ class Limits:
             self._orders.append(run.note(text, "warning"))
 
     def _end_mutual_wait(self, worker: Worker, cpu_s: float, now: float) -> None:
-        """Kills a worker in which a run seems to wait for something that another run of the worker
-        holds, such as a lock: its code has occupied the worker for HOLDS_UP_S, and has used no CPU
-        for WAITS_S. The runs continue one at a time in each worker.
+        """Kills a worker if its run seems to wait for another run of the same worker, for example
+        because that run holds a lock. The sign: the run's code has occupied the worker for
+        HOLDS_UP_S, and has used no CPU for WAITS_S. From then on each worker executes runs of these
+        functions one at a time.
         """
         at, used_s = worker.noted_use or (now, cpu_s)
         if worker.noted_use is None or now - at >= WAITS_S:
@@ -153,20 +156,24 @@ class Limits:
         self.kill(worker, "runs in it wait for one another", force=True)
 
     def has_served(self, worker: Worker) -> bool:
-        """Whether the worker gets no further run, and ends after those that it has."""
+        """Whether the worker has served its number of runs. It then gets no further run, and ends
+        after the runs that it has.
+        """
         most = self._settings.max_runs_per_worker
         return worker.state is WorkerState.RETIRING or (most is not None and worker.given >= most)
 
     def overdue(self, now: float) -> list[Run]:
-        """Returns the runs whose own time is over while they are not on a CPU. No worker needs to
-        be killed for them.
+        """Returns the runs that have exceeded their own time limit and have no CPU. They can be
+        ended without killing a worker.
         """
         if not self._timed:
             return []
         return [run for run, deadline in self._timed_off_cpu() if now >= deadline]
 
     def _timed_off_cpu(self) -> Iterator[tuple[Run, float]]:
-        """Called after every event, unless no function has a time limit."""
+        """Yields each run that has a time limit of its own and no CPU, with its deadline. Called
+        after every event, unless no function has a time limit.
+        """
         for run in self._runs.values():
             if run.deadline is not None and self._off_cpu(run):
                 yield run, run.deadline
@@ -191,12 +198,12 @@ class Limits:
             worker.over_limit = msgspec.structs.replace(cpu, limit="memory")
             self.kill(worker, "memory limit", force=True)
         elif most is not None and worker.given and event.rss_bytes > most:
-            # A worker without a run holds as much as every new one would. Replacing it would never
-            # end.
+            # If a worker without a run is over the limit, so is every new worker. Replacing it
+            # would never end.
             self._retire(worker, f"holds {event.rss_bytes:,} bytes")
 
     def _retire(self, worker: Worker, why: str) -> None:
-        """Gives the worker no further run. The worker finishes the runs that it has begun, and is
+        """Retires the worker: it gets no further run, finishes the runs that it has begun, and is
         replaced.
         """
         if worker.state is WorkerState.READY:
@@ -213,12 +220,13 @@ class Limits:
 
     @property
     def may_start(self) -> bool:
-        """False for a while after workers failed to start."""
+        """Whether workers may be started now. False for a while after workers have failed to start."""
         return self._start_from is None
 
     def boot_failed(self, how: str, now: float) -> None:
-        """Delays the next start, longer each time. Gives up after too many failures if no other
-        worker is there. Failures at the same time count once.
+        """Records that a worker failed to start. Delays the next start, longer each time. After too
+        many failures, and if no other worker is there, reports that no worker can be started.
+        Failures at the same time count once.
         """
         self._orders.append(Note(f"a worker {how} before it was ready", "error"))
         if self._start_from is not None:
@@ -239,7 +247,7 @@ class Limits:
 
 def exceeded(worker: Worker) -> OnCpu | None:
     """Returns the limit that a dead worker was killed for, if the worker was still executing the
-    same step or run. A step that ended within the grace period has kept its limit.
+    same step or run. If the step ended within the grace period, it has kept its limit.
     """
     over, cpu = worker.over_limit, worker.on_cpu
     if over is None or cpu is None or over.run != cpu.run:
@@ -248,8 +256,8 @@ def exceeded(worker: Worker) -> OnCpu | None:
 
 
 def _soft_limit(cpu: OnCpu) -> float:
-    """When to ask the worker for its stack: shortly before its deadline, so that it can answer
-    before it is killed.
+    """Returns when to ask the worker for its stacks. This is shortly before its deadline, so that
+    the worker can answer before it is killed.
     """
     if cpu.deadline is None:
         return math.inf

@@ -1,9 +1,9 @@
-"""Writes on their way to the database: which of them are in the next turn, and when the turn is
-due.
+"""The writes that wait for the database. Decides which of them are in the next turn, and when the
+turn is due.
 
-A turn is limited by the number of its writes and by their bytes. Writes whose rows another session
-has locked are put off, and are retried beside the turns that follow. A later write of the same
-claim waits for them, because the writes of a run keep their order.
+A turn has at most a certain number of writes and of bytes. If another session has locked the row of
+a write, the write is put off, and is retried beside a later turn. Later writes of the same claim
+wait for it, because the writes of a run keep their order.
 """
 
 from collections import deque
@@ -62,12 +62,12 @@ class Outgoing:
         self._again_s = AGAIN_S
 
     def next_again(self) -> float | None:
-        """When to retry the writes that were put off."""
+        """Returns when to retry the writes that were put off."""
         return self._again_at if self._put_off else None
 
     def take(self, now: float) -> tuple[list[Write], Sequence[Write]]:
-        """Returns the writes of the next turn, and the writes that were put off if it is time to
-        retry them.
+        """Returns the writes of the next turn. Also returns the writes that were put off, if it is
+        time to retry them.
         """
         if len(self._writes) <= TURN_WRITES_MAX and self._bytes <= TURN_BYTES_MAX and not self._put_off:
             taken = list(self._writes)
@@ -95,8 +95,8 @@ class Outgoing:
         return taken, again
 
     def drop_behind(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Removes every write that follows a refused write of the same claim: a run must not end
-        with a step missing. Returns their outcomes.
+        """Removes every write that follows a refused write of the same claim, because a run must
+        not end with a step missing. Returns the outcomes of the removed writes.
         """
         dropped = follows_refused(self._writes, outcomes)
         self._bytes -= sum(o.write.size for o in dropped)
@@ -104,7 +104,7 @@ class Outgoing:
 
     def put_off(self, writes: Sequence[Write], now: float) -> None:
         """Stores the writes that a turn could not make because another session had locked their
-        rows. Called after every turn.
+        rows. Called after every turn, also with none.
         """
         self._put_off = [*writes, *self._put_off]
         self._claims = {w.claim for w in self._put_off}

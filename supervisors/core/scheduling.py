@@ -1,5 +1,5 @@
-"""Which run goes to which worker, and how many messages to claim. Part of the core: decisions
-only.
+"""Decides which run goes to which worker, and how many messages to claim. Part of the core: this
+module only decides.
 """
 
 import math
@@ -48,12 +48,14 @@ ROW_S = 0.001
 WORTH_S = 0.002
 # The ranges of a map that a worker has at hand: the one that it executes, and the next one.
 RANGES = 2
-# How long a message may be overlooked that was committed late, behind the watermark.
+# How long a message that was committed late, behind the watermark, may be overlooked.
 FULL_SCAN_S = 1.0
 
 
 class Scheduling:
-    """Reads and changes the core's own queues and workers. Appends its commands to `orders`."""
+    """Works on the queues and workers of the core, and changes them. Appends its commands to
+    `orders`.
+    """
 
     def __init__(
         self,
@@ -94,14 +96,14 @@ class Scheduling:
 
     @property
     def commit_every_s(self) -> float:
-        """How long a write that nobody waits for may wait for others: half of the work that workers
-        have at hand.
+        """Returns how long a write that no worker waits for may wait for other writes: half of the
+        time that workers need for the runs that they hold.
         """
         return self._settings.commit_hide_s / 2
 
     def dispatch(self, now: float) -> None:
-        """Gives waiting runs to workers: to the emptiest worker first, and tiny runs in a row to
-        one worker. A run that has killed a worker gets a worker to itself.
+        """Sends waiting runs to workers. A run goes to the worker with the fewest runs, but several
+        tiny runs in a row go to one worker. A run that has killed a worker gets a worker to itself.
         """
         self._asked = self._last = None
         self._find_waiting_functions()
@@ -133,8 +135,8 @@ class Scheduling:
         self.waiting.extendleft(reversed(put_back))
 
     def _holds_back(self, queue: Queue) -> bool:
-        """Whether the queue's runs must wait. They wait for other runs in as many workers as there
-        should be, so the awaited runs come first.
+        """Whether new runs of the queue must wait. If as many of its runs wait for other runs as
+        there should be workers, the awaited runs come first.
         """
         return queue.function.name in self._waiting_functions
 
@@ -192,7 +194,7 @@ class Scheduling:
         return emptiest
 
     def _is_long(self, worker: Worker, now: float) -> bool:
-        """Whether the worker has been in one step for longer than all its runs together should
+        """Whether the worker has been in one step for longer than all of its runs together should
         take, or in code that should have ended.
         """
         since = math.inf if worker.on_cpu is None else worker.on_cpu.since
@@ -201,18 +203,22 @@ class Scheduling:
         return now - since > self._settings.commit_hide_s
 
     def _open_all(self) -> None:
-        """Stops draining workers for an isolated run. The next isolated run starts that again."""
+        """Stops draining workers for an isolated run. If another isolated run needs a worker, a
+        worker is drained again.
+        """
         for worker in self._workers.values():
             worker.reserved = False
 
     def go_on(self, run: Run) -> None:
-        """Puts the run back into the waiting runs: before new runs and after isolated ones."""
+        """Puts the run back into the waiting runs, before runs that have not begun and after
+        isolated runs.
+        """
         run.become(RunState.WAITING)
         ahead = 0 if run.isolated else sum(1 for _ in takewhile(lambda r: r.isolated, self.waiting))
         self.waiting.insert(ahead, run)
 
     def _one_comes(self, now: float) -> bool:
-        """Whether a new worker is starting. It will be empty sooner than a busy one."""
+        """Whether a new worker is starting. It will be empty sooner than a busy worker."""
         return any(
             w.kind == "sync" and w.state is WorkerState.STARTING and now - w.launched_at < COMES_S
             for w in self._workers.values()
@@ -248,8 +254,8 @@ class Scheduling:
         self._orders.append(Send(worker.id, frame))
 
     def balance(self, now: float) -> None:
-        """Moves the runs queued behind a long step to other workers, and half of the runs that a
-        worker has not begun to an idle one.
+        """Moves the runs behind a long step to other workers. Also gives an idle worker half of the
+        runs that another worker has not begun.
         """
         sync = [w for w in self._workers.values() if w.kind == "sync" and w.ready]
         if len(sync) < 2 or not any(w.runs for w in sync):
@@ -295,9 +301,9 @@ class Scheduling:
         return found
 
     def _behind(self, worker: Worker, now: float) -> int:
-        """How many of the worker's runs are worth moving. The run that it is about to begin is not.
-        Nor are runs that it would finish before the other worker could begin, unless that has been
-        so for long.
+        """Returns how many of the worker's runs are worth moving. The run that the worker is about
+        to begin is not counted. If the worker could finish all these runs before another worker
+        could begin one, the result is 0, until they have waited for REBALANCE_S.
         """
         fresh = [r for r in worker.runs.values() if not r.started]
         if not fresh:
@@ -310,15 +316,15 @@ class Scheduling:
         return len(fresh) if work_s >= WORTH_S or now - worker.given_at >= REBALANCE_S else 0
 
     def revoke(self, worker: Worker, begun: bool = False) -> None:
-        """Takes back all runs that the worker has not begun. With `begun`, also those that wait in
-        the worker for a commit, if the worker has a gate.
+        """Takes back all runs that the worker has not begun. With `begun`, and if the worker has a
+        gate, also takes back the runs that wait in the worker for a commit.
         """
         if worker.runs and worker.killing is None:
             self._revoke(worker, len(worker.runs), begun)
 
     def _revoke(self, worker: Worker, count: int, begun: bool = False) -> None:
-        """Takes runs back, the last sent first. A worker without a gate is asked for them, and
-        answers when it next reads.
+        """Takes back up to `count` runs, the last sent first. A worker without a gate is asked for
+        them, and answers when it next reads its pipe.
         """
         if worker.gated:
             asked = worker.wanted_back
@@ -332,8 +338,8 @@ class Scheduling:
     # Claims
 
     def wake(self, queue: Queue, at: float) -> None:
-        """Sets when the queue may be claimed from. Called by every change of `next_claim_at`, and
-        at the end of everything that made a claim impossible.
+        """Sets the time from which the queue may be claimed. Every change of `next_claim_at` calls
+        this. So does every event after which a claim is possible again.
         """
         listed = queue.listed and queue.next_claim_at == at
         queue.next_claim_at = at
@@ -346,7 +352,9 @@ class Scheduling:
         heappush(self._due, (queue.next_claim_at, queue.listed, queue))
 
     def _unlist_first(self) -> Queue | None:
-        """Removes the first entry. Returns its queue, or None if the entry is outdated."""
+        """Removes the first entry from the heap of due queues. Returns its queue, or None if the
+        entry is outdated.
+        """
         _, entry, queue = heappop(self._due)
         stands = self._stands(entry, queue)
         if entry == queue.listed:
@@ -357,21 +365,21 @@ class Scheduling:
         return entry == queue.listed and not queue.wanted and queue.consumer_id is not None
 
     def hint(self, queue: Queue, now: float, surely: bool) -> None:
-        """The queue may hold something new. Without `surely`, any of many queues may, and a look
-        comes before a claim.
+        """Records that the queue may have new messages. Without `surely`, the hint did not name
+        this queue, and a look comes before a claim.
         """
         queue.hinted = queue.wanting
         queue.poll_s = POLL_MIN_S if surely else self._settings.poll_max_s
         self.wake(queue, min(queue.next_claim_at, now))
 
     def answered(self, queue: Queue) -> None:
-        """The claim or the look of the queue has ended."""
+        """Records that the claim or the look of the queue has been answered."""
         if not queue.looking:
             self.wanted -= queue.wanted
         queue.wanted, queue.looking = 0, False
 
     def taken(self, event: Taken, now: float) -> Queue:
-        """The answer to a claim, or to a look. Returns its queue."""
+        """Handles the answer to a claim or to a look. Returns its queue."""
         queue = self._queues[event.want.queue_id]
         self.answered(queue)
         if event.ready:
@@ -401,7 +409,7 @@ class Scheduling:
         return queue
 
     def measured(self, queue: Queue) -> None:
-        """The measured step time of the queue has changed."""
+        """Handles a change of the queue's measured step time."""
         if self._few:
             return
         kind, queue_id = _kind(queue), queue.function.queue_id
@@ -420,8 +428,8 @@ class Scheduling:
         return most
 
     def claim(self, now: float) -> None:
-        """Claims from the queues that have waited longest, a share for each. One look serves all
-        queues of which nothing is expected.
+        """Orders claims from the queues that have waited longest, with a share of the room for
+        each. One look serves all queues in which no message is expected.
         """
         free = self._asked = self._demand()
         if free == 0:
@@ -443,8 +451,8 @@ class Scheduling:
             self._want(queue, limit, now)
 
     def _ripe(self, now: float, most: int) -> tuple[list[tuple[Queue, int]], bool]:
-        """Returns at most `most` queues that are due and have room, with their room, and whether a
-        queue is due of which nothing is expected.
+        """Returns at most `most` queues that are due and have room, with their room. Also returns
+        whether a due queue exists in which no message is expected.
         """
         due: list[tuple[Queue, int]] = []
         crowded: list[Queue] = []
@@ -496,11 +504,11 @@ class Scheduling:
         )
 
     def _idle(self, queue: Queue) -> bool:
-        """Whether the queue was found empty repeatedly, without a hint since."""
+        """Whether several looks in a row have found the queue empty, without a hint since."""
         return queue.poll_s >= self._settings.poll_max_s
 
     def next_claim(self) -> float | None:
-        """When the next claim is due. Only queues with room count, because any other would be due
+        """Returns when the next claim is due. Queues without room do not count: they would be due
         at once, again and again.
         """
         if not self._due or not (self._demand() if self._asked is None else self._asked):
@@ -519,9 +527,9 @@ class Scheduling:
         return first
 
     def _demand(self) -> int:
-        """How many messages to ask for, or 0 if a claim is not worth its transaction yet. A claim
-        takes CPU from the steps. So while no worker runs short, a claim waits until there is room
-        for a quarter of the runs that workers can have at hand.
+        """Returns how many messages to claim, or 0 if a claim is not worth its transaction yet. A
+        claim takes CPU from the steps. So while every worker has enough runs, a claim waits until
+        there is room for a quarter of the runs that workers can hold.
         """
         lanes = self._lanes_most()
         waiting = len(self.waiting)
@@ -539,9 +547,7 @@ class Scheduling:
         return free if short or free * 4 >= free + at_hand else 0
 
     def _rooms(self) -> Callable[[Queue], int]:
-        """Returns a function that says how many more of a queue's messages the workers can have at
-        hand now.
-        """
+        """Returns a function that tells how many more messages of a queue the workers can hold now."""
         able: dict[Kind, list[Worker]] = {kind: [] for kind in self._kinds}
         for w in self._workers.values():
             if _open(w):
@@ -563,8 +569,8 @@ class Scheduling:
         return room_of
 
     def _free(self, worker: Worker, lanes: int, queue: Queue | None) -> int:
-        """How many more runs of this queue the worker may get. Called many times after every event,
-        like everything here.
+        """Returns how many more runs of this queue the worker may get. Called many times after
+        every event, so it must be fast, like everything in this module.
         """
         free = lanes - len(worker.runs)
         if worker.kind == "async":
@@ -583,8 +589,8 @@ class Scheduling:
         return free if free > 0 else 0
 
     def _owes_one(self, worker: Worker, queue: Queue) -> bool:
-        """Whether the worker gets one run of the queue in excess of its lanes. Otherwise the many
-        runs of queues with short steps would keep out a queue with long ones forever.
+        """Whether the worker gets one run of the queue beyond its lanes. Otherwise the many runs of
+        queues with short steps would keep out a queue with long steps forever.
         """
         if (
             self._settings.lanes is not None
@@ -596,14 +602,14 @@ class Scheduling:
         return at_hand_s <= 2 * self._settings.commit_hide_s
 
     def set_apart(self, function: Function) -> None:
-        """From now on a worker holds one run of this function at a time, because its runs have
-        waited for each other.
+        """Makes each worker hold only one run of this function at a time from now on, because runs
+        of the function have waited for each other.
         """
         self._queues[function.queue_id].apart = True
 
     def lanes(self, function: Function) -> int:
-        """How many runs of the function a worker should have at hand: one if steps are long, many
-        if they are tiny.
+        """Returns how many runs of the function a worker should hold: one if its steps are long,
+        many if they are tiny.
         """
         if self._queues[function.queue_id].apart:
             return 1

@@ -1,5 +1,5 @@
-"""A supervisor's session with its database: turns, the lease, taking over, levels of stopping.
-Pure, like the core.
+"""A supervisor's session with its database: turns, the lease, taking over runs of dead supervisors,
+and levels of stopping. Pure, like the core.
 
 The session stands between the loop and the core. The loop hands it events and carries out its
 commands:
@@ -8,8 +8,9 @@ commands:
     loop ◀── settle(now) ── session ◀── settle(now) ── core
 
 The core decides about runs and workers. The session decides when a turn is due and what is in it,
-when a lease is lost, when this supervisor registers again, and what keeps it from ending. Neither
-reads a clock or waits; `now` is monotonic seconds.
+when a lease is lost, when this supervisor registers again, and what keeps it from ending. What
+follows a lost lease is in `Session._lose_lease`. Neither class reads a clock or waits; `now` is
+monotonic seconds.
 
 The simulation (tests/simulation) runs this class and the core on simulated time.
 """
@@ -134,7 +135,7 @@ class Session:
         return self.standing is Standing.JOINED
 
     def next_timer(self) -> float:
-        """When `settle` is due at the latest, in monotonic seconds. Infinity means never."""
+        """Returns when `settle` is due at the latest, in monotonic seconds. Infinity means never."""
         times = [self._orphan_until, self.core.next_timer()]
         if self.standing is Standing.JOINED:
             times.append(self.until - FENCE_MARGIN_S)
@@ -149,8 +150,8 @@ class Session:
     # Events
 
     def take(self, event: SessionEvent, now: float) -> None:
-        """Records an event. Several events may be taken before `settle`, which says what follows
-        from them.
+        """Records an event. Several events may be taken before one call of `settle`, which returns
+        the commands that follow from all of them.
         """
         if type(event) in HANDED_ON:
             self.core.take(event, now)  # type: ignore[arg-type]
@@ -194,10 +195,10 @@ class Session:
 
     def settle(self, now: float) -> list[SessionCommand]:
         """Returns the commands that follow from all events since the last call, in the order in
-        which they are to be carried out.
+        which the loop must carry them out.
 
-        A Recall is answered at once (`Recalled`). No turn is assembled before that answer, so call
-        this again if there was one.
+        If a Recall is among them, its answer (`Recalled`) comes at once. No turn is assembled
+        before this answer, so the loop then calls `settle` again.
         """
         if self.standing is Standing.JOINED and now >= self.until - FENCE_MARGIN_S:
             self._lose_lease(now)
@@ -217,8 +218,8 @@ class Session:
         return orders
 
     def _relay(self, commands: Sequence[Command], now: float) -> bool:
-        """Keeps the commands that concern turns, and hands the rest on. Returns True if a Recall is
-        among them.
+        """Keeps the commands of the core that concern turns, and hands the others on to the loop.
+        Returns True if a Recall is among them.
         """
         recalls = False
         for command in commands:
@@ -241,7 +242,7 @@ class Session:
     # Turns
 
     def _commit(self, now: float) -> None:
-        """Assembles the next turn when it is due. While a turn is under way, writes gather for the
+        """Assembles the next turn when it is due. While a turn is under way, writes collect for the
         next one: group commit.
         """
         if self._committing is not None:
@@ -260,7 +261,7 @@ class Session:
             self._orders.append(self._committing)
 
     def _due_at(self) -> float | None:
-        """When the next turn is due because of its writes and claims."""
+        """Returns when the next turn is due because of its writes and claims."""
         oldest = self._outgoing.oldest
         if oldest is None:
             return -math.inf if self._wants else None
@@ -270,16 +271,16 @@ class Session:
         return max(gathered_at, oldest + self.core.scheduling.commit_every_s)
 
     def _gathered_at(self) -> float:
-        """When the next turn has waited long enough for other writes: the results of the runs that
-        the last turn claimed should be part of it.
+        """Returns when the next turn has waited long enough for other writes. The results of the
+        runs that the last turn claimed should be part of it.
         """
         if not self._settings.gather_s:
             return -math.inf
         return max(self._outgoing.oldest or -math.inf, self._ended_at) + self._settings.gather_s
 
     def _claim_from(self) -> float:
-        """When claims may be ordered. A claim belongs into the same turn as the writes that make
-        room for it.
+        """Returns from when claims may be ordered. A claim should be in the same turn as the writes
+        that make room for it.
         """
         if not self._settings.gather_s:
             return 0.0
@@ -302,14 +303,14 @@ class Session:
             self._taken(taken, now)
 
     def _taken(self, taken: Taken, now: float) -> None:
-        """Hands on the answer to a claim, unless the claim was ordered under a lease that is
-        lost.
+        """Hands the answer to a claim on to the core, unless the claim was ordered under a lease
+        that is lost.
         """
         if taken.want.consumer_id == self.consumers.get(taken.want.queue_id):
             self.core.take(taken, now)
 
     def _put_off(self, writes: Sequence[Write], now: float) -> None:
-        """Another session has locked the rows of these writes."""
+        """Puts off these writes, because another session has locked their rows."""
         self._outgoing.put_off(writes, now)
         since = self._outgoing.locked_since
         if since is None:
@@ -329,8 +330,8 @@ class Session:
         self.standing = follow(STANDINGS, self.standing, standing)
 
     def _lose_lease(self, now: float) -> None:
-        """The runs of this supervisor may belong to another one now: they must stop, and nothing
-        more is written. Then this process registers again.
+        """The lease is lost, so the runs of this supervisor may belong to another one. The runs
+        must stop, and none of their writes is made. Then this process registers again.
         """
         if self.standing is not Standing.JOINED:
             return
@@ -393,7 +394,9 @@ class Session:
             self.core.take(Hinted(), now)
 
     def _tell_locked(self, locked: bool) -> None:
-        """Reports once that a dead supervisor's messages have been locked for two looks."""
+        """Reports once that another session has locked the messages of a dead supervisor, if two
+        looks in a row have found them locked.
+        """
         self._looks_locked = self._looks_locked + 1 if locked else 0
         if self._looks_locked == 2:
             text = (
@@ -403,8 +406,9 @@ class Session:
             self._orders.append(Note(text, "warning"))
 
     def _tell_away(self) -> None:
-        """Reports once that the database is away or back, whether a turn or the watch noticed. An
-        idle supervisor sends no statement that would fail, but its watch asks for news.
+        """Reports once that the database is away, and once that it is back. Either a turn or the
+        watch notices this. An idle supervisor sends no statement that could fail, but its watch
+        does.
         """
         away = self.away
         if (away is not None) == self._told_away:
@@ -423,9 +427,7 @@ class Session:
             self.core.take(Stop(level), now)
 
     def _mind_ending(self, now: float) -> None:
-        """Once the workers are killed, a write that cannot be made does not keep the supervisor
-        from ending.
-        """
+        """Lets the supervisor end although a write cannot be made, once its workers are killed."""
         if self.core.level is Level.KILLING:
             self._killing_since = now if self._killing_since is None else self._killing_since
             if self._turn_away is None and now - self._silent_from() >= UNANSWERED_S:
@@ -434,7 +436,7 @@ class Session:
             self._happened(Happened.AWAY)
 
     def _silent_from(self) -> float:
-        """Since when a write has had no answer, or infinity if no answer is awaited."""
+        """Returns since when a write has waited for its answer. Infinity: no answer is awaited."""
         if self._committing is not None:
             return self._asked_at
         if self._outgoing.locked_since is None:

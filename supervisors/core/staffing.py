@@ -1,5 +1,5 @@
-"""How many workers there are: starts missing ones, and retires replacements that are no longer
-needed. Part of the core: it decides, and does nothing itself.
+"""Decides how many workers there are: starts missing workers, and retires substitutes that are no
+longer needed. Part of the core: this module only decides.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -10,15 +10,16 @@ from supervisors.core.state import Worker
 from supervisors.core.states import WorkerState
 from supervisors.core.waits import WAITING_MAX
 
-# How long an idle replacement of a blocked worker is kept.
+# How long an idle substitute of a blocked worker is kept.
 SPARE_S = 1.0
-# Retiring async workers beside the one that takes new runs. Each ends with its longest run.
+# The most retiring async workers that do not count as workers for new runs. Each of them ends only
+# with its longest run.
 ASYNC_LEAVING_MAX = 3
 
 
 class Staffing:
-    """Works on the core's own workers. `kinds`: how many workers of each kind there should be.
-    `orders` takes the commands.
+    """Works on the workers of the core. `kinds` says how many workers of each kind there should be.
+    Commands are appended to `orders`.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Staffing:
         self._next_worker = 1
 
     def next_timers(self) -> Iterator[float]:
-        """When a replacement has been idle for long enough, in monotonic seconds."""
+        """Yields when a substitute will have been idle for long enough to retire, in monotonic
+        seconds.
+        """
         for worker in self._workers.values():
             if worker.spare_since is not None and worker.state is WorkerState.READY:
                 yield worker.spare_since + SPARE_S
@@ -57,7 +60,9 @@ class Staffing:
             self._dismiss(have - wanted, there, now)
 
     def _dismiss(self, spare: int, there: Sequence[Worker], now: float) -> None:
-        """Retires replacements of blocked workers that have been idle for SPARE_S."""
+        """Retires up to `spare` workers that are no longer needed. They are substitutes that were
+        started while another worker was blocked, and have now been idle for SPARE_S themselves.
+        """
         idle = [w for w in there if w.state is WorkerState.READY and not w.runs]
         idle = idle[-spare:] if spare > 0 else []
         for worker in there:

@@ -1,5 +1,5 @@
-"""The data of the core: functions, settings, runs, workers and queues. No behaviour beyond their
-own fields.
+"""The data of the core: functions, settings, runs, workers and queues. A class here has no
+behaviour beyond its own fields.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ Limit = Literal["time", "memory", "run"]
 
 
 class Function(Struct, frozen=True):
-    """A workflow or handler that the workers know, with its queue."""
+    """A workflow or handler that the workers have imported, with its queue."""
 
     name: str
     kind: FunctionKind
@@ -64,8 +64,8 @@ class Settings(Struct, frozen=True):
 
 
 class Waited(Struct, frozen=True):
-    """The run that another run waits for. `blocks`: nothing else executes in the waiting run's
-    worker meanwhile.
+    """The run that another run waits for. `blocks`: while it waits, the worker of the waiting run
+    can execute nothing else.
     """
 
     run: int
@@ -121,8 +121,8 @@ class Run(Struct, eq=False):
 
     @property
     def isolated(self) -> bool:
-        """Whether the run must be alone in its worker. An event loop is shared by all async
-        runs.
+        """Whether the run must be alone in its worker. An async run never is, because async runs
+        share an event loop.
         """
         return self.crashes > 0 and not self.function.is_async
 
@@ -162,7 +162,7 @@ class Run(Struct, eq=False):
             self.recorded.append(step)
 
     def history(self) -> tuple[RecordedStep, ...]:
-        """The steps recorded before and since the claim."""
+        """Returns the steps that were recorded before the claim and since."""
         if not self.recorded:
             return self.claimed.steps
         if self.is_range:
@@ -175,7 +175,7 @@ class Run(Struct, eq=False):
 
 
 class OnCpu(Struct, frozen=True):
-    """The run and step that a worker reported as executing, and since when."""
+    """The run and the step that a worker has reported as executing, and the time since when."""
 
     run: int
     step: str | None
@@ -192,8 +192,9 @@ class OnCpu(Struct, frozen=True):
 
 
 class WantedBack(Struct, frozen=True):
-    """How many runs at most to take back from a worker, the last sent first. `begun`: also runs
-    that wait in the worker for a commit. `cut`: a part of the range of a map that the worker is in.
+    """How many runs to take back from a worker at most, the last sent first. `begun`: also the runs
+    that wait in the worker for a commit. `cut`: a part of the range of a map that the worker is
+    in.
     """
 
     count: int
@@ -246,18 +247,18 @@ class Worker(Struct, eq=False):
     # Whether the worker has been in one step for so long that it gets no further run and its runs
     # that have not begun are taken back.
     stands: bool = False
-    # Runs that reported that they leave, or were told to stop at once, and since when their code
-    # has not ended.
+    # Runs that have reported that they leave, or were told to stop at once, but whose code has not
+    # ended. With the time since when.
     left: dict[int, float] = msgspec.field(default_factory=dict)
     # The run that the worker was in at the last look although the worker does not have it.
     stray: int = 0
     # The code of which a note said that it holds up other runs.
     noted: OnCpu | None = None
-    # When the CPU time of the worker was last read since then, and that CPU time.
+    # After that note: when the worker's CPU time was last read, and its value.
     noted_use: tuple[float, float] | None = None
     # How many of its runs wait for another run.
     waits: int = 0
-    # Since when the worker, a replacement of a blocked one, has been idle.
+    # Since when the worker, a substitute of a blocked one, has been idle.
     spare_since: float | None = None
     # Whether a run in the worker blocks it while it waits for another run. Another worker does its
     # work meanwhile.
@@ -275,7 +276,7 @@ class Worker(Struct, eq=False):
 
     @property
     def holds_up(self) -> bool:
-        """Whether the worker is still in the code that holds up other runs."""
+        """Whether the worker is still in the same code that holds up its other runs."""
         return self.noted is not None and self.noted is self.on_cpu
 
     def take(self, run: Run) -> None:
@@ -309,7 +310,7 @@ class Queue(Struct, eq=False):
     backlog: bool = False
     # When to look next for messages that were claimed before, ahead of the backlog.
     again_at: float = 0.0
-    # Whether the next such claim spends the larger half of an odd limit on them.
+    # Whether the next claim of this kind gives these messages the larger half of an odd limit.
     odd: bool = False
     # A moving average of the payload and history of one message.
     message_bytes: float = 0.0

@@ -75,6 +75,8 @@ State = TypeVar("State", bound=_State)
 
 
 def follow(table: Mapping[State, frozenset[State]], now: State, then: State) -> State:
-    """Returns `then` if the table allows the change. A state may always be kept."""
+    """Returns `then` if the table allows the change from `now` to `then`. Keeping a state is always
+    allowed.
+    """
     assert then is now or then in table[now], f"{now.name} does not become {then.name}"
     return then

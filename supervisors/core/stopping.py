@@ -27,7 +27,7 @@ DOES = {
 
 
 class Happened(Enum):
-    """The events that lead to another level or to the end."""
+    """The events that lead to another level of stopping or to the end."""
 
     TOLD = "told to stop"
     TOLD_TWICE = "told twice"
@@ -81,8 +81,8 @@ TABLE: dict[Level, dict[Happened, Level | Exit]] = {
 
 
 def after(level: Level, happened: Happened, reason: str = "") -> Level | Exit:
-    """Returns the level or the exit that follows. The level stays if the table has no entry.
-    `reason`, if given, replaces the text of an exit.
+    """Returns the level or the exit that follows when the event happens at this level. If the table
+    has no entry, the level stays. `reason`, if given, replaces the text of an exit.
     """
     then = TABLE[level].get(happened, level)
     return replace(then, reason=reason) if reason and isinstance(then, Exit) else then

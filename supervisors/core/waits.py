@@ -1,18 +1,20 @@
-"""Runs that wait for other runs: which waits could never end. A pure function."""
+"""Finds runs that wait for a run that could never end. A pure function."""
 
 from collections.abc import Mapping
 
 from supervisors.core.state import Run, Waited, Worker
 
-# The number of blocked workers of a kind that other workers replace. A worker is blocked while a
-# run in it waits for another run.
+# The most blocked workers of a kind that get a substitute. A worker is blocked while a run in it
+# waits for another run.
 WAITING_MAX = 16
 
 
 def hopeless(
     worker: Worker, run: Run, waited: Waited, runs: Mapping[int, Run], workers: Mapping[int, Worker]
 ) -> str:
-    """Returns why the run that this run waits for could never end, or an empty text."""
+    """Returns why the run `waited`, for which `run` waits, could never end. Returns an empty text
+    if it can.
+    """
     text = f"run {run.id} waits for run {waited.run}"
     then = waited
     for _ in range(len(runs) + 1):

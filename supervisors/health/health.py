@@ -1,5 +1,5 @@
-"""The reported state of a supervisor, and the interface of its listeners. The loop itself reports,
-so that a stuck loop does not report that all is well.
+"""The reported state of a supervisor, and the interface of the listeners that get it. The loop
+makes the reports itself, so a loop that hangs cannot report that all is well.
 """
 
 from collections.abc import Mapping

@@ -48,7 +48,7 @@ class _Connection(Struct, eq=False):
 
 
 class Http:
-    """Answers GET /healthz with 200 while the loop is alive, and GET /readyz with 200 while the
+    """Answers GET /healthz with 200 while the loop turns, and GET /readyz with 200 while the
     supervisor also claims messages. Otherwise answers 503 with the reason.
     """
 
@@ -134,7 +134,7 @@ class Http:
         self._selector.register(sock, selectors.EVENT_READ)
 
     def _serve(self, connection: _Connection) -> None:
-        """Continues a connection without blocking."""
+        """Reads from or writes to a connection that is ready, without blocking."""
         try:
             if connection.answer is None:
                 self._hear(connection)

@@ -1,4 +1,4 @@
-"""The thread that asks the database what is no turn and no renewal of the lease."""
+"""The thread for all calls to the database that are neither a turn nor a renewal of the lease."""
 
 import queue
 import threading
@@ -21,8 +21,8 @@ class Answer(Struct, frozen=True):
 
 
 class Aside:
-    """Carries out one call at a time. Calls `wake`, from its thread, after each addition to
-    `news`.
+    """Executes one call at a time in its thread. After each addition to `news` the thread calls
+    `wake`.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -35,13 +35,13 @@ class Aside:
         self._thread.start()
 
     def ask(self, call: Callable[[], T], then: Callable[[T | None], None]) -> None:
-        """Calls `call` in the thread. The loop calls `then` with the result, or with None if the
-        database could not be reached or refused.
+        """Lets the thread call `call`. The loop then calls `then` with the result, or with None if
+        the database could not be reached or refused the call.
         """
         self._calls.put((call, then))
 
     def close(self, timeout_s: float) -> None:
-        """Ends the thread after the calls asked for, or after `timeout_s`."""
+        """Ends the thread when it has made all calls that were asked for, or after `timeout_s`."""
         self._calls.put(None)
         self._thread.join(timeout_s)
 

@@ -1,9 +1,10 @@
-"""The checks of everything that a worker sends, where it is read: from its pipe and its board.
+"""Checks everything that a worker sends, where the supervisor reads it: from the worker's pipe and
+its board.
 
-A worker runs unknown code, which may write anything into its pipe, over its board and to its
-output. A frame of the right shape (wire.py) may still hold numbers that no database accepts, or
-name runs that the worker was never given. Frames may also follow one another without end. A worker
-that sends such frames is killed, and none of them reaches the core.
+A worker executes unknown code, which may write anything into its pipe, over its board and to its
+output. Even a frame of the right shape (wire.py) may hold numbers that no database accepts, or name
+runs that the worker was never given. Frames may also follow one another without end. If a worker
+sends such frames, the supervisor kills it, and none of these frames reaches the core.
 
 The decoder checks numbers, lengths and times at no cost (the types of wire.py). This module checks
 what the decoder cannot know.
@@ -26,7 +27,7 @@ SAYS_NOTHING_MAX = 10_000
 
 
 class _Given(Struct):
-    """A run that the worker has."""
+    """A run that was sent to the worker."""
 
     # The order without its payload.
     order: wire.Execute
@@ -64,15 +65,15 @@ class Credit:
         return self._left.get(run, False) if given is None else given.is_handler
 
     def suspect(self) -> wire.Started | None:
-        """The run to charge with the death of a worker that hides what it executes: the run that
-        the worker has had longest. A run that is charged by mistake is alone in its next worker,
-        and another run is the suspect then.
+        """Returns the run to charge with the death of a worker that hides what it executes: the run
+        that the worker has had longest. If a run is charged by mistake, it is alone in its next
+        worker, and the next death of this kind is charged to another run.
         """
         given = next(iter(self._given.values()), None)
         return None if given is None else wire.Started(given.order.message_id, given.order.claim_no)
 
     def check(self, frame: wire.Up) -> None:
-        """Raises WireError for a frame that no worker of pgqrs sends."""
+        """Raises WireError if no worker of pgqrs sends such a frame."""
         match frame:
             case wire.Checkpoint() | wire.StepFailed() | wire.Paused():
                 self._check_step(frame)
@@ -121,7 +122,7 @@ class Credit:
             )
 
     def _check_step(self, frame: wire.Checkpoint | wire.StepFailed | wire.Paused) -> None:
-        """Also checks steps of a run that has left the worker meanwhile."""
+        """Checks the step of a frame, also if its run has left the worker meanwhile."""
         given = self._given.get(frame.message_id)
         if given is None:
             self._check_run(frame.message_id, frame)
@@ -172,7 +173,7 @@ def _check_outcome(frame: wire.Checkpoint | wire.StepFailed | wire.Paused, step:
 
 
 def _text(frame: wire.Up, told: bytes | None) -> str:
-    """Decodes the text of a pause."""
+    """Decodes the text that a paused run gave as its reason."""
     try:
         return _texts.decode(told or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -196,8 +197,8 @@ _raw_json = msgspec.json.Decoder(msgspec.Raw)
 
 
 def is_json(value: bytes) -> bool:
-    """Whether the bytes are one JSON document in UTF-8, of a depth that can be read. Not every
-    database accepts every such document.
+    """Whether the bytes are one JSON document in UTF-8 that is not nested too deeply to be read. A
+    database may still refuse such a document.
     """
     try:
         _raw_json.decode(value)

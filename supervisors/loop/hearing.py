@@ -20,8 +20,8 @@ AHEAD_BYTES_MAX = 16 * FRAMES_BYTES_MAX
 
 
 class Hearing:
-    """Calls `handle` with each frame of worker `n`, as an event. Calls `distrust` once, with the
-    reason, when the worker sends a frame that it cannot have to send.
+    """Reads the frames of worker `n`, and calls `handle` with each of them as an event. Calls
+    `distrust` once, with the reason, when the worker sends a frame that no worker of pgqrs sends.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Hearing:
 
     @property
     def known(self) -> int:
-        """How many bytes of the stream were read, from the pipe or the board."""
+        """Returns how many bytes of the stream were read so far, from the pipe or the board."""
         return self._received + len(self._ahead)
 
     def come(self, data: bytes) -> None:
-        """Takes bytes from the pipe. If they differ from what the board has shown before, the worker
-        is no longer believed.
+        """Takes bytes from the pipe. If they differ from the bytes that were on the board before,
+        the worker is no longer believed.
         """
         seen = min(len(data), len(self._ahead))
         differs = self._ahead[:seen] != data[:seen]
@@ -64,7 +64,7 @@ class Hearing:
             self._parse(data[seen:])
 
     def look(self) -> None:
-        """Reads from the board what the worker has not sent yet."""
+        """Reads from the board the frames that the worker has not sent yet."""
         if self._board is None or self.distrusted:
             return
         unsent = self._board.unsent(self.known)
@@ -75,19 +75,22 @@ class Hearing:
             self._parse(unsent)
 
     def look_who_runs(self, is_known: Callable[[OnBoard], bool]) -> None:
-        """Reads from the board which run has the CPU, and reports it unless it is known."""
+        """Reads from the board which run has the CPU. Reports the run unless `is_known` returns
+        True for it.
+        """
         running = self._board and self._board.on_cpu()
         if running and running.message_id and not self.distrusted and not is_known(running):
             self._says(running)
 
     def last_words(self, by_its_own: bool, is_async: bool) -> None:
-        """Reports what the dead worker had on its CPU, which its death is charged to. The pipe has
-        been read to its end.
+        """Reports which run the dead worker had on its CPU, because the death is charged to that
+        run. The caller has read the pipe to its end.
 
-        `by_its_own`: the worker was not killed from outside. A thread of an event loop may have
-        died for a run without an entry of its own. And a worker that is killed for a frame has sent
-        it for the run that had the CPU last. That run would otherwise continue from worker to
-        worker. In both cases the last entry is charged, even if no run has the CPU now.
+        `by_its_own`: the worker was not killed from outside. In two cases the last entry of the
+        board is charged even if no run has the CPU now. First, a thread of an event loop may have
+        died for a run that has no entry of its own. Second, a worker that is killed for a bad frame
+        has sent the frame for the run that had the CPU last. Uncharged, this run would kill one
+        worker after another.
         """
         self.look()
         last = (is_async and by_its_own) or self.distrusted
@@ -97,7 +100,7 @@ class Hearing:
             self._handle(Received(self._n, suspect))
 
     def _says(self, running: OnBoard) -> None:
-        """Handles the entry like a frame of the worker."""
+        """Handles the entry of the board like a frame of the worker."""
         frame: wire.Up = wire.Idle()
         if running.message_id:
             frame = wire.Started(running.message_id, running.claim_no, running.step, running.position)
@@ -118,7 +121,9 @@ class Hearing:
             self._stop(str(e))
 
     def _take(self, frame: wire.Up) -> None:
-        """Raises WireError for a frame that this worker cannot have to send."""
+        """Checks a frame and hands it on. Raises WireError if no worker of pgqrs sends such a
+        frame.
+        """
         self.credit.check(frame)
         try:
             self._handle(Received(self._n, frame))

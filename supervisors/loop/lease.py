@@ -1,5 +1,5 @@
-"""The thread that renews a supervisor's lease. What a lost lease means is decided in the session
-(supervisors/core/session.py).
+"""The thread that renews a supervisor's lease. This module only detects that the lease is lost.
+What follows then is in `Session._lose_lease` (supervisors/core/session.py).
 """
 
 import threading
@@ -12,12 +12,12 @@ from pgqrs.store.store import MessageStore
 class Lease:
     """Renews a supervisor's lease every third of its length.
 
-    `until` is local time, counted from before the lease or its renewal was requested (`began`). So
-    the lease ends here before it ends in the database.
+    `until` is local time. It is counted from `began`, which is before the lease or its renewal was
+    requested. So the lease ends here before it ends in the database.
 
-    A lease promises other supervisors that this one is at work. So it is renewed only while
-    `at_work` returns True: other supervisors take over the runs of one whose loop hangs or whose
-    transaction does not end.
+    A lease promises other supervisors that this one works. So the lease is renewed only while
+    `at_work` returns True. If the loop hangs or a transaction does not end, the lease expires, and
+    other supervisors take over the runs.
     """
 
     def __init__(

@@ -15,7 +15,8 @@ POLL_POOLED_S = 0.5
 
 
 class Listener:
-    """LISTEN on a connection of its own. While the connection is broken, the listener polls.
+    """Listens for hints with LISTEN, on a connection of its own. While this connection is broken,
+    the listener polls.
 
     Behind a pooler the listener only polls, because LISTEN belongs to a session.
     `Config.listen_dsn` may name a direct connection.

@@ -1,6 +1,7 @@
-"""What a supervisor asks its database apart from turns: to register, to look around, to retire.
+"""A supervisor's calls to the database apart from turns: to register, to look for dead supervisors,
+and to retire.
 
-These calls block. After the start the Aside thread of the loop makes them.
+These calls block. During startup the main thread makes them; later the Aside thread does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,8 @@ from supervisors.machine.identity import is_gone, own_identity
 
 
 class Joined(Struct, frozen=True):
-    """A new registration. `began`: when it was requested, in monotonic seconds, which is before the
-    lease began.
+    """A new registration. `began` is the time of its request in monotonic seconds, which is before
+    the lease began.
     """
 
     id: int
@@ -28,8 +29,9 @@ class Joined(Struct, frozen=True):
 
 
 class TakenBack(Struct, frozen=True):
-    """What was taken back from dead supervisors: `count` messages. `locked`: others are left,
-    because a session has locked them, such as the last transaction of the dead one.
+    """The result of taking messages back from dead supervisors. `count` messages were taken back.
+    `locked`: more are left, because a session has locked them, for example the last transaction of
+    the dead supervisor.
     """
 
     count: int = 0
@@ -37,8 +39,8 @@ class TakenBack(Struct, frozen=True):
 
 
 class Membership:
-    """The registrations of one supervisor, one after another. A lost lease ends one, and `join`
-    makes the next.
+    """The registrations of one supervisor, one after another. A lost lease ends a registration, and
+    `join` makes the next one.
 
     `queues`: the id of each queue by its name. `reclaim_s`: how long a client of 0.15 may hold a
     message; None: forever.
@@ -77,8 +79,8 @@ class Membership:
         return Joined(self._id, {self._queues[name]: c for name, c in consumers.items()}, taken_back, began)
 
     def look_around(self, asked: LookAround, clock_went_back: bool) -> LookedAround:
-        """Takes back the runs of dead supervisors, and finds the claims that another session has
-        ended or taken over.
+        """Takes back the runs of dead supervisors. Also finds which of the claims `asked` another
+        session has ended or taken over.
         """
         brought_back = self._store.bring_back() if clock_went_back else 0
         held: set[Claim] = set(self._store.held(asked.consumers)) if asked.claims else set()
@@ -112,8 +114,8 @@ class Membership:
                 )
 
     def _take_back(self) -> TakenBack:
-        """Takes back the runs of supervisors with an expired lease, and at once those of dead
-        supervisors on this host.
+        """Takes back the runs of supervisors with an expired lease. The runs of a dead supervisor
+        on this host are taken back even before its lease expires.
         """
         neighbours, is_over = self._store.watched(own_identity())
         for supervisor_id, pid, pid_started in neighbours:

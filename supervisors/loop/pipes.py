@@ -1,10 +1,10 @@
-"""The supervisor's ends of the workers' pipes: frames down, frames and output up, and the last
-bytes of dead workers.
+"""The supervisor's ends of the workers' pipes. It sends frames down, and reads frames and output.
+When a worker dies, it reads the last bytes.
 
-Nothing that comes through a pipe is trusted, and nothing can hold up the loop. Each read is
-bounded, and output gets a share of the loop's time. Of a dead worker only those bytes are read that
-were there when it died, because a process that never falls silent may still hold its descriptors. A
-worker that sends an invalid frame is killed, and the supervisor continues.
+Nothing that comes through a pipe is trusted, and nothing can block the loop. Each read is bounded,
+and output gets a share of the loop's time. After the death of a worker, only the bytes that were in
+its pipes at that moment are read: another process may hold the worker's descriptors and write
+without end. If a worker sends an invalid frame, it is killed, and the supervisor continues.
 """
 
 import fcntl
@@ -42,7 +42,8 @@ OUTPUT_SHARE = 0.25
 OUTPUT_FREE_S = 0.001
 # The most bytes read from each descriptor of a dead worker.
 LAST_BYTES_MAX = 1024 * 1024
-# How long a worker that has closed its pipe lives: it can end none of its runs.
+# How long a worker may live after it has closed its pipe. Without a pipe it can end none of its
+# runs.
 MUTE_S = 1.0
 GOODBYE_S = 1.0
 # How long a supervisor that ends waits for killed workers to die.
@@ -76,8 +77,9 @@ class _Pipe(Struct):
 
 
 class Pipes:
-    """`handle` takes the events for the core. `show` takes a line of output, with its worker and,
-    if known, its run, and whether that is a plain message.
+    """The pipes of all workers. `handle` is called with each event for the core. `show` is called
+    with each line of output and its worker. If the line's run is known, `show` also gets the run,
+    and whether it is a plain message.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Pipes:
         self._handle(events.Launched(n, child.pid, gated=child.board is not None and child.kind == "sync"))
 
     def send(self, n: int, frame: wire.Down) -> None:
-        """Sends a frame with the next `flush`. A frame for a dead worker is dropped."""
+        """Adds a frame to those that the next `flush` sends. A frame for a dead worker is dropped."""
         if (pipe := self._pipes.get(n)) is None:
             return
         pipe.outbox += wire.encode(frame)
@@ -123,8 +125,8 @@ class Pipes:
                 self._flush(pipe)
 
     def recall(self, n: int) -> None:
-        """Closes the worker's gate, and reads what the worker sent before. The next Recall frame
-        opens the gate.
+        """Closes the worker's gate, and reads everything that the worker sent before. The next
+        Recall frame to the worker opens the gate.
         """
         if (pipe := self._pipes.get(n)) is None or (board := pipe.child.board) is None:
             return
@@ -143,7 +145,7 @@ class Pipes:
         self._handle(events.Recalled(n, entered, on_cpu.position if known and on_cpu else None))
 
     def dump(self, n: int) -> None:
-        """Requests the stacks of all threads of the worker. They come with its Exited."""
+        """Requests the stacks of all threads of the worker. They are reported with its Exited."""
         if pipe := self._pipes.get(n):
             pipe.stacks = Stacks(time.monotonic() + STACKS_WITHIN_S)
             pipe.child.dump()
@@ -159,41 +161,43 @@ class Pipes:
                 pipe.child.kill(force)
 
     def stand_still(self, still: bool) -> None:
-        """Stops all workers and the processes that they have started, or continues them."""
+        """If `still`, stops (SIGSTOP) all workers and the processes that they have started.
+        Otherwise continues them.
+        """
         for pipe in self._pipes.values():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pipe.child.pid, signal.SIGSTOP if still else signal.SIGCONT)
 
     def pids(self) -> set[int]:
-        """The pids of the workers whose exit is not yet reported."""
+        """Returns the pids of the workers whose exit is not yet reported."""
         return {pipe.child.pid for pipe in self._pipes.values()}
 
     def look_around(self) -> None:
-        """Called now and then: reads the kernel's count of out-of-memory kills, to tell them from
-        later deaths.
+        """Reads the kernel's count of out-of-memory kills, so that older kills do not explain a
+        later death. The loop calls this regularly.
         """
         self._oom.look()
 
     def listen(self, listens: bool) -> None:
-        """Whether to read frames. Workers whose frames are not read wait."""
+        """Sets whether frames are read. While they are not, workers that send frames have to wait."""
         if listens != self._listens:
             self._listens = listens
             for pipe in self._pipes.values():
                 self._watch_pipe(pipe)
 
     def next_timer(self) -> float | None:
-        """When `go_on` is due, in monotonic seconds."""
+        """Returns when `go_on` is due, in monotonic seconds."""
         return min((p.rests_until for p in self._pipes.values() if p.rests_until is not None), default=None)
 
     def go_on(self, now: float) -> None:
-        """Resumes reading the output of workers that had used their share of the loop's time."""
+        """Continues to read the output of workers that had used up their share of the loop's time."""
         for n, pipe in self._pipes.items():
             if pipe.rests_until is not None and now >= pipe.rests_until:
                 pipe.rests_until = None
                 self._watch_output(n, pipe)
 
     def close(self) -> None:
-        """Idle workers exit by themselves when their pipe is closed, after their last output."""
+        """Closes all pipes. An idle worker then exits by itself, after its last output."""
         deadline = time.monotonic() + GOODBYE_S
         for pipe in self._pipes.values():
             with suppress(OSError):
@@ -212,7 +216,7 @@ class Pipes:
             pipe.child.close()
 
     def _serve(self, n: int) -> None:
-        """The worker's pipe can be read or written."""
+        """Reads from or writes to the worker's pipe, which is ready for that."""
         if self._listens:
             self._read(n)
         elif (pipe := self._pipes.get(n)) and pipe.outbox:
@@ -239,9 +243,9 @@ class Pipes:
     def look_at_boards(
         self, is_known: Callable[[int, OnBoard], bool], is_there: Callable[[int, int], bool]
     ) -> None:
-        """Called now and then: reads what workers have not sent yet, and which run has the CPU
-        unless the core knows. Also shows lines that were begun a while ago, and kills workers that
-        have closed their pipe.
+        """Reads from each board the frames that the worker has not sent yet, and which run has the
+        CPU, unless the core knows that. Also shows unfinished lines that have waited for a while,
+        and kills workers that have closed their pipe. The loop calls this regularly.
         """
         now = time.monotonic()
         for n, pipe in list(self._pipes.items()):
@@ -278,7 +282,7 @@ class Pipes:
         self._watch_pipe(pipe)
 
     def _watch_pipe(self, pipe: _Pipe) -> None:
-        """Registers the pipe at the selector for the operations that are possible now."""
+        """Registers the pipe at the selector for the operations that are needed now."""
         sock = pipe.child.sock
         wanted = 0
         if pipe.ended_at is None and not pipe.hearing.distrusted:
@@ -301,7 +305,9 @@ class Pipes:
             self._selector.register(pipe.child.output_fd, selectors.EVENT_READ, lambda: self._read_output(n))
 
     def _read_output(self, n: int) -> None:
-        """Reads output, for no longer than the loop has time. A worker that prints more waits."""
+        """Reads a worker's output until its share of the loop's time is used up. A worker that
+        prints more has to wait.
+        """
         if (pipe := self._pipes.get(n)) is None:
             return
         began = time.monotonic()
@@ -323,9 +329,9 @@ class Pipes:
             self._forget(pipe.child.output_fd)
 
     def _look_at_output(self, pipe: _Pipe) -> tuple[int | None, int]:
-        """Returns the run that has the CPU, and how many bytes were in the pipe while that run had
-        it. Bytes that another run left are marked as that run's: the worker writes the mark before
-        its board names the next run.
+        """Returns the run that has the CPU, and how many bytes of the output pipe can only be from
+        this run. Bytes of the run before are followed by a mark, because the worker writes the mark
+        before its board names the next run.
         """
         holder, there = self._holder(pipe), 0
         for _ in range(ENTRY_LOOKS_MAX):
@@ -336,8 +342,8 @@ class Pipes:
         return holder, there
 
     def _drain_output(self, n: int, pipe: _Pipe) -> None:
-        """Reads the remaining output of a dead worker. Other processes may hold the other end and
-        continue to write.
+        """Reads the remaining output of a dead worker. Other processes may hold the other end of
+        the pipe and continue to write.
         """
         now = time.monotonic()
         left = _readable_bytes(pipe.child.output_fd)
@@ -361,8 +367,8 @@ class Pipes:
             self._show(n, of, text, of is not None and pipe.hearing.credit.is_message(of))
 
     def _holder(self, pipe: _Pipe) -> int | None:
-        """The run that has the CPU or had it last. Lines without a run, such as a subprocess's, are
-        shown as its lines.
+        """Returns the run that has the CPU or had it last. A line without a tag, for example of a
+        subprocess, is shown as a line of this run.
         """
         running = pipe.child.board and pipe.child.board.last_on_cpu()
         return running.message_id if running else None

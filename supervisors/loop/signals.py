@@ -1,5 +1,5 @@
-"""Signals and the terminal of a supervisor process: how it is told to stop or to suspend, and that
-its terminal is closed.
+"""Signals and the terminal of a supervisor process: requests to stop or to suspend, and the end of
+the terminal.
 """
 
 import errno
@@ -11,11 +11,11 @@ from contextlib import ExitStack, suppress
 
 
 class Signals:
-    """Counts the requests. The loop looks at the counts once a turn.
+    """Counts the requests of signals. The loop looks at the counts once a pass.
 
     SIGINT and SIGTERM each raise the level of stopping (`asked`) by one. SIGHUP asks for the first
-    level, however often it comes, because the shell and the kernel may both send it. A process that
-    was started with SIGHUP ignored (nohup) keeps ignoring it.
+    level, however often it comes, because the shell and the kernel may both send it. If the process
+    was started with SIGHUP ignored (nohup), it continues to ignore SIGHUP.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,9 @@ class Signals:
         self.stays = False
 
     def install(self, wake: socket.socket, stack: ExitStack) -> None:
-        """Makes a signal write to `wake`. `stack` restores the former handlers."""
+        """Makes each signal write to `wake`. `stack` restores the former handlers when it is
+        closed.
+        """
         old_fd = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, old_fd)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -70,7 +72,7 @@ class Signals:
 
 
 def _leave_terminal() -> None:
-    """A terminal that has hung up refuses every write. Output goes to /dev/null from now on."""
+    """Redirects the output to /dev/null, because a terminal that has hung up refuses every write."""
     for fd in (1, 2):
         try:
             termios.tcgetattr(fd)

@@ -1,10 +1,10 @@
 """The thread that carries out turns, so that the loop never waits for the database.
 
-Three threads talk to the database. This one carries out one turn after another, each in a
-transaction. While a turn is under way the loop gathers the next one: group commit. `lease.py` renews
-the lease on a connection of its own, so that a renewal never waits for a slow commit. `aside.py`
-asks everything else. A database that does not answer at all must not keep the loop from killing
-workers when the lease ends.
+Three threads talk to the database. The thread of this module carries out one turn after another,
+each in a transaction. While a turn is under way, the loop collects the writes of the next one:
+group commit. The thread of `lease.py` renews the lease on a connection of its own, so that a
+renewal never waits for a slow commit. The thread of `aside.py` makes all other calls. Even if the
+database does not answer at all, the loop can kill workers when the lease ends.
 """
 
 import queue
@@ -31,8 +31,8 @@ class Broken(Struct, frozen=True):
 
 
 class Turns:
-    """Carries out one Commit at a time (`submit`). Calls `wake`, from its thread, after each
-    addition to `news`.
+    """Carries out one Commit at a time (`submit`). After each addition to `news` its thread calls
+    `wake`.
     """
 
     def __init__(self, store: MessageStore, wake: Callable[[], None], clock: Callable[[], float]) -> None:
@@ -87,9 +87,9 @@ class Turns:
         return TurnEnded(commit, whole, held)
 
     def _in_parts(self, writes: Sequence[Write], failures: int = 0) -> Turn:
-        """Repeats the writes until all are committed. After a failure a transaction has half as
-        many writes as before, and after a success twice as many: the failure may be due to the size
-        of the transaction.
+        """Repeats the writes until all are committed. A failure may be due to the size of the
+        transaction. So after a failure a transaction has half as many writes, and after a success
+        twice as many.
         """
         rest, outcomes, put_off = list(writes), list[Outcome](), list[Write]()
         most = max(1, len(rest) // 2) if failures else len(rest)
@@ -136,8 +136,8 @@ class Turns:
 
 
 def sever(*stores: MessageStore) -> None:
-    """Breaks off calls that wait for an answer of the database. Only a network can leave a call
-    waiting without end.
+    """Breaks off calls that wait for an answer of the database. On a database without a network no
+    call can wait without end, so nothing happens there.
     """
     for store in stores:
         if isinstance(store.database, Severable):

@@ -1,4 +1,4 @@
-"""The options of a supervisor, and what it shows of itself: data, and the interface of a view."""
+"""The options of a supervisor, the data that it shows, and the interface of a view that shows them."""
 
 from typing import Literal, Protocol
 
@@ -11,7 +11,9 @@ LEASE_S = 15.0
 
 
 class Options(Struct, frozen=True):
-    """The options of `pgqrs supervise`. `workers` None: the cores that this process may use."""
+    """The options of `pgqrs supervise`. If `workers` is None, there is a worker for each core that
+    this process may use.
+    """
 
     workers: int | None = None
     lanes: int | None = None
@@ -83,7 +85,9 @@ class View(Protocol):
 
     @property
     def deserted(self) -> bool:
-        """Whether nobody can see the output any more. That counts like a closed terminal."""
+        """Whether nobody can see the output any more. The supervisor treats that like a closed
+        terminal.
+        """
         ...
 
     def started(self, report: Report) -> None: ...
@@ -97,8 +101,8 @@ class View(Protocol):
     def ended(self, code: int, reason: str, state: State) -> None: ...
 
     def suspended(self) -> None:
-        """The supervisor is about to be stopped, as by Ctrl-Z. The terminal belongs to the shell
-        then.
+        """Called when the supervisor is about to be stopped, as by Ctrl-Z. From then on the
+        terminal belongs to the shell.
         """
         ...
 

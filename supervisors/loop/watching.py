@@ -1,5 +1,5 @@
-"""How a supervisor notices that there may be new messages. These are only hints: the supervisor
-also polls, ever less often.
+"""How a supervisor notices that there may be new messages. A notice is only a hint: without hints
+the supervisor also polls, at growing intervals.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ class Watch(Protocol):
     def fileno(self) -> int | None: ...
 
     def look(self) -> tuple[str, ...] | None:
-        """Returns the queues that were hinted at: () for none, None for any of them. Never
-        waits.
+        """Returns the queues that were hinted at. (): no hint. None: a hint that may mean any
+        queue. Never waits.
         """
 
     def caution(self) -> str | None:
-        """What keeps new messages from being noticed at once, or None."""
+        """Returns why new messages may not be noticed at once, or None."""
 
     def mend(self) -> None:
-        """Connects again if the connection is broken. That may take seconds, so another thread
+        """Connects again if the connection is broken. This may take seconds, so another thread
         calls it. Raises SchemaError if the database is no longer the same.
         """
 
@@ -51,8 +51,8 @@ def watch(config: Config) -> Watch:
 
 
 class DataVersion:
-    """SQLite and similar databases: a number that costs no transaction says whether somebody has
-    committed.
+    """The watch for SQLite and similar databases. It reads a number that changes when another
+    connection has committed. The read needs no transaction.
     """
 
     away: str | None = None
@@ -84,8 +84,8 @@ class DataVersion:
         return None if changed else ()
 
     def mend(self) -> None:
-        """Raises SchemaError if the file was removed or replaced. Nobody else sees the file that is
-        open here.
+        """Raises SchemaError if the file was removed or replaced. The file that is open here would
+        then be invisible to everybody else.
         """
         if self._file is None:
             return
@@ -102,15 +102,17 @@ class DataVersion:
 
 
 def _file(config: Config) -> Path | None:
-    """The file that nobody may replace. On S3 there is none: the local copy belongs to pgqrs."""
+    """Returns the file that nobody may replace. On S3 there is none, because pgqrs itself replaces
+    the local copy.
+    """
     if config.backend == "s3":
         return None
     return Path(sqlite_path(config.dsn) if config.backend == "sqlite" else turso_file(config.dsn)[0])
 
 
 class Followed(DataVersion):
-    """S3: a thread asks the bucket for news, which then appear like commits to the local copy. The
-    thread asks at once when a process of this machine hints at news.
+    """The watch for S3. A thread asks the bucket for a newer version, which then appears like a
+    commit to the local copy. When a process of this machine leaves a hint, the thread asks at once.
     """
 
     def __init__(self, config: Config) -> None:

@@ -11,11 +11,11 @@ from pgqrs.store.store import Identity
 
 
 def own_identity() -> Identity:
-    """Returns this supervisor's identity. The name is new each time: a restarted supervisor is
-    another one.
+    """Returns this supervisor's identity. Its name is new at each start, because a restarted
+    supervisor is another supervisor.
 
-    If Linux does not tell the boot or the pid namespace (no `/proc`), this supervisor counts as no
-    other one's neighbour, because pids may belong to different namespaces.
+    If Linux does not reveal the boot or the pid namespace (no `/proc`), this supervisor counts as
+    on a host of its own: pids of other supervisors may belong to other namespaces.
     """
     host = socket.gethostname()
     return Identity(
@@ -36,7 +36,7 @@ def is_gone(pid: int, pid_started: int) -> bool:
     """Whether the process with this pid and this start time (in clock ticks since boot) has
     certainly ended.
 
-    A process that cannot be seen counts as alive: `/proc` may be missing, or hide processes of
+    A process that cannot be seen counts as alive: `/proc` may be missing, or may hide processes of
     other users.
     """
     try:
@@ -72,9 +72,9 @@ def _unknown() -> str:
 
 
 def end_of(parent: int) -> int:
-    """Returns a descriptor that becomes readable when this parent process ends, or has ended
-    already. Without pidfds (outside Linux) it never does, and the end of the parent's pipe must
-    suffice.
+    """Returns a descriptor that becomes readable when this parent process ends, or if it has ended
+    already. Without pidfds (outside Linux) the descriptor never becomes readable, and the
+    supervisor depends on the end of the parent's pipe.
     """
     read, write = os.pipe()
     if hasattr(os, "pidfd_open"):

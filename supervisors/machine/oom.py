@@ -32,7 +32,7 @@ class OutOfMemory:
         )
 
     def look(self) -> None:
-        """Called regularly. Drops kills that are too old to explain a death."""
+        """Drops kills that are too old to explain a death. The loop calls this regularly."""
         now, counted = self._clock(), self._count_now()
         if counted is not None:
             self._dying += [now] * (counted - (self._seen or 0))
@@ -41,8 +41,8 @@ class OutOfMemory:
             self._dying.popleft()
 
     def took(self) -> bool:
-        """Returns whether a process that died of SIGKILL was killed by the out-of-memory killer.
-        Each counted kill explains one death.
+        """Returns whether the out-of-memory killer killed a process that died of SIGKILL. Each
+        counted kill explains one death.
         """
         self.look()
         if not self._dying:

@@ -17,8 +17,8 @@ def cores() -> int:
 
 
 def quota_cpus(membership: Path, mounted: Path) -> float | None:
-    """Returns the least quota of the process's group and the groups around it, in CPUs. None means
-    no quota, or none that can be read.
+    """Returns the smallest quota of the process's control group and the groups above it, in CPUs.
+    None: there is no quota, or it cannot be read.
     """
     quotas: list[float] = []
     for line in _lines(membership):
@@ -32,7 +32,7 @@ def quota_cpus(membership: Path, mounted: Path) -> float | None:
 
 def _along(path: str, roots: list[Path], quota: Callable[[Path], float | None]) -> list[float]:
     """Returns the quotas of a group and all groups above it. In a container, the path may be the
-    host's, of which only the top is visible.
+    path on the host, of which the container sees only the top.
     """
     below = Path(path.lstrip("/"))
     groups = [root / p for root in roots for p in (below, *below.parents)]
@@ -50,7 +50,7 @@ def _quota_v1(group: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Returns None for "max", -1, and text that is no number."""
+    """Returns quota / period. Returns None for "max", for -1, and for text that is no number."""
     if not (quota.isdecimal() and period.isdecimal()) or int(period) == 0 or int(quota) == 0:
         return None
     return int(quota) / int(period)

@@ -1,5 +1,5 @@
-"""The worker of `async def` functions. All its runs share one event loop. Each has the same journal
-as a lane.
+"""The worker of `async def` functions. All its runs share one event loop. A run here has the same
+journal as a run in a lane.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ _NOBODYS = contextvars.Context()
 
 
 class AsyncLane(PipeJournal):
-    """One `async def` run: a task on the loop. A greenlet drives it, so that a plain step in it can
-    wait too.
+    """One `async def` run: a task on the loop. A greenlet drives the task, so that a plain step in
+    it can wait for a commit.
     """
 
     # Many steps are under way at once, and the board shows only one.
@@ -52,16 +52,16 @@ class AsyncLane(PipeJournal):
         self.announce(call)
 
     def goes_on(self) -> None:
-        """Continues with the step of the current context, or with the run's own code."""
+        """Reports that the step of the current context has the CPU again, or the run's own code."""
         call = flow.step_under_way()
         position, step = (self.context.position, None) if call is None else (call.position, call.name)
         self.outbox.runs(self.message_id, self.claim_no, position, step)
         self._worker.rests_soon()
 
     async def _allowed(self, durable: int) -> None:
-        """Waits until that many checkpoints are durable and the lease holds. Raises Suspended if
-        the run leaves its worker instead: after the steps that are under way beside it have ended
-        and are recorded.
+        """Waits until `durable` checkpoints are durable and the lease holds. If the run has to
+        leave its worker, raises Suspended instead, but only when the other steps that are under way
+        have ended and are recorded.
         """
         while self._holds(durable):
             self._progress.clear()
@@ -92,13 +92,15 @@ class AsyncLane(PipeJournal):
         return Driven.wait(awaitable)
 
     def _leave(self) -> None:
-        """Cancels the run's own task. It may never wait for the task in which the run has left."""
+        """Cancels the run's own task, because it may never wait for the task in which the run has
+        left.
+        """
         if not self._is_leaving:
             self._is_leaving = True
             asyncio.get_running_loop().call_soon(self.task.cancel, context=_NOBODYS)
 
     def over(self, task: "asyncio.Task[Any]") -> None:
-        """One of the run's tasks has ended."""
+        """Handles the end of one of the run's tasks."""
         self.tasks.discard(task)
         if self.leaving and not task.cancelled():
             # Retrieved, because asyncio reports an exception that nobody has retrieved.
@@ -126,7 +128,7 @@ class AsyncLane(PipeJournal):
         except Suspended:
             end = wire.Idle() if self.left else self.given_back()
         except TimeoutError:
-            # Raised by the limit. Exceptions of the function are Refused.
+            # The time limit has raised this. An exception of the function would be Refused.
             pass
         except BaseException as e:
             if self._worker.closed:
@@ -188,8 +190,8 @@ class AsyncWorker(Runs[AsyncLane]):
         await closed
 
     def idle(self) -> None:
-        """Reports Idle once the loop has executed everything that is ready: other tasks may have
-        frames to add in this round.
+        """Reports Idle when the loop has executed everything that is ready, because other tasks may
+        add frames in this round.
         """
         if not self._idle_due:
             self._idle_due = True
@@ -201,8 +203,8 @@ class AsyncWorker(Runs[AsyncLane]):
         self.outbox.flush()
 
     def rests_soon(self) -> None:
-        """Clears the board's entry once the loop has executed everything that is ready. No run has
-        the CPU until a task continues.
+        """Clears the board's entry when the loop has executed everything that is ready. Then no run
+        has the CPU until a task continues.
         """
         if not self._rest_due:
             self._rest_due = True
@@ -233,7 +235,7 @@ class AsyncWorker(Runs[AsyncLane]):
     # The effects of frames: see Runs
 
     def _arrived(self) -> None:
-        """A run begins at once: each run has a task on the loop."""
+        """Begins a run as soon as its order has come: each run has a task on the loop."""
         order, steps = self.next_order()
         lane = self.lanes[order.message_id] = AsyncLane(order, steps, self)
         lane.task.add_done_callback(partial(self._ended, lane), context=_NOBODYS)

@@ -1,21 +1,23 @@
-"""Memory that a worker shares with its supervisor beside the pipe, and that outlives the worker.
+"""The board: memory that a worker shares with its supervisor beside the pipe, and that outlives the
+worker.
 
 A tiny step costs less than a system call. So a worker with such steps collects its frames and sends
-many at once. Until then they are on the board, and a finished step is not lost with its worker. The
-board also says which run has the CPU, so that no frame is needed for that. A death is charged to
-that run, and the supervisor reads it now and then.
+many at once. Until then the frames are on the board, so a finished step is not lost with its
+worker. The board also says which run has the CPU, so that no frame is needed for that. The
+supervisor reads this entry several times a second, and charges the run with the death of the
+worker.
 
 The board is also a gate. Before a worker enters a run's code, to begin or to continue it, the
 worker writes the run's id (ENTERED) and then reads how often the supervisor has recalled runs
-(RECALLS). If the worker has not read one of those recalls from its pipe, it enters no run before it
-has. The supervisor increments RECALLS and then reads ENTERED. Every other run of the worker then
-belongs to the supervisor, however long the worker stays in its code (decision 15). Each side writes
-before it reads, with a full barrier in between, so that at least one of the two sees what the other
-wrote.
+(RECALLS). If the worker has not yet read as many Recall frames from its pipe, it enters no run
+until it has. To recall runs, the supervisor increments RECALLS and then reads ENTERED. Every other
+run of the worker then belongs to the supervisor, however long the worker stays in its code
+(decision 15). Each side writes before it reads, with a full barrier in between, so that at least
+one side sees what the other side wrote.
 
-Every number is written by one store of eight bytes. The store that makes the rest valid comes last.
-Other processes see that order on x86. On other machines there is no board, and each frame is sent
-at once.
+Every number is written by one store of eight bytes. The last store makes the others valid. On x86,
+other processes see the stores in this order. On other machines there is no board, and each frame is
+sent at once.
 """
 
 import _thread
@@ -71,15 +73,16 @@ def new_board() -> int | None:
 
 
 def _numbers(memory: mmap.mmap) -> "memoryview[int]":
-    """The numbers at the beginning. One instruction stores an item. `struct.pack_into` clears the
-    bytes first, and another process may see that.
+    """Returns the numbers at the beginning of the memory. An assignment to an item is one
+    instruction. `struct.pack_into` would clear the bytes first, which another process may see.
     """
     return memoryview(memory)[: 8 * (_RECALLS + 1)].cast("Q")
 
 
 class _Barrier:
-    """Everything written before `cross` is visible to other processes before anything after `cross`
-    is read. Taking a lock executes a locked instruction, which on x86 is a full barrier.
+    """A full memory barrier. Everything written before `cross` is visible to other processes before
+    anything after `cross` is read. Taking a lock executes a locked instruction, which on x86 is a
+    full barrier.
     """
 
     def __init__(self) -> None:
@@ -101,7 +104,7 @@ class OnBoard(Struct, frozen=True):
 
 
 class Board:
-    """The worker's side. The constructor closes the descriptor."""
+    """The worker's side of the board. The constructor closes the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._memory = mmap.mmap(fd, SIZE)
@@ -138,8 +141,8 @@ class Board:
         return True
 
     def send(self, send: Callable[[memoryview], object]) -> None:
-        """Sends everything unsent. A worker that dies here leaves some bytes in both places. The
-        reader recognizes them by their position in the stream.
+        """Sends all bytes that are not sent yet. If the worker dies meanwhile, some bytes are on
+        the board and in the pipe. The reader recognizes them by their position in the stream.
         """
         with memoryview(self._memory) as memory, memory[_FRAMES : _FRAMES + self.unsent] as frames:
             send(frames)
@@ -147,8 +150,8 @@ class Board:
         self._numbers[_START] = self._start
 
     def passed(self, count: int) -> None:
-        """Counts bytes of the stream that were sent without the board. Nothing unsent may precede
-        them.
+        """Counts bytes of the stream that were sent without the board. Call it only when everything
+        on the board has been sent.
         """
         self._start = self._end = self._end + count
         # START is written first: in between, a reader finds a negative length, and never bytes that
@@ -157,19 +160,19 @@ class Board:
         self._numbers[_END] = self._end
 
     def enter(self, message_id: int) -> bool:
-        """Enters a run's code. Returns False if the worker must not do so yet: a Recall is in its
-        pipe, or will be soon.
+        """Records that the worker enters a run's code. Returns False if the worker must not do so
+        yet: a Recall is in its pipe, or will be soon.
         """
         self._numbers[_ENTERED] = message_id
         self._barrier.cross()
         return self._numbers[_RECALLS] == self.recalls_heard
 
     def leave(self) -> None:
-        """The worker is in no run's code."""
+        """Records that the worker is in no run's code."""
         self._numbers[_ENTERED] = 0
 
     def on_cpu(self, message_id: int, claim_no: int = 0, position: int = 0, step: str | None = None) -> None:
-        """Writes which run has the CPU. Message 0: none. The entry before stays readable then."""
+        """Writes which run has the CPU. Message 0: no run. The previous entry stays readable then."""
         if not message_id and self._is_idle:
             return
         self._is_idle = not message_id
@@ -190,8 +193,8 @@ class Board:
 
 
 class BoardReader:
-    """The supervisor's side, safe at any moment of the worker's life. The constructor closes the
-    descriptor.
+    """The supervisor's side of the board, safe at any moment of the worker's life. The constructor
+    closes the descriptor.
     """
 
     def __init__(self, fd: int) -> None:
@@ -206,8 +209,8 @@ class BoardReader:
         self._memory.close()
 
     def recall(self) -> None:
-        """From now on the worker enters no run other than the one that it is in (`entered`), until
-        it reads a Recall.
+        """Closes the gate: until the worker reads a Recall, it enters no run other than the one
+        that it is in (`entered`).
         """
         self._recalls += 1
         self._numbers[_RECALLS] = self._recalls
@@ -215,17 +218,17 @@ class BoardReader:
 
     @property
     def entered(self) -> int:
-        """The message whose run the worker is in, or was in last. 0: in none."""
+        """Returns the id of the message whose run the worker is in, or was in last. 0: none."""
         return self._number(_ENTERED)
 
     @property
     def end(self) -> int:
-        """How many bytes the worker has written so far, into the pipe and the board."""
+        """Returns how many bytes the worker has written so far, into the pipe and on the board."""
         return self._number(_END)
 
     def unsent(self, known: int) -> bytes:
-        """Returns the bytes on the board that follow the first `known` bytes of the stream. Empty
-        while the worker is sending.
+        """Returns the bytes on the board that follow the first `known` bytes of the stream. The
+        result is empty while the worker is sending.
         """
         start = self._number(_START)
         end = self._number(_END)

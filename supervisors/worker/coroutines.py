@@ -1,10 +1,10 @@
-"""The coroutine of each task of an async run, driven so that the run knows its tasks and plain
+"""Drives the coroutine of each task of an async run, so that the run knows its tasks and plain
 steps can wait in them.
 
 A task's coroutine runs inside a greenlet. So plain code deep in the coroutine can wait for an
-awaitable while the event loop continues with other tasks. A plain step needs that, because it waits
-for a commit before its body starts. Whenever the coroutine continues, its task's scope becomes the
-current one, and the worker is told which code has the CPU.
+awaitable while the event loop continues with other tasks. A plain step needs this, because it waits
+for a commit before its body starts. Whenever the coroutine continues, the scope of its task becomes
+the current one, and the worker is told which code has the CPU.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pgqrs.flows.scope import Scope, current, task_name
 
 
 class Driven(Coroutine[Any, Any, Any]):
-    """`context` is the context that the task runs in."""
+    """A coroutine that is driven inside a greenlet. `context` is the context that its task runs in."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class Driven(Coroutine[Any, Any, Any]):
                 problem = e
 
     def _go_on(self, answer: Any, problem: BaseException | None) -> Any:
-        """Continues to the next object that the loop should wait for. Raises StopIteration with the
-        result.
+        """Continues the coroutine to the next object that the loop should wait for. When the
+        coroutine ends, raises StopIteration with its result.
         """
         if self._scope is not None:
             current.set(self._scope)
@@ -116,7 +116,7 @@ class Driven(Coroutine[Any, Any, Any]):
 
     @staticmethod
     def wait(awaitable: Awaitable[Any]) -> Any:
-        """Awaits from plain code inside a driven coroutine."""
+        """Awaits `awaitable` for plain code inside a driven coroutine."""
         try:
             hub = _hub()
         except errors.ValidationError:
@@ -140,8 +140,8 @@ def _hub() -> greenlet.greenlet:
 
 
 class BranchLoop(asyncio.SelectorEventLoop):
-    """An event loop on which the tasks that a run creates are branches of that run, whatever task
-    factory is set.
+    """An event loop that makes each task of a run a branch of this run, whatever task factory is
+    set.
     """
 
     def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
@@ -169,7 +169,7 @@ class Lane(Protocol):
 
 
 class BranchTask(asyncio.Task[Any]):
-    """A task with the hash of its path, so that a set of tasks has the same order on every
+    """A task whose hash follows from its path, so that a set of tasks has the same order on every
     replay.
     """
 
@@ -183,9 +183,9 @@ class BranchTask(asyncio.Task[Any]):
 
 
 def walk_in_order() -> None:
-    """From now on `asyncio.as_completed` creates the tasks of a run in the order of its coroutines.
-    By itself it iterates over a set of them, in the order of their addresses. Its code is replaced
-    rather than its name, because a module may have imported the name already.
+    """Makes `asyncio.as_completed` create the tasks of a run in the order of its coroutines, from
+    now on. Otherwise it iterates over a set of them, in the order of their addresses. The code of
+    the function is replaced and not its name, because a module may have imported the name already.
     """
     if hasattr(asyncio.tasks, "_pgqrs_in_order"):
         return

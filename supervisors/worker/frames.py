@@ -1,8 +1,8 @@
 """The runs that a worker has, and how each frame of the supervisor changes them.
 
 Both kinds of worker (worker.py, async_worker.py) and the simulation handle frames here. A run is
-first an order (`fresh`), which can be given back. Once begun it is a lane (`lanes`), which leaves
-only at a step boundary.
+first an order (`fresh`), which can be given back. When it has begun, it is a lane (`lanes`), which
+leaves the worker only at a step boundary.
 """
 
 import math
@@ -18,7 +18,7 @@ from supervisors.worker.journal import CLOCKS, Outbox
 
 
 class AnyLane(Protocol):
-    """What frames change in a run that has begun. See PipeJournal."""
+    """The parts of a begun run that frames change. See PipeJournal."""
 
     message_id: int
     claim_no: int
@@ -60,8 +60,8 @@ class Runs(ABC, Generic[Lane]):
 
     @property
     def overdue(self) -> bool:
-        """Whether the lease has ended as far as this worker knows: another supervisor may have its
-        runs now.
+        """Whether the lease has ended, as far as this worker knows. Another supervisor may have the
+        runs then.
         """
         return self.clocks.now_s() >= self.lease_until
 
@@ -129,8 +129,8 @@ class Runs(ABC, Generic[Lane]):
         return [o for o in self.fresh if (o.message_id, o.claim_no) in asked]
 
     def _give_back(self, orders: list[wire.Execute]) -> None:
-        """Returns orders to the supervisor. Also answers if there is nothing to return, because a
-        Revoke stays open until it is answered.
+        """Returns orders to the supervisor. Sends an answer even if there is nothing to return,
+        because a Revoke stays open until it is answered.
         """
         given = {(o.message_id, o.claim_no) for o in orders}
         self.fresh = deque(o for o in self.fresh if (o.message_id, o.claim_no) not in given)
@@ -143,25 +143,25 @@ class Runs(ABC, Generic[Lane]):
 
     @abstractmethod
     def _wake(self, lane: Lane) -> None:
-        """A checkpoint of the lane is durable."""
+        """Called when a checkpoint of the lane has become durable."""
 
     @abstractmethod
     def _stop(self, lane: Lane, now: bool = False) -> None:
-        """The lane must leave at its next step boundary. With `now`, code on an event loop is
+        """Makes the lane leave at its next step boundary. With `now`, code on an event loop is
         cancelled where it waits.
         """
 
     @abstractmethod
     def _said(self) -> None:
-        """An answer is in the outbox, and the supervisor may wait for it."""
+        """Called when an answer is in the outbox, because the supervisor may wait for it."""
 
     # What only one kind of worker cares about.
 
     def _arrived(self) -> None:
-        """An order has come."""
+        """Called when an order has come."""
 
     def _recalled(self) -> None:
-        """A Recall frame was read."""
+        """Called when a Recall frame was read."""
 
     def _extended(self) -> None:
-        """The lease holds for longer."""
+        """Called when the lease was extended."""

@@ -1,5 +1,5 @@
-"""What a run sends to the supervisor and what it waits for: the part that lanes and `async def`
-runs share.
+"""What a run sends to the supervisor, and what it waits for. Lanes and `async def` runs share this
+part.
 """
 
 import math
@@ -32,7 +32,7 @@ HOLD_S, HOLD_FRAMES = 0.05, 32
 
 class Meter:
     """The CPU time and memory of this process, exact to a millisecond. A reading is a system call,
-    which cost more than a tiny step's own body. So within a millisecond of the last reading, CPU
+    which costs more than the body of a tiny step. So within a millisecond of the last reading, CPU
     time advances with the wall clock.
     """
 
@@ -78,10 +78,11 @@ class Pipe(Protocol):
 
 
 class Outbox:
-    """Frames for the supervisor. The supervisor always reads, so a write may block on this side.
+    """The frames for the supervisor. A write may block on this side, because the supervisor always
+    reads.
 
-    With a board, frames wait there for others, unless they would wait for something longer than
-    HOLD_S.
+    With a board, frames wait on the board for others, but never while code runs that may take
+    longer than HOLD_S.
     """
 
     def __init__(self, sock: Pipe, board: Board | None = None, clocks: Clocks = CLOCKS) -> None:
@@ -130,12 +131,12 @@ class Outbox:
             self._sock.sendall(data)
 
     def runs(self, message_id: int, claim_no: int, position: int, step: str | None) -> None:
-        """The run has the CPU again."""
+        """Records that the run has the CPU again."""
         if self._board is not None:
             self._board.on_cpu(message_id, claim_no, position, step)
 
     def nobody(self) -> None:
-        """No run has the CPU."""
+        """Records that no run has the CPU."""
         if self._board is not None:
             self._board.on_cpu(0)
 
@@ -147,9 +148,9 @@ class Outbox:
         step: str | None = None,
         what: str | None = None,
     ) -> None:
-        """User code has the CPU: a death is charged to it. Waiting frames are sent first, unless
-        this code took no longer than HOLD_S last time. `what` None: a workflow on the way to its
-        next step.
+        """Records that user code has the CPU, so that a death is charged to its run. Waiting frames
+        are sent first, unless this code took no longer than HOLD_S the last time. `what` None: a
+        workflow on the way to its next step.
         """
         board = self._board
         if board is None:
@@ -163,8 +164,8 @@ class Outbox:
                 self.flush()
 
     def tells(self, started: wire.Started) -> None:
-        """User code has the CPU, and the supervisor learns that at once, because it enforces
-        limits.
+        """Records that user code has the CPU, and reports it to the supervisor at once, because the
+        supervisor enforces limits.
         """
         if self._board is None:
             has_cpu(started.message_id, on_board=False)
@@ -175,8 +176,8 @@ class Outbox:
         self.flush()
 
     def ended(self, checkpoint: wire.Checkpoint, what: str) -> None:
-        """The function's own code continues. Without a board, the checkpoint is sent now and not
-        when the worker next reads.
+        """Records that a step has ended and the function's own code continues. Without a board, the
+        checkpoint is sent now, and not when the worker next reads.
         """
         self._took[what] = checkpoint.step.seconds
         if self._board is None:
@@ -188,8 +189,8 @@ class Outbox:
         self._took[what] = seconds
 
     def stay_ours(self) -> None:
-        """Ends a child that user code forked and let return: the pipe and the board belong to its
-        parent.
+        """If user code forked this process and let it return here, ends it: the pipe and the board
+        belong to its parent.
         """
         if _forks != self._forks:
             os._exit(70)
@@ -206,8 +207,8 @@ class Owner(Protocol):
 
 
 class PipeJournal:
-    """One run in a worker. Its journal is the pipe. Counts the checkpoints sent, and how many of
-    them are durable.
+    """One run in a worker. The pipe is its journal. Counts the checkpoints that were sent, and how
+    many of them are durable.
     """
 
     # Whether the supervisor is told of everything that begins, even with a board.
@@ -254,8 +255,8 @@ class PipeJournal:
 
     def given_back(self) -> wire.Up:
         """Returns the last frame of a run whose function raised Suspended. If the run was not told
-        to leave, its own code raised that: the run fails, because another worker would only execute
-        it again.
+        to leave, its own code raised the exception. Then the run fails, because another worker
+        would only execute the same code again.
         """
         if self.leaving:
             return wire.Returned((self.message_id,))
@@ -285,7 +286,7 @@ class PipeJournal:
             self.outbox.flush()
 
     def announce(self, call: StepCall | None) -> None:
-        """Reports that the step begins. None: the function's own code."""
+        """Reports that the step of this call begins. None: the function's own code."""
         told = self.told or self.definition.timeout_s is not None
         if call is None:
             if told:
@@ -337,5 +338,5 @@ class PipeJournal:
 
 
 def _measured(step: Step) -> Step:
-    """Returns the step with the values that only this process knows."""
+    """Returns the step with the CPU time and memory, which only this process knows."""
     return replace(step, peak_rss_bytes=METER.peak_rss_bytes, pid=_pid)

@@ -1,13 +1,13 @@
 """State that belongs to a lane although Python ties it to the thread. It is swapped when another
 lane continues.
 
-All lanes of a worker run on one thread. Without the swap, the run that has the CPU would see the
-`threading.local` values of another run (scoped sessions, a web framework's connections), and the
-streams that `contextlib.redirect_stdout` puts in place. A lane starts with the values that existed
-when the worker began. Only locals that were created by the end of the import are known.
+All lanes of a worker run on one thread. Without the swap, a run would see the `threading.local`
+values of another run (scoped sessions, a web framework's connections), and the streams that another
+run's `contextlib.redirect_stdout` has put in place. A lane starts with the values that existed when
+the worker began. Only locals that were created by the end of the import are known.
 
 A running event loop cannot be swapped: `asyncio.run()` around a plain step keeps its lane on the
-CPU (`holds_loop`). State of the whole process is shared by all lanes: the working directory, the
+CPU (`holds_loop`). All lanes share the state of the whole process: the working directory, the
 environment, signal handlers, locks.
 """
 
@@ -31,7 +31,7 @@ def find_locals() -> None:
 
 
 class LaneState:
-    """The state of the thread that creates this object."""
+    """The state that this module swaps, for the thread that creates the object."""
 
     def __init__(self) -> None:
         if _found is None:
@@ -52,7 +52,9 @@ class LaneState:
         return saved
 
     def put(self, saved: Saved | None) -> None:
-        """A lane continues. The lane before it has left the thread in the first state."""
+        """Restores the state of a lane that continues. The lane before it has left the thread in
+        the first state.
+        """
         if saved is None:
             return
         values, sys.stdin, sys.stdout, sys.stderr = saved
@@ -62,7 +64,7 @@ class LaneState:
                 current.update(then)
 
     def reset(self) -> None:
-        """A lane has ended."""
+        """Restores the first state, because a lane has ended."""
         if not self._is_first():
             self.put(self._first)
 
@@ -79,11 +81,11 @@ class LaneState:
 
 
 def _same(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Compares by identity, because a value's own comparison is user code."""
+    """Compares two states by identity, because the comparison of values could execute user code."""
     return len(now) == len(then) and all(now.get(name) is value for name, value in then.items())
 
 
 def holds_loop() -> bool:
-    """Whether the executing code is inside an event loop's run."""
+    """Whether the executing code is inside `asyncio.run()` or another run of an event loop."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and asyncio._get_running_loop() is not None

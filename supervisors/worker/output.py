@@ -57,10 +57,10 @@ class _Kept(Struct):
 
 
 class RunBuffer(io.BufferedWriter):
-    """`sys.stdout.buffer` of a worker: keeps the beginning of a line for each run and thread, and
-    passes whole lines on.
+    """`sys.stdout.buffer` of a worker: keeps the unfinished line of each run and thread, and passes
+    whole lines on.
 
-    Nothing that one run does to it, such as closing it, affects the others.
+    If one run closes the buffer, for example, the other runs are not affected.
     """
 
     def __init__(self, fd: int, name: str) -> None:
@@ -88,7 +88,7 @@ class RunBuffer(io.BufferedWriter):
         return len(new)
 
     def flush(self) -> None:
-        """Writes what the caller has begun to the pipe. Its line may continue."""
+        """Writes the caller's unfinished line to the pipe. The line may continue later."""
         with _lock:
             self._flush((_run(), threading.get_ident()))
 
@@ -98,7 +98,7 @@ class RunBuffer(io.BufferedWriter):
                 self._flush(key)
 
     def finish(self, run: int) -> None:
-        """The run prints nothing more. Its last line may lack an end."""
+        """Writes the run's last line, which may lack an end, because the run prints nothing more."""
         if not self._kept and not self._told:
             return
         with _lock:
@@ -109,7 +109,7 @@ class RunBuffer(io.BufferedWriter):
                 self._put(run, b"".join((*self._kept.pop(key).parts, b"\n")))
 
     def forget(self) -> None:
-        """In a forked child: lines that were begun belong to the parent."""
+        """Forgets unfinished lines in a forked child, because they belong to the parent."""
         self._kept, self._told = {}, set()
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class RunBuffer(io.BufferedWriter):
             begun = begun[at:]
 
     def _put(self, run: int | None, lines: bytes) -> None:
-        """Writes whole lines."""
+        """Writes whole lines of the run to the pipe."""
         self._told.discard(run)
         if not _tagging:
             _write(self._fd, lines)
@@ -174,7 +174,7 @@ class RunStream(io.TextIOWrapper):
 
 
 def catch_output() -> None:
-    """From now on `print` writes through this module. Until `tag_output`, output passes
+    """Makes `print` write through this module from now on. Until `tag_output`, output passes
     unchanged.
     """
     sys.stdout = sys.__stdout__ = _streams["stdout"] = RunStream(1, "<stdout>")  # type: ignore[misc]
@@ -188,8 +188,9 @@ def tag_output() -> None:
 
 
 def has_cpu(run: int, on_board: bool = True) -> None:
-    """Called when `run` gets the CPU. Output of another run that bypassed Python is marked as that
-    run's. Without a board, a mark also names the run that following output belongs to.
+    """Called when `run` gets the CPU. If another run has written output that bypassed Python, a
+    mark attributes it to that run. Without a board, a mark also names the run that following output
+    belongs to.
     """
     global _on_cpu, _prints, _looked_at
     before, _on_cpu = _on_cpu, run
@@ -252,7 +253,9 @@ _unread = array("i", [0])
 
 
 def _run() -> int | None:
-    """The run whose code calls. A thread that a step has started has no context of its own."""
+    """Returns the run whose code calls. A thread that a step has started has no context of its own:
+    there it is the run that has the CPU.
+    """
     context = flow.running()
     return context.id if context is not None else _on_cpu
 
@@ -284,8 +287,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Line(NamedTuple):
-    """A line of output. `run` None: the text belongs to no run, or (`raw`) to the run that has the
-    CPU.
+    """A line of output. If `run` is None, the line belongs to no run, or (`raw`) to the run that
+    has the CPU.
     """
 
     run: int | None
@@ -294,7 +297,7 @@ class Line(NamedTuple):
 
 
 class LineReader:
-    """Turns any bytes into lines. Keeps at most one line of each of BEGUN_MAX runs."""
+    """Turns any bytes into lines. Keeps at most one unfinished line of each of BEGUN_MAX runs."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -313,13 +316,15 @@ class LineReader:
         return found
 
     def overdue(self, now: float) -> list[Line]:
-        """Returns lines that were begun a while ago, because somebody may wait for their text."""
+        """Returns unfinished lines that have waited for a while, because somebody may wait for
+        their text.
+        """
         if self._begun and now - self._begun_at > BEGUN_S:
             return self._ended()
         return []
 
     def rest(self) -> list[Line]:
-        """Returns the remaining lines when nothing more comes."""
+        """Returns the remaining lines when the output has ended."""
         found: list[Line] = []
         if self._buffer:
             self._take(self._buffer, found, 0.0)
@@ -379,7 +384,7 @@ _TAG_BYTES_MAX = 22
 
 
 def cut(line: bytes, at_most: int = LINE_BYTES_MAX) -> int:
-    """Returns where to cut a line that may be too long: not within a character."""
+    """Returns where to cut a line that may be too long. The cut is never within a character."""
     if len(line) <= at_most:
         return len(line)
     at = at_most
@@ -409,8 +414,8 @@ def _resolve(found: list[Line], run: int | None) -> None:
 
 
 class Stacks:
-    """Where a worker's threads were: the lines that faulthandler wrote among the others, until
-    `until`.
+    """The stacks of a worker's threads. faulthandler writes them among the other lines, so lines
+    are collected here until `until`.
     """
 
     def __init__(self, until: float) -> None:

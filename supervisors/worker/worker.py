@@ -1,10 +1,10 @@
 """The worker process: a pipe and the user's functions, nothing else.
 
-A worker has several runs at hand, one of which executes user code at any moment. Each run is a
-lane, in a greenlet. A lane executes until its next step must wait for the commit of the step
-before, and then yields to another lane. So the CPU is not idle during a commit, lanes switch only
-where a step begins or ends, and user code meets no second thread. `async def` runs have a worker of
-their own (async_worker.py) with an event loop in place of lanes.
+A worker holds several runs, one of which executes user code at any moment. Each run is in a lane,
+which is a greenlet. A lane executes until its next step must wait for the commit of the step
+before, and then yields to another lane. So the CPU is busy during a commit, lanes switch only where
+a step begins or ends, and user code meets no second thread. `async def` runs have a worker of their
+own (async_worker.py), with an event loop in place of lanes.
 """
 
 import contextvars
@@ -84,16 +84,17 @@ class Lane(PipeJournal):
         return call.position < self.end
 
     def _wait_in_place(self) -> None:
-        """Reads frames of the supervisor, while no other lane continues. During that time the
-        worker is in no run's code, and this run may be recalled. So the run has to enter again.
+        """Reads frames of the supervisor in this lane, so that no other lane continues. Meanwhile
+        the worker is in no run's code, and the supervisor may recall this run. So the run must
+        enter the gate again afterwards.
         """
         self.stopped = not self._worker.hear() or self.stopped
         while not self.leaving and not self._worker.enters(self.message_id):
             self.stopped = not self._worker.hear() or self.stopped
 
     def look(self) -> None:
-        """Called while the run's code waits for another run. Frames of the supervisor are read at
-        once, although the hub does not have its turn.
+        """Reads frames of the supervisor while the run's code waits for another run. The hub, which
+        otherwise reads frames, cannot continue during such a wait.
         """
         self._worker.look()
         super().look()
@@ -181,8 +182,8 @@ class Worker(Runs[Lane]):
                     return
 
     def hear(self) -> bool:
-        """Tells the supervisor that nothing continues without its next frame, and waits for that.
-        Returns False if the supervisor is gone.
+        """Tells the supervisor that the worker can continue nothing without another frame, and
+        waits for one. Returns False if the supervisor is gone.
         """
         self.outbox.nobody()
         self.outbox.add(wire.Idle())
@@ -190,8 +191,8 @@ class Worker(Runs[Lane]):
         return self._read(block=True)
 
     def _may_enter(self) -> bool:
-        """Whether the next run may begin or continue. False while a Recall is on its way: the
-        Recall may name this run.
+        """Whether the next run may begin or continue. False while a Recall is on its way, because
+        the Recall may name this run.
         """
         self.outbox.stay_ours()
         if self._board is None:
@@ -242,8 +243,8 @@ class Worker(Runs[Lane]):
         return self.clocks.now_s() - self._looked_at < LOOK_EVERY_S or self._read(block=False)
 
     def _due(self) -> bool:
-        """Whether to read frames of the supervisor. Not between any two tiny steps, because a read
-        costs more than such a step.
+        """Whether to read frames of the supervisor now. The worker does not read between any two
+        tiny steps, because a read costs more than such a step.
         """
         idle = not (self._ready or self.fresh)
         return idle or self.overdue or self.clocks.now_s() - self._looked_at >= LOOK_EVERY_S
@@ -264,8 +265,8 @@ class Worker(Runs[Lane]):
     # The effects of frames: see Runs
 
     def _lane(self, message_id: int, claim_no: int) -> Lane | None:
-        """Also finds a plain message, which is in no list because it has ended when the hub has its
-        turn again.
+        """Returns the lane of the run. Also finds a plain message, which is in no list: it has
+        ended before the hub continues.
         """
         inside = self._inside
         if inside is not None and (inside.message_id, inside.claim_no) == (message_id, claim_no):
@@ -277,8 +278,8 @@ class Worker(Runs[Lane]):
             self._ready.append(lane)
 
     def _stop(self, lane: Lane, now: bool = False) -> None:
-        """The lane stops where it waits now, which is its next step boundary. It unwinds as soon as
-        the hub continues it.
+        """Makes the lane stop where it waits now, which is its next step boundary. The lane unwinds
+        as soon as the hub continues it.
         """
         lane.stopped = True
         if lane not in self._ready and lane is not self._inside:

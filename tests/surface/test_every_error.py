@@ -308,6 +308,7 @@ async def test_a_call_raises_its_own_error_which_says_what_to_do(store, kind, te
 # What only user code raises, by what takes it for its meaning (test_decorators.py), or what needs processes.
 RAISED_BY_USERS = {errors.TransientStepError, errors.PausedError}
 ELSEWHERE = {
+    errors.MapError: "tests/maps",
     errors.InternalError: "test_connecting.py: a store in a forked child",
     errors.ConflictError: "tests/s3",
     errors.DatabaseError: "tests/store/test_refused_values.py",

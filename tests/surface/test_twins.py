@@ -147,7 +147,7 @@ def test_what_can_be_done_with_async_with_and_async_for_can_be_done_with_with_an
 # Those that need no database, and two whose result is more than a coroutine: a block, and an overloaded call's coroutine.
 AT_ONCE = {
     (aio.Run, "id"), (aio.Run, "with_time"), (aio.Store, "consume_iter"), (aio.Store, "workers"), (aio.Store, "trigger"),
-    (aio.Store, "using"), (aio.Using, "trigger"),
+    (aio.Store, "using"), (aio.Using, "trigger"), (aio.Job, "outcomes"), (aio.Job, "results"), (aio.Job, "failures"),
 }  # fmt: skip
 AWAITED = [(a, b, n) for a, b, n in SHARED if is_call(a, n) and (a, n) not in AT_ONCE]
 

@@ -1,8 +1,8 @@
 """Lends a caller's psycopg.AsyncConnection to blocking code for the duration of a call.
 
-The blocking code gets a psycopg.Connection on the same PGconn, so that each statement is written
-only once. While the code executes in a thread, it holds the async connection's lock, and no task of
-the caller uses the connection.
+The blocking code gets a psycopg.Connection on the same PGconn, so that no statement has to be
+written twice. While the code executes in a thread, it holds the async connection's lock, and no
+task of the caller uses the connection.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -18,8 +18,8 @@ R = TypeVar("R")
 
 
 class Borrowed(psycopg.Connection[Any]):
-    """A blocking connection on top of an async one. It opens and closes nothing. Use it only inside
-    `lent`.
+    """A blocking connection that uses the link of an async one. It opens and closes nothing. Use it
+    only inside `lent`.
     """
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -33,12 +33,14 @@ class Borrowed(psycopg.Connection[Any]):
         self._lender = connection
 
     def __del__(self) -> None:  # type: ignore[override]
-        """Suppresses the warning about an open connection, which concerns the caller's connection only."""
+        """Suppresses the warning about a connection that was not closed: only the caller closes the
+        connection.
+        """
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[None]:
         """While the block lasts, no other task uses the connection, and the connection is in no
-        pipeline. What the caller had put in its pipeline is executed first.
+        pipeline. Statements that the caller had put in a pipeline are executed first.
         """
         lender = self._lender
         if lender.pgconn.pipeline_status:
@@ -56,7 +58,7 @@ class Borrowed(psycopg.Connection[Any]):
 
     def carried_out(self, call: Callable[[], R]) -> R:
         """Executes a call in a thread, inside `lent`. The call begins transactions with the
-        caller's settings. Cancelling the waiting task interrupts it.
+        caller's settings. If the waiting task is cancelled, the call is interrupted.
         """
         lender = self._lender
         if lender.pgconn.transaction_status == TransactionStatus.IDLE:

@@ -90,8 +90,8 @@ class PostgresDatabase:
 
     @contextmanager
     def _connection(self) -> Iterator[PooledConnection]:
-        """Yields a connection in autocommit mode. A transaction of several statements begins and
-        commits explicitly.
+        """Yields a connection in autocommit mode. Transactions of several statements begin and
+        commit explicitly.
         """
         if os.getpid() != self._pid:
             raise errors.InternalError(
@@ -127,8 +127,9 @@ class PostgresDatabase:
         self._connections.hint(queues)
 
     def sever(self) -> None:
-        """Breaks off every connection, from any thread, if a link has become silent. Calls in
-        progress raise PgqrsConnectionError, and later calls connect again.
+        """Breaks off every connection if the link to the server has become silent. May be called
+        from any thread. Calls in progress raise PgqrsConnectionError, and later calls connect
+        again.
         """
         self._connections.sever()
 
@@ -141,8 +142,8 @@ class PostgresDatabase:
 
 
 def _key(config: Config, steady_plans: bool) -> tuple[object, ...] | None:
-    """Returns the settings that stores share connections by. A supervisor shares with no other
-    store, because its lease must not wait for another's pool.
+    """Returns the settings by which stores share connections. A supervisor shares with no other
+    store, because its lease must not wait for the pool of another store.
     """
     if steady_plans:
         return None
@@ -179,8 +180,9 @@ def _make(config: Config, steady_plans: bool, key: tuple[object, ...] | None) ->
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
-    """Raises if the server has closed the idle connection. The server's last message is then waiting
-    to be read. A connection with nothing to read is not queried: that would cost a round trip.
+    """Raises if the server has closed the idle connection. In that case the server's last message
+    is waiting to be read. If there is nothing to read, the connection is not tested, because a
+    query would cost a round trip.
     """
     readable = select.poll()
     readable.register(connection.fileno(), select.POLLIN)
@@ -189,8 +191,8 @@ def _check(connection: psycopg.Connection[Row]) -> None:
 
 
 class _Transaction:
-    """Surrounds the statements of a transaction. It is a class, because entering a generator costs
-    several times as much.
+    """The context of a transaction's statements. It is a class, because entering a generator takes
+    several times as long.
     """
 
     def __init__(self, connection: PooledConnection) -> None:
@@ -222,9 +224,9 @@ class PostgresTransaction:
         alone: bool = False,
         writes: bool = True,
     ) -> None:
-        """`prepared` is given if pgqrs owns the connection. A caller's connection may be in a
-        pipeline, or lose prepared statements. With `alone`, each statement is a transaction by
-        itself.
+        """`prepared` is given if pgqrs owns the connection. It is not given for a caller's
+        connection, which may be in a pipeline, or may lose prepared statements. With `alone`, each
+        statement is a transaction by itself.
         """
         self._connection = connection
         self._schema = schema
@@ -258,7 +260,7 @@ class PostgresTransaction:
             copy.write(data)
 
     def script(self, script: str) -> None:
-        """Executes a migration. Its unqualified names refer to pgqrs's schema only. Later
+        """Executes a migration. Unqualified names in it refer to pgqrs's schema only. Later
         statements of the transaction use the usual search path again.
         """
         self._connection.execute(
@@ -287,7 +289,9 @@ def _run_for_caller(
 
 
 def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]:
-    """Opens a connection outside the pool: for the lease, for listening, and for the first check."""
+    """Opens a connection outside the pool. It is used for the lease, for listening, and for the
+    first check.
+    """
     with _Translated(config.dsn, config.schema):
         try:
             connection: psycopg.Connection[Row] = psycopg.connect(
@@ -300,8 +304,8 @@ def connect(config: Config, autocommit: bool = False) -> psycopg.Connection[Row]
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the connection goes through a pooler: the server process is not the one that accepted
-    the connection, or differs between transactions.
+    """Whether the connection goes through a pooler. Then the server process differs from the one
+    that accepted the connection, or differs between transactions.
     """
     ask = "select pg_catalog.pg_backend_pid()"
     with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:
@@ -310,8 +314,8 @@ def is_pooled(connection: psycopg.Connection[Any]) -> bool:
 
 
 def connection_options(config: Config) -> dict[str, Any]:
-    """Returns connection options: a dead link is noticed within seconds instead of two hours, and
-    the client encoding is UTF-8 regardless of the environment.
+    """Returns connection options. With them, a dead link is noticed within seconds instead of two
+    hours, and the client encoding is UTF-8 whatever the environment says.
     """
     wanted = {
         "connect_timeout": max(2, min(int(config.connection_timeout_seconds), 10)),
@@ -342,8 +346,8 @@ def notify(connection: psycopg.Connection[Any], queue: str) -> None:
 
 
 def notify_soon(connection: psycopg.Connection[Any], queues: Sequence[str]) -> bool:
-    """Notifies at once, without waiting for the server, on a connection reserved for this. Returns
-    False if the connection is still busy with the last notification.
+    """Notifies at once, without waiting for the server, on a connection reserved for notifications.
+    Returns False if the connection is still busy with the last one.
     """
     link = connection.pgconn
     if link.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
@@ -370,8 +374,8 @@ def _array(kind: str, values: Sequence[Any]) -> str:
 
 
 def _ascii(raw: bytes | str) -> str:
-    """Returns the same JSON in ASCII, for a connection with any encoding. Other characters occur
-    only in strings, where they can be escaped.
+    """Returns the same JSON in ASCII, for a connection with any encoding. Characters outside ASCII
+    occur only in strings, where they can be escaped.
     """
     text = raw.decode() if isinstance(raw, bytes) else raw
     return _NOT_ASCII.sub(lambda m: json.dumps(m[0])[1:-1], text)
@@ -434,7 +438,7 @@ def _in_our_words(error: psycopg.Error, text: str, schema: str) -> errors.PgqrsE
 
 
 def _passes(error: psycopg.Error) -> bool:
-    """Whether an error concerns the server's state or the connection and not the statement. The
+    """Whether an error concerns the server's state or the connection, and not the statement. The
     statement may succeed later.
     """
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

@@ -1,9 +1,10 @@
 """Keeps JSON text that PostgreSQL's jsonb would change.
 
 jsonb orders the keys of an object (shorter ones first, then by bytes), writes exponents out, and
-drops the sign of a negative zero. A replay must return a step's result as the step returned it: a
-workflow that loops over its keys would otherwise call its steps in another order, and give one the
-result of another. Such JSON is therefore also stored as text, in the column `output_text`.
+drops the sign of a negative zero. But a replay must return a step's result exactly as the step
+returned it. If the keys were in another order, a workflow that loops over them would call its steps
+in another order, and one step would get the result of another. So JSON that jsonb would change is
+also stored as text, in the column `output_text`.
 """
 
 import itertools
@@ -19,7 +20,9 @@ _SUSPECT = re.compile(rb"\{|\d[eE]|-0")
 
 
 def exact_text(raw: bytes | None, dialect: Dialect) -> str | None:
-    """Returns the text to store with the value, or None if the column of the value keeps it exactly."""
+    """Returns the text to store beside the value. Returns None if the column of the value keeps it
+    exactly.
+    """
     if raw is None or dialect != "postgres" or _SUSPECT.search(raw) is None:
         return None
     try:

@@ -1,5 +1,5 @@
-"""Connections to PostgreSQL. Stores of a process with the same settings share them, so that a
-hundred stores, including abandoned ones, use no more connections of a server than one.
+"""Connections to PostgreSQL. Stores of a process with the same settings share them. So a hundred
+stores, including abandoned ones, use no more connections to a server than one store.
 """
 
 import logging
@@ -30,7 +30,7 @@ HINT_INTERVAL_S = 0.005
 
 
 class PooledConnection(psycopg.Connection[Row]):
-    """`prepared` is set once, when the connection is created."""
+    """A connection of the pool. `prepared` is set once, when the connection is created."""
 
     prepared: Prepared
 
@@ -58,7 +58,7 @@ class Connections:
 
     def hint(self, queues: Iterable[str]) -> None:
         """Notifies listeners outside of any transaction, because a commit with a NOTIFY locks the
-        whole database. An idle listener also polls, so an error here only delays it.
+        whole database. An error here only delays an idle listener, which also polls.
         """
         with self._lock, suppress(psycopg.Error, errors.PgqrsError):
             due = [q for q in queues if time.monotonic() - self._hinted.get(q, -1.0) >= HINT_INTERVAL_S]
@@ -101,8 +101,8 @@ _known: dict[Key, Connections] = {}
 
 
 def lend(key: Key | None, make: Callable[[Key | None], Connections]) -> Connections:
-    """Returns the connections for a key, creating them if needed, or new ones for None. `give_back`
-    must be called once.
+    """Returns the connections for a key, and creates them if needed. For None, always returns new
+    connections. The caller must call `give_back` once.
     """
     if key is not None:
         key = (os.getpid(), *key)
@@ -125,8 +125,8 @@ def give_back(connections: Connections) -> None:
 
 
 def abandon(connections: Connections) -> None:
-    """Releases the connections from a finalizer, which must not wait. Unreferenced connections
-    close themselves.
+    """Releases the connections. A finalizer calls this and must not wait, so the connections are
+    not closed here: unreferenced connections close themselves.
     """
     _left(connections)
 

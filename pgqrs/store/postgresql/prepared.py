@@ -1,22 +1,24 @@
 """Executes pgqrs's statements on its own connections through libpq, without psycopg's cursor.
 
-At each execution, psycopg's cursor examines the placeholders, the types and whether to prepare.
-None of that changes for pgqrs, and it takes as long as the server needs to insert a row.
+At each execution, psycopg's cursor examines the placeholders, the types, and whether to prepare.
+For pgqrs the outcome is always the same, and the examination takes as long as the server needs to
+insert a row.
 
-Statements neither depend on the session nor change it. Behind a pooler, the next transaction may
-execute in another session, and another client may get this one. Settings of the role or the
+The statements neither depend on the session nor change it. Behind a pooler, the next transaction
+may execute in another session, and another client may get this session. Settings of the role or the
 database must not change the meaning of a statement either:
 
 - The search path is pg_catalog within these transactions. Names of tables include the schema
   (`sql.qualified`).
-- The isolation level is READ COMMITTED, which the fence relies on. A single statement on a direct
-  connection omits it if it is the default, because setting it costs a third of the statement's time.
+- The isolation level is READ COMMITTED, which the fence relies on. Setting it costs a third of the
+  time of a single statement. So a single statement on a direct connection omits it if it is the
+  default.
 - Results use the binary format. DateStyle, TimeZone, IntervalStyle, bytea_output and
   extra_float_digits do not affect it.
 - array_nulls is on, because rows are sent as arrays.
 
-The name of a prepared statement is a hash of its text. A client that finds the name on a server
-connection therefore finds the same statement.
+The name of a prepared statement is a hash of its text. So if a client finds the name on a server
+connection, it finds the same statement.
 """
 
 import hashlib
@@ -62,7 +64,7 @@ class Prepared:
     """Executes statements on one connection, whose client_encoding is UTF-8.
 
     `settings` apply to each transaction, in addition to `ALWAYS`. With `prepares` None, statements
-    are prepared until a pooler is detected; True always prepares, False never does.
+    are prepared until a pooler is detected. True means always, and False means never.
     """
 
     def __init__(
@@ -170,7 +172,9 @@ class Prepared:
     # Shared by both ways
 
     def _name(self, what: What) -> bytes | None:
-        """Returns the name of the prepared statement, or None to send the text."""
+        """Returns the name of the prepared statement, or None if the text of the statement is to be
+        sent.
+        """
         if not self._prepares:
             return None
         if (known := self._names.get(what)) is not None:
@@ -201,9 +205,8 @@ class Prepared:
         return self._loading.load_rows(0, result.ntuples, tuple)
 
     def _look_at(self, result: PGresult, format: Format = Format.TEXT) -> None:
-        """Reads the default isolation level and the server process from the result of `_setting`. A
-        process other than the one that accepted the connection means that there is a pooler in
-        between.
+        """Reads the default isolation level and the server process from the result of `_setting`.
+        If this process is not the one that accepted the connection, there is a pooler.
         """
         last = result.nfields - 1
         told = result.get_value(0, last)
@@ -231,7 +234,9 @@ def _refuse(result: PGresult) -> None:
 
 
 def _setting(settings: Settings) -> bytes:
-    """A statement that applies the settings and selects what `_look_at` reads."""
+    """Returns a statement that applies the settings, and that selects the values that `_look_at`
+    reads.
+    """
     parts = [f"pg_catalog.set_config('{name}', '{value}', true)" for name, value in settings]
     parts.append("pg_catalog.current_setting('default_transaction_isolation')")
     return f"select {', '.join(parts)}, pg_catalog.pg_backend_pid()".encode()
@@ -244,7 +249,7 @@ def _name_of(what: What) -> bytes:
 
 
 def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
-    """Returns the results up to the sync, or fewer if the connection broke."""
+    """Returns the results up to the sync. If the connection breaks, returns fewer results."""
     while link.flush():
         if (yield waiting.Wait.RW) & waiting.Ready.R:
             link.consume_input()
@@ -271,7 +276,7 @@ def _pipelined(link: PGconn) -> Generator[Any, Any, list[PGresult]]:
 
 
 class RawJson(Loader):
-    """Returns JSON as bytes, undecoded."""
+    """Loads JSON as bytes, without decoding."""
 
     def load(self, data: Any) -> bytes:
         return bytes(data)
@@ -330,8 +335,8 @@ BOOL, INT8, FLOAT8, TIMESTAMPTZ = 16, 20, 701, 1184
 
 
 def _sent(value: Any) -> tuple[int, bytes | None]:
-    """Returns the type and the text of a parameter. An instance of a subclass, such as a NumPy
-    float, counts as its base class.
+    """Returns the type and the text of a parameter. A value of a subclass, such as a NumPy float,
+    is sent as a value of its base class.
     """
     match value:
         case None:

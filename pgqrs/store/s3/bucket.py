@@ -1,13 +1,14 @@
-"""One S3 object: read, and replaced on the condition that it is still the version that was read.
+"""One S3 object. It is read, and replaced on the condition that it is still the version that was
+read.
 
-Every PUT stores its own marker in the object's metadata. If there was no answer, or the condition
-failed, the marker tells whether the current object is the one that was sent: a PUT whose answer was
-lost may have been executed, may be executed later, or never. S3 executes at most one of two
-requests with the same condition, so repeating the request is safe in all three cases.
+Every PUT stores its own marker in the object's metadata. If a PUT gets no answer, it may have been
+executed, may be executed later, or never. If there was no answer, or the condition failed, the
+marker tells whether the current object is the one that was sent. S3 executes at most one of two
+requests with the same condition. So repeating the request is safe in all three cases.
 
-All this relies on the conditions (`If-Match`, `If-None-Match`) of a PUT. A store that ignores them,
-or a proxy that drops the headers, would answer 200 to two writers and lose the update of one. The
-conditions are therefore tested before a write counts.
+All this relies on the conditions (`If-Match`, `If-None-Match`) of a PUT. If a storage ignores them,
+or a proxy drops the headers, two writers get the answer 200, and the update of one is lost.
+Therefore the conditions are tested before a write counts.
 """
 
 import hashlib
@@ -81,9 +82,9 @@ class Unchanged(Struct, frozen=True):
 class S3Object:
     """One S3 object. Thread-safe. Do not use it across a fork.
 
-    Every call raises PgqrsConnectionError if S3 cannot be reached or refuses the request, after the
-    attempts above, or if `sever` ends it. Messages of the driver are quoted and its exceptions
-    never chained, because they repeat the request with a session's token.
+    Every call raises PgqrsConnectionError if S3 cannot be reached or refuses the request, after
+    several attempts, or if `sever` ends the call. Messages of the driver are quoted and its
+    exceptions are never chained, because they repeat the request with a session's token.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -129,7 +130,7 @@ class S3Object:
         self._requests.sever()
 
     def wait(self, seconds: float) -> None:
-        """Waits. If `sever` ends the wait, raises PgqrsConnectionError."""
+        """Waits for this time. Raises PgqrsConnectionError if `sever` ends the wait."""
         try:
             with self._requests.operation() as operation:
                 operation.pause(seconds)
@@ -143,8 +144,8 @@ class S3Object:
         return self._reading(self._look)
 
     def fetch(self, unless: str | None = None, patience_s: float | None = None) -> Fetched | Unchanged | None:
-        """Returns the object, unless it has the ETag `unless`, or None if there is none. No further
-        attempt begins after `patience_s`, by default GIVE_UP_S.
+        """Returns the object. Returns Unchanged if the object has the ETag `unless`, and None if
+        there is no object. No further attempt begins after `patience_s`, by default GIVE_UP_S.
         """
 
         def get(operation: Operation) -> Fetched | Unchanged | None:
@@ -162,13 +163,13 @@ class S3Object:
         return self._reading(get, patience_s)
 
     def put(self, body: bytes, expected: str | None, marker: str | None = None) -> Version:
-        """Replaces the version whose ETag is `expected`, or creates the object for None. An object
+        """Replaces the version whose ETag is `expected`. With None, creates the object. An object
         that has been removed meanwhile is created again. `marker` is a result of `new_marker`, for
         a caller that wants to recognize its PUT after an unknown outcome.
 
-        Raises ConflictError if there is another version. It stays, and nothing was written. Raises
-        PgqrsConnectionError if the outcome is unknown, or if the store ignores the conditions of a
-        PUT.
+        Raises ConflictError if there is another version. That version stays, and nothing was
+        written. Raises PgqrsConnectionError if the outcome is unknown, or if the storage ignores
+        the conditions of a PUT.
         """
         if len(body) > OBJECT_BYTES_MAX:
             raise errors.DatabaseError(
@@ -242,11 +243,11 @@ class S3Object:
     # Tests of the conditions
 
     def _believe(self, operation: Operation, body: bytes, expected: str | None, marker: str) -> None:
-        """Checks that a successful PUT was conditional. Raises PgqrsConnectionError if it may have
-        replaced another writer's version.
+        """Checks that a successful PUT was conditional. Raises PgqrsConnectionError if the PUT may
+        have replaced another writer's version.
 
-        A new object is tested with the next write: until then it contains nothing of another
-        writer.
+        A new object is tested with the next write, because until then it contains nothing of
+        another writer.
         """
         if expected is None:
             self._made = True
@@ -261,7 +262,9 @@ class S3Object:
             self._made = False
 
     def _heeds(self, operation: Operation, body: bytes, marker: str) -> bool:
-        """Whether the store refuses a PUT with an impossible condition. The test uses a key of its own."""
+        """Whether the storage refuses a PUT with an impossible condition. The test uses another key
+        than the object's.
+        """
         beside = self.key + PROBE_SUFFIX
         try:
             if self._is_refused(operation, beside, b"", None):
@@ -292,7 +295,7 @@ class S3Object:
         return False
 
     def _refuses_a_second(self, operation: Operation, body: bytes, marker: str) -> bool:
-        """Whether the store refuses to create an object that exists."""
+        """Whether the storage refuses to create an object that exists."""
         try:
             self._put(operation, body, None, marker)
         except (self._obstore.exceptions.BaseError, OSError):
@@ -350,8 +353,8 @@ class S3Object:
         return Version(self._etag(result.meta["e_tag"]), None if marker is None else str(marker))
 
     def _etag(self, said: object) -> str:
-        """Returns an ETag in one form, strong and in quotes, so that two can be compared. Proxies
-        change the form.
+        """Returns an ETag in one form, strong and in quotes, so that two ETags can be compared.
+        Proxies change the form.
         """
         if not said:
             raise errors.PgqrsConnectionError(
@@ -414,7 +417,9 @@ class S3Object:
 
 
 class Damaged(OSError):
-    """The received object differs from the stored one. The transfer may have failed, so it is repeated."""
+    """The received object differs from the stored one. The transfer may have failed, so the request
+    is repeated.
+    """
 
 
 def _whole(result: Any) -> bytes:
@@ -444,7 +449,7 @@ def _tries(operation: Operation, patience_s: float | None = None) -> Iterator[No
 
 def _short(error: Exception | None) -> str:
     """Returns the driver's message without its Debug part, with the reason from the server's XML.
-    The rest of that XML may quote the request and its token.
+    The rest of the XML is left out, because it may quote the request and its token.
     """
     told, _, debug = str(error).partition("\n\nDebug source")
     if (certificate := re.search(r"InvalidCertificate\((.*)", debug, re.S)) is not None:
@@ -501,7 +506,7 @@ def _status(error: Exception | None) -> int:
 
 
 def _definite(error: Exception) -> bool:
-    """Whether S3 would answer the same again, for a request that it has not executed."""
+    """Whether S3 did not execute the request and would answer the same again."""
     status = _status(error)
     if "InvalidCertificate" in str(error):
         return True
@@ -511,7 +516,7 @@ def _definite(error: Exception) -> bool:
 
 
 def _no_keys(dsn: str, error: Exception | None) -> str | None:
-    """Returns a message if credentials were sought at the machine's role and not found."""
+    """Returns a message if the driver looked for credentials at the machine's role and found none."""
     if ROLE_SERVICE not in str(error):
         return None
     return (
@@ -521,7 +526,9 @@ def _no_keys(dsn: str, error: Exception | None) -> str | None:
 
 
 def endpoint() -> str:
-    """Returns the address from the environment, or "" for Amazon's own. Raises ConfigError."""
+    """Returns the address of the storage from the environment, or "" for Amazon's own. Raises
+    ConfigError.
+    """
     name = next((n for n in ENDPOINTS if os.environ.get(n)), "")
     if not name:
         return ""
@@ -578,7 +585,7 @@ def _refuse_after_fork() -> None:
 
 
 def _refuse_line_breaks() -> None:
-    """Raises an error for a secret that ends in a line break, as one read from a file may. No
+    """Raises an error for a secret that ends in a line break, as a secret from a file may. No
     request can send it, and the driver would panic.
     """
     for name in IN_HEADERS:

@@ -1,5 +1,5 @@
-"""The local folders with copies of S3 objects. A folder belongs to one process, by a lock that ends
-with the process.
+"""The local folders with copies of S3 objects. A folder belongs to one process. The process holds a
+lock, which ends with the process.
 """
 
 import fcntl
@@ -29,8 +29,8 @@ def claimed_folder(of: S3Object, config: Config) -> tuple[Path, Lock]:
     """Locks a folder for this process, until the process leaves it or dies.
 
     A configured cache folder has one folder per object. In the default cache, Durable mode uses the
-    first free folder, whose content only saves a download. Local mode uses the folder with the
-    unsynced writes.
+    first free folder, because the content of a folder only saves a download. Local mode uses the
+    folder with the unsynced writes.
 
     Raises ConfigError if no folder can be used, and PgqrsConnectionError if other processes use
     them all.
@@ -102,7 +102,7 @@ def unusable(folder: Path, dsn: str, why: object) -> str:
 
 
 def is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether SQLite's error comes from the disk or the folder and not from the file's content."""
+    """Whether SQLite's error comes from the disk or the folder, and not from the file's content."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (
         sqlite3.SQLITE_FULL,
@@ -113,8 +113,9 @@ def is_of_the_disk(error: BaseException | None) -> bool:
 
 
 def hint_file(of: S3Object) -> Path | None:
-    """Returns the file that processes touch after writing new messages, whichever cache folder they
-    use. Returns None if there is no home folder.
+    """Returns the file that a process touches after it has written new messages. All processes of a
+    machine use the same file, whichever cache folder they have. Returns None if there is no home
+    folder.
     """
     cache = _default_cache()
     return None if cache is None else cache / _name(of) / "hint"

@@ -1,10 +1,10 @@
-"""Stores on S3. A commit may find that another writer has replaced the object. Nothing was written
-then, and the call can be repeated.
+"""Stores on S3. A commit may find that another writer has replaced the object. Then nothing was
+written, and the call can be repeated.
 
 A caller of the library gets the error, because only the caller knows whether the call is still
-wanted. Idempotent operations (`install`, creating a queue) are repeated. So are all calls of the
-command line, whose user would repeat them, and all calls of a supervisor, each of whose writes is
-checked against its claim in the new object.
+wanted. Idempotent operations (`install`, creating a queue) are repeated. Calls of the command line
+are also repeated, because the user would repeat them. So are the calls of a supervisor, because
+each of its writes is checked against its claim in the new object.
 """
 
 import math
@@ -33,8 +33,9 @@ YIELD_S = 1.2
 # A pause long enough for another writer.
 RESTED_S = 0.5
 
-# A lease's renewal waits up to half a lease to be combined with another write. The lease in S3 is
-# older than the supervisor's by up to that time, so leases in S3 are longer by as much.
+# The renewal of a lease waits up to half a lease to be combined with another write. So the lease in
+# S3 may be older than the supervisor's own by up to half a lease. To allow for that, leases in S3
+# are longer by as much.
 WAITS = 0.5
 # An idle supervisor writes several times within this time. See database.py.
 FORGOTTEN_S = 24 * 3600.0
@@ -70,9 +71,9 @@ class CopiedStore(MessageStore):
 
 
 class InsistentStore(CopiedStore):
-    """Repeats calls that met a conflict: for the command line until a time limit, for a supervisor
-    (`endless`) until the calls in progress are severed. A lease's renewals are combined with other
-    writes.
+    """Repeats calls that met a conflict. For the command line there is a time limit. For a
+    supervisor (`endless`) there is none, but severing the calls in progress ends the repetition.
+    Renewals of a lease are combined with other writes.
     """
 
     def __init__(self, database: S3Database, endless: bool = False) -> None:
@@ -132,9 +133,10 @@ class InsistentStore(CopiedStore):
         return bool(self._lapsed(tx))
 
     def _lapsed(self, tx: Transaction) -> list[Row]:
-        """Returns the supervisors with an expired lease that hold messages. An idle supervisor's
-        renewals do not reach S3, so its lease looks expired to others. It holds nothing, so it is
-        not retired. A supervisor that has written nothing for FORGOTTEN_S counts as dead.
+        """Returns the supervisors to retire: those with an expired lease that hold messages. The
+        renewals of an idle supervisor do not reach S3, so its lease looks expired to others. It
+        holds nothing, and is not retired. A supervisor that has written nothing for FORGOTTEN_S
+        counts as dead.
         """
         return tx.run("lapsed_holders", ago_s=FORGOTTEN_S)
 
@@ -146,8 +148,8 @@ class InsistentStore(CopiedStore):
         return self._again(super().turn, writes, wanted, unsure)
 
     def _yield(self) -> None:
-        """Pauses from time to time: a writer with a round trip longer than the pauses between
-        writes would otherwise never succeed.
+        """Pauses from time to time. Otherwise a writer whose round trip is longer than the gaps
+        between this supervisor's writes would never succeed.
         """
         now = time.monotonic()
         if now - self._s3.put_at > RESTED_S:

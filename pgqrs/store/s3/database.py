@@ -1,10 +1,10 @@
-"""SQLite in one S3 object. A transaction ends with a conditional PUT of the whole file, then the
-local copy commits.
+"""SQLite in one S3 object. A transaction ends with a conditional PUT of the whole file, and then
+commits in the local copy.
 
-The PUT is the commit. The object is therefore never behind what a caller was told, and the local
-file never ahead of the object. If the process dies between the two, the local copy is of an older
-version, as its note says, and the next start fetches the object. In Local mode only `sync` sends a
-PUT.
+The PUT is the commit. So the object is never behind what a caller was told, and the local file is
+never ahead of the object. If the process dies between the two, the local copy is an older version.
+The note beside it says so, and the next process fetches the object. In Local mode only `sync` sends
+a PUT.
 """
 
 import sqlite3
@@ -38,7 +38,7 @@ CLOSE_S = 3.0
 
 class S3Database(SqliteDatabase):
     """A SQLite database in S3. `following` means that `follow` is called regularly, so that no
-    other call asks S3 for news.
+    other call asks S3 for a newer version.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class S3Database(SqliteDatabase):
                 raise
 
     def absent(self) -> bool:
-        """Whether there was no object at the last answer of S3."""
+        """Whether there was no object when S3 last answered."""
         return self._durable and self._replica.etag is None
 
     # Transactions
@@ -156,16 +156,14 @@ class S3Database(SqliteDatabase):
         replica.settled(version)
 
     def _changes(self) -> tuple[int, int]:
-        """Returns a value that changes with the writer's changes. An update that matches no row is
-        none.
-        """
+        """Returns a value that changes when the writer has changed a row."""
         [(schema,)] = self._writer.execute("pragma schema_version")
         return self._writer.total_changes, schema
 
     def _may_wait(self) -> bool:
-        """Whether this transaction's writes can be uploaded together with later ones. That is so
-        for the writes of `passing`: for a limited time, or for longer while the lease protects no
-        messages.
+        """Whether this transaction's writes can be uploaded together with later ones. This holds
+        only for writes in `passing`: for a limited time, and for a longer time while the lease
+        protects no messages.
         """
         if self._deferred is None:
             return False
@@ -178,8 +176,8 @@ class S3Database(SqliteDatabase):
 
     @contextmanager
     def passing(self, supervisor_id: int, within_s: float) -> Iterator[SqliteTransaction]:
-        """Yields a transaction whose writes need not be in S3 at once: the renewal of this
-        supervisor's lease.
+        """Yields a transaction that renews this supervisor's lease. Its writes need not be in S3 at
+        once.
         """
         with self._alone():
             self._deferred = supervisor_id, within_s
@@ -192,7 +190,7 @@ class S3Database(SqliteDatabase):
     @contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
         """Yields a transaction that reads what S3 reported at most FRESH_S ago, or what this
-        process has committed. Never waits for a PUT in progress.
+        process has committed since. Never waits for a PUT in progress.
         """
         self._refuse_fork()
         if self._lock.acquire(blocking=False):
@@ -221,9 +219,10 @@ class S3Database(SqliteDatabase):
         return self._replica.last_hint()
 
     def follow(self) -> None:
-        """Fetches what others have written, unless a write of this process is in progress, which
-        checks itself. The lock is free during the request, so that a silent S3 does not block
-        operations that need no answer. Raises PgqrsConnectionError.
+        """Fetches what others have written. Does nothing while a write of this process is in
+        progress, because the write checks the version itself. The lock is free during the request,
+        so that a silent S3 does not block operations that need no answer. Raises
+        PgqrsConnectionError.
         """
         if not self._lock.acquire(blocking=False):
             return
@@ -242,15 +241,15 @@ class S3Database(SqliteDatabase):
 
     @property
     def put_at(self) -> float:
-        """When the last PUT of this process ended, in monotonic seconds."""
+        """The time at which the last PUT of this process ended, in monotonic seconds."""
         return self._replica.put_at
 
     def wait(self, seconds: float) -> None:
-        """Waits between two calls. If `sever` ends the wait, raises PgqrsConnectionError."""
+        """Waits between two calls. Raises PgqrsConnectionError if `sever` ends the wait."""
         self._replica.object.wait(seconds)
 
     def sever(self) -> None:
-        """Ends all waits for S3 on this object, in all threads of this process, with
+        """Ends all waits for S3 on this object, in all threads of this process. Each raises
         PgqrsConnectionError.
         """
         self._replica.object.sever()
@@ -340,7 +339,9 @@ class S3Database(SqliteDatabase):
             return SyncState.InSync if same else SyncState.RemoteChanges
 
     def _recognise(self, there: Version | None) -> None:
-        """Recognizes the result of a `sync` with unknown outcome. Later local writes are based on it."""
+        """Recognizes that `there` is the version that a `sync` with unknown outcome wrote. Later
+        local writes are then based on it.
+        """
         if there is not None and there.marker in self._replica.sent:
             self._replica.etag = there.etag
             self._based = True

@@ -1,4 +1,6 @@
-"""Retries calls that meet a conflict, which only S3 reports. Nothing of such a call was written."""
+"""Retries calls that meet a conflict. Only S3 reports conflicts, and nothing of such a call was
+written.
+"""
 
 import random
 import time
@@ -23,7 +25,7 @@ def insist(
     call: Callable[[], R], wait: Callable[[float], object] | None = None, patience_s: float | None = None
 ) -> R:
     """Repeats a call while it meets a conflict, and returns its result. Raises ConflictError after
-    `patience_s`, by default PATIENCE_S. `wait` executes a pause.
+    `patience_s`, by default PATIENCE_S. `wait` is called for each pause.
     """
     for pause_s in _pauses(PATIENCE_S if patience_s is None else patience_s):
         try:

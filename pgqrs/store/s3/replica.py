@@ -1,7 +1,7 @@
-"""The local copy of an S3 object: a SQLite file, and a note of the object's version that it is a
-copy of.
+"""The local copy of an S3 object: a SQLite file, and a note that says of which version the file is
+a copy.
 
-A cache folder belongs to one process, and that process's stores share the copy. Only unsynced
+A cache folder belongs to one process, and the stores of this process share the copy. Only unsynced
 writes of Local mode exist nowhere else. Everything else can be fetched again.
 """
 
@@ -34,7 +34,7 @@ IDS_SKIPPED = 1_000_000
 
 class Replica:
     """The local copy. `lock` is held for every change of the file or the fields. `writing` is set
-    while a transaction is open under it.
+    while a transaction is open under this lock.
     """
 
     def __init__(self, key: tuple[object, ...], config: Config) -> None:
@@ -74,8 +74,8 @@ class Replica:
     # If another program removed, moved or replaced the folder
 
     def mend(self, durable: bool) -> None:
-        """Uses another folder, or recreates the file, if the opened one was removed or replaced.
-        The content is fetched from S3. The caller holds the lock, and no transaction is open.
+        """If the opened file was removed or replaced, creates it again, or uses another folder. The
+        content is then fetched from S3. The caller holds the lock, and no transaction is open.
 
         Raises SchemaError in Local mode, because the lost file may have held unsynced writes.
         """
@@ -113,8 +113,8 @@ class Replica:
             self.etag = noted["etag"] if noted["boot"] == _boot_id() != "" else None
 
     def note(self) -> None:
-        """Writes the note, never before the file is in that state. A note that is too old costs a
-        download, and one that is too new would cost an update.
+        """Writes the note. Call it only when the file is already the noted version: a note that is
+        too old costs a download, and one that is too new would cost an update.
         """
         noted = {
             "etag": self.etag,
@@ -136,8 +136,9 @@ class Replica:
                 cache.sync_folder(self.folder)
 
     def _prepare_file(self, patience_s: float) -> None:
-        """Creates the file if there is none, or if it is damaged. A file that does not match the
-        note (another program removed it or its log) is not a copy of that version.
+        """Creates the file if there is none, or if it is damaged. If the file does not match the
+        note, it is not a copy of the noted version: another program has removed the file or its
+        log.
         """
         try:
             with closing(open_file(self.path, patience_s)) as connection:
@@ -171,14 +172,15 @@ class Replica:
 
     def catch_up(self, writer: sqlite3.Connection) -> None:
         """Updates the file to the object. If the object has been removed, the file stays, and the
-        next PUT creates the object again. A copy that an earlier process left is not used for that.
+        next PUT creates the object again. This is not done with a copy that an earlier process
+        left.
 
-        Raises ConflictError, and changes nothing, if that would lose unsynced writes of Local mode.
+        Raises ConflictError, and changes nothing, if unsynced writes of Local mode would be lost.
         """
         self.caught_up(writer, self.object.fetch(unless=self.etag))
 
     def caught_up(self, writer: sqlite3.Connection, found: Fetched | Unchanged | None) -> None:
-        """Like `catch_up`, with the result of `fetch`."""
+        """Updates the file like `catch_up`, with the result of a `fetch`."""
         if isinstance(found, Fetched):
             self.take_over(writer, found)
         elif found is None:
@@ -216,9 +218,9 @@ class Replica:
         self.settled(found.version)
 
     def publish(self, writer: sqlite3.Connection, expected: str | None, marker: str | None = None) -> Version:
-        """PUTs what the writer sees, including its open transaction, with a stamp that no other
-        version has. The stamp tells the next process whether the file matches its note. Raises the
-        errors of S3Object.put.
+        """PUTs the database as the writer sees it, including its open transaction. Each version
+        gets a stamp that no other version has. The stamp tells the next process whether the file
+        matches its note. Raises the errors of S3Object.put.
         """
         stamp = random.randrange(1, 2**31)
         writer.execute(f"pragma user_version = {stamp}")
@@ -230,7 +232,7 @@ class Replica:
         return version
 
     def settled(self, version: Version) -> None:
-        """Notes that the file is a copy of this version. Call it once this is true."""
+        """Notes that the file is a copy of this version. Call it only when this is true."""
         local = self.dirty or bool(self.sent)
         self.etag, self.stale, self.dirty, self.sent = version.etag, False, False, []
         try:
@@ -240,7 +242,7 @@ class Replica:
                 raise
 
     def will_send(self, marker: str) -> None:
-        """Notes the marker of a PUT of Local mode before the PUT. If its outcome stays unknown, or
+        """Notes the marker of a PUT of Local mode before the PUT. If the outcome stays unknown, or
         this process dies, the written version can be recognized.
         """
         self.sent = [*self.sent, marker][-SENT_MAX:]
@@ -273,7 +275,9 @@ _open: dict[tuple[object, ...], Replica] = {}
 
 
 def lend(config: Config) -> Replica:
-    """Returns this process's copy of an object in a cache folder. `give_back` must be called once."""
+    """Returns this process's copy of an object in a cache folder. The caller must call `give_back`
+    once.
+    """
     local = config.s3_mode is DurabilityMode.Local
     folder = config.s3_cache_dir and os.path.realpath(config.s3_cache_dir)
     key = (os.getpid(), endpoint(), *s3_object(config.dsn), folder, local and not folder)
@@ -306,8 +310,8 @@ def _boot_id() -> str:
 
 
 def _image(connection: sqlite3.Connection) -> bytes:
-    """Returns the database as a file, including the connection's own open transaction. It is marked
-    as one without a WAL, so that a reader needs no second file.
+    """Returns the database as a file, including the open transaction of this connection. The file
+    is marked as one without a WAL, so that a reader needs no second file.
     """
     image = bytearray(connection.serialize())
     image[18:20] = b"\1\1"
@@ -325,7 +329,7 @@ def _without_wal(dsn: str, body: bytes) -> bytes:
 
 
 def _opened_image(dsn: str, path: Path, checked: bool) -> sqlite3.Connection:
-    """Opens a fetched file. A file without pgqrs's checksum, which another program wrote, is
+    """Opens a fetched file. If it has no checksum of pgqrs, another program wrote it, and it is
     checked first.
     """
     try:
@@ -372,8 +376,8 @@ def _leases(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
 
 
 def _keep(connection: sqlite3.Connection, leases: list[tuple[Any, ...]]) -> None:
-    """Restores renewals that no PUT has uploaded yet, if the row still exists: the lease has not
-    been taken over then.
+    """Restores renewals that no PUT has uploaded yet, if the row of the supervisor still exists.
+    Then nobody has taken over its lease.
     """
     with suppress(sqlite3.OperationalError):
         for row in leases:

@@ -1,9 +1,10 @@
 """Requests to S3 whose caller can stop waiting.
 
-S3 may take a minute to answer, and nothing interrupts the driver's request, not even Ctrl-C. Each
-request therefore executes on a thread of its own. The caller waits until there is an answer, a
-signal raises an exception, the caller's own caller has left (`calls.py`), or all requests are
-severed because the process is stopping. The thread of an abandoned request ends with the request.
+S3 may take a minute to answer, and nothing interrupts the driver's request, not even Ctrl-C. So
+each request executes on a thread of its own. The caller waits until one of four things happens: the
+answer comes, a signal raises an exception, the caller's own caller stops waiting (`calls.py`), or
+all requests are severed because the process is stopping. The thread of an abandoned request ends
+with the request.
 """
 
 import threading
@@ -34,15 +35,17 @@ class Requests:
         self._severed = 0
 
     def sever(self) -> None:
-        """Ends the operations in progress: each raises Severed. Later operations are not affected."""
+        """Ends the operations in progress: each raises Severed. Operations that begin later are not
+        affected.
+        """
         with self._changed:
             self._severed += 1
             self._changed.notify_all()
 
     @contextmanager
     def operation(self, leaves: bool = True) -> Iterator["Operation"]:
-        """Yields an operation: several requests and the pauses between them. With `leaves`, an
-        operation whose caller has left raises Severed.
+        """Yields an operation: several requests and the pauses between them. With `leaves`, the
+        operation raises Severed if its caller has stopped waiting.
         """
         operation = Operation(self._changed, lambda: self._severed)
         call = current()
@@ -66,8 +69,8 @@ class Operation:
             self._changed.notify_all()
 
     def answer(self, ask: Callable[[], T], within_s: float = float("inf")) -> T:
-        """Returns or raises the outcome of `ask`. Raises Silent if it takes longer than `within_s`,
-        and Severed.
+        """Calls `ask` on a thread, and returns or raises its outcome. Raises Silent if it takes
+        longer than `within_s`. Raises Severed if the wait is ended.
         """
         answer = _Answer(ask, self._changed)
         try:
@@ -79,7 +82,7 @@ class Operation:
         return answer.result()
 
     def pause(self, seconds: float) -> None:
-        """Waits. Raises Severed."""
+        """Waits for this time. Raises Severed if the wait is ended."""
         self._wait(lambda: False, seconds)
 
     def _wait(self, over: Callable[[], bool], within_s: float) -> bool:

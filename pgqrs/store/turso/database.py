@@ -1,11 +1,11 @@
-"""Turso: a database in SQLite's format and dialect, written in Rust. A file belongs to one process,
-or to several that share it by an experimental feature of the driver (`lock.py`).
+"""Turso: a database in SQLite's format and dialect, with a driver written in Rust. A file belongs
+to one process, or to several that share it by an experimental feature of the driver (`lock.py`).
 
-The driver locks a file against other processes, including sqlite3. It loses that lock as soon as
-the process opens the file a second time, because POSIX releases all locks with any descriptor. All
-stores of a process therefore share one connection that writes and one that reads. A fork would
-share them too, so a forked process is refused. In a program that is executed, such as a
-supervisor's nursery, the descriptors are closed.
+The driver locks a file against other processes, including sqlite3. The driver loses this lock as
+soon as the process opens the file a second time and closes it, because POSIX releases all locks
+with any descriptor. So all stores of a process share one connection that writes and one that reads.
+A fork would share them too, so a forked process is refused. Programs that the process executes,
+such as a supervisor's nursery, do not inherit the descriptors.
 """
 
 import os
@@ -105,8 +105,8 @@ class OpenFile:
 
 
 class OneConnection:
-    """The driver's connection, which ends with the last reference to it, whatever its `close` did.
-    This object holds the only reference; transactions and tracebacks hold none.
+    """Holds the only reference to the driver's connection. The connection ends with its last
+    reference, and not with its `close`. Transactions and tracebacks therefore refer to this object.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -134,8 +134,8 @@ _open: dict[tuple[object, ...], OpenFile] = {}
 
 
 def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
-    """Returns this process's connections to a file, by its real path. `give_back` must be called
-    once. Raises PgqrsConnectionError.
+    """Returns this process's connections to a file, which is identified by its real path. The
+    caller must call `give_back` once. Raises PgqrsConnectionError.
     """
     key = (os.getpid(), path, shared)
     with _lock:
@@ -166,8 +166,8 @@ def lend(path: str, shared: bool, patience_s: float) -> OpenFile:
 
 
 def _make_private(path: str) -> None:
-    """Creates a new file for its owner only. Files beside it get its mode. The driver would follow
-    the umask.
+    """Creates a new file that only its owner can read. (The driver would follow the umask.) Files
+    beside it get the same mode.
     """
     make_private(path)
     with suppress(OSError):

@@ -1,17 +1,19 @@
-"""The lock of a Turso file: one process opens it exclusively, or several share it. Never both.
+"""The lock of a Turso file: one process opens the file exclusively, or several processes share it.
+Never both.
 
-Sharing is an experimental feature of the driver. The driver does not keep the two ways apart: each
-locks something that the other ignores, and a mixture has emptied files. The first process that
-opens a file therefore locks a file beside it, exclusively or shared, until it has closed the
-database.
+Sharing is an experimental feature of the driver. The driver does not keep exclusive and shared use
+apart: each locks something that the other ignores, and a mixture has emptied files. So the first
+process that opens a file also locks a file beside it, exclusively or shared, until it has closed
+the database.
 
 POSIX releases a lock when its process ends, and also when the process closes any descriptor of the
-file. Each process therefore has only one descriptor for each file. The lock file is never deleted;
-its content explains a refusal.
+file. So each process has only one descriptor for each lock file. The lock file is never deleted.
+Its content explains a refusal.
 
-Two processes must not open a file at the same moment either. The driver reads the index of a shared
-file's log (`-tshm`) while another process has created it but not filled it yet, and takes it for
-corrupt. A second lock on the same file makes processes open the database one after the other.
+Two processes must not open a file at the same moment either. One process creates the index of a
+shared file's log (`-tshm`) and then fills it. If the driver of another process reads the index in
+between, it takes the file for corrupt. A second lock on the same file makes processes open the
+database one after the other.
 """
 
 import fcntl
@@ -31,7 +33,9 @@ HOLDING, OPENING = 0, 1
 
 
 class Claim:
-    """The locks of this process on a file: one until the database is closed, one until it is open."""
+    """The locks of this process on a file. One is held until the database is closed, and one until
+    it is open.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -50,8 +54,8 @@ class Claim:
 
 
 def claim(path: str, shared: bool, patience_s: float) -> Claim:
-    """Locks a file. Raises PgqrsConnectionError if another process has opened it in the other way
-    or exclusively, or is still opening it after `patience_s`.
+    """Locks a file. Raises PgqrsConnectionError if another process has opened the file exclusively
+    or in the other mode, or if it is still opening the file after `patience_s`.
     """
     descriptor = _lock_file(path)
     try:
