@@ -504,7 +504,7 @@ class Core:
                     self._orders.append(Send(run.worker, wire.Cancel(run.id, run.claim.claim_no)))
                 if write.step is not None and not run.cancelling:
                     durable.setdefault(run.worker, []).append((run.id, run.claim.claim_no))
-            elif not run.ending and not run.unsaved:
+            elif run.state is RunState.SAVING and not run.unsaved:
                 run.cancelling = outcome.status == WorkflowStatus.Cancelling
                 self._came_back(run)
         for worker, runs in durable.items():

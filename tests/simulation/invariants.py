@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from pgqrs.model.maps import read
 from pgqrs.model.states import RUN_TRANSITIONS, WorkflowStatus
 from pgqrs.model.writes import Outcome, Write
 from supervisors.core.endings import CRASHES_MAX
@@ -20,7 +21,13 @@ select w.message_id, s.step_name, s.status, s.output, s.error
 from pgqrs_workflow_steps s join pgqrs_workflow_runs w on w.id = s.run_id where s.rowid = ?
 """
 RUNS = "select message_id, status, output, crash_count from pgqrs_workflow_runs where id = ?"
-TABLES = {"pgqrs_messages": MESSAGES, "pgqrs_workflow_steps": STEPS, "pgqrs_workflow_runs": RUNS}
+OUTCOMES = "select map_id, first, count, took, data from pgqrs_map_outcomes where rowid = ?"
+TABLES = {
+    "pgqrs_messages": MESSAGES,
+    "pgqrs_workflow_steps": STEPS,
+    "pgqrs_workflow_runs": RUNS,
+    "pgqrs_map_outcomes": OUTCOMES,
+}
 
 
 class Violation(Exception):
@@ -55,6 +62,8 @@ class Watch:
         self._furthest: dict[int, int] = {}
         self._written: dict[str, set[int]] = {}
         self._seen: dict[str, dict[int, Any]] = {}
+        # The items that have an outcome, by map.
+        self._items: dict[int, set[int]] = {}
         for table in TABLES:
             self._follow(table)
 
@@ -85,6 +94,10 @@ class Watch:
 
     def died_on_cpu(self, message: int) -> None:
         self.deaths[message] = self.deaths.get(message, 0) + 1
+
+    def item_started(self, map_id: int, item: int) -> None:
+        if item in self._items.get(map_id, ()):
+            raise Violation(f"item-repeated: item {item} of map {map_id} starts although it has an outcome")
 
     # What the tables say
 
@@ -156,6 +169,25 @@ class Watch:
                     f"result-mismatch: run {message} returned {output}, its steps are recorded as {recorded}"
                 )
 
+        for map_id, first, count, took, data in self._new("pgqrs_map_outcomes"):
+            self._record_items(map_id, first, count, took, data)
+
+    def _record_items(self, map_id: int, first: int, count: int, took: str, data: str) -> None:
+        items = self._items.setdefault(map_id, set())
+        lines = list(read(first, took, data))
+        assert len(lines) == count
+        for line in lines:
+            if line.item in items:
+                raise Violation(f"item-twice: item {line.item} of map {map_id} has two outcomes")
+            items.add(line.item)
+            told = json.loads(line.value)
+            if line.failed:
+                fits = told["code"] == "CRASHED" or told["message"] == f"bad {map_id}.{line.item}"
+            else:
+                fits = told.startswith(f"{map_id}.{line.item}.")
+            if not fits:
+                raise Violation(f"item-misplaced: the outcome of item {line.item} of map {map_id} is {told}")
+
     def _new(self, table: str) -> list[Any]:
         """Returns the rows that have changed since the last look."""
         written, seen, new = self._written[table], self._seen[table], []
@@ -194,6 +226,17 @@ class Watch:
         )
         if rows:
             raise Violation(f"ended-oddly: (message, run, dead reason) {rows}")
+
+    def every_item_ended(self, maps: dict[int, int]) -> None:
+        """`maps`: the number of items of each map."""
+        for map_id, count in maps.items():
+            if missing := set(range(count)) - self._items.get(map_id, set()):
+                raise Violation(f"item-lost: items {sorted(missing)} of map {map_id} have no outcome")
+            [(counted,)] = self._connection.execute(
+                "select coalesce(sum(done + failed), 0) from pgqrs_map_parts where map_id = ?", (map_id,)
+            )
+            if counted != count:
+                raise Violation(f"item-miscounted: map {map_id} has {count} items, and counts {counted}")
 
     def handled_once_at_least(self, plain: set[int]) -> None:
         started = {b.message for b in self.bodies}

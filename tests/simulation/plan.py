@@ -52,5 +52,11 @@ def _make_step(rng: random.Random) -> StepPlan:
     return StepPlan(fate, rng.randint(1, 2), _seconds(rng), limited, rng.choice([0.2, 1.0, None]))
 
 
+def make_item(rng: random.Random) -> StepPlan:
+    """An item of a map. It takes longer than its neighbours now and then."""
+    fate: Fate = rng.choices(["ok", "retry", "fail", "crash", "poison"], [85, 6, 3, 4, 1])[0]  # type: ignore[assignment]
+    return StepPlan(fate, rng.randint(1, 2), _seconds(rng) * rng.choice([0.2, 0.2, 0.2, 2.0]))
+
+
 def _seconds(rng: random.Random) -> float:
     return rng.choice([0.0005, 0.005, 0.02, 0.1, 0.4]) * (0.5 + rng.random())

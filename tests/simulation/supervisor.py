@@ -142,7 +142,8 @@ class SimSupervisor:
 
     def _recall(self, n: int) -> None:
         if worker := self.workers.get(n):
-            self._take(events.Recalled(n, worker.recall()))
+            entered = worker.recall()
+            self._take(events.Recalled(n, entered, worker.position_in(entered)))
 
     def _refresh(self) -> None:
         """Reads from the boards what workers have not sent yet, and which runs they execute."""

@@ -77,6 +77,8 @@ class SimWorker:
         self.frozen_until = 0.0
         # The message whose body the worker executes.
         self.running: int | None = None
+        # The item whose body the worker executes: the map, the item, and whether its claim was live.
+        self.item: tuple[int, int, bool] | None = None
         self.pipe = SimPipe(self)
         fd = new_board() if self.world.rng.random() < 0.75 else None
         self.gated = fd is not None
@@ -189,6 +191,27 @@ class SimWorker:
             raise RuntimeError("bad")
         return f"{message}.{position}.{number}"
 
+    def body_of_item(self, map_id: int, item: int, message: int, claim_no: int) -> str:
+        """One execution of an item's body. See `body`."""
+        world, plan = self.world, self.world.items[map_id][item]
+        try:
+            number = world.item_started(self, map_id, item, message, claim_no)
+        except Violation as e:
+            self._violation = e
+            self.rest()
+        bad = number <= plan.times or plan.fate == "poison"
+        self.running = message
+        if plan.fate in ("crash", "poison") and bad:
+            world.after(
+                plan.seconds * world.rng.random(), lambda: self._when_awake(lambda: self.die("SIGSEGV"))
+            )
+            self.rest()
+        self.sleep(plan.seconds)
+        self.running = self.item = None
+        if plan.fate == "fail" or (plan.fate == "retry" and bad):
+            raise RuntimeError(f"bad {map_id}.{item}")
+        return f"{map_id}.{item}.{number}"
+
     # The supervisor's side
 
     def hear(self, frame: wire.Down) -> None:
@@ -219,6 +242,12 @@ class SimWorker:
         self._read()
         self.hearing.look()
         return entered
+
+    def position_in(self, entered: int) -> int | None:
+        """The step or item that the run which the worker is in has announced."""
+        assert self.board is not None
+        on_cpu = self.board.last_on_cpu()
+        return None if on_cpu is None or on_cpu.message_id != entered else on_cpu.position
 
     def killed(self, force: bool) -> None:
         """SIGKILL always ends the worker. Without `force`, an idle worker ends by the end of its
@@ -316,5 +345,12 @@ def _functions() -> Mapping[str, Definition]:
     def plain(_: object) -> None:
         _body(0)
 
+    def item(n: int) -> str:
+        run, worker = pgqrs.current_run(), _at_work
+        assert worker is not None
+        assert run.of_map is not None
+        return worker.body_of_item(run.of_map[0], n, run.id, cast(PipeJournal, run.journal).claim_no)
+
     made = [pgqrs.workflow(name="flow")(flow), pgqrs.handler(queue="plain", name="plain")(plain)]
+    made.append(pgqrs.step(name="item", retry=policy)(item))
     return {definition_of(f).name: definition_of(f) for f in made}

@@ -20,11 +20,12 @@ from pgqrs.config import Config
 from pgqrs.model.states import WorkflowStatus
 from pgqrs.model.turns import Turn, Want
 from pgqrs.model.writes import Write
+from pgqrs.store import maps
 from pgqrs.store.sqlite import SqliteDatabase
 from pgqrs.store.store import MessageStore
 from supervisors.core import state
 from tests.simulation.invariants import Violation, Watch
-from tests.simulation.plan import RunPlan, make_plan
+from tests.simulation.plan import RunPlan, StepPlan, make_item, make_plan
 from tests.simulation.supervisor import LEASE_S, SimSupervisor
 from tests.simulation.workers import SimWorker
 
@@ -38,6 +39,8 @@ EVENTS_MAX = 60_000
 READ_CT_MAX = 5
 # The last digits of the seeds without workflows.
 ONLY_MESSAGES = (3, 6)
+# The last digits of the seeds with maps besides.
+WITH_MAPS = (4, 7, 8)
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -56,6 +59,10 @@ class World:
         self.read_ct_max = READ_CT_MAX
         self.plans: dict[int, RunPlan] = {}
         self._bodies: Counter[tuple[int, int]] = Counter()
+        # The plans of the items, by map.
+        self.items: dict[int, list[StepPlan]] = {}
+        # Maps whose input is not recorded to its end.
+        self._unfed: set[int] = set()
         self._troubled = True
         self._skew_s = 0.0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -87,6 +94,9 @@ class World:
             self._start_supervisor(host=f"host{n % 2}")
         for _ in range(self.rng.randint(*self._messages)):
             self.after(self.rng.uniform(0, self._trouble_s * 0.7), self._enqueue_some)
+        if self.seed % 10 in WITH_MAPS:
+            for _ in range(self.rng.choice([1, 1, 2])):
+                self.after(self.rng.uniform(0, self._trouble_s * 0.7), self._map)
         self.after(0.2, self._trouble)
         self._run_until(self._trouble_s)
         while sum(self.faults.values()) < FAULTS_MIN or self.events < EVENTS_MIN:
@@ -97,6 +107,7 @@ class World:
         self._run_until(self.now + CALM_S, until_ended=True)
         self.watch.look()
         self.watch.everything_ended()
+        self.watch.every_item_ended({m: len(plans) for m, plans in self.items.items()})
         self._run_until(self.now + 5.0)
         for supervisor in self.supervisors:
             if (
@@ -116,7 +127,7 @@ class World:
             if self.events > EVENTS_MAX:
                 raise Violation(f"too-many-events: {EVENTS_MAX}")
             do()
-            if until_ended and self.events % 50 == 0 and not self._unended():
+            if until_ended and self.events % 50 == 0 and not self._unended() and not self._unfed:
                 return
         self.now = time
 
@@ -176,6 +187,23 @@ class World:
         self._bodies[message, position] += 1
         return self._bodies[message, position]
 
+    def item_started(self, worker: SimWorker, map_id: int, item: int, message: int, claim_no: int) -> int:
+        """Returns which execution of this item's body this is, counted over all workers."""
+        supervisor = worker.supervisor
+        holder, number, archived = self.watch.holder(message)
+        held = holder in supervisor.session.consumers.values() and number == claim_no
+        live = held and not archived and supervisor.alive
+        self.note(f"{supervisor.name} worker {worker.id} item {map_id}.{item} of {message} live={live}")
+        if live:
+            self.watch.item_started(map_id, item)
+            for s in self.supervisors:
+                for other in s.workers.values():
+                    if other is not worker and other.alive and s.alive and other.item == (map_id, item, True):
+                        raise Violation(f"item-twice-at-once: item {item} of map {map_id} runs in two workers")
+        worker.item = map_id, item, live
+        self._bodies[-map_id, item] += 1
+        return self._bodies[-map_id, item]
+
     def turn(self, who: str, writes: Sequence[Write], wanted: Sequence[Want], unsure: bool) -> Turn:
         before = {m: self.watch.holder(m) for m in {w.claim.message_id for w in writes}}
         turn = self.store.turn(writes, wanted, unsure)
@@ -202,10 +230,14 @@ class World:
     def _functions(self) -> list[state.Function]:
         flow = self.store.ensure_workflow("flow", "flow")
         plain = self.store.ensure_queue("plain")
-        return [
+        functions = [
             state.Function("flow", "workflow", False, "flow", flow.queue_id, flow.id),
             state.Function("plain", "handler", False, "plain", plain, None),
         ]
+        if self.seed % 10 in WITH_MAPS:
+            queue_id = self.store.ensure_queue("item.map")
+            functions.append(state.Function("item.map", "map", False, "item.map", queue_id, None))
+        return functions
 
     def _enqueue_some(self) -> None:
         """Enqueues one message or several at once, so that runs are queued behind others in their
@@ -216,13 +248,35 @@ class World:
 
     def _enqueue(self) -> None:
         plan = make_plan(self.rng, only_messages=self.seed % 10 in ONLY_MESSAGES)
-        flow, plain = self.functions
+        flow, plain = self.functions[:2]
         payload = b'{"input": null}' if plan.is_workflow else b"null"
         delay_s = self.rng.choice([0.0, 0.0, 0.5])
         [message] = self.store.enqueue(
             flow.queue_id if plan.is_workflow else plain.queue_id, [payload], delay_s
         )
         self.plans[message] = plan
+
+    def _map(self) -> None:
+        """Starts a map and records the first segment of its input. The others follow."""
+        queue_id = self.functions[2].queue_id
+        map_id, _ = maps.create(self.store.database, None, "item", queue_id, None, False)
+        self.items[map_id] = []
+        self._unfed.add(map_id)
+        self._feed(map_id, self.rng.choice([1, 2, 3]))
+
+    def _feed(self, map_id: int, segments: int) -> None:
+        if map_id not in self._unfed:
+            return
+        plans = self.items[map_id]
+        first = len(plans)
+        plans += [make_item(self.rng) for _ in range(self.rng.choice([1, 3, 12, 30]))]
+        lines = [b'{"input": %d}' % n for n in range(first, len(plans))]
+        assert maps.feed(self.store.database, map_id, first, lines)
+        if segments > 1:
+            self.after(self.rng.uniform(0.0, 1.0), lambda: self._feed(map_id, segments - 1))
+        else:
+            self._unfed.discard(map_id)
+            maps.end_input(self.store.database, map_id)
 
     def _trouble(self) -> None:
         if self._troubled:
@@ -280,7 +334,7 @@ class World:
             self._skew_s += jump_s
             self.watch.clock_jumped = self.watch.clock_jumped or jump_s > 0
         elif kind == "cancel" and self.plans:
-            message = self.rng.choice(self._unended() or sorted(self.plans))
+            message = self.rng.choice([i for i in self._unended() if i in self.plans] or sorted(self.plans))
             try:
                 status = self.store.cancel(message, now=self.rng.random() < 0.3)
             except errors.ValidationError:
@@ -302,7 +356,7 @@ class World:
         """Ends the pauses that have no end."""
         unended = self._unended()
         for message in unended:
-            if self.plans[message].is_workflow:
+            if message in self.plans and self.plans[message].is_workflow:
                 self.store.resume(message)
         if unended:
             self.after(5.0, self._resume)
