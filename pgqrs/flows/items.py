@@ -90,6 +90,9 @@ class _Items:
         position = 0
         while True:
             now_s = self._context.clocks.now_s()
+            # A range that was cut may have had them.
+            while self._waiting and self._waiting[0][1] >= self._journal.end:
+                heapq.heappop(self._waiting)
             if self._waiting and self._waiting[0][0] <= now_s:
                 _, again, failed = heapq.heappop(self._waiting)
                 self._attempt(again, failed.retry_count)

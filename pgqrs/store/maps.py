@@ -151,8 +151,9 @@ def opened(tx: Transaction, ranges: dict[int, Range]) -> dict[int, Opened]:
     whole = [(m, r.map_id, r.first, r.end) for m, r in ranges.items()]
     steps: dict[int, list[RecordedStep]] = {m: [] for m in ranges}
     for m, first, count in tx.run("range_outcomes", whole):
-        start = read_count(first) - ranges[m].first
-        for position in range(start, start + read_count(count)):
+        r = ranges[m]
+        start, end = read_count(first), read_count(first) + read_count(count)
+        for position in range(max(start, r.first) - r.first, min(end, r.end) - r.first):
             steps[m].append(RecordedStep(f"#{position}", position, "SUCCESS", None, None, 0))
     for m, item, tries, error, overdue_s in tx.run("range_tries", whole):
         position = read_count(item) - ranges[m].first

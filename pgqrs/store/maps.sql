@@ -127,9 +127,12 @@ join pgqrs_map_inputs i on i.map_id = r.map_id
     and i.first = (select max(x.first) from pgqrs_map_inputs x where x.map_id = r.map_id and x.first <= r.first);
 
 -- name: range_outcomes
+-- A row of outcomes has at most 1,000 items, and may begin before the range: a range is also cut
+-- between items that have ended.
 select r.message_id, o.first, o.count
 from {rows: message_id bigint, map_id bigint, first bigint, upto bigint}
-join pgqrs_map_outcomes o on o.map_id = r.map_id and o.first >= r.first and o.first < r.upto;
+join pgqrs_map_outcomes o
+    on o.map_id = r.map_id and o.first > r.first - 1000 and o.first < r.upto and o.first + o.count > r.first;
 
 -- name: range_tries
 select r.message_id, t.item, t.tries, t.error, {seconds since t.retry_at}

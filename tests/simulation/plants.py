@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from pgqrs.flows.flow import Suspended
+from pgqrs.model import maps
 from pgqrs.model.turns import Turn
 from pgqrs.model.writes import Outcome
 from pgqrs.store import sql
 from pgqrs.store.store import MessageStore
 from supervisors import wire
 from supervisors.core import core, endings, events, limits, session, states
-from supervisors.worker.worker import Worker
+from supervisors.worker.worker import Lane, Worker
+from tests.simulation import invariants, workers
 from tests.simulation import supervisor as sim
-from tests.simulation import workers
 
 Plant = Callable[[], Any]
 PLANTS: dict[str, tuple[Plant, str]] = {}
@@ -79,7 +81,7 @@ def a_checkpoint_that_overwrites() -> Iterator[None]:
         yield
 
 
-@plant("lost-write not-ended twice-at-once claim-number step-repeated")
+@plant("item-twice-at-once item-repeated lost-write not-ended twice-at-once claim-number step-repeated")
 def a_claim_of_what_is_held() -> Iterator[None]:
     with _sql("ready", "and m.consumer_worker_id is null", ""):
         yield
@@ -324,4 +326,78 @@ def a_worker_that_does_not_heed_the_gate() -> Iterator[None]:
         return True
 
     with patch.object(Worker, "_may_enter", heedless):
+        yield
+
+
+# Maps
+
+
+@plant("item-twice-at-once item-repeated")
+def a_cut_that_the_worker_is_not_told() -> Iterator[None]:
+    """The items go to another worker, and this one goes on with them."""
+    cut = core.Core._cut_entered
+
+    def secret(self: core.Core, worker: Any, event: Any) -> Any:
+        cut(self, worker, event)
+        return ()
+
+    with (
+        patch.object(core.Core, "_cut_entered", secret),
+        patch.object(core.ranges, "is_beyond", lambda run, frame: False),
+    ):
+        yield
+
+
+@plant("item-twice-at-once item-repeated")
+def an_item_that_does_not_heed_the_gate() -> Iterator[None]:
+    """The worker begins an item while its supervisor takes it."""
+
+    def heedless(self: Lane, call: Any) -> bool:
+        self._worker.looks_now_and_then()
+        if self.leaving:
+            raise Suspended
+        return True
+
+    with (
+        patch.object(Lane, "_enters_item", heedless),
+        patch.object(core.ranges, "is_beyond", lambda run, frame: False),
+    ):
+        yield
+
+
+@plant("item-twice-at-once item-repeated item-twice")
+def a_range_that_keeps_what_was_cut_off() -> Iterator[None]:
+    with _sql("shorten_ranges", "m.map_end > r.at", "m.map_end < r.at"):
+        yield
+
+
+@plant("item-lost")
+def a_tail_that_nobody_gets() -> Iterator[None]:
+    with _sql("cut_ranges", "m.map_end > r.at", "m.map_end < r.at"):
+        yield
+
+
+@plant("item-misplaced")
+def outcomes_one_place_further() -> Iterator[None]:
+    line_of = maps.line_of
+    with patch.object(maps, "line_of", lambda first, step: line_of(first + (first > 2), step)):
+        yield
+
+
+@plant("item-miscounted")
+def outcomes_that_are_counted_per_turn() -> Iterator[None]:
+    with _sql("count_outcomes", "done = p.done + excluded.done", "done = p.done + 1"):
+        yield
+
+
+@plant("item-twice")
+def outcomes_without_a_look_at_those_that_are_there() -> Iterator[None]:
+    """A worker executes items again whose outcomes are recorded, and they are recorded again. The
+    other check is switched off.
+    """
+    with (
+        _sql("save_outcomes", "o.first + o.count > r.first)", "o.first + o.count > r.first and 1 = 2)"),
+        _sql("range_outcomes", "o.first < r.upto", "o.first < r.upto and 1 = 2"),
+        patch.object(invariants.Watch, "item_started", lambda *_: None),
+    ):
         yield

@@ -199,7 +199,9 @@ class World:
             for s in self.supervisors:
                 for other in s.workers.values():
                     if other is not worker and other.alive and s.alive and other.item == (map_id, item, True):
-                        raise Violation(f"item-twice-at-once: item {item} of map {map_id} runs in two workers")
+                        raise Violation(
+                            f"item-twice-at-once: item {item} of map {map_id} runs in two workers"
+                        )
         worker.item = map_id, item, live
         self._bodies[-map_id, item] += 1
         return self._bodies[-map_id, item]
