@@ -47,7 +47,7 @@ def test_it_joins_again_without_waiting_for_its_own_lease(store, queue, joined):
     claims(store, queue, first.consumers[queue], 3)
     again = member.join()
     assert again.id != first.id
-    assert again.recovered == 3
+    assert again.taken_back.count == 3
 
 
 def test_a_dead_neighbour_is_taken_over_from_at_once_and_a_living_one_is_not(
