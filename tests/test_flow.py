@@ -157,6 +157,33 @@ def test_a_steps_body_starts_when_begin_has_returned_and_is_recorded_when_it_end
     assert order == ["begin one", "body", "record one", "between", "begin one#2", "body", "record one#2"]
 
 
+def test_a_step_has_the_time_and_the_cpu_of_its_own_body():
+    passed = {"s": 5.0, "cpu": 7.0}
+
+    def takes(s):
+        passed["s"] += s
+        passed["cpu"] += s / 4
+
+    class Slow(Journal):
+        def begin(self, call):
+            takes(100)  # to wait for a commit is no part of it
+
+    @pgqrs.step
+    def busy():
+        takes(2)
+
+    @pgqrs.workflow
+    def work():
+        takes(50)
+        busy()
+
+    journal = Slow()
+    context = context_of(work, journal, ())
+    context.clocks = Clocks(lambda: passed["s"], lambda: passed["cpu"], lambda: 0.5)
+    flow.execute(definition_of(work), context, b'{"input": null}')
+    assert [(s.seconds, s.cpu_seconds) for s in journal.steps] == [(2.0, 0.5)]
+
+
 def test_a_body_whose_begin_does_not_return_never_starts():
     class Stopped(Journal):
         def begin(self, call):

@@ -160,7 +160,7 @@ def test_a_lane_starts_with_the_values_of_the_import():
     told = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True
     )
-    assert told.stdout.split() == ["first", "None", "mine", "first", "mine"]
+    assert told.stdout.split() == ["first", "None", "mine", "first", "mine", "first"]
 
 
 SCRIPT = """
@@ -183,4 +183,8 @@ state.reset()
 print(local.value)
 state.put(own)
 print(other.value)
+state.reset()
+local.value = "mine again"
+state.reset()
+print(local.value)
 """

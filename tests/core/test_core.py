@@ -875,6 +875,13 @@ def test_a_step_that_ends_while_it_is_being_killed_is_not_charged():
     assert [e.message_id for e in scene.saves().boot().all_sent(wire.Execute, 2)] == [1]
 
 
+def test_a_run_whose_step_ended_while_it_was_being_killed_may_wait_for_its_commit():
+    """Nothing is on the CPU when the worker dies then, and the limit is no longer that of its run."""
+    scene = in_step(timeout_s=10.0).after(10).says(1, checkpoint(1), wire.Idle()).dies(1, "SIGTERM")
+    assert [(w.crash, w.step.status) for w in scene.unsaved] == [(None, SUCCESS)]
+    assert [e.message_id for e in scene.saves().boot().all_sent(wire.Execute, 2)] == [1]
+
+
 def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
     scene = (
         running(1, 2).says(1, started(1), checkpoint(1), started(2), started(2, "b", timeout_s=1.0)).saves()
@@ -1205,6 +1212,7 @@ def test_what_is_taken_from_us_is_stopped():
     scene = in_step(n=1)
     claim = scene.core.runs[1].claim
     scene.tell(events.Gone([claim]))
+    assert scene.ordered(events.Note) == [events.Note(cores.NOT_OURS, "warning", 1)]
     assert scene.ordered(events.Kill) == [events.Kill(1, True)]
     assert scene.core.runs == {}
     assert scene.dies(1, "SIGKILL").take_unsaved() == []
@@ -1767,3 +1775,10 @@ def test_no_chunk_of_a_history_is_more_than_a_frame_holds():
     assert [s for chunk in chunks for s in chunk] == steps
     for chunk in chunks:
         wire.encode(wire.History(1, chunk))
+
+
+def test_the_errors_of_a_history_count_as_its_results_do():
+    half = b"x" * (scheduling.HISTORY_CHUNK_BYTES // 2 + 1)
+    steps = [RecordedStep("a", 0, "ERROR", None, half, 0), RecordedStep("b", 1, "SUCCESS", half, None, 0)]
+    assert list(scheduling._chunks(steps)) == [(steps[0],), (steps[1],)]
+    assert list(scheduling._chunks(steps[::-1])) == [(steps[1],), (steps[0],)]
