@@ -608,6 +608,30 @@ def test_what_had_not_started_goes_to_another_worker_without_a_write():
     assert [w.claim.message_id for w in scene.unsaved] == [1]
 
 
+def test_what_a_death_leaves_to_be_written_waits_for_no_company():
+    """Whoever is charged has no worker any more, and goes on once that is written."""
+    killed = [
+        in_step(),
+        in_step(timeout_s=10.0, retry_in_s=1.0).after(10.0),
+        in_step(function=LIMITED).after(10.0),
+    ]
+    for scene in killed:
+        scene.dies(1, "SIGTERM")
+        assert [c.urgent for c in scene.ordered(events.Save)] == [True]
+
+
+def test_a_run_that_killed_its_worker_is_not_at_work_while_that_is_written():
+    scene = in_step().dies(1).stop(1)
+    assert scene.ordered(events.Note)[0].text.startswith("stopping: finishing 0 runs")
+
+
+def test_a_step_that_failed_says_how_long_steps_take():
+    scene = running(1, lanes=None, workers=1).says(1, started(1), started(1, "a"))
+    failed_step = Step(0, "a", ERROR, error=b'"no"', seconds=2.0, retry_count=1, retry_in_s=30.0)
+    scene.says(1, wire.StepFailed(1, 1, failed_step))
+    assert scene.core.queues[1].step_s == 2.0
+
+
 def test_a_dead_worker_is_replaced():
     scene = running(1).says(1, started(1))
     assert [c.worker for c in scene.dies(1).ordered(events.Launch)] == [2]
@@ -1341,6 +1365,13 @@ def test_a_burst_waits_for_what_a_dead_supervisor_holds_behind_a_lock():
     scene.tell(events.LookedAround([], recovered=1))
     assert scene.core.exit is None, "it looks again at what came back"
     assert scene.takes().core.exit == events.Exit(0, "nothing left to do")
+
+
+def test_what_a_dead_supervisor_held_is_looked_for_once_the_lock_is_gone_and_not_before():
+    scene = Scene().up(locked=True).takes()
+    assert scene.tell(events.LookedAround([], locked=True)).wants == {}
+    assert list(scene.tell(events.LookedAround([])).wants) == [1]
+    assert scene.takes().tell(events.LookedAround([])).wants == {}
 
 
 def test_a_burst_waits_for_every_queue():

@@ -34,7 +34,9 @@ def test_a_turn_is_bounded_by_the_bytes_of_its_values(monkeypatch):
 def test_what_is_taken_or_dropped_takes_no_room(monkeypatch):
     monkeypatch.setattr(outgoing, "WRITES_BYTES_MAX", 2 * write(1).size)
     for leave in (lambda out: out.take(101.0), Outgoing.clear):
-        out = holding(write(1), write(2))
+        out = holding(write(1))
+        assert out.has_room
+        out.add(write(2), 100.0)
         assert not out.has_room
         leave(out)
         out.add(write(3), 102.0)
