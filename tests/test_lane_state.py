@@ -50,8 +50,10 @@ def test_each_run_has_thread_locals_of_its_own_across_a_step():
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1, 2, 3, 4)
         ends = results(pipe, 4)
+        pipe.execute(flow, 5)  # after the others
+        ends |= results(pipe, 1)
     # The worker of this test runs in a thread of its own, which has seen no import.
-    assert {n: e.output for n, e in ends.items()} == {n: b'[null,"%d",null]' % n for n in (1, 2, 3, 4)}
+    assert {n: e.output for n, e in ends.items()} == {n: b'[null,"%d",null]' % n for n in (1, 2, 3, 4, 5)}
     assert getattr(local, "mine", None) == main
 
 
