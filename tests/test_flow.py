@@ -184,6 +184,24 @@ def test_a_step_has_the_time_and_the_cpu_of_its_own_body():
     assert [(s.seconds, s.cpu_seconds) for s in journal.steps] == [(2.0, 0.5)]
 
 
+def test_a_run_says_which_step_it_is_in():
+    said = []
+
+    @pgqrs.step
+    def inside():
+        said.append(pgqrs.current_run().step)
+
+    @pgqrs.workflow
+    def work():
+        for _ in range(2):
+            said.append(pgqrs.current_run().step)
+            inside()
+        said.append(pgqrs.current_run().step)
+
+    run(work)
+    assert said == [None, "inside", None, "inside#2", None]
+
+
 def test_a_body_whose_begin_does_not_return_never_starts():
     class Stopped(Journal):
         def begin(self, call):

@@ -1491,6 +1491,14 @@ def test_a_lost_lease_kills_every_worker_and_forgets_every_run():
     assert scene.ordered(events.Launch)
 
 
+def test_what_waits_for_a_worker_when_the_lease_is_lost_runs_nowhere():
+    scene = running(1, 2).dies(1)
+    assert sorted(scene.waiting()) == [1, 2]
+    assert scene.tell(events.LeaseLost(0)).waiting() == []
+    scene.registered().boot().after(1.0)
+    assert [f for n in scene.core.workers for f in scene.all_sent(wire.Execute, n)] == []
+
+
 def test_after_a_lost_lease_nothing_is_claimed_until_it_is_registered_again():
     scene = Scene().up()
     scene.wants.clear()
