@@ -519,9 +519,20 @@ async def leaves_by_itself_on_a_loop():
     raises_suspended()
 
 
+@pgqrs.workflow
+async def leaves_by_itself_in_its_own_code_on_a_loop():
+    raise flow.Suspended
+
+
 @pytest.mark.parametrize(
     "function",
-    [leaves_by_itself, leaves_by_itself_in_its_own_code, a_handler_that_leaves, leaves_by_itself_on_a_loop],
+    [
+        leaves_by_itself,
+        leaves_by_itself_in_its_own_code,
+        a_handler_that_leaves,
+        leaves_by_itself_on_a_loop,
+        leaves_by_itself_in_its_own_code_on_a_loop,
+    ],
 )
 def test_a_run_whose_own_code_takes_it_off_its_worker_fails(function):
     d = definition_of(function)

@@ -1182,7 +1182,11 @@ def test_a_step_over_its_memory_is_killed_and_has_failed():
     scene.dies(1, "SIGKILL")
     [write] = scene.take_unsaved()
     assert write.step.status is ERROR
-    assert msgspec.json.decode(write.step.error)["type"] == "builtins.MemoryError"
+    error = msgspec.json.decode(write.step.error)
+    assert (error["type"], error["message"]) == (
+        "builtins.MemoryError",
+        "step 'a' was killed at its memory limit of 1,000 bytes",
+    )
     assert write.crash is None
 
 

@@ -163,6 +163,14 @@ def test_workers_are_killed_before_the_lease_ends_and_nothing_more_is_written():
     assert scene.commit is None or not scene.commit.writes
 
 
+def test_they_are_killed_in_time_although_a_silent_database_answers_nothing():
+    scene = Scene().booted()
+    until = scene.session.until
+    scene.after(session.RECOVER_EVERY_S)
+    assert (scene.commit is not None, len(scene.ordered(events.LookAround))) == (True, 1)
+    assert scene.session.next_timer() <= until - session.FENCE_MARGIN_S
+
+
 def test_a_renewal_puts_that_off():
     scene = Scene().running(1)
     scene.now += LEASE_S - session.FENCE_MARGIN_S - 0.1
