@@ -56,6 +56,35 @@ def interrupted(frames):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        lambda outbox: outbox.begins(8, 1),
+        lambda outbox: outbox.tells(wire.Started(8, 1)),
+        lambda outbox: outbox.add(wire.Idle()),
+        lambda outbox: outbox.flush(),
+    ],
+    ids=["begins", "tells", "add", "flush"],
+)
+def test_a_child_that_user_code_forked_says_nothing_in_its_parents_name(both, says):
+    writer, reader = both
+    ours, theirs = socket.socketpair()
+    outbox = Outbox(theirs, writer)
+    outbox.begins(7, 1)
+    outbox.add(wire.Left(7))
+    unsent = reader.unsent(0)
+    if (child := os.fork()) == 0:
+        try:
+            says(outbox)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70
+    assert (reader.on_cpu(), reader.unsent(0)) == (OnBoard(7, 1, 0, None), unsent)
+    theirs.close()
+    assert ours.recv(100) == b""
+    ours.close()
+
+
 def test_what_is_too_large_goes_past_it(both):
     writer, reader = both
     assert not writer.has_room(board.FRAMES_BYTES_MAX + 1)

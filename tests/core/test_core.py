@@ -917,6 +917,12 @@ def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
     assert scene.boot().at(2) == [1]
 
 
+def test_a_run_that_was_given_back_has_left_its_limit_with_it():
+    scene = in_step(timeout_s=10.0).says(1, wire.Returned((1,)))
+    assert scene.core.workers[1].on_cpu is None
+    assert scene.after(10.0).ordered(events.Kill) == []
+
+
 def test_a_step_without_a_limit_may_take_for_ever():
     assert in_step().after(1e6).ordered(events.Kill) == []
 

@@ -115,6 +115,17 @@ def test_where_a_commit_is_dear_even_a_hurried_turn_waits_for_company():
     assert scene.commit is not None
 
 
+def test_where_a_commit_is_dear_a_claim_waits_for_all_the_room_that_there_will_be():
+    scene = Scene(gather_s=0.5).running(1, 2, 3, 4).after(0.5)
+    scene.tell(done(1)).after(0.1)
+    scene.tell(done(2)).ended()
+    scene.after(0.1).tell(done(3), done(4))
+    assert scene.commit is None
+    scene.after(0.5)
+    assert scene.commit is not None
+    assert (len(scene.commit.writes), [w.limit for w in scene.commit.wants]) == (4, [4])
+
+
 def test_a_claim_of_a_lost_lease_is_not_made_and_its_answer_goes_nowhere():
     scene = Scene().booted()
     commit = scene.commit
@@ -291,16 +302,19 @@ def test_nor_for_one_that_says_nothing(put_off: bool):
     scene.tell(events.Stop(3))
     if put_off:
         scene.ended(put_off=True)
+    warnings = []
     for _ in range(100):
         if scene.session.exit is not None:
             break
         scene.now = scene.session.next_timer()
         assert scene.now < 1000.0 + 60.0, "the timer says when it gives up"
         scene.tell()
+        warnings += [n.text for n in scene.ordered(events.Note) if "somebody may hold a lock" in n.text]
         if put_off and scene.commit is not None:
             scene.ended(put_off=True)
     assert scene.session.exit is not None
     assert scene.session.exit.code == 3
+    assert len(warnings) == 1
     assert scene.now < 1000.0 + 1.0 + 2 * session.UNANSWERED_S
 
 
