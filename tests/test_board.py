@@ -7,6 +7,8 @@ import socket
 import msgspec
 import pytest
 
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Step
 from supervisors import wire
 from supervisors.worker import board, journal
 from supervisors.worker.board import Board, BoardReader, OnBoard
@@ -197,4 +199,20 @@ def test_what_comes_after_a_full_board_was_sent_waits_from_then_on():
         now[0] += journal.HOLD_S * 1.1
         outbox.begins(2, 1)
         assert reader.unsent(known) == b""
+        reader.close()
+
+
+@pytest.mark.parametrize("takes_s", [None, 0.001, 2 * journal.HOLD_S], ids=["unknown", "short", "long"])
+def test_a_frame_waits_for_company_only_beside_a_step_that_was_short(takes_s):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = board.new_board()
+        outbox, reader = Outbox(theirs, Board(os.dup(fd))), BoardReader(fd)
+        outbox.begins(1, 1, 0, "short", "short")
+        if takes_s is not None:
+            step = Step(0, "short", WorkflowStatus.Success, b"1", seconds=takes_s)
+            outbox.ended(wire.Checkpoint(1, 1, step), "short")
+        outbox.add(wire.Idle())
+        outbox.begins(1, 1, 1, "short#2", "short")
+        assert bool(reader.unsent(0)) == (takes_s == 0.001)
         reader.close()

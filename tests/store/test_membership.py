@@ -37,7 +37,7 @@ def test_what_is_ours_is_not_gone_and_what_an_operator_ended_is(store, queue, jo
     store.cancel(ended.message_id, now=True)
     found = member.look_around(LookAround([ours, ended], [consumer]), False)
     assert list(found.gone) == [ended]
-    assert (found.recovered, found.reclaimed, found.brought_back) == (0, 0, 0)
+    assert (found.recovered, found.reclaimed, found.brought_back, found.locked) == (0, 0, 0, False)
 
 
 def test_what_clients_of_0_15_hold_too_long_is_taken_back_if_it_is_wanted(store, queue, joined, dsn, clock):
