@@ -453,6 +453,25 @@ def test_a_transient_error_is_retried_without_a_policy_and_when_it_says():
     assert [s.retry_in_s for s in journal.steps] == [120.0, 120.0, 120.0, None]
 
 
+def test_a_transient_error_that_says_no_time_waits_as_long_as_its_policy_says():
+    backoff = BackoffStrategy.exponential(2.0)
+
+    @pgqrs.step(retry=StepRetryPolicy(3, backoff))
+    def flaky():
+        raise pgqrs.TransientStepError("busy")
+
+    @pgqrs.workflow
+    def work():
+        flaky()
+
+    journal = Journal()
+    for _ in range(3):
+        with pytest.raises(Suspended):
+            run(work, *journal.recorded(), journal=journal)
+    assert [s.retry_in_s for s in journal.steps] == [backoff.delay(n, lambda: 0.5) for n in (1, 2, 3)]
+    assert len({s.retry_in_s for s in journal.steps}) == 3
+
+
 def test_a_transient_error_that_says_nonsense_about_when_still_fails_the_step_and_is_recorded():
     @pgqrs.step
     def flaky():

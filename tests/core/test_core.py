@@ -238,6 +238,13 @@ def test_it_claims_no_more_than_its_workers_have_room_for():
     assert scene.says(1, started(1), finished(1)).ordered(events.Want)[0].limit == 1
 
 
+def test_with_room_for_one_it_wakes_to_claim_one():
+    scene = Scene(workers=1, lanes=1).up().takes()
+    assert scene.wants == {}
+    scene.now = scene.core.next_timer()
+    assert scene.tell(events.Tick()).wants[1].limit == 1
+
+
 def test_two_queues_share_the_room():
     scene = Scene(FLOW, PLAIN, workers=2, lanes=4).up()
     assert sum(w.limit for w in scene.wants.values()) <= 8

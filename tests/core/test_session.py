@@ -270,6 +270,15 @@ def test_a_database_that_is_away_is_told_once_and_so_is_its_return(how: str):
     assert [n.text for n in back.ordered(events.Note)] == ["the database is back"]
 
 
+def test_a_lock_on_a_dead_supervisors_messages_is_told_once_when_it_lasts():
+    scene = Scene().booted()
+    told = []
+    for locked in (True, False, True, True, True, False, True, True):
+        scene.tell(events.LookedAround([], locked=locked))
+        told.append([n.level for n in scene.ordered(events.Note)])
+    assert told == [[], [], [], ["warning"], [], [], [], ["warning"]]
+
+
 # Ending
 
 
@@ -302,7 +311,7 @@ def test_nor_for_one_that_says_nothing(put_off: bool):
     scene.tell(events.Stop(3))
     if put_off:
         scene.ended(put_off=True)
-    warnings = []
+    warnings, severed = [], []
     for _ in range(100):
         if scene.session.exit is not None:
             break
@@ -310,12 +319,23 @@ def test_nor_for_one_that_says_nothing(put_off: bool):
         assert scene.now < 1000.0 + 60.0, "the timer says when it gives up"
         scene.tell()
         warnings += [n.text for n in scene.ordered(events.Note) if "somebody may hold a lock" in n.text]
+        severed += scene.ordered(events.Sever)
         if put_off and scene.commit is not None:
             scene.ended(put_off=True)
     assert scene.session.exit is not None
     assert scene.session.exit.code == 3
-    assert len(warnings) == 1
+    assert (len(warnings), severed) == (1, [] if put_off else [events.Sever(lease=False)])
     assert scene.now < 1000.0 + 1.0 + 2 * session.UNANSWERED_S
+
+
+def test_nor_for_the_answer_to_what_it_wrote_under_a_lost_lease():
+    scene = Scene().running(1).after(1.0)
+    assert scene.commit is not None
+    assert scene.commit.writes
+    scene.tell(events.LeaseTaken())
+    assert scene.session.exit is None
+    [end] = scene.tell(events.Stop(3)).ordered(events.Exit)
+    assert end.code == 3
 
 
 def test_no_workers_is_the_end_with_its_reason():
