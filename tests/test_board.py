@@ -7,6 +7,8 @@ import socket
 import msgspec
 import pytest
 
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Step
 from supervisors import wire
 from supervisors.worker import board, journal
 from supervisors.worker.board import Board, BoardReader, OnBoard
@@ -54,6 +56,35 @@ def test_a_sandbox_that_allows_no_shared_page_has_no_boards(monkeypatch):
 
 def interrupted(frames):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        lambda outbox: outbox.begins(8, 1),
+        lambda outbox: outbox.tells(wire.Started(8, 1)),
+        lambda outbox: outbox.add(wire.Idle()),
+        lambda outbox: outbox.flush(),
+    ],
+    ids=["begins", "tells", "add", "flush"],
+)
+def test_a_child_that_user_code_forked_says_nothing_in_its_parents_name(both, says):
+    writer, reader = both
+    ours, theirs = socket.socketpair()
+    outbox = Outbox(theirs, writer)
+    outbox.begins(7, 1)
+    outbox.add(wire.Left(7))
+    unsent = reader.unsent(0)
+    if (child := os.fork()) == 0:
+        try:
+            says(outbox)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 70
+    assert (reader.on_cpu(), reader.unsent(0)) == (OnBoard(7, 1, 0, None), unsent)
+    theirs.close()
+    assert ours.recv(100) == b""
+    ours.close()
 
 
 def test_what_is_too_large_goes_past_it(both):
@@ -168,4 +199,20 @@ def test_what_comes_after_a_full_board_was_sent_waits_from_then_on():
         now[0] += journal.HOLD_S * 1.1
         outbox.begins(2, 1)
         assert reader.unsent(known) == b""
+        reader.close()
+
+
+@pytest.mark.parametrize("takes_s", [None, 0.001, 2 * journal.HOLD_S], ids=["unknown", "short", "long"])
+def test_a_frame_waits_for_company_only_beside_a_step_that_was_short(takes_s):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = board.new_board()
+        outbox, reader = Outbox(theirs, Board(os.dup(fd))), BoardReader(fd)
+        outbox.begins(1, 1, 0, "short", "short")
+        if takes_s is not None:
+            step = Step(0, "short", WorkflowStatus.Success, b"1", seconds=takes_s)
+            outbox.ended(wire.Checkpoint(1, 1, step), "short")
+        outbox.add(wire.Idle())
+        outbox.begins(1, 1, 1, "short#2", "short")
+        assert bool(reader.unsent(0)) == (takes_s == 0.001)
         reader.close()

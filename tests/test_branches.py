@@ -268,6 +268,24 @@ def test_a_step_that_its_workflow_cancelled_is_cancelled_again_on_a_replay():
     assert rows.bodies.count("never") == 1
 
 
+def test_nothing_waits_for_a_step_that_its_workflow_cancelled(monkeypatch):
+    monkeypatch.setattr("pgqrs.flows.handover.STUCK_S", 0.05)
+
+    @pgqrs.workflow
+    async def work() -> list[str]:
+        given_up = asyncio.create_task(never("a"))
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        return list(await asyncio.gather(one("a"), one("b")))
+
+    rows = Rows()
+    chance.seed(1)
+    assert execute(work, rows) == b'["1a","1b"]'
+    assert execute(work, rows) == b'["1a","1b"]'
+    assert rows.bodies.count("never") == 1
+
+
 def test_a_step_whose_body_cancels_itself_has_failed():
     @pgqrs.step
     async def cancels_itself():

@@ -187,6 +187,15 @@ class Leased:
         self.lease.close()
 
 
+def test_none_of_the_threads_keeps_a_process_from_its_end():
+    """Each may wait for a server that says nothing."""
+    turns, aside = Turns(Store(), lambda: None, time.monotonic), Aside(lambda: None)  # type: ignore[arg-type]
+    with Leased(Store(), 60.0) as leased:
+        assert [t._thread.daemon for t in (turns, aside, leased.lease)] == [True] * 3
+    turns.close()
+    aside.close(SOON_S)
+
+
 @pytest.mark.slow
 def test_a_lease_outlives_renewals_that_take_more_than_a_third_of_it():
     """Each begins a third of the lease after the last began; from its end it would come too late."""

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import time
@@ -420,6 +421,15 @@ def test_who_writes_nonsense_on_the_board_is_charged_all_the_same(worker: Worker
     worker.board.on_cpu(99, 1)
     assert "on its board" in str(worker.death().failure)
     assert worker.received == [wire.Started(7, 1)]
+
+
+@needs_boards
+def test_a_death_in_nobody_s_code_is_not_that_of_the_run_before(worker: Worker) -> None:
+    worker.board.on_cpu(7, 1)
+    worker.board.on_cpu(0)
+    os.kill(worker._process.pid, signal.SIGSEGV)
+    assert worker.death().signal == "SIGSEGV"
+    assert worker.received == [wire.Idle()]
 
 
 @needs_boards

@@ -157,6 +157,51 @@ def test_a_steps_body_starts_when_begin_has_returned_and_is_recorded_when_it_end
     assert order == ["begin one", "body", "record one", "between", "begin one#2", "body", "record one#2"]
 
 
+def test_a_step_has_the_time_and_the_cpu_of_its_own_body():
+    passed = {"s": 5.0, "cpu": 7.0}
+
+    def takes(s):
+        passed["s"] += s
+        passed["cpu"] += s / 4
+
+    class Slow(Journal):
+        def begin(self, call):
+            takes(100)  # to wait for a commit is no part of it
+
+    @pgqrs.step
+    def busy():
+        takes(2)
+
+    @pgqrs.workflow
+    def work():
+        takes(50)
+        busy()
+
+    journal = Slow()
+    context = context_of(work, journal, ())
+    context.clocks = Clocks(lambda: passed["s"], lambda: passed["cpu"], lambda: 0.5)
+    flow.execute(definition_of(work), context, b'{"input": null}')
+    assert [(s.seconds, s.cpu_seconds) for s in journal.steps] == [(2.0, 0.5)]
+
+
+def test_a_run_says_which_step_it_is_in():
+    said = []
+
+    @pgqrs.step
+    def inside():
+        said.append(pgqrs.current_run().step)
+
+    @pgqrs.workflow
+    def work():
+        for _ in range(2):
+            said.append(pgqrs.current_run().step)
+            inside()
+        said.append(pgqrs.current_run().step)
+
+    run(work)
+    assert said == [None, "inside", None, "inside#2", None]
+
+
 def test_a_body_whose_begin_does_not_return_never_starts():
     class Stopped(Journal):
         def begin(self, call):
@@ -406,6 +451,25 @@ def test_a_transient_error_is_retried_without_a_policy_and_when_it_says():
     with pytest.raises(Refused):
         run(work, *journal.recorded(), journal=journal)
     assert [s.retry_in_s for s in journal.steps] == [120.0, 120.0, 120.0, None]
+
+
+def test_a_transient_error_that_says_no_time_waits_as_long_as_its_policy_says():
+    backoff = BackoffStrategy.exponential(2.0)
+
+    @pgqrs.step(retry=StepRetryPolicy(3, backoff))
+    def flaky():
+        raise pgqrs.TransientStepError("busy")
+
+    @pgqrs.workflow
+    def work():
+        flaky()
+
+    journal = Journal()
+    for _ in range(3):
+        with pytest.raises(Suspended):
+            run(work, *journal.recorded(), journal=journal)
+    assert [s.retry_in_s for s in journal.steps] == [backoff.delay(n, lambda: 0.5) for n in (1, 2, 3)]
+    assert len({s.retry_in_s for s in journal.steps}) == 3
 
 
 def test_a_transient_error_that_says_nonsense_about_when_still_fails_the_step_and_is_recorded():

@@ -50,8 +50,10 @@ def test_each_run_has_thread_locals_of_its_own_across_a_step():
     with Pipe(flow) as pipe:
         pipe.execute(flow, 1, 2, 3, 4)
         ends = results(pipe, 4)
+        pipe.execute(flow, 5)  # after the others
+        ends |= results(pipe, 1)
     # The worker of this test runs in a thread of its own, which has seen no import.
-    assert {n: e.output for n, e in ends.items()} == {n: b'[null,"%d",null]' % n for n in (1, 2, 3, 4)}
+    assert {n: e.output for n, e in ends.items()} == {n: b'[null,"%d",null]' % n for n in (1, 2, 3, 4, 5)}
     assert getattr(local, "mine", None) == main
 
 
@@ -160,7 +162,7 @@ def test_a_lane_starts_with_the_values_of_the_import():
     told = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True
     )
-    assert told.stdout.split() == ["first", "None", "mine", "first", "mine"]
+    assert told.stdout.split() == ["first", "None", "mine", "first", "mine", "first"]
 
 
 SCRIPT = """
@@ -183,4 +185,8 @@ state.reset()
 print(local.value)
 state.put(own)
 print(other.value)
+state.reset()
+local.value = "mine again"
+state.reset()
+print(local.value)
 """

@@ -1,10 +1,13 @@
 """What steps are told to have used: within a millisecond of the system's word, and never asked for more often than that."""
 
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from pgqrs.model.states import WorkflowStatus
+from pgqrs.model.writes import Step
 from supervisors.worker import journal
 from supervisors.worker.journal import EXACT_S, Meter
 
@@ -40,6 +43,20 @@ def test_memory_that_was_given_back_was_held() -> None:
     time.sleep(EXACT_S)
     meter.cpu_s()
     assert meter.peak_rss_bytes >= before + 100_000_000
+
+
+def test_a_worker_says_its_own_pid_although_it_is_a_fork() -> None:
+    readable, writable = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            step = journal._measured(Step(0, "step", WorkflowStatus.Success))
+            os.write(writable, str(step.pid).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(readable, 20)) == child
+    os.close(readable)
+    os.close(writable)
 
 
 def test_tiny_steps_do_not_ask_the_system(monkeypatch) -> None:

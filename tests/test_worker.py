@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import msgspec
 import pytest
 
 import pgqrs
@@ -518,9 +519,20 @@ async def leaves_by_itself_on_a_loop():
     raises_suspended()
 
 
+@pgqrs.workflow
+async def leaves_by_itself_in_its_own_code_on_a_loop():
+    raise flow.Suspended
+
+
 @pytest.mark.parametrize(
     "function",
-    [leaves_by_itself, leaves_by_itself_in_its_own_code, a_handler_that_leaves, leaves_by_itself_on_a_loop],
+    [
+        leaves_by_itself,
+        leaves_by_itself_in_its_own_code,
+        a_handler_that_leaves,
+        leaves_by_itself_on_a_loop,
+        leaves_by_itself_in_its_own_code_on_a_loop,
+    ],
 )
 def test_a_run_whose_own_code_takes_it_off_its_worker_fails(function):
     d = definition_of(function)
@@ -855,6 +867,144 @@ def test_an_async_run_that_was_lost_and_comes_again_hears_its_commits():
         pipe.until_idle()
         pipe.commit(checkpoint)
         assert pipe.until(wire.Finished)[-1].claim_no == 2
+
+
+def test_an_async_run_leaves_whatever_its_own_code_waits_for():
+    """The branch that meets the stop may be one for which nobody waits."""
+
+    @pgqrs.workflow
+    async def flow():
+        async def branch():
+            await afirst()
+            await asecond()
+
+        task = asyncio.create_task(branch())
+        await asyncio.Event().wait()
+        await task
+
+    with Pipe(flow, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        pipe.until(wire.Checkpoint)
+        pipe.send(wire.Cancel(1, 1))
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+
+
+def test_the_way_out_of_an_async_run_is_not_cut_short_by_a_second_branch_that_leaves():
+    ended = threading.Event()
+
+    @pgqrs.workflow
+    async def flow():
+        leaves = asyncio.Event()
+
+        async def at_once():
+            await afirst()
+            await asecond()
+
+        async def later():
+            await leaves.wait()
+            await asecond()
+
+        branches = [asyncio.create_task(at_once()), asyncio.create_task(later())]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            leaves.set()
+            await asyncio.sleep(0.02)
+            ended.set()
+            del branches
+
+    with Pipe(flow, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        pipe.until(wire.Checkpoint)
+        pipe.send(wire.Cancel(1, 1))
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+        assert ended.is_set()
+
+
+def test_a_run_that_is_cancelled_where_it_is_waits_for_no_step_beside_it():
+    @pgqrs.step
+    async def endless():
+        note("endless")
+        await asyncio.Event().wait()
+
+    @pgqrs.workflow
+    async def flow():
+        branch = asyncio.create_task(endless())
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asecond()
+            await branch
+
+    with Pipe(flow, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        while pipe.until(wire.Started)[-1].step != "endless":
+            pass
+        pipe.send(wire.Cancel(1, 1, now=True))
+        assert pipe.until(wire.Returned)[-1] == wire.Returned((1,))
+    assert ran == [(1, "endless")]
+
+
+def test_an_async_run_ends_at_its_own_time_limit():
+    @pgqrs.workflow(timeout="50ms")
+    async def endless():
+        await asyncio.Event().wait()
+
+    d = definition_of(endless)
+    with Pipe(endless, atwo, kind="async") as pipe:
+        pipe.send(wire.Execute(1, 1, d.name, d.kind, b'{"input": null}', 1, (), 0.05))
+        failed = pipe.until(wire.Failed)[-1]
+        told = msgspec.json.decode(failed.error)
+        assert (failed.message_id, told["code"]) == (1, "TIMEOUT")
+        assert told["message"] == "the run was over its time limit of 0.05 s"
+        pipe.execute(atwo, 2)
+        assert pipe.commit_all()[-1].output == b"3", "its worker goes on"
+
+
+def test_a_failed_attempt_is_told_while_its_run_goes_on_beside_it():
+    done = asyncio.Event()
+
+    @pgqrs.step(retry=pgqrs.StepRetryPolicy(3, pgqrs.BackoffStrategy.fixed(0.01)))
+    async def flaky():
+        note("flaky")
+        if len(ran) == 1:
+            raise ConnectionError
+        done.set()
+
+    @pgqrs.step
+    async def beside():
+        await done.wait()
+
+    @pgqrs.workflow
+    async def flow():
+        await asyncio.gather(flaky(), beside())
+
+    with Pipe(flow, kind="async") as pipe:
+        pipe.execute(flow, 1)
+        steps = [f.step for f in pipe.commit_all() if isinstance(f, wire.Checkpoint)]
+    assert [(s.name, s.retry_count, s.retry_in_s) for s in steps] == [
+        ("flaky", 1, 0.01),
+        ("flaky", 1, None),
+        ("beside", 0, None),
+    ]
+
+
+def test_an_async_worker_whose_runs_all_wait_has_none_of_them_on_its_cpu():
+    board = new_board()
+    reader = BoardReader(os.dup(board))
+
+    @pgqrs.workflow
+    async def waits():
+        await asyncio.Event().wait()
+
+    with Pipe(waits, kind="async", board=board) as pipe:
+        pipe.execute(waits, 1)
+        assert pipe.until(wire.Started)[-1] == wire.Started(1, 1)
+        until = time.monotonic() + WAIT_S
+        while reader.on_cpu().message_id:
+            assert time.monotonic() < until, "the board still names a run"
+            time.sleep(0.001)
+        assert reader.last_on_cpu().message_id == 1
 
 
 def test_an_async_handler_gets_its_payload():

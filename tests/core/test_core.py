@@ -238,6 +238,13 @@ def test_it_claims_no_more_than_its_workers_have_room_for():
     assert scene.says(1, started(1), finished(1)).ordered(events.Want)[0].limit == 1
 
 
+def test_with_room_for_one_it_wakes_to_claim_one():
+    scene = Scene(workers=1, lanes=1).up().takes()
+    assert scene.wants == {}
+    scene.now = scene.core.next_timer()
+    assert scene.tell(events.Tick()).wants[1].limit == 1
+
+
 def test_two_queues_share_the_room():
     scene = Scene(FLOW, PLAIN, workers=2, lanes=4).up()
     assert sum(w.limit for w in scene.wants.values()) <= 8
@@ -608,6 +615,30 @@ def test_what_had_not_started_goes_to_another_worker_without_a_write():
     assert [w.claim.message_id for w in scene.unsaved] == [1]
 
 
+def test_what_a_death_leaves_to_be_written_waits_for_no_company():
+    """Whoever is charged has no worker any more, and goes on once that is written."""
+    killed = [
+        in_step(),
+        in_step(timeout_s=10.0, retry_in_s=1.0).after(10.0),
+        in_step(function=LIMITED).after(10.0),
+    ]
+    for scene in killed:
+        scene.dies(1, "SIGTERM")
+        assert [c.urgent for c in scene.ordered(events.Save)] == [True]
+
+
+def test_a_run_that_killed_its_worker_is_not_at_work_while_that_is_written():
+    scene = in_step().dies(1).stop(1)
+    assert scene.ordered(events.Note)[0].text.startswith("stopping: finishing 0 runs")
+
+
+def test_a_step_that_failed_says_how_long_steps_take():
+    scene = running(1, lanes=None, workers=1).says(1, started(1), started(1, "a"))
+    failed_step = Step(0, "a", ERROR, error=b'"no"', seconds=2.0, retry_count=1, retry_in_s=30.0)
+    scene.says(1, wire.StepFailed(1, 1, failed_step))
+    assert scene.core.queues[1].step_s == 2.0
+
+
 def test_a_dead_worker_is_replaced():
     scene = running(1).says(1, started(1))
     assert [c.worker for c in scene.dies(1).ordered(events.Launch)] == [2]
@@ -875,6 +906,13 @@ def test_a_step_that_ends_while_it_is_being_killed_is_not_charged():
     assert [e.message_id for e in scene.saves().boot().all_sent(wire.Execute, 2)] == [1]
 
 
+def test_a_run_whose_step_ended_while_it_was_being_killed_may_wait_for_its_commit():
+    """Nothing is on the CPU when the worker dies then, and the limit is no longer that of its run."""
+    scene = in_step(timeout_s=10.0).after(10).says(1, checkpoint(1), wire.Idle()).dies(1, "SIGTERM")
+    assert [(w.crash, w.step.status) for w in scene.unsaved] == [(None, SUCCESS)]
+    assert [e.message_id for e in scene.saves().boot().all_sent(wire.Execute, 2)] == [1]
+
+
 def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
     scene = (
         running(1, 2).says(1, started(1), checkpoint(1), started(2), started(2, "b", timeout_s=1.0)).saves()
@@ -884,6 +922,12 @@ def test_the_other_lanes_of_a_worker_killed_at_a_limit_are_not_charged():
     charged = {w.claim.message_id: (w.crash, w.step is not None) for w in scene.unsaved}
     assert charged == {2: (None, True)}
     assert scene.boot().at(2) == [1]
+
+
+def test_a_run_that_was_given_back_has_left_its_limit_with_it():
+    scene = in_step(timeout_s=10.0).says(1, wire.Returned((1,)))
+    assert scene.core.workers[1].on_cpu is None
+    assert scene.after(10.0).ordered(events.Kill) == []
 
 
 def test_a_step_without_a_limit_may_take_for_ever():
@@ -1151,7 +1195,11 @@ def test_a_step_over_its_memory_is_killed_and_has_failed():
     scene.dies(1, "SIGKILL")
     [write] = scene.take_unsaved()
     assert write.step.status is ERROR
-    assert msgspec.json.decode(write.step.error)["type"] == "builtins.MemoryError"
+    error = msgspec.json.decode(write.step.error)
+    assert (error["type"], error["message"]) == (
+        "builtins.MemoryError",
+        "step 'a' was killed at its memory limit of 1,000 bytes",
+    )
     assert write.crash is None
 
 
@@ -1205,6 +1253,7 @@ def test_what_is_taken_from_us_is_stopped():
     scene = in_step(n=1)
     claim = scene.core.runs[1].claim
     scene.tell(events.Gone([claim]))
+    assert scene.ordered(events.Note) == [events.Note(cores.NOT_OURS, "warning", 1)]
     assert scene.ordered(events.Kill) == [events.Kill(1, True)]
     assert scene.core.runs == {}
     assert scene.dies(1, "SIGKILL").take_unsaved() == []
@@ -1335,6 +1384,13 @@ def test_a_burst_waits_for_what_a_dead_supervisor_holds_behind_a_lock():
     assert scene.takes().core.exit == events.Exit(0, "nothing left to do")
 
 
+def test_what_a_dead_supervisor_held_is_looked_for_once_the_lock_is_gone_and_not_before():
+    scene = Scene().up(locked=True).takes()
+    assert scene.tell(events.LookedAround([], locked=True)).wants == {}
+    assert list(scene.tell(events.LookedAround([])).wants) == [1]
+    assert scene.takes().tell(events.LookedAround([])).wants == {}
+
+
 def test_a_burst_waits_for_every_queue():
     scene = Scene(FLOW, PLAIN, burst=True).up().takes(queue=1)
     assert scene.core.exit is None
@@ -1450,6 +1506,14 @@ def test_a_lost_lease_kills_every_worker_and_forgets_every_run():
     assert sorted(c.worker for c in scene.ordered(events.Kill)) == [1, 2]
     assert (scene.core.runs, scene.waiting()) == ({}, [])
     assert scene.ordered(events.Launch)
+
+
+def test_what_waits_for_a_worker_when_the_lease_is_lost_runs_nowhere():
+    scene = running(1, 2).dies(1)
+    assert sorted(scene.waiting()) == [1, 2]
+    assert scene.tell(events.LeaseLost(0)).waiting() == []
+    scene.registered().boot().after(1.0)
+    assert [f for n in scene.core.workers for f in scene.all_sent(wire.Execute, n)] == []
 
 
 def test_after_a_lost_lease_nothing_is_claimed_until_it_is_registered_again():
@@ -1767,3 +1831,10 @@ def test_no_chunk_of_a_history_is_more_than_a_frame_holds():
     assert [s for chunk in chunks for s in chunk] == steps
     for chunk in chunks:
         wire.encode(wire.History(1, chunk))
+
+
+def test_the_errors_of_a_history_count_as_its_results_do():
+    half = b"x" * (scheduling.HISTORY_CHUNK_BYTES // 2 + 1)
+    steps = [RecordedStep("a", 0, "ERROR", None, half, 0), RecordedStep("b", 1, "SUCCESS", half, None, 0)]
+    assert list(scheduling._chunks(steps)) == [(steps[0],), (steps[1],)]
+    assert list(scheduling._chunks(steps[::-1])) == [(steps[1],), (steps[0],)]

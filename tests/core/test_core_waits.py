@@ -84,6 +84,14 @@ def test_as_many_stand_in_as_wait_and_then_it_is_an_error_that_names_both():
     assert scene.launches == []
 
 
+def test_workers_that_do_not_wait_keep_nobody_from_waiting():
+    many = waits.WAITING_MAX + 2
+    scene = pair(1, lanes=1, workers=many)
+    assert len(scene.core.workers) == many
+    scene.says(1, started(1, "ask"), waiting(1, of=99))
+    assert scene.all_sent(wire.WaitRefused) == []
+
+
 def test_a_run_that_waits_for_itself_or_in_a_circle_is_told_so():
     scene = pair(1, workers=1).says(1, started(1, "ask"), waiting(1, of=1))
     assert refusals(scene) == ["run 1 waits for run 1, which is itself"]

@@ -31,6 +31,20 @@ def test_a_turn_is_bounded_by_the_bytes_of_its_values(monkeypatch):
     assert [len(out.take(101.0)[0]) for _ in range(4)] == [2, 2, 1, 0]
 
 
+def test_what_is_taken_or_dropped_takes_no_room(monkeypatch):
+    monkeypatch.setattr(outgoing, "WRITES_BYTES_MAX", 2 * write(1).size)
+    for leave in (lambda out: out.take(101.0), Outgoing.clear):
+        out = holding(write(1))
+        assert out.has_room
+        out.add(write(2), 100.0)
+        assert not out.has_room
+        leave(out)
+        out.add(write(3), 102.0)
+        assert out.has_room
+        out.add(write(4), 102.0)
+        assert not out.has_room
+
+
 def test_results_and_errors_count_as_steps_do(monkeypatch):
     monkeypatch.setattr(outgoing, "TURN_BYTES_MAX", 100)
     ended = Settle(WorkflowStatus.Error, b"x" * 30, b"x" * 30)

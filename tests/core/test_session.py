@@ -115,6 +115,17 @@ def test_where_a_commit_is_dear_even_a_hurried_turn_waits_for_company():
     assert scene.commit is not None
 
 
+def test_where_a_commit_is_dear_a_claim_waits_for_all_the_room_that_there_will_be():
+    scene = Scene(gather_s=0.5).running(1, 2, 3, 4).after(0.5)
+    scene.tell(done(1)).after(0.1)
+    scene.tell(done(2)).ended()
+    scene.after(0.1).tell(done(3), done(4))
+    assert scene.commit is None
+    scene.after(0.5)
+    assert scene.commit is not None
+    assert (len(scene.commit.writes), [w.limit for w in scene.commit.wants]) == (4, [4])
+
+
 def test_a_claim_of_a_lost_lease_is_not_made_and_its_answer_goes_nowhere():
     scene = Scene().booted()
     commit = scene.commit
@@ -161,6 +172,14 @@ def test_workers_are_killed_before_the_lease_ends_and_nothing_more_is_written():
     assert kinds.index(events.Kill) < kinds.index(events.Sever) < kinds.index(events.Join)
     assert scene.session.standing is Standing.JOINING
     assert scene.commit is None or not scene.commit.writes
+
+
+def test_they_are_killed_in_time_although_a_silent_database_answers_nothing():
+    scene = Scene().booted()
+    until = scene.session.until
+    scene.after(session.RECOVER_EVERY_S)
+    assert (scene.commit is not None, len(scene.ordered(events.LookAround))) == (True, 1)
+    assert scene.session.next_timer() <= until - session.FENCE_MARGIN_S
 
 
 def test_a_renewal_puts_that_off():
@@ -251,6 +270,15 @@ def test_a_database_that_is_away_is_told_once_and_so_is_its_return(how: str):
     assert [n.text for n in back.ordered(events.Note)] == ["the database is back"]
 
 
+def test_a_lock_on_a_dead_supervisors_messages_is_told_once_when_it_lasts():
+    scene = Scene().booted()
+    told = []
+    for locked in (True, False, True, True, True, False, True, True):
+        scene.tell(events.LookedAround([], locked=locked))
+        told.append([n.level for n in scene.ordered(events.Note)])
+    assert told == [[], [], [], ["warning"], [], [], [], ["warning"]]
+
+
 # Ending
 
 
@@ -283,17 +311,31 @@ def test_nor_for_one_that_says_nothing(put_off: bool):
     scene.tell(events.Stop(3))
     if put_off:
         scene.ended(put_off=True)
+    warnings, severed = [], []
     for _ in range(100):
         if scene.session.exit is not None:
             break
         scene.now = scene.session.next_timer()
         assert scene.now < 1000.0 + 60.0, "the timer says when it gives up"
         scene.tell()
+        warnings += [n.text for n in scene.ordered(events.Note) if "somebody may hold a lock" in n.text]
+        severed += scene.ordered(events.Sever)
         if put_off and scene.commit is not None:
             scene.ended(put_off=True)
     assert scene.session.exit is not None
     assert scene.session.exit.code == 3
+    assert (len(warnings), severed) == (1, [] if put_off else [events.Sever(lease=False)])
     assert scene.now < 1000.0 + 1.0 + 2 * session.UNANSWERED_S
+
+
+def test_nor_for_the_answer_to_what_it_wrote_under_a_lost_lease():
+    scene = Scene().running(1).after(1.0)
+    assert scene.commit is not None
+    assert scene.commit.writes
+    scene.tell(events.LeaseTaken())
+    assert scene.session.exit is None
+    [end] = scene.tell(events.Stop(3)).ordered(events.Exit)
+    assert end.code == 3
 
 
 def test_no_workers_is_the_end_with_its_reason():

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from pgqrs import errors
+from pgqrs.store import consuming
 from supervisors.core.events import LookAround
 from supervisors.loop import membership
 from supervisors.loop.membership import Membership
+from tests.store.given import execute
 
 LEASE_S = 15.0
 
@@ -35,7 +37,21 @@ def test_what_is_ours_is_not_gone_and_what_an_operator_ended_is(store, queue, jo
     store.cancel(ended.message_id, now=True)
     found = member.look_around(LookAround([ours, ended], [consumer]), False)
     assert list(found.gone) == [ended]
-    assert (found.recovered, found.reclaimed, found.brought_back) == (0, 0, 0)
+    assert (found.recovered, found.reclaimed, found.brought_back, found.locked) == (0, 0, 0, False)
+
+
+def test_what_clients_of_0_15_hold_too_long_is_taken_back_if_it_is_wanted(store, queue, joined, dsn, clock):
+    member, _ = joined
+    name = next(q.queue_name for q in store.queues())
+    old = consuming.register(store.database, "of 0.15", queue)
+    execute(dsn, f"update pgqrs_workers set client = null where id = {old}")
+    store.enqueue(queue, [b"1", b"2"])
+    assert len(consuming.dequeue(store.database, old, queue, 2, 0.0, 5)) == 2
+    clock.advance(10.0)
+    assert member.look_around(LookAround([], []), False).reclaimed == 0
+    for patience_s, count in ((60.0, 0), (5.0, 2), (5.0, 0)):
+        found = Membership(store, {name: queue}, LEASE_S, 5, patience_s, lambda: 100.0)
+        assert found.look_around(LookAround([], []), False).reclaimed == count
 
 
 def test_the_lease_counts_from_before_it_was_asked_for(joined):
