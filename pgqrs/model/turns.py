@@ -43,6 +43,8 @@ class Want(Struct, frozen=True):
     lapsed: bool = True
     polls: bool = False
     first: int = 0
+    # Whether the messages are ranges of maps.
+    of_map: bool = False
 
 
 class Taken(Struct, frozen=True):

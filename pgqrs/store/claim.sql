@@ -83,15 +83,14 @@ case when c.claim_no between 0 and 9223372036854775806 then cast(c.claim_no as b
 -- name: take
 -- The end of each claim: due messages become this consumer's, if its supervisor has the lease.
 -- `begun` says that there is a history. An `exists` would be enough, but the planner may hash all
--- runs for it. `map_id` and the columns after it are of a range of a map.
+-- runs for it.
 update pgqrs_messages as c
 set consumer_worker_id = :consumer_id, claim_no = {use next_claim_no}, read_ct = c.read_ct + 1,
     dequeued_at = {now}, held_by_vt = false, handler_began = false
 from due
 where c.id = due.due_id and exists (select 1 from lease)
 returning id, claim_no, read_ct, payload, vt,
-    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun,
-    map_id, map_first, map_end;
+    (select w.id from pgqrs_workflow_runs w where w.message_id = {c of pgqrs_messages}.id) is not null as begun;
 
 -- name: claim
 -- Claims the next messages of a queue for a supervisor. Claims nothing without a live lease,

@@ -24,9 +24,9 @@ PAGE = 16
 
 
 class Item(Struct, frozen=True):
-    """The outcome of an item, or a failed attempt, of the range of a message."""
+    """The outcome of an item of a map, or a failed attempt."""
 
-    message_id: int
+    map_id: int
     consumer_id: int
     line: Line
     retry_in_s: float | None
@@ -36,7 +36,7 @@ def _items(writes: Sequence[Write], places: dict[int, tuple[int, int]]) -> list[
     """`places`: the first item of each message's range, and the map."""
     return [
         Item(
-            w.claim.message_id,
+            places[w.claim.message_id][1],
             w.claim.consumer_id,
             maps.line_of(places[w.claim.message_id][0], w.item),
             w.item.retry_in_s,
@@ -56,58 +56,53 @@ def save(tx: Transaction, writes: Sequence[Write], apart: bool) -> dict[int, str
     ids = sorted({(w.claim.message_id,) for w in writes})
     places = {
         m: (first, map_id)
-        for m, first, map_id in tx.run("range_places", ids)
+        for m, map_id, first, _ in tx.run("range_places", ids)
         if isinstance(first, int) and isinstance(map_id, int)
     }
     items = _items(writes, places)
-    ended = sorted((i for i in items if i.retry_in_s is None), key=lambda i: (i.message_id, i.line.item))
+    ended = sorted((i for i in items if i.retry_in_s is None), key=lambda i: (i.map_id, i.line.item))
     if ended:
-        _save_outcomes(tx, ended, {m: map_id for m, (_, map_id) in places.items()}, apart)
-    if tried := {(i.message_id, i.line.item): i for i in items if i.retry_in_s is not None}:
-        done = {(i.message_id, i.line.item) for i in ended}
+        _save_outcomes(tx, ended, apart)
+    if tried := {(i.map_id, i.line.item): i for i in items if i.retry_in_s is not None}:
+        done = {(i.map_id, i.line.item) for i in ended}
         rows = [
-            (m, item, i.line.attempts - 1, encoded(i.line.value, tx.dialect), i.retry_in_s)
-            for (m, item), i in sorted(tried.items())
-            if (m, item) not in done
+            (map_id, item, i.line.attempts - 1, encoded(i.line.value, tx.dialect), i.retry_in_s)
+            for (map_id, item), i in sorted(tried.items())
+            if (map_id, item) not in done
         ]
         if rows:
             tx.run("save_tries", rows)
-    if again := sorted({(i.message_id, i.line.item) for i in ended if i.line.attempts > 1}):
+    if again := sorted({(i.map_id, i.line.item) for i in ended if i.line.attempts > 1}):
         tx.run("drop_tries", again)
-    if cuts := _cuts(writes):
-        tx.run("cut_ranges", cuts)
-        tx.run("shorten_ranges", sorted({m: at for m, at, _ in reversed(cuts)}.items()))
+    # Of several cuts of one range the later ones come first: each cuts off what is behind it.
+    for message_id, at in sorted(
+        {(w.claim.message_id, w.cut) for w in writes if w.cut is not None}, key=lambda c: -c[1]
+    ):
+        _cut(tx, message_id, at)
     return dict(tx.run("range_states", ids))
 
 
-def _cuts(writes: Sequence[Write]) -> list[tuple[int, int, int | None]]:
-    """The tails that the cuts of a turn make: message, first item, and end. None is the end of the
-    range as it is. Of several cuts of one range, each makes a tail up to the next one.
-    """
-    tails: list[tuple[int, int, int | None]] = []
-    for message_id, at in sorted({(w.claim.message_id, w.cut) for w in writes if w.cut is not None}):
-        if tails and tails[-1][0] == message_id:
-            tails[-1] = message_id, tails[-1][1], at
-        tails.append((message_id, at, None))
-    return tails
+def _cut(tx: Transaction, message_id: int, at: int) -> None:
+    for (tail_id,) in tx.run("cut_range", message_id=message_id, at=at):
+        tx.run("place_tail", tail_id=tail_id, message_id=message_id, at=at)
+        tx.run("shorten_range", message_id=message_id, at=at)
 
 
-def _save_outcomes(tx: Transaction, ended: Sequence[Item], map_of: dict[int, int], apart: bool) -> None:
-    consumers = {i.message_id: i.consumer_id for i in ended}
+def _save_outcomes(tx: Transaction, ended: Sequence[Item], apart: bool) -> None:
     runs = [[i] for i in ended] if apart else list(_consecutive(ended))
-    rows, seconds = [], {}
+    rows: list[Row] = []
+    of: dict[tuple[int, int], tuple[int, float]] = {}
     for run in runs:
         segment = maps.written([i.line for i in run])
-        rows.append(_row(run[0].message_id, segment, tx))
-        seconds[run[0].message_id, segment.first] = sum(i.line.seconds for i in run)
-    message_of = {(map_of[m], first): m for m, first in seconds}
+        rows.append(_row(run[0].map_id, segment, tx))
+        of[run[0].map_id, segment.first] = run[0].consumer_id, sum(i.line.seconds for i in run)
     parts: dict[tuple[int, int], list[float]] = {}
     for map_id, first, count, failed in tx.run("save_outcomes", rows):
-        message = message_of[map_id, first]
-        part = parts.setdefault((map_id, consumers[message]), [0, 0, 0.0])
+        consumer_id, seconds = of[map_id, first]
+        part = parts.setdefault((map_id, consumer_id), [0, 0, 0.0])
         part[0] += count - failed
         part[1] += failed
-        part[2] += seconds[message, first]
+        part[2] += seconds
     if not parts:
         return
     tx.run("count_outcomes", [(*key, *part) for key, part in sorted(parts.items())])
@@ -116,19 +111,20 @@ def _save_outcomes(tx: Transaction, ended: Sequence[Item], map_of: dict[int, int
         tx.run("drop_ranges", sorted(over))
 
 
-def _row(message_id: int, s: Segment, tx: Transaction) -> Row:
-    return message_id, s.first, s.count, s.failed, s.took, encoded(s.data, tx.dialect)
+def _row(map_id: int, s: Segment, tx: Transaction) -> Row:
+    return map_id, s.first, s.count, s.failed, s.took, encoded(s.data, tx.dialect)
 
 
 def _consecutive(ended: Sequence[Item]) -> Iterator[list[Item]]:
-    """Splits outcomes, sorted by message and item, into those of consecutive items. Of two outcomes
-    of one item the first counts.
+    """Splits outcomes, sorted by map and item, into those of at most SEGMENT_MAX consecutive items.
+    Of two outcomes of one item the first counts.
     """
     run = [ended[0]]
     for before, after in pairwise(ended):
-        if (before.message_id, before.line.item) == (after.message_id, after.line.item):
+        if (before.map_id, before.line.item) == (after.map_id, after.line.item):
             continue
-        if (before.message_id, before.line.item + 1) != (after.message_id, after.line.item):
+        follows = (before.map_id, before.line.item + 1) == (after.map_id, after.line.item)
+        if not follows or len(run) >= maps.SEGMENT_MAX:
             yield run
             run = []
         run.append(after)
@@ -138,15 +134,20 @@ def _consecutive(ended: Sequence[Item]) -> Iterator[list[Item]]:
 class Opened(Struct, frozen=True):
     """What a worker needs to execute a range."""
 
+    range: Range
     payload: bytes
     steps: list[RecordedStep]
     status: WorkflowStatus
 
 
-def opened(tx: Transaction, ranges: dict[int, Range]) -> dict[int, Opened]:
-    """Reads the items of claimed ranges, by message, and which of them have ended or failed. Raises
-    ValueError or TypeError for values that pgqrs does not write.
+def opened(tx: Transaction, ids: Sequence[int]) -> dict[int, Opened]:
+    """Reads the items of the ranges of these messages, and which of them have ended or failed.
+    Raises ValueError or TypeError for values that pgqrs does not write.
     """
+    ranges = {
+        m: Range(read_count(map_id), read_count(first), read_count(end))
+        for m, map_id, first, end in tx.run("range_places", [(m,) for m in ids])
+    }
     rows = [(m, r.map_id, r.first) for m, r in ranges.items()]
     whole = [(m, r.map_id, r.first, r.end) for m, r in ranges.items()]
     steps: dict[int, list[RecordedStep]] = {m: [] for m in ranges}
@@ -169,7 +170,7 @@ def opened(tx: Transaction, ranges: dict[int, Range]) -> dict[int, Opened]:
         r = ranges[m]
         lines = read_text(data).split("\n")[r.first - first : r.end - first]
         payload = b'{"map":%d,"first":%d,"items":[%s]}' % (r.map_id, r.first, ",".join(lines).encode())
-        found[m] = Opened(payload, steps[m], WorkflowStatus(states.get(m, "CANCELLING")))
+        found[m] = Opened(r, payload, steps[m], WorkflowStatus(states.get(m, "CANCELLING")))
     return found
 
 
@@ -247,14 +248,20 @@ def feed(database: Database, map_id: int, first: int, lines: Sequence[bytes]) ->
     """
     data = b"\n".join(line.replace(b"\n", b" ") for line in lines).decode()
     upto = first + len(lines)
-    payload = msgspec.json.encode({"map": map_id})
     text = encoded(data, database.dialect)
     with database.transaction() as tx:
         if not tx.run("feed_map", id=map_id, first=first, upto=upto):
             return False
         tx.run("add_input", [(first, len(lines), text)], id=map_id)
-        tx.run("add_range", [(encoded(payload, tx.dialect), first, upto)], id=map_id)
+        _enqueue(tx, map_id, [(first, upto)])
     return True
+
+
+def _enqueue(tx: Transaction, map_id: int, ranges: Sequence[tuple[int, int]]) -> None:
+    payload = encoded(msgspec.json.encode({"map": map_id}), tx.dialect)
+    ids = sorted(i for (i,) in tx.run("add_range", [(payload,)] * len(ranges), id=map_id))
+    places = [(i, first, upto) for i, (first, upto) in zip(ids, ranges, strict=True)]
+    tx.run("add_places", places, id=map_id)
 
 
 def end_input(database: Database, map_id: int) -> None:
@@ -274,7 +281,6 @@ def resume(database: Database, map_id: int, failed_too: bool) -> int:
     """Enqueues every item that has no outcome and is in no range, and returns how many items these
     are. With `failed_too`, failed items lose their outcome first.
     """
-    payload = msgspec.json.encode({"map": map_id})
     with database.transaction() as tx:
         tx.run("lock_map", id=map_id)
         tx.run("set_map_status", id=map_id, status=RUNNING)
@@ -285,8 +291,7 @@ def resume(database: Database, map_id: int, failed_too: bool) -> int:
         open_ = [(f, e) for f, e, _ in tx.run("open_ranges", id=map_id)]
         missing = list(maps.gaps(segments, sorted(ended + open_)))
         if missing:
-            text = encoded(payload, tx.dialect)
-            tx.run("add_range", [(text, f, e) for f, e in missing], id=map_id)
+            _enqueue(tx, map_id, missing)
     return sum(e - f for f, e in missing)
 
 

@@ -30,12 +30,17 @@ select :id, r.first, r.count, r.data
 from {rows: first bigint, count int, data text};
 
 -- name: add_range
--- Enqueues ranges of a map's items.
-insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, map_id, map_first, map_end)
-select j.queue_id, r.payload, {now}, {now}, 0, j.id, r.first, r.upto
-from {rows: payload json, first bigint, upto bigint}
+-- Enqueues messages for ranges of a map's items. `add_places` says which range each is.
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct)
+select j.queue_id, r.payload, {now}, {now}, 0
+from {rows: payload json}
 join pgqrs_maps j on j.id = :id
 returning id;
+
+-- name: add_places
+insert into pgqrs_map_ranges (message_id, map_id, first, upto)
+select r.message_id, :id, r.first, r.upto
+from {rows: message_id bigint, first bigint, upto bigint};
 
 -- name: end_input
 update pgqrs_maps set total = fed where id = :id and total is null;
@@ -46,13 +51,15 @@ update pgqrs_maps set status = :status where id = :id;
 -- name: archive_ranges
 -- Ranges of the map that nobody holds.
 update pgqrs_messages set archived_at = {now}
-where map_id = :id and archived_at is null and consumer_worker_id is null;
+where id in (select g.message_id from pgqrs_map_ranges g where g.map_id = :id)
+  and archived_at is null and consumer_worker_id is null;
 
 -- name: open_ranges
-select m.map_first, m.map_end, m.consumer_worker_id is not null
-from pgqrs_messages m
-where m.map_id = :id and m.archived_at is null
-order by m.map_first;
+select g.first, g.upto, m.consumer_worker_id is not null
+from pgqrs_map_ranges g
+join pgqrs_messages m on m.id = g.message_id
+where g.map_id = :id and m.archived_at is null
+order by g.first;
 
 -- name: map_counts
 select coalesce(sum(p.done), 0), coalesce(sum(p.failed), 0), coalesce(sum(p.seconds), 0.0),
@@ -140,29 +147,26 @@ from {rows: message_id bigint, map_id bigint, first bigint, upto bigint}
 join pgqrs_map_tries t on t.map_id = r.map_id and t.item >= r.first and t.item < r.upto;
 
 -- name: range_places
-select m.id, m.map_first, m.map_id
+select g.message_id, g.map_id, g.first, g.upto
 from {rows: message_id bigint}
-join pgqrs_messages m on m.id = r.message_id
-where m.map_id is not null;
+join pgqrs_map_ranges g on g.message_id = r.message_id;
 
 -- name: range_states
 -- Whether the maps of these messages still run.
 select r.message_id, case when j.status = 'RUNNING' then 'RUNNING' else 'CANCELLING' end
 from {rows: message_id bigint}
-join pgqrs_messages m on m.id = r.message_id
-join pgqrs_maps j on j.id = m.map_id;
+join pgqrs_map_ranges g on g.message_id = r.message_id
+join pgqrs_maps j on j.id = g.map_id;
 
 -- name: save_outcomes
 -- An item that has an outcome keeps it.
 insert into pgqrs_map_outcomes (map_id, first, count, failed, took, data, ended_at)
-select m.map_id, r.first, r.count, r.failed, r.took, r.data, {now}
-from {rows: message_id bigint, first bigint, count int, failed int, took text, data text}
-join pgqrs_messages m on m.id = r.message_id
-where m.map_id is not null
-  and not exists (
+select r.map_id, r.first, r.count, r.failed, r.took, r.data, {now}
+from {rows: map_id bigint, first bigint, count int, failed int, took text, data text}
+where not exists (
     select 1 from pgqrs_map_outcomes o
-    where o.map_id = m.map_id
-      and o.first = (select max(x.first) from pgqrs_map_outcomes x where x.map_id = m.map_id and x.first <= r.first)
+    where o.map_id = r.map_id
+      and o.first = (select max(x.first) from pgqrs_map_outcomes x where x.map_id = r.map_id and x.first <= r.first)
       and o.first + o.count > r.first)
 on conflict (map_id, first) do nothing
 returning map_id, first, count, failed;
@@ -193,35 +197,35 @@ returning {j of pgqrs_maps}.id;
 -- name: drop_ranges
 -- Ranges of failed maps that nobody holds.
 update pgqrs_messages as m set archived_at = {now}
-from {rows: map_id bigint}
-where m.map_id = r.map_id and m.archived_at is null and m.consumer_worker_id is null;
+from (select g.message_id from {rows: map_id bigint} join pgqrs_map_ranges g on g.map_id = r.map_id) as r
+where m.id = r.message_id and m.archived_at is null and m.consumer_worker_id is null;
 
 -- name: save_tries
 insert into pgqrs_map_tries as t (map_id, item, tries, error, retry_at)
-select m.map_id, r.item, r.tries, r.error, {now + r.retry_in_s}
-from {rows: message_id bigint, item bigint, tries int, error text, retry_in_s float}
-join pgqrs_messages m on m.id = r.message_id
-where m.map_id is not null
+select r.map_id, r.item, r.tries, r.error, {now + r.retry_in_s}
+from {rows: map_id bigint, item bigint, tries int, error text, retry_in_s float}
+where true
 on conflict (map_id, item) do update
 set tries = excluded.tries, error = excluded.error, retry_at = excluded.retry_at;
 
 -- name: drop_tries
 delete from pgqrs_map_tries
 where (map_id, item) in (
-    select m.map_id, r.item
-    from {rows: message_id bigint, item bigint}
-    join pgqrs_messages m on m.id = r.message_id);
+    select r.map_id, r.item from {rows: map_id bigint, item bigint});
 
--- name: cut_ranges
--- The tail of a range becomes a message of its own. A repetition finds the range cut already.
-insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct, map_id, map_first, map_end)
-select m.queue_id, m.payload, m.vt, m.enqueued_at, 0, m.map_id, r.at, coalesce(r.upto, m.map_end)
-from {rows: message_id bigint, at bigint, upto bigint}
-join pgqrs_messages m on m.id = r.message_id
-where m.map_first < r.at and m.map_end > r.at;
+-- name: cut_range
+-- The tail of a range becomes a message of its own, at the old one's place in the queue. A repetition
+-- finds the range cut already.
+insert into pgqrs_messages (queue_id, payload, vt, enqueued_at, read_ct)
+select m.queue_id, m.payload, m.vt, m.enqueued_at, 0
+from pgqrs_messages m
+join pgqrs_map_ranges g on g.message_id = m.id
+where m.id = :message_id and g.first < :at and g.upto > :at
+returning id;
 
--- name: shorten_ranges
-update pgqrs_messages as m
-set map_end = r.at
-from {rows: message_id bigint, at bigint}
-where m.id = r.message_id and m.map_end > r.at;
+-- name: place_tail
+insert into pgqrs_map_ranges (message_id, map_id, first, upto)
+select :tail_id, g.map_id, :at, g.upto from pgqrs_map_ranges g where g.message_id = :message_id;
+
+-- name: shorten_range
+update pgqrs_map_ranges set upto = :at where message_id = :message_id and upto > :at;

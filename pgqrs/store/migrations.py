@@ -28,7 +28,7 @@ from pgqrs.store.sql import Dialect
 TABLES = (
     "pgqrs_queues", "pgqrs_workers", "pgqrs_messages", "pgqrs_workflows", "pgqrs_workflow_runs",
     "pgqrs_workflow_steps", "pgqrs_supervisors", "pgqrs_database", "pgqrs_maps", "pgqrs_map_inputs",
-    "pgqrs_map_outcomes", "pgqrs_map_tries", "pgqrs_map_parts",
+    "pgqrs_map_outcomes", "pgqrs_map_tries", "pgqrs_map_parts", "pgqrs_map_ranges",
 )  # fmt: skip
 # Limits the wait for each lock. Other statements queue behind a migration that waits.
 LOCK_TIMEOUT = "5s"

@@ -28,7 +28,6 @@ from pgqrs.model.writes import (
     Crash,
     Outcome,
     Place,
-    Range,
     RecordedStep,
     Release,
     Settle,
@@ -418,10 +417,10 @@ def _claim_alone(database: Database, wanted: Want) -> Taken:
             return _claimed(tx, wanted)
     with database.single() as tx:
         rows = _claim(tx, wanted, wanted.limit)
-    if not any(r[5] or r[6] is not None for r in rows):
+    if not wanted.of_map and not any(r[5] for r in rows):
         return _as_taken(wanted, [], [], rows, {}, {})
     with database.reading() as tx:
-        return _as_taken(wanted, [], [], rows, _history(tx, rows), _ranges(tx, rows))
+        return _as_taken(wanted, [], [], rows, _history(tx, rows), _ranges(tx, wanted, rows))
 
 
 def _claimed(tx: Transaction, wanted: Want) -> Taken:
@@ -437,7 +436,7 @@ def _claimed(tx: Transaction, wanted: Want) -> Taken:
     if left > 0 and wanted.lapsed and len(lapsed) == wanted.first:
         lapsed += _claim_lapsed(tx, wanted, left)
     every = lapsed + again + rows
-    return _as_taken(wanted, lapsed, again, rows, _history(tx, every), _ranges(tx, every))
+    return _as_taken(wanted, lapsed, again, rows, _history(tx, every), _ranges(tx, wanted, every))
 
 
 def _claim(tx: Transaction, wanted: Want, limit: int, again: bool = False) -> list[Row]:
@@ -476,7 +475,7 @@ def _as_taken(
 ) -> Taken:
     messages = [
         _as_claimed(wanted, r, history.get(r[0]))
-        if r[6] is None
+        if not wanted.of_map
         else _as_range(wanted, r, ranges.get(r[0], "its items are not in the database"))
         for r in [*lapsed, *again, *rows]
     ]
@@ -505,33 +504,27 @@ def _as_claimed(wanted: Want, row: Row, begun: "_Begun | str | None") -> Claimed
 
 
 def _as_range(wanted: Want, row: Row, opened: "maps.Opened | str") -> Claimed:
-    message_id, claim_no, read_ct, _, _, _, map_id, first, end = row
+    message_id, claim_no, read_ct, *_ = row
     claim = Claim(message_id, wanted.consumer_id, claim_no)
     if isinstance(opened, str):
         return Claimed(claim, b"", 0, unreadable=f"a row in the database cannot be read: {opened}")
-    return Claimed(
-        claim,
-        opened.payload,
-        read_ct,
-        opened.status,
-        steps=tuple(opened.steps),
-        range=Range(map_id, first, end),
-    )
+    steps = tuple(opened.steps)
+    return Claimed(claim, opened.payload, read_ct, opened.status, steps=steps, range=opened.range)
 
 
-def _ranges(tx: Transaction, rows: Sequence[Row]) -> "dict[int, maps.Opened | str]":
+def _ranges(tx: Transaction, wanted: Want, rows: Sequence[Row]) -> "dict[int, maps.Opened | str]":
     """Returns the items of ranges by message. A text instead says why they cannot be used."""
-    ranges = {r[0]: Range(r[6], r[7], r[8]) for r in rows if r[6] is not None}
-    if not ranges:
+    ids = [r[0] for r in rows]
+    if not wanted.of_map or not ids:
         return {}
     try:
-        return dict(maps.opened(tx, ranges))
+        return dict(maps.opened(tx, ids))
     except (ValueError, TypeError):  # includes UnicodeError
         pass
     found: dict[int, maps.Opened | str] = {}
-    for message_id, r in ranges.items():
+    for message_id in ids:
         try:
-            found.update(maps.opened(tx, {message_id: r}))
+            found.update(maps.opened(tx, [message_id]))
         except (ValueError, TypeError) as e:
             found[message_id] = str(e)[:200]
     return found

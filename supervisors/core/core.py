@@ -72,6 +72,10 @@ class Core:
     def __init__(self, functions: Sequence[Function], settings: Settings) -> None:
         self.settings = settings
         self.queues = {f.queue_id: Queue(f) for f in functions}
+        for queue in self.queues.values():
+            if queue.function.kind == "map":
+                # See `_hinted`.
+                queue.poll_s = settings.poll_max_s
         self._queue_named = {q.function.queue: q for q in self.queues.values()}
         self.runs: dict[int, Run] = {}
         self.workers: dict[int, Worker] = {}
@@ -596,9 +600,11 @@ class Core:
 
     def _hinted(self, event: Hinted, now: float) -> None:
         if event.queues is None:
-            surely = len(self.queues) <= QUEUES_FEW
+            few = len(self.queues) <= QUEUES_FEW
             for queue in self.queues.values():
-                self.scheduling.hint(queue, now, surely)
+                # Most steps are never mapped: one look serves all queues of these.
+                was_used = queue.function.kind != "map" or queue.message_bytes > 0
+                self.scheduling.hint(queue, now, surely=few and was_used)
         else:
             for name in event.queues:
                 if named := self._queue_named.get(name):

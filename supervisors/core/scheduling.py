@@ -500,6 +500,7 @@ class Scheduling:
                 lapsed,
                 looks,
                 first,
+                queue.function.kind == "map",
             )
         )
 

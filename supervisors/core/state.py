@@ -109,15 +109,13 @@ class Run(Struct, eq=False):
     # that has ended or failed.
     end: int = 0
     last: int = -1
+    is_range: bool = False
 
     def __post_init__(self) -> None:
         self.id = self.claim.message_id
         if self.claimed.range is not None:
+            self.is_range = True
             self.end = self.claimed.range.end - self.claimed.range.first
-
-    @property
-    def is_range(self) -> bool:
-        return self.claimed.range is not None
 
     @property
     def isolated(self) -> bool:

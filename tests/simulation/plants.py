@@ -367,13 +367,13 @@ def an_item_that_does_not_heed_the_gate() -> Iterator[None]:
 
 @plant("item-twice-at-once item-repeated item-twice")
 def a_range_that_keeps_what_was_cut_off() -> Iterator[None]:
-    with _sql("shorten_ranges", "m.map_end > r.at", "m.map_end < r.at"):
+    with _sql("shorten_range", "upto > :at", "upto < :at"):
         yield
 
 
 @plant("item-lost")
 def a_tail_that_nobody_gets() -> Iterator[None]:
-    with _sql("cut_ranges", "m.map_end > r.at", "m.map_end < r.at"):
+    with _sql("place_tail", ":at, g.upto from", ":at, :at from"):
         yield
 
 

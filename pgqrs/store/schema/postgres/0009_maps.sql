@@ -67,8 +67,12 @@ create table pgqrs_map_parts (
     primary key (map_id, consumer_id)
 );
 
--- The range of a message: the items from `map_first` to before `map_end`.
-alter table pgqrs_messages add column map_id bigint;
-alter table pgqrs_messages add column map_first bigint;
-alter table pgqrs_messages add column map_end bigint;
-create index idx_pgqrs_messages_map on pgqrs_messages (map_id, map_first) where map_id is not null and archived_at is null;
+-- The items that a message stands for, from `first` to before `upto`. A table of its own, because
+-- wider rows of pgqrs_messages would cost every message.
+create table pgqrs_map_ranges (
+    message_id      bigint primary key,
+    map_id          bigint not null,
+    first           bigint not null,
+    upto            bigint not null
+);
+create index idx_pgqrs_map_ranges_map on pgqrs_map_ranges (map_id, first);

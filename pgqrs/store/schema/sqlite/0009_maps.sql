@@ -54,7 +54,10 @@ create table pgqrs_map_parts (
     primary key (map_id, consumer_id)
 );
 
-alter table pgqrs_messages add column map_id integer;
-alter table pgqrs_messages add column map_first integer;
-alter table pgqrs_messages add column map_end integer;
-create index idx_pgqrs_messages_map on pgqrs_messages (map_id, map_first) where map_id is not null and archived_at is null;
+create table pgqrs_map_ranges (
+    message_id      integer primary key,
+    map_id          integer not null,
+    first           integer not null,
+    upto            integer not null
+);
+create index idx_pgqrs_map_ranges_map on pgqrs_map_ranges (map_id, first);
