@@ -210,8 +210,9 @@ class Job(Generic[R]):
         """Returns the counts. Raises MapError or RunCancelledError if the map has ended early."""
         self._store._refuse_without_workers()
         patience_s = self._store.config.connection_timeout_seconds
-        row = await patiently(ways, patience_s, lambda: ways.call(self._row))
+        # In this order: the outcome that ends the map makes it FAILED in the same transaction.
         counts = await patiently(ways, patience_s, lambda: ways.call(self._counts))
+        row = await patiently(ways, patience_s, lambda: ways.call(self._row))
         if row.status == maps.CANCELLED:
             raise errors.RunCancelledError(f"{self._told()} was cancelled; map under its name again to go on")
         if row.status == maps.FAILED:

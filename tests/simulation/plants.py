@@ -390,7 +390,7 @@ def outcomes_that_are_counted_per_turn() -> Iterator[None]:
         yield
 
 
-@plant("item-twice")
+@plant("item-twice item-lost")
 def outcomes_without_a_look_at_those_that_are_there() -> Iterator[None]:
     """A worker executes items again whose outcomes are recorded, and they are recorded again. The
     other check is switched off.
